@@ -1,0 +1,227 @@
+"""Cameras: intrinsics, pose and time, and the rays they see.
+
+Notation, the same everywhere in nelf (readers of other formats convert at their border):
+
+- Axes: OpenGL. In camera space x points right, y up, and the camera looks along -z. ``c2w`` (3, 4) takes
+  camera space to world space; its last column is the camera's position in the unit of the scene.
+- Pixels: ``x`` runs right and ``y`` down; the centre of pixel ``(0, 0)`` lies at ``(0.5, 0.5)``, the image's
+  outer corners at ``(0, 0)`` and ``(width, height)``. ``fx fy cx cy`` are in these pixels.
+- Rays: ``rays_d`` is not normalised, its camera-space z is -1. A point is ``rays_o + t * rays_d``, so ``t`` is
+  z-depth: every point of one ``t`` lies on a plane parallel to the image. ``near`` and ``far`` are values of ``t``.
+- World: Blender scenes have +z up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Camera", "Rays"]
+
+
+class Rays(NamedTuple):
+    """Rays of any leading shape.
+
+    Attributes:
+        rays_o: (..., 3) origins, scene unit.
+        rays_d: (..., 3) directions with camera-space z = -1, not normalised.
+        time: (...,) in [0, 1], or None for a static scene.
+    """
+
+    rays_o: Tensor
+    rays_d: Tensor
+    time: Tensor | None = None
+
+    @property
+    def viewdirs(self) -> Tensor:
+        """(..., 3) directions of unit length."""
+        return torch.nn.functional.normalize(self.rays_d, dim=-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Camera:
+    """One pinhole camera, or a batch of cameras that share the image size and the depth range.
+
+    Attributes:
+        c2w: (..., 3, 4) camera to world, OpenGL axes, float32.
+        intrinsics: (..., 4) ``fx, fy, cx, cy`` in pixels, float32.
+        width: image width in pixels.
+        height: image height in pixels.
+        near: smallest ``t`` at which something may be (z-depth, scene unit).
+        far: largest ``t``.
+        time: (...,) in [0, 1], or None for a static scene.
+
+    Raises:
+        ValueError: the shapes do not fit together.
+
+    Example:
+        >>> camera = Camera.from_fov(torch.eye(3, 4), fov_x=math.pi / 2, width=4, height=2)
+        >>> camera.rays().rays_d[0, 0]
+        tensor([-0.7500,  0.2500, -1.0000])
+    """
+
+    c2w: Tensor
+    intrinsics: Tensor
+    width: int
+    height: int
+    near: float = 2.0
+    far: float = 6.0
+    time: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Check the shapes once, so that no later broadcast goes wrong silently."""
+        batch = self.c2w.shape[:-2]
+        if self.c2w.shape[-2:] != (3, 4):
+            raise ValueError(f"Expected `c2w` to have shape (..., 3, 4), but got {tuple(self.c2w.shape)}.")
+        if self.intrinsics.shape != (*batch, 4):
+            raise ValueError(
+                f"Expected `intrinsics` to have shape {(*batch, 4)}, but got {tuple(self.intrinsics.shape)}."
+            )
+        if self.time is not None and self.time.shape != batch:
+            raise ValueError(f"Expected `time` to have shape {tuple(batch)}, but got {tuple(self.time.shape)}.")
+
+    @staticmethod
+    def from_fov(
+        c2w: Tensor,
+        fov_x: float,
+        width: int,
+        height: int,
+        near: float = 2.0,
+        far: float = 6.0,
+        time: Tensor | None = None,
+    ) -> Camera:
+        """Make cameras with square pixels and a centred principal point.
+
+        Args:
+            c2w: (..., 3, 4) camera to world.
+            fov_x: full horizontal angle of view, radians (Blender's ``camera_angle_x``).
+            width: image width in pixels.
+            height: image height in pixels.
+            near: smallest ``t``.
+            far: largest ``t``.
+            time: (...,) in [0, 1] or None.
+
+        Returns:
+            Cameras of batch shape (...,).
+        """
+        focal = 0.5 * width / math.tan(0.5 * fov_x)
+        intrinsics = torch.tensor([focal, focal, 0.5 * width, 0.5 * height], dtype=c2w.dtype, device=c2w.device)
+        return Camera(c2w, intrinsics.expand(*c2w.shape[:-2], 4), width, height, near, far, time)
+
+    @staticmethod
+    def stack(cameras: Sequence[Camera]) -> Camera:
+        """Stack N cameras of one batch shape (...,) to batch shape (N, ...).
+
+        Raises:
+            ValueError: there is no camera, or they differ in image size, depth range or in having a time.
+        """
+        return _merge(cameras, torch.stack)
+
+    @staticmethod
+    def cat(cameras: Sequence[Camera]) -> Camera:
+        """Join batches of cameras along their first dimension.
+
+        Raises:
+            ValueError: there is no camera, or they differ in image size, depth range or in having a time.
+        """
+        return _merge(cameras, torch.cat)
+
+    def __len__(self) -> int:
+        """Number of cameras along the first batch dimension.
+
+        Raises:
+            TypeError: this is a single camera.
+        """
+        if self.c2w.ndim == 2:
+            raise TypeError("A single Camera has no length.")
+        return self.c2w.shape[0]
+
+    def __getitem__(self, index: int | slice | Tensor) -> Camera:
+        """Pick cameras along the first batch dimension."""
+        if isinstance(index, int) and not -len(self) <= index < len(self):
+            raise IndexError(f"Expected a camera index below {len(self)}, but got {index}.")
+        time = None if self.time is None else self.time[index]
+        return replace(self, c2w=self.c2w[index], intrinsics=self.intrinsics[index], time=time)
+
+    def to(self, device: torch.device | str) -> Camera:
+        """Move the tensors to a device."""
+        time = None if self.time is None else self.time.to(device)
+        return replace(self, c2w=self.c2w.to(device), intrinsics=self.intrinsics.to(device), time=time)
+
+    def resized(self, width: int) -> Camera:
+        """The same view at another image width; the height keeps the aspect, rounded to a whole pixel."""
+        height = max(1, round(self.height * width / self.width))
+        scale_x, scale_y = width / self.width, height / self.height
+        intrinsics = self.intrinsics * self.intrinsics.new_tensor([scale_x, scale_y, scale_x, scale_y])
+        return replace(self, intrinsics=intrinsics, width=width, height=height)
+
+    def rays(self, stride: int = 1, offset: tuple[float, float] | Tensor = (0, 0)) -> Rays:
+        """Rays of the whole image, or of the low-resolution grid of a super-resolution student.
+
+        Ray ``(row, column)`` goes through ``((column + 0.5) * stride, (row + 0.5) * stride) + offset`` in
+        full-resolution pixels: the centre of its ``stride`` x ``stride`` block.
+
+        Args:
+            stride: side of the block of pixels that one ray stands for.
+            offset: ``(dx, dy)``, or a (..., 2) tensor, in full-resolution pixels.
+
+        Returns:
+            Rays of shape (..., height // stride, width // stride).
+
+        Raises:
+            ValueError: ``stride`` does not divide the width and the height.
+        """
+        if stride < 1 or self.width % stride or self.height % stride:
+            raise ValueError(
+                f"Expected `stride` to divide the image size {self.width}x{self.height}, but got {stride}."
+            )
+        dtype, device = self.c2w.dtype, self.c2w.device
+        shift = torch.as_tensor(offset, dtype=dtype, device=device)[..., None, None, :]
+        x = (torch.arange(self.width // stride, dtype=dtype, device=device) + 0.5) * stride
+        y = (torch.arange(self.height // stride, dtype=dtype, device=device)[:, None] + 0.5) * stride
+        return self._cast(x + shift[..., 0], y + shift[..., 1], spread=2)
+
+    def pixel_rays(self, x: Tensor, y: Tensor) -> Rays:
+        """Rays through the centres of single pixels.
+
+        Args:
+            x: (P,) integer pixel columns.
+            y: (P,) integer pixel rows.
+
+        Returns:
+            Rays of shape (P,): ray p is pixel p of camera p for a batch of P cameras, or pixel p of this camera.
+        """
+        return self._cast(x + 0.5, y + 0.5, spread=0)
+
+    def _cast(self, x: Tensor, y: Tensor, spread: int) -> Rays:
+        """Rays through image positions; the cameras' batch shape is followed by ``spread`` dimensions of size 1."""
+        batch, ones = self.c2w.shape[:-2], (1,) * spread
+        c2w = self.c2w.reshape(*batch, *ones, 3, 4)
+        fx, fy, cx, cy = self.intrinsics.reshape(*batch, *ones, 4).unbind(-1)
+        across, up = ((x - cx) / fx)[..., None], ((cy - y) / fy)[..., None]
+        rays_d = c2w[..., 0] * across + c2w[..., 1] * up - c2w[..., 2]
+        time = None
+        if self.time is not None:
+            time = self.time.reshape(*batch, *ones).expand(rays_d.shape[:-1])
+        return Rays(c2w[..., 3].expand_as(rays_d), rays_d, time)
+
+
+def _merge(cameras: Sequence[Camera], join: Callable[[list[Tensor]], Tensor]) -> Camera:
+    """Join cameras with ``torch.stack`` or ``torch.cat`` after checking that they belong together."""
+    if not cameras:
+        raise ValueError("Expected at least one camera, but got none.")
+    shared = {(c.width, c.height, c.near, c.far, c.time is None) for c in cameras}
+    if len(shared) > 1:
+        raise ValueError(f"Expected cameras of one size, near, far and kind of time, but got {sorted(shared)}.")
+    times = [c.time for c in cameras if c.time is not None]
+    return replace(
+        cameras[0],
+        c2w=join([c.c2w for c in cameras]),
+        intrinsics=join([c.intrinsics for c in cameras]),
+        time=join(times) if times else None,
+    )

@@ -1,0 +1,22 @@
+"""Scenes: readers that all return one form, the Blender writer, the built-in scene, and the training batches."""
+
+from nelf.data.blender import read_scene
+from nelf.data.datamodules import BlenderDataModule, DemoDataModule
+from nelf.data.sampling import ImageBatch, RayBatch
+from nelf.data.scene import BACKGROUNDS, Scene, Split, View, composite_background
+from nelf.data.writer import SceneWriter, write_scene
+
+__all__ = [
+    "BACKGROUNDS",
+    "BlenderDataModule",
+    "DemoDataModule",
+    "ImageBatch",
+    "RayBatch",
+    "Scene",
+    "SceneWriter",
+    "Split",
+    "View",
+    "composite_background",
+    "read_scene",
+    "write_scene",
+]

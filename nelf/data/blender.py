@@ -1,0 +1,219 @@
+"""Blender scenes (NeRF synthetic, D-NeRF, instant-ngp's ``transforms.json``): read and write.
+
+Conventions of the files: poses are 4x4 (or 3x4) OpenGL camera-to-world matrices, +z up; pixel centres at +0.5;
+intrinsics are ``fl_x, fl_y, cx, cy, w, h`` per frame or at the top, or ``camera_angle_x`` (radians); ``time`` per
+frame in [0, 1]; PNG or JPEG, alpha not premultiplied. ``near`` and ``far`` are z-depths along unnormalised rays:
+2 and 6 unless the file says otherwise, which fits cameras about 4 units from the origin. The box ``aabb`` is the
+cube +-1.5 unless the file says otherwise. nelf's writer states all three, with ``background`` and ``license``.
+
+Splits: ``transforms_{train,val,test}.json`` are taken as they are. Where a split has no file (or all views are in
+one ``transforms.json``), views are held out: of every ``holdout`` views in file order, the first is for test and
+the second for val, each only if that split has no file of its own; what is held out is not trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nelf.cameras import Camera
+from nelf.data.images import MEMORY_LIMIT, image_header, load_images
+from nelf.data.scene import Scene, Split, background_color
+from nelf.data.transforms import SPLITS, Transforms, read_transforms
+from nelf.errors import UserError
+
+__all__ = ["read_scene"]
+
+_NEAR, _FAR = 2.0, 6.0
+_AABB = (-1.5, -1.5, -1.5, 1.5, 1.5, 1.5)
+
+
+@dataclass
+class _Views:
+    """Views that are known but not yet decoded: N files with their cameras at the files' size."""
+
+    names: list[str]
+    paths: list[Path]
+    camera: Camera
+    alpha: bool
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def pick(self, indices: list[int]) -> _Views:
+        """Some of the views."""
+        names, paths = [self.names[i] for i in indices], [self.paths[i] for i in indices]
+        return _Views(names, paths, self.camera[torch.tensor(indices, dtype=torch.long)], self.alpha)
+
+
+def read_scene(
+    root: str | Path,
+    *,
+    width: int | None = None,
+    background: str = "white",
+    holdout: int = 8,
+    eval_root: str | Path | None = None,
+    extra_views: str | Path | None = None,
+    near: float | None = None,
+    far: float | None = None,
+    aabb: list[float] | None = None,
+    memory_limit: int = MEMORY_LIMIT,
+) -> Scene:
+    """Read a scene in the Blender format.
+
+    Args:
+        root: directory with ``transforms_train.json`` (and ``_val``, ``_test``) or ``transforms.json``.
+        width: images are reduced to this width by area averaging; None keeps the size of the training images.
+        background: named background of the evaluation.
+        holdout: of every so many views one is held out for each of val and test, where they have no file.
+        eval_root: another scene that val, test, name, digest, box, near and far come from. The views of ``root``
+            are then all trained on: it is a pseudo set rendered by a teacher of ``eval_root``.
+        extra_views: a scene whose training views are trained on too: real views beside those of a pseudo set.
+        near: instead of the file's smallest z-depth.
+        far: instead of the file's largest z-depth.
+        aabb: instead of the file's box: six numbers, smallest xyz then largest xyz.
+        memory_limit: bytes of images that one split may take in RAM before it is memory-mapped.
+
+    Returns:
+        The scene. All its views have one size.
+
+    Raises:
+        UserError: a file is missing, damaged or contradicts itself, or an argument is out of range.
+    """
+    background_color(background)
+    if holdout < 3:
+        raise UserError(f"data.holdout: is {holdout}; allowed: 3 or more (one test, one val, the rest train).")
+    files = read_transforms(Path(root))
+    truth = files if eval_root is None else read_transforms(Path(eval_root))
+    stated = truth["train"]
+    depth = (_first(near, stated.near, _NEAR), _first(far, stated.far, _FAR))
+    box = _first(aabb, stated.aabb, list(_AABB))
+    _check_space(stated.path, depth, box)
+
+    splits = _split(files, holdout, depth)
+    if eval_root is not None:
+        splits = {**_split(truth, holdout, depth), "train": _views(files["train"], depth)}
+    if extra_views is not None:
+        extra = _split(read_transforms(Path(extra_views)), holdout, depth)["train"]
+        splits["train"] = _join(splits["train"], extra, width)
+    width = splits["train"].camera.width if width is None else width
+    loaded = {name: _load(views, name, width, Path(root), memory_limit) for name, views in splits.items()}
+    return Scene(
+        name=stated.path.parent.resolve().name,
+        root=Path(root),
+        **loaded,
+        aabb=torch.tensor(box, dtype=torch.float32),
+        near=depth[0],
+        far=depth[1],
+        background=background,
+        digest=_digest(truth),
+        license=stated.license,
+    )
+
+
+def _first(*values: Any) -> Any:
+    """The first value that is not None."""
+    return next(value for value in values if value is not None)
+
+
+def _check_space(path: Path, depth: tuple[float, float], box: list[float]) -> None:
+    """Refuse a depth range or a box that is empty."""
+    if not 0 < depth[0] < depth[1] < float("inf"):
+        raise UserError(f"{path}: near {depth[0]} and far {depth[1]}; allowed: 0 < near < far.")
+    if len(box) != 6 or not all(low < high for low, high in zip(box[:3], box[3:], strict=True)):
+        raise UserError(f"{path}: aabb {box}; allowed: six numbers, smallest x y z, then largest x y z.")
+
+
+def _split(files: dict[str, Transforms], holdout: int, depth: tuple[float, float]) -> dict[str, _Views]:
+    """Views of all three splits; those without a file are held out from the training file."""
+    views = {name: _views(transforms, depth) for name, transforms in files.items()}
+    absent = [name for name in ("test", "val") if name not in views]
+    if not absent:
+        return views
+    train, places = views["train"], {"test": 0, "val": 1}
+    held = {name: [i for i in range(len(train)) if i % holdout == places[name]] for name in absent}
+    taken = {places[name] for name in absent}
+    rest = [i for i in range(len(train)) if i % holdout not in taken]
+    if not rest or not all(held.values()):
+        path = files["train"].path
+        raise UserError(
+            f"{path}: {len(train)} views are too few to hold out {' and '.join(absent)} views; "
+            f"allowed: {len(absent) + 1} or more, or a transforms file for each of {', '.join(SPLITS)}."
+        )
+    return {**views, **{name: train.pick(held[name]) for name in absent}, "train": train.pick(rest)}
+
+
+def _views(transforms: Transforms, depth: tuple[float, float]) -> _Views:
+    """Open the headers of a file's images and make their cameras.
+
+    Intrinsics that are given for another image size (``w``, ``h``) are scaled to the size of the files.
+    """
+    headers = [image_header(path) for path in transforms.images]
+    (width, height) = size = headers[0][0]
+    for path, (other, _) in zip(transforms.images, headers, strict=True):
+        if other != size:
+            raise UserError(
+                f"{path}: is {other[0]}x{other[1]}, but {transforms.images[0].name} is {width}x{height}; "
+                "allowed: one size for all views of a scene."
+            )
+    camera = Camera(
+        torch.from_numpy(transforms.c2w),
+        torch.from_numpy(transforms.intrinsics(width, height)),
+        width,
+        height,
+        *depth,
+        time=None if transforms.time is None else torch.from_numpy(transforms.time),
+    )
+    return _Views(transforms.names, transforms.images, camera, any(alpha for _, alpha in headers))
+
+
+def _join(views: _Views, extra: _Views, width: int | None) -> _Views:
+    """Both lists of views, with cameras of one size; each image is reduced to it when it is decoded."""
+    width = views.camera.width if width is None else width
+    for part in (views, extra):
+        _check_width(part, width)
+    cameras = [views.camera.resized(width), extra.camera.resized(width)]
+    if cameras[0].height != cameras[1].height or (cameras[0].time is None) != (cameras[1].time is None):
+        raise UserError(
+            f"data.extra_views: {extra.paths[0].parent} differs from {views.paths[0].parent} in the shape of its "
+            "images or in having a time per frame; allowed: views of the same scene."
+        )
+    names = [f"extra/{name}" for name in extra.names]
+    return _Views(
+        views.names + names, views.paths + extra.paths, Camera.cat(cameras), views.alpha or extra.alpha
+    )
+
+
+def _check_width(views: _Views, width: int) -> None:
+    """Refuse to enlarge images."""
+    if not 0 < width <= views.camera.width:
+        raise UserError(
+            f"data.width: is {width}, but {views.paths[0]} is {views.camera.width} pixels wide; "
+            f"allowed: 1 to {views.camera.width}."
+        )
+
+
+def _load(views: _Views, split: str, width: int, root: Path, memory_limit: int) -> Split:
+    """Decode the images of a split at the wanted width."""
+    _check_width(views, width)
+    camera = views.camera.resized(width)
+    channels = 4 if views.alpha else 3
+    text = f"reading {split} views of {root.resolve().name}"
+    images = load_images(views.paths, width, camera.height, channels, root, text, memory_limit)
+    return Split(camera, images, views.names)
+
+
+def _digest(files: dict[str, Transforms]) -> str:
+    """Hash of the transforms files and of each image's name and size, independent of where the scene lies."""
+    state = hashlib.sha256()
+    for name, transforms in sorted(files.items()):
+        state.update(f"{name} {transforms.path.name}\n".encode())
+        state.update(transforms.path.read_bytes())
+        for image, path in zip(transforms.names, transforms.images, strict=True):
+            state.update(f"{image} {path.stat().st_size}\n".encode())
+    return state.hexdigest()[:16]

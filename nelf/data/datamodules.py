@@ -1,0 +1,195 @@
+"""LightningDataModules: a scene's views as training batches, validation views and test views.
+
+Training never ends by itself (no epochs): bound it with ``max_steps`` or ``max_time`` and give the Trainer an
+integer ``val_check_interval`` with ``check_val_every_n_epoch=None``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader, Dataset
+
+from nelf.data import demo
+from nelf.data.blender import read_scene
+from nelf.data.sampling import Batches
+from nelf.data.scene import Scene, Split, View, background_color
+from nelf.errors import UserError, did_you_mean
+
+__all__ = ["BlenderDataModule", "DemoDataModule"]
+
+T = TypeVar("T")
+
+
+class BlenderDataModule(pl.LightningDataModule):
+    """A scene in the Blender, D-NeRF or ``transforms.json`` format.
+
+    What a training batch is, is asked of the module that is trained: its ``batch_kind`` is ``rays``
+    (``RayBatch``) or ``views`` (``ImageBatch``). Validation and test give one ``View`` at a time.
+
+    Args:
+        root: the scene's directory.
+        width: images are reduced to this width; None keeps theirs.
+        background: named background of validation and test.
+        batch_rays: rays per training batch and process.
+        batch_views: views per training batch and process.
+        sampling: ``all_images`` draws the view of each ray anew, ``same_image`` one view per batch.
+        batch: ``rays`` or ``views``, whatever the trained module says.
+        holdout: of every so many views one is held out for each of val and test, where they have no file.
+        eval_root: the scene that val, test, box and depth range come from, when ``root`` is a pseudo set of it.
+        extra_views: a scene whose training views are mixed in; with a pseudo set, the real ones (``eval_root``).
+        near: instead of the file's smallest z-depth (2 where it states none).
+        far: instead of the file's largest z-depth (6 where it states none).
+        aabb: instead of the file's box (+-1.5 where it states none): smallest x y z, largest x y z.
+        num_workers: loader processes; batches are the same for any number.
+        seed: which stream of training batches.
+
+    Raises:
+        UserError: an argument is out of range; on ``scene``, whatever ``read_scene`` raises.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        width: int | None = None,
+        background: str = "white",
+        batch_rays: int = 8192,
+        batch_views: int = 4,
+        sampling: Literal["all_images", "same_image"] = "all_images",
+        batch: Literal["rays", "views"] | None = None,
+        holdout: int = 8,
+        eval_root: str | Path | None = None,
+        extra_views: str | Path | None = None,
+        near: float | None = None,
+        far: float | None = None,
+        aabb: list[float] | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for key, size in {"batch_rays": batch_rays, "batch_views": batch_views}.items():
+            _check(key, size, size >= 1, "1 or more")
+        _check("width", width, width is None or width >= 1, "1 or more, or null")
+        _check("num_workers", num_workers, num_workers >= 0, "0 or more")
+        _choose("sampling", sampling, ("all_images", "same_image"))
+        _choose("batch", batch or "rays", ("rays", "views"))
+        background_color(background)
+        self.root = Path(root)
+        self.batch_rays, self.batch_views, self.sampling, self.batch = batch_rays, batch_views, sampling, batch
+        self.num_workers, self.seed = num_workers, seed
+        self._reading: dict[str, Any] = {
+            "width": width,
+            "background": background,
+            "holdout": holdout,
+            "eval_root": eval_root,
+            "extra_views": extra_views,
+            "near": near,
+            "far": far,
+            "aabb": aabb,
+        }
+        self._scene: Scene | None = None
+
+    @property
+    def scene(self) -> Scene:
+        """The scene; read from disk when it is first asked for."""
+        if self._scene is None:
+            self.prepare_data()
+            self._scene = read_scene(self.root, **self._reading)
+        return self._scene
+
+    def setup(self, stage: str) -> None:
+        """Read the scene before the first batch is needed."""
+        _ = self.scene
+
+    def train_dataloader(self) -> Iterable[Any]:
+        """Training batches without end, from the first one that this run has not drawn yet."""
+        trainer = self.trainer
+        kind = self.batch or getattr(getattr(trainer, "lightning_module", None), "batch_kind", "rays")
+        batches = Batches(
+            self.scene.train,
+            kind,
+            self.batch_rays if kind == "rays" else self.batch_views,
+            sampling=self.sampling,
+            seed=self.seed,
+            first=trainer.global_step * trainer.accumulate_grad_batches if trainer else 0,
+            rank=trainer.global_rank if trainer else 0,
+            world=trainer.world_size if trainer else 1,
+        )
+        return _loader(batches, self.num_workers)
+
+    def val_dataloader(self) -> Iterable[View]:
+        """Validation views, one at a time."""
+        return _loader(_Views(self.scene.val), 0)
+
+    def test_dataloader(self) -> Iterable[View]:
+        """Test views, one at a time."""
+        return _loader(_Views(self.scene.test), 0)
+
+
+class DemoDataModule(BlenderDataModule):
+    """The built-in procedural scene, written once to disk and read like any other.
+
+    Args:
+        root: where it is (to be) written; None for ``$NELF_CACHE/demo`` or ``~/.cache/nelf/demo``, one folder per
+            scene and width.
+        scene: which built-in scene, one of ``nelf.data.demo.SCENES``.
+        width: image width in pixels; None for 200.
+        **options: as of ``BlenderDataModule``.
+
+    Raises:
+        UserError: an argument is out of range, or the directory cannot be written.
+    """
+
+    def __init__(
+        self, root: str | Path | None = None, *, scene: str = "blocks", width: int | None = None, **options: Any
+    ) -> None:
+        _choose("scene", scene, tuple(demo.SCENES))
+        size = 200 if width is None else width
+        if root is None:
+            cache = os.environ.get("NELF_CACHE") or Path.home() / ".cache" / "nelf"
+            root = Path(cache) / "demo" / f"{scene}_{size}"
+        super().__init__(root, width=width, **options)
+        self._demo, self._size = scene, size
+
+    def prepare_data(self) -> None:
+        """Render and write the scene unless it is there."""
+        demo.write(self.root, scene=self._demo, width=self._size)
+
+
+class _Views(Dataset[View]):
+    """The views of a split as a map-style dataset."""
+
+    def __init__(self, split: Split) -> None:
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> View:
+        return self.split[index]
+
+
+def _loader(dataset: Dataset[Any], num_workers: int) -> DataLoader[Any]:
+    """A loader that passes on what the dataset yields as it is."""
+    return DataLoader(dataset, batch_size=None, collate_fn=_same, num_workers=num_workers)
+
+
+def _same(item: T) -> T:
+    """Collate nothing: an item is a batch already."""
+    return item
+
+
+def _check(key: str, value: object, good: bool, allowed: str) -> None:
+    """Refuse an argument that is out of range."""
+    if not good:
+        raise UserError(f"data.{key}: is {value}; allowed: {allowed}.")
+
+
+def _choose(key: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a word that is none of the choices."""
+    _check(key, repr(value), value in choices, f"{', '.join(choices)}.{did_you_mean(str(value), choices)}".rstrip("."))

@@ -1,0 +1,240 @@
+"""Image files to uint8 arrays: checked by their headers, reduced by area, in RAM or memory-mapped.
+
+Conventions: (H, W, 3|4) uint8, row 0 at the top, alpha not premultiplied. An image is reduced by exact area
+averaging of its premultiplied colour, so transparent pixels never bleed into the edges of an object.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numba
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from nelf.errors import UserError, atomic_path
+
+__all__ = ["MEMORY_LIMIT", "area_average", "image_header", "load_images", "progress_bar", "read_image"]
+
+MEMORY_LIMIT = 2 * 2**30
+"""Bytes of images that a split may take in RAM; a larger one is memory-mapped from a cache file."""
+
+_WITHOUT_ALPHA = ("RGB", "L", "P", "CMYK", "YCbCr", "1")
+_WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa")
+_BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+@contextmanager
+def progress_bar(text: str, total: int) -> Iterator[Progress]:
+    """A bar with count, elapsed time and ETA on stderr; call ``advance(progress.task_ids[0])`` per item.
+
+    Only the first process of a machine shows it.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    silent = os.environ.get("LOCAL_RANK", "0") != "0"
+    with Progress(*columns, console=Console(stderr=True), disable=silent) as progress:
+        progress.add_task(text, total=total)
+        yield progress
+
+
+def image_header(path: Path) -> tuple[tuple[int, int], bool]:
+    """Size and kind of an image, without decoding it.
+
+    Returns:
+        ``(width, height)`` in pixels, and whether it has transparency.
+
+    Raises:
+        UserError: the file is missing, is not an image or has more than 8 bits per channel.
+    """
+    try:
+        with Image.open(path) as image:
+            size, mode, alpha = image.size, image.mode, image.mode in _WITH_ALPHA or "transparency" in image.info
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such image file.") from None
+    except _BROKEN as error:
+        raise UserError(f"{path}: not a readable image ({_reason(error)}); allowed: PNG, JPEG or WebP.") from None
+    if mode not in _WITHOUT_ALPHA + _WITH_ALPHA:
+        raise UserError(f"{path}: pixels are of kind {mode}; allowed: 8 bits per channel.")
+    return size, alpha
+
+
+def read_image(path: Path, channels: int) -> np.ndarray:
+    """Decode one image.
+
+    Args:
+        path: the file.
+        channels: 3, or 4 to have alpha (255 where the file has none).
+
+    Returns:
+        (H, W, channels) uint8.
+
+    Raises:
+        UserError: the file is missing, truncated or not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGBA" if channels == 4 else "RGB"))
+    except _BROKEN as error:
+        raise UserError(f"{path}: cannot be decoded ({_reason(error)}); the file is truncated or damaged.") from None
+
+
+def area_average(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Reduce an image: each new pixel is the mean of the area that it covers, fractions of pixels included.
+
+    With alpha the mean is taken of the premultiplied colour, then divided by the mean alpha; a pixel that stays
+    fully transparent is black.
+
+    Args:
+        image: (H, W, 3|4) uint8, alpha not premultiplied.
+        width: new width, at most W.
+        height: new height, at most H.
+
+    Returns:
+        (height, width, 3|4) uint8, rounded to nearest.
+
+    Raises:
+        ValueError: the new size is larger than the image, or not positive.
+
+    Example:
+        A transparent green pixel leaves no green in its opaque red neighbour.
+
+        >>> pair = np.array([[[255, 0, 0, 255], [0, 255, 0, 0]]], dtype=np.uint8)
+        >>> area_average(pair, 1, 1).tolist()
+        [[[255, 0, 0, 128]]]
+    """
+    if not (0 < width <= image.shape[1] and 0 < height <= image.shape[0]):
+        raise ValueError(f"Expected a size within {image.shape[1]}x{image.shape[0]}, but got {width}x{height}.")
+    out = np.empty((height, width, image.shape[2]), dtype=np.uint8)
+    _area_average(np.ascontiguousarray(image), out)
+    return out
+
+
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _area_average(image: np.ndarray, out: np.ndarray) -> None:
+    """Loop of ``area_average``; releases the GIL so that a thread pool reduces several images at once."""
+    rows, columns, channels = image.shape
+    height, width = out.shape[0], out.shape[1]
+    step_y, step_x = rows / height, columns / width
+    for y in range(height):
+        top, bottom = y * step_y, (y + 1) * step_y
+        for x in range(width):
+            left, right = x * step_x, (x + 1) * step_x
+            red = green = blue = weight = area = 0.0
+            for i in range(int(top), min(int(np.ceil(bottom)), rows)):
+                weight_y = min(i + 1.0, bottom) - max(float(i), top)
+                for j in range(int(left), min(int(np.ceil(right)), columns)):
+                    cover = weight_y * (min(j + 1.0, right) - max(float(j), left))
+                    area += cover
+                    if channels == 4:
+                        cover *= image[i, j, 3]
+                    weight += cover
+                    red += cover * image[i, j, 0]
+                    green += cover * image[i, j, 1]
+                    blue += cover * image[i, j, 2]
+            if channels == 4:
+                out[y, x, 3] = np.uint8(weight / area + 0.5)
+            inverse = 1.0 / weight if weight > 0.0 else 0.0
+            out[y, x, 0] = np.uint8(red * inverse + 0.5)
+            out[y, x, 1] = np.uint8(green * inverse + 0.5)
+            out[y, x, 2] = np.uint8(blue * inverse + 0.5)
+
+
+def load_images(
+    paths: Sequence[Path],
+    width: int,
+    height: int,
+    channels: int,
+    cache_root: Path,
+    text: str = "reading images",
+    memory_limit: int = MEMORY_LIMIT,
+) -> np.ndarray:
+    """Decode and reduce the images of one split.
+
+    Args:
+        paths: N files, each at least as large as the wanted size.
+        width: wanted width in pixels.
+        height: wanted height.
+        channels: 3 or 4.
+        cache_root: the scene's directory. A split over ``memory_limit`` is written once to ``.nelf_cache`` in it
+            (to the system's temporary directory where it cannot be written) and memory-mapped from there.
+        text: what the progress bar says.
+        memory_limit: bytes of uint8 that may lie in RAM.
+
+    Returns:
+        (N, height, width, channels) uint8 array or read-only memory map.
+
+    Raises:
+        UserError: a file is missing, truncated or not an image, or the cache cannot be written.
+    """
+    shape = (len(paths), height, width, channels)
+    if np.prod(shape, dtype=np.int64) <= memory_limit:
+        images = np.empty(shape, dtype=np.uint8)
+        _decode(paths, images, text)
+        return images
+    cache = _cache_directory(cache_root) / f"{width}x{height}x{channels}_{_fingerprint(paths)}.npy"
+    if not cache.exists():
+        with atomic_path(cache) as partial:
+            mapped = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+            _decode(paths, mapped, f"{text} (to {cache.parent})")
+            mapped.flush()
+    return np.load(cache, mmap_mode="r")
+
+
+def _decode(paths: Sequence[Path], images: np.ndarray, text: str) -> None:
+    """Fill ``images`` from ``paths``; decoding and reducing both release the GIL, so threads do."""
+    height, width, channels = images.shape[1:]
+
+    def decode(index: int) -> None:
+        image = read_image(paths[index], channels)
+        images[index] = image if image.shape[:2] == (height, width) else area_average(image, width, height)
+
+    with progress_bar(text, len(paths)) as progress, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        try:
+            for _ in pool.map(decode, range(len(paths))):
+                progress.advance(progress.task_ids[0])
+        except UserError:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _fingerprint(paths: Sequence[Path]) -> str:
+    """Hash of the files' names, sizes and times of change: a changed image makes another cache file."""
+    state = hashlib.sha256()
+    for path in paths:
+        stat = path.stat()
+        state.update(f"{path.absolute()} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return state.hexdigest()[:16]
+
+
+def _cache_directory(root: Path) -> Path:
+    """A directory that can be written: ``.nelf_cache`` in the scene, else one in the temporary directory."""
+    cache = root / ".nelf_cache"
+    try:
+        cache.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            return cache
+    except OSError:
+        fallback = Path(tempfile.gettempdir()) / f"nelf_cache_{os.getuid()}"
+        fallback.mkdir(mode=0o700, exist_ok=True)
+        return fallback
+
+
+def _reason(error: BaseException) -> str:
+    """First line of an exception of Pillow's, without the path that it repeats."""
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return text.split(" '")[0].split(": ")[0]

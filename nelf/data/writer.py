@@ -1,0 +1,190 @@
+"""Write scenes in the Blender format: what nelf's own reader, and every other NeRF tool, reads.
+
+Nothing half-written is ever taken for whole: an image or a transforms file gets its name when it is complete.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from nelf.cameras import Camera
+from nelf.data.scene import Scene, Split
+from nelf.errors import UserError, atomic_path
+
+__all__ = ["SceneWriter", "write_scene"]
+
+_PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"IEND\xaeB`\x82"
+
+
+class SceneWriter:
+    """Write the views of one split one by one, in any order, by any number of processes, over several runs.
+
+    View ``i`` is ``SPLIT/0000i.png``, ``i`` being its place in ``camera``. The transforms file lists the views that
+    are whole on disk, so a set can be read while it grows. Views are found again by name and size only: the caller
+    sees to it that a directory belongs to one set of cameras.
+
+    Args:
+        root: the scene's directory; made if it is not there.
+        camera: a batch of all N cameras.
+        split: ``train``, ``val`` or ``test``.
+        aabb: the scene's box, (6,) numbers, smallest xyz, largest xyz.
+        background: the named background that the views are meant for.
+        license: licence of the images.
+
+    Raises:
+        UserError: the directory cannot be made.
+
+    Example:
+        A loop that can be killed and started again (a process of several takes ``missing()[rank::world]``):
+
+        >>> writer = SceneWriter("runs/pseudo", camera)               # doctest: +SKIP
+        >>> for i in writer.missing():                                # doctest: +SKIP
+        ...     writer.write(i, teacher.render(camera[i]).rgb)
+        >>> writer.finish()                                           # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        camera: Camera,
+        split: str = "train",
+        *,
+        aabb: Any = None,
+        background: str = "white",
+        license: str | None = None,  # noqa: A002 (the key of the file)
+    ) -> None:
+        self.root, self.camera, self.split = Path(root), camera, split
+        self._header: dict[str, Any] = {
+            "aabb": None if aabb is None else [float(value) for value in aabb],
+            "near": camera.near,
+            "far": camera.far,
+            "background": background,
+            "license": license,
+        }
+        try:
+            (self.root / split).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.root}: cannot be written ({error.strerror}).") from None
+
+    def path(self, index: int) -> Path:
+        """File of view ``index``."""
+        return self.root / self.split / f"{index:05d}.png"
+
+    def exists(self, index: int) -> bool:
+        """Whether view ``index`` is on disk, whole and of the right size."""
+        try:
+            with self.path(index).open("rb") as file:
+                head = file.read(24)
+                file.seek(-len(_PNG_END), 2)
+                tail = file.read()
+        except OSError:
+            return False
+        size = int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
+        return head[:16] == _PNG_START and tail == _PNG_END and size == (self.camera.width, self.camera.height)
+
+    def missing(self) -> list[int]:
+        """Indices of the views that are yet to be written."""
+        return [index for index in range(len(self.camera)) if not self.exists(index)]
+
+    def write(self, index: int, image: Any) -> Path:
+        """Write one view.
+
+        Args:
+            index: its place in ``camera``.
+            image: (H, W, 3|4) tensor or array, uint8, or floats in [0, 1] that are clamped and rounded to nearest;
+                alpha not premultiplied.
+
+        Returns:
+            The file.
+
+        Raises:
+            ValueError: the image has another size than the camera.
+            UserError: the directory is read-only or full.
+        """
+        pixels = np.asarray(image.detach().cpu() if hasattr(image, "detach") else image)
+        size = (self.camera.height, self.camera.width)
+        if pixels.ndim != 3 or pixels.shape[:2] != size or pixels.shape[2] not in (3, 4):
+            raise ValueError(f"Expected `image` of shape {(*size, 3)} or {(*size, 4)}, but got {pixels.shape}.")
+        if pixels.dtype != np.uint8:
+            pixels = (pixels.astype(np.float32).clip(0, 1) * 255 + 0.5).astype(np.uint8)
+        path = self.path(index)
+        with atomic_path(path) as partial:
+            Image.fromarray(pixels).save(partial, format="PNG", compress_level=3)
+        return path
+
+    def write_index(self) -> Path:
+        """Write the transforms file, which lists the views that are on disk.
+
+        Returns:
+            ``root/transforms_SPLIT.json``.
+        """
+        frames = [self._frame(index) for index in range(len(self.camera)) if self.exists(index)]
+        path = self.root / f"transforms_{self.split}.json"
+        content = {key: value for key, value in self._header.items() if value is not None}
+        with atomic_path(path) as partial:
+            partial.write_text(json.dumps({**content, "frames": frames}, indent=1), encoding="utf-8")
+        return path
+
+    def finish(self) -> Path:
+        """Write the transforms file of the complete set.
+
+        Returns:
+            ``root/transforms_SPLIT.json``.
+
+        Raises:
+            UserError: a view is missing.
+        """
+        missing = self.missing()
+        if missing:
+            raise UserError(
+                f"{self.root}: {len(missing)} of {len(self.camera)} {self.split} views are missing, "
+                f"the first is {self.path(missing[0]).name}; write them first."
+            )
+        return self.write_index()
+
+    def _frame(self, index: int) -> dict[str, Any]:
+        """Entry of one view. A float32 written as a double is read back exactly."""
+        camera = self.camera[index]
+        fl_x, fl_y, cx, cy = camera.intrinsics.tolist()
+        frame: dict[str, Any] = {
+            "file_path": f"./{self.split}/{self.path(index).name}",
+            "transform_matrix": [*camera.c2w.tolist(), [0.0, 0.0, 0.0, 1.0]],
+            "fl_x": fl_x,
+            "fl_y": fl_y,
+            "cx": cx,
+            "cy": cy,
+            "w": camera.width,
+            "h": camera.height,
+        }
+        if camera.time is not None:
+            frame["time"] = camera.time.item()
+        return frame
+
+
+def write_scene(root: str | Path, scene: Scene) -> Path:
+    """Write a whole scene; reading it gives back the same poses, intrinsics, times and images, bit for bit.
+
+    Args:
+        root: the directory to write.
+        scene: what to write.
+
+    Returns:
+        The directory.
+
+    Raises:
+        UserError: the directory cannot be written.
+    """
+    splits: dict[str, Split] = {"test": scene.test, "val": scene.val, "train": scene.train}
+    for name, split in splits.items():
+        writer = SceneWriter(
+            root, split.camera, name, aabb=scene.aabb, background=scene.background, license=scene.license
+        )
+        for index in range(len(split)):
+            writer.write(index, split.images[index])
+        writer.finish()
+    return Path(root)

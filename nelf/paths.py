@@ -1,0 +1,259 @@
+"""Camera poses: paths to fly along, and the random poses that light fields are distilled from.
+
+Poses are (N, 3, 4) float32 camera-to-world, OpenGL axes, +z up, without roll. Angles are in degrees: azimuth from
++x towards +y, elevation above the horizontal plane, polar angle from +z. Every random set is a prefix of any longer
+one of the same seed, so a set can be extended, and shared out among processes, without changing what is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nelf.cameras import Camera
+
+__all__ = [
+    "BLENDER_RADIUS",
+    "hemisphere",
+    "look_at",
+    "orbit",
+    "random_like",
+    "random_mobile_r2l",
+    "random_r2l",
+    "spiral",
+]
+
+BLENDER_RADIUS = 4.031128857175551
+"""Distance of the cameras of the Blender synthetic scenes from the origin, scene unit."""
+
+_Center = Sequence[float] | np.ndarray
+
+
+def look_at(origin: Tensor, target: Tensor, up: Tensor | None = None) -> Tensor:
+    """Poses at ``origin`` whose view axis goes through ``target``.
+
+    Args:
+        origin: (..., 3) camera positions.
+        target: (3,) or (..., 3) points to look at.
+        up: (3,) world direction that appears upwards in the image; None for +z. Where the view axis is parallel to
+            it, +y takes its place (+z if ``up`` is +-y).
+
+    Returns:
+        (..., 3, 4) camera to world, OpenGL axes, in the dtype of ``origin``.
+
+    Raises:
+        ValueError: a camera stands on its target.
+
+    Example:
+        From +x towards the origin: right is +y, up is +z, back is +x.
+
+        >>> look_at(torch.tensor([4.0, 0.0, 0.0]), torch.zeros(3)).tolist()
+        [[0.0, 0.0, 1.0, 4.0], [1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]]
+    """
+    back = origin - target
+    if bool((back.norm(dim=-1) == 0).any()):
+        raise ValueError("Expected `origin` to differ from `target`, but got a camera that stands on its target.")
+    back = torch.nn.functional.normalize(back, dim=-1)
+    up = back.new_tensor([0.0, 0.0, 1.0]) if up is None else up.to(back)
+    spare = back.new_tensor([0.0, 1.0, 0.0] if float(up[1].abs()) < 0.9 else [0.0, 0.0, 1.0])
+    parallel = torch.linalg.cross(up.expand_as(back), back).norm(dim=-1, keepdim=True) < 1e-6
+    right = torch.linalg.cross(torch.where(parallel, spare, up), back)
+    right = torch.nn.functional.normalize(right, dim=-1)
+    return torch.stack([right, torch.linalg.cross(back, right), back, origin.expand_as(back)], dim=-1)
+
+
+def orbit(n: int, radius: float, elevation: float = 30.0, center: _Center = (0, 0, 0), turns: float = 1.0) -> Tensor:
+    """A circle around the object at one height; the last pose is one step before the first.
+
+    Args:
+        n: number of poses.
+        radius: distance from ``center``, scene unit.
+        elevation: degrees above the horizontal plane.
+        center: point to look at.
+        turns: full circles; negative ones run clockwise.
+
+    Returns:
+        (n, 3, 4) poses.
+    """
+    azimuth = 360.0 * turns * np.arange(n) / n
+    return _spherical(azimuth, np.full(n, float(elevation)), np.full(n, float(radius)), center)
+
+
+def spiral(
+    n: int,
+    radius: float,
+    elevations: tuple[float, float] = (10.0, 80.0),
+    turns: float = 2.0,
+    center: _Center = (0, 0, 0),
+) -> Tensor:
+    """A spiral on a sphere from one elevation to another.
+
+    Args:
+        n: number of poses.
+        radius: distance from ``center``, scene unit.
+        elevations: degrees of the first and of the last pose.
+        turns: full circles on the way.
+        center: point to look at.
+
+    Returns:
+        (n, 3, 4) poses.
+    """
+    way = np.linspace(0.0, 1.0, n)
+    elevation = elevations[0] + (elevations[1] - elevations[0]) * way
+    return _spherical(360.0 * turns * way, elevation, np.full(n, float(radius)), center)
+
+
+def hemisphere(
+    n: int, radius: float, elevations: tuple[float, float] = (0.0, 90.0), center: _Center = (0, 0, 0)
+) -> Tensor:
+    """Poses spread evenly over a band of a sphere (a golden-angle lattice: equal areas, no clusters).
+
+    Args:
+        n: number of poses.
+        radius: distance from ``center``, scene unit.
+        elevations: lower and upper edge of the band, degrees.
+        center: point to look at.
+
+    Returns:
+        (n, 3, 4) poses, from the lower edge to the upper.
+    """
+    low, high = np.sin(np.deg2rad(elevations))
+    height = low + (high - low) * (np.arange(n) + 0.5) / n
+    azimuth = np.arange(n) * 180.0 * (3.0 - 5.0**0.5)
+    return _spherical(azimuth, np.rad2deg(np.arcsin(height)), np.full(n, float(radius)), center)
+
+
+def random_mobile_r2l(
+    n: int, radius: float = BLENDER_RADIUS, polar: tuple[float, float] = (1.0, 90.0), seed: int = 0
+) -> Tensor:
+    """The random poses of MobileR2L's pseudo data.
+
+    The polar angle is normal around the middle of its range with half the range as standard deviation, and drawn
+    anew uniformly where it falls outside; the azimuth is uniform in -178 to 178 degrees (the original's gap).
+
+    Args:
+        n: number of poses.
+        radius: distance from the origin.
+        polar: range of the polar angle, degrees.
+        seed: which set.
+
+    Returns:
+        (n, 3, 4) poses that look at the origin.
+
+    Source:
+        MobileR2L, ``rand_360_poses`` (Cao et al. 2023, arXiv 2212.08057).
+    """
+    low, high = polar
+    theta = _stream(seed, 0).normal(0.5 * (low + high), 0.5 * (high - low), n)
+    again = _stream(seed, 1).uniform(low, high, n)
+    theta = np.where((theta < low) | (theta > high), again, theta)
+    azimuth = _stream(seed, 2).uniform(-178.0, 178.0, n)
+    return _spherical(azimuth, 90.0 - theta, np.full(n, float(radius)))
+
+
+def random_r2l(n: int, radius: float = 4.0, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """The random poses and focal zoom of R2L's pseudo data.
+
+    Azimuth and elevation (0 to 90 degrees) are uniform in angle, so poses crowd towards the pole.
+
+    Args:
+        n: number of poses.
+        radius: distance from the origin.
+        seed: which set.
+
+    Returns:
+        (n, 3, 4) poses that look at the origin, and (n,) factors for the focal length, uniform in 1 to 2.
+
+    Source:
+        R2L, ``create_data rand`` (Wang et al. 2022, arXiv 2203.17261).
+    """
+    azimuth = _stream(seed, 0).uniform(-180.0, 180.0, n)
+    elevation = _stream(seed, 1).uniform(0.0, 90.0, n)
+    zoom = _stream(seed, 2).uniform(1.0, 2.0, n)
+    c2w = _spherical(azimuth, elevation, np.full(n, float(radius)))
+    return c2w, torch.from_numpy(zoom.astype(np.float32))
+
+
+def random_like(camera: Camera, n: int, seed: int = 0) -> Camera:
+    """Random cameras where the given ones stand: what a student should see of a scene.
+
+    They look at the point that the given cameras look at together, from the given ranges of distance, elevation and
+    azimuth, evenly by area (an additive recurrence with a random start, which leaves fewer gaps than independent
+    draws). Azimuths go all around unless the cameras leave out more than a third of the circle. Intrinsics, size
+    and depth range are those of the first camera; times, where there are any, fill the range of theirs.
+
+    Args:
+        camera: a batch of cameras, such as ``scene.train.camera``.
+        n: number of new ones.
+        seed: which set.
+
+    Returns:
+        A batch of n cameras.
+
+    Source:
+        The recurrence is the R_d sequence of M. Roberts, "The unreasonable effectiveness of quasirandom sequences".
+    """
+    c2w = camera.c2w.cpu().double().numpy()
+    center = _focus(c2w)
+    offset = c2w[:, :, 3] - center
+    distance = np.linalg.norm(offset, axis=1)
+    height = offset[:, 2] / distance
+    start, width = _covered_arc(np.rad2deg(np.arctan2(offset[:, 1], offset[:, 0])))
+
+    unit = _recurrence(n, 4, seed)
+    azimuth = start + width * unit[:, 0]
+    elevation = np.rad2deg(np.arcsin(height.min() + np.ptp(height) * unit[:, 1]))
+    radius = distance.min() + np.ptp(distance) * unit[:, 2]
+    time = None
+    if camera.time is not None:
+        first, last = camera.time.min(), camera.time.max()
+        time = first + (last - first) * torch.from_numpy(unit[:, 3]).to(first)
+    device = camera.c2w.device
+    intrinsics = camera.intrinsics[:1].expand(n, 4)
+    return replace(
+        camera, c2w=_spherical(azimuth, elevation, radius, center).to(device), intrinsics=intrinsics, time=time
+    )
+
+
+def _spherical(azimuth: np.ndarray, elevation: np.ndarray, radius: np.ndarray, center: _Center = (0, 0, 0)) -> Tensor:
+    """(N, 3, 4) float32 poses at spherical positions (degrees) around ``center``, looking at it."""
+    azimuth, elevation = np.deg2rad(azimuth), np.deg2rad(elevation)
+    level = np.cos(elevation)
+    direction = np.stack([level * np.cos(azimuth), level * np.sin(azimuth), np.sin(elevation)], axis=-1)
+    target = torch.tensor(np.asarray(center, dtype=np.float64))
+    return look_at(target + torch.from_numpy(radius[:, None] * direction), target).float()
+
+
+def _stream(seed: int, quantity: int) -> np.random.Generator:
+    """A generator of its own for each quantity: the first n draws do not depend on how many follow."""
+    return np.random.default_rng((seed, quantity))
+
+
+def _recurrence(n: int, dimensions: int, seed: int) -> np.ndarray:
+    """(n, dimensions) points in [0, 1) of the R_d sequence, shifted at random."""
+    ratio = 2.0
+    for _ in range(64):
+        ratio = (1.0 + ratio) ** (1.0 / (dimensions + 1))
+    steps = ratio ** -np.arange(1.0, dimensions + 1)
+    return (_stream(seed, 0).random(dimensions) + np.arange(n)[:, None] * steps) % 1.0
+
+
+def _focus(c2w: np.ndarray) -> np.ndarray:
+    """(3,) point nearest to all view axes in the least-squares sense."""
+    axis = c2w[:, :, 2]
+    across = np.eye(3) - axis[:, :, None] * axis[:, None, :]
+    return np.linalg.lstsq(across.sum(0), (across @ c2w[:, :, 3:]).sum(0)[:, 0], rcond=1e-6)[0]
+
+
+def _covered_arc(azimuth: np.ndarray) -> tuple[float, float]:
+    """Start and width, degrees, of the arc that cameras stand on: all around unless 120 degrees are left out."""
+    ordered = np.sort(azimuth)
+    gaps = np.diff(np.append(ordered, ordered[0] + 360.0))
+    widest = int(gaps.argmax())
+    if gaps[widest] <= 120.0:
+        return 0.0, 360.0
+    return float(ordered[(widest + 1) % len(ordered)]), float(360.0 - gaps[widest])

@@ -1,0 +1,43 @@
+"""nelf distils neural radiance fields into neural light fields: one evaluation per ray.
+
+The public names are loaded on first use, so that ``import nelf`` costs milliseconds and loads no torch.
+"""
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+try:
+    __version__ = version("nelf")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0.0.0"
+
+_NAMES = {
+    "UserError": "nelf.errors",
+    "Camera": "nelf.cameras",
+    "Rays": "nelf.cameras",
+    "Scene": "nelf.data.scene",
+    "Rendering": "nelf.rendering",
+    "evaluate": "nelf.evaluation",
+    "config": "nelf.cli",
+    "load": "nelf.run",
+    "write_views": "nelf.stages.pseudo",
+}
+_MODULES = (
+    "callbacks", "cameras", "cli", "data", "encodings", "errors", "evaluation", "fields", "kernels",
+    "lightfields", "metrics", "occupancy", "paths", "rendering", "reporting", "run", "stages", "systems",
+)  # fmt: skip
+
+__all__ = ["__version__", *_NAMES, *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        return getattr(import_module(_NAMES[name]), name)
+    if name in _MODULES:
+        return import_module(f"nelf.{name}")
+    raise AttributeError(f"module 'nelf' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

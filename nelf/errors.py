@@ -1,0 +1,121 @@
+"""The one exception that is shown without a traceback, and the one way in which a file is written.
+
+This module stands below everything else in nelf and imports nothing but the standard library.
+"""
+
+import difflib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+#: What the operating system says when an output directory cannot be written, in the words of an error line.
+_UNWRITABLE = {
+    errno.ENOSPC: "no space left on the device",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.ENOTDIR: "a part of this path is a file, not a directory",
+    errno.EEXIST: "a file of this name is in the way",
+    errno.ENOENT: "the directory cannot be created here",
+    errno.ENAMETOOLONG: "the name is too long",
+}
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: *where: what is wrong, with the value; what is allowed*.
+
+    The scripts print its text as one line and end with exit code 2. Everything else keeps its traceback.
+    """
+
+
+def did_you_mean(word: str, allowed: Iterable[str]) -> str:
+    """Return the end of an error sentence that offers the nearest allowed word.
+
+    Args:
+        word: What the user wrote.
+        allowed: The words that would have been right.
+
+    Returns:
+        ``" Did you mean 'x'?"``, or an empty string where nothing is near.
+
+    Example:
+        >>> did_you_mean("widht", ["width", "depth"])
+        " Did you mean 'width'?"
+        >>> did_you_mean("colour", ["width", "depth"])
+        ''
+    """
+    near = difflib.get_close_matches(str(word), list(allowed), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def unwritable(error: OSError, directory: Path | str | None = None) -> UserError | None:
+    """Turn an operating system's refusal to write into a line for the user.
+
+    Args:
+        error: What was raised.
+        directory: Where the writing went; the error's own file name if None.
+
+    Returns:
+        The error to raise instead, or None if ``error`` is not about a place that cannot be written.
+    """
+    reason = _UNWRITABLE.get(error.errno or 0)
+    place = directory if directory is not None else error.filename
+    if reason is None or place is None:
+        return None
+    return UserError(f"{place}: cannot be written: {reason}. Choose another place with run=DIRECTORY.")
+
+
+@contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path in the same directory, and rename it to ``path`` once the block has succeeded.
+
+    A reader never sees half a file: it finds the old one, the new one, or none. The directory is created.
+
+    Args:
+        path: The file (or directory) to write.
+
+    Yields:
+        A path with the same suffix that does not exist yet.
+
+    Raises:
+        UserError: the directory is read-only, full, or cannot be created.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with atomic_path(Path(folder, "a.txt")) as temporary:
+        ...         _ = temporary.write_text("whole")
+        ...     Path(folder, "a.txt").read_text()
+        'whole'
+    """
+    path = Path(path)
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        temporary.unlink()
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        elsewhere = error.filename is not None and not str(error.filename).startswith(str(path.parent))
+        refused = None if elsewhere else unwritable(error, path.parent)
+        if refused is None:
+            raise
+        raise refused from error
+    finally:
+        if temporary is not None:
+            _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    """Delete what a failed block left behind; after a success there is nothing."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        path.unlink()

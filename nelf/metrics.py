@@ -1,0 +1,123 @@
+"""Image metrics: one number per image of a batch, on (B, 3, H, W) in [0, 1].
+
+Per image first, averaged afterwards: the mean of per-image PSNRs is what the field reports, and it differs
+from the PSNR of the pooled error. A picture in any other layout is refused, because the windows of SSIM and the
+layers of LPIPS give plausible numbers on the wrong axes too: published figures were computed that way.
+"""
+
+import functools
+import logging
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["lpips", "psnr", "ssim"]
+
+_log = logging.getLogger(__name__)
+
+_SSIM_WINDOW = 11  # kornia derives sigma 1.5 from it, as Wang et al. 2004 have it
+
+
+def psnr(rgb: Tensor, target: Tensor) -> Tensor:
+    """Compute the peak signal-to-noise ratio of each image, ``-10 log10(mean squared error)``.
+
+    Args:
+        rgb: (B, 3, H, W) in [0, 1].
+        target: (B, 3, H, W) in [0, 1].
+
+    Returns:
+        (B,) float64, dB; infinite where the two images are equal. Differentiable.
+
+    Raises:
+        ValueError: the shapes differ or are not (B, 3, H, W).
+
+    Example:
+        >>> psnr(torch.full((1, 3, 4, 4), 0.6), torch.full((1, 3, 4, 4), 0.5))
+        tensor([20.0000], dtype=torch.float64)
+    """
+    _check(rgb, target)
+    return -10 * (rgb.double() - target.double()).square().mean(dim=(1, 2, 3)).log10()
+
+
+def ssim(rgb: Tensor, target: Tensor) -> Tensor:
+    """Compute the structural similarity of each image with a Gaussian window of 11 pixels, sigma 1.5.
+
+    The mean is taken over the windows that lie inside the picture and over the channels, in double precision:
+    on large even areas (a white background) single precision loses the variances that SSIM divides by.
+
+    Args:
+        rgb: (B, 3, H, W) in [0, 1], H and W at least 11.
+        target: (B, 3, H, W) in [0, 1].
+
+    Returns:
+        (B,) float64 in [-1, 1]; 1 where the two images are equal. Differentiable.
+
+    Raises:
+        ValueError: the shapes differ, are not (B, 3, H, W), or a side is shorter than the window.
+
+    Source:
+        Wang et al. 2004, "Image Quality Assessment: From Error Visibility to Structural Similarity".
+    """
+    # Kornia takes seconds to import, and whoever only wants a PSNR need not wait for it.
+    from kornia.metrics import ssim as similarity_map
+
+    _check(rgb, target)
+    if min(rgb.shape[-2:]) < _SSIM_WINDOW:
+        raise ValueError(
+            f"Expected images of at least {_SSIM_WINDOW} x {_SSIM_WINDOW} pixels, the window of SSIM, "
+            f"but got shape {tuple(rgb.shape)}."
+        )
+    return similarity_map(rgb.double(), target.double(), _SSIM_WINDOW, padding="valid").mean(dim=(1, 2, 3))
+
+
+def lpips(rgb: Tensor, target: Tensor) -> Tensor | None:
+    """Compute the learned perceptual distance of each image (VGG-16), or None where its weights are missing.
+
+    The weights belong to torchvision and are fetched by it on first use. Without torchvision, or without its
+    weights and a network to fetch them from, None is returned; the reason is logged once as a warning.
+
+    Args:
+        rgb: (B, 3, H, W) in [0, 1].
+        target: (B, 3, H, W) in [0, 1].
+
+    Returns:
+        (B,) float32, 0 for equal images, smaller is better; or None.
+
+    Raises:
+        ValueError: the shapes differ or are not (B, 3, H, W).
+
+    Source:
+        Zhang et al. 2018, arXiv 1801.03924; VGG as in the tables of NeRF and instant-ngp.
+    """
+    _check(rgb, target)
+    network = _lpips_network()
+    if network is None:
+        return None
+    with torch.no_grad():
+        distance = network.to(rgb.device)(rgb.float().clamp(0, 1), target.float().clamp(0, 1), normalize=True)
+    return distance.reshape(len(rgb))
+
+
+@functools.cache
+def _lpips_network() -> nn.Module | None:
+    """Load the LPIPS network once; the cache makes the warning appear once, too."""
+    try:
+        from torchmetrics.image import LearnedPerceptualImagePatchSimilarity
+
+        return LearnedPerceptualImagePatchSimilarity(net_type="vgg").net
+    except (ImportError, OSError) as error:  # OSError: no network (URLError), unreadable cache
+        reason = str(error).strip().split("\n")[0]
+        _log.warning("LPIPS is left out: its VGG weights are not available (%s).", reason)
+        return None
+
+
+def _check(rgb: Tensor, target: Tensor) -> None:
+    """Refuse anything but two equal (B, 3, H, W) batches."""
+    for name, image in (("rgb", rgb), ("target", target)):
+        if image.ndim != 4 or image.shape[1] != 3:
+            raise ValueError(f"Expected `{name}` to have shape (B, 3, H, W), but got {tuple(image.shape)}.")
+    if rgb.shape != target.shape:
+        raise ValueError(
+            "Expected `rgb` and `target` to have the same shape, "
+            f"but got {tuple(rgb.shape)} and {tuple(target.shape)}."
+        )

@@ -1,0 +1,92 @@
+"""Pictures for people: error and depth maps, panels side by side, PNG files written whole or not at all."""
+
+from pathlib import Path
+
+import imageio.v3 as iio
+import matplotlib
+import numpy as np
+import torch
+from torch import Tensor
+
+from nelf.errors import atomic_path
+
+__all__ = ["ERROR_SCALE", "comparison", "depth_map", "error_map", "to_uint8", "write_png"]
+
+ERROR_SCALE = 0.25
+"""The mean absolute error that gets the brightest colour of an error map."""
+
+
+def to_uint8(rgb: Tensor) -> np.ndarray:
+    """Round a picture to bytes.
+
+    Args:
+        rgb: (..., 3), clamped to [0, 1], on any device.
+
+    Returns:
+        (..., 3) uint8; rounded, not truncated, so that a picture written and read again is unbiased.
+    """
+    return (rgb.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+
+
+def error_map(rgb: Tensor, target: Tensor) -> np.ndarray:
+    """Colour the absolute difference of two pictures, averaged over the channels.
+
+    Args:
+        rgb: (H, W, 3) in [0, 1].
+        target: (H, W, 3) in [0, 1].
+
+    Returns:
+        (H, W, 3) uint8 in matplotlib's "inferno": black for no error, the brightest colour from
+        :data:`ERROR_SCALE` on. The scale is fixed, so that maps of different models can be compared.
+    """
+    error = (rgb.detach().float() - target.to(rgb.device).float()).abs().mean(dim=-1).cpu().numpy()
+    return _colours("inferno", error / ERROR_SCALE)
+
+
+def depth_map(depth: np.ndarray, near: float, far: float) -> np.ndarray:
+    """Colour a depth picture.
+
+    Args:
+        depth: (H, W), in the unit of `near` and `far`; NaN where there is nothing to see.
+        near: the depth of the map's first colour.
+        far: the depth of its last colour.
+
+    Returns:
+        (H, W, 3) uint8 in matplotlib's "turbo", white where `depth` is NaN.
+    """
+    seen = np.isfinite(depth)
+    position = (depth.astype(np.float32) - near) / max(far - near, 1e-6)
+    return np.where(seen[..., None], _colours("turbo", np.where(seen, position, 0.0)), np.uint8(255))
+
+
+def comparison(rgb: Tensor, target: Tensor) -> np.ndarray:
+    """Put prediction, ground truth and error map side by side.
+
+    Args:
+        rgb: (H, W, 3) prediction in [0, 1].
+        target: (H, W, 3) ground truth in [0, 1].
+
+    Returns:
+        (H, 3 W, 3) uint8: prediction | ground truth | :func:`error_map`.
+    """
+    return np.concatenate([to_uint8(rgb), to_uint8(target), error_map(rgb, target)], axis=1)
+
+
+def write_png(path: Path, image: np.ndarray) -> None:
+    """Write a PNG file under its name only when it is complete; missing folders are made.
+
+    Args:
+        path: the file.
+        image: (H, W, 3) uint8.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        Path(temporary).write_bytes(iio.imwrite("<bytes>", image, extension=".png"))
+
+
+def _colours(name: str, values: np.ndarray) -> np.ndarray:
+    """Look values in [0, 1] up in a colour map: (...) -> (..., 3) uint8."""
+    return matplotlib.colormaps[name](np.clip(values, 0, 1), bytes=True)[..., :3]

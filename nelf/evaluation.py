@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import imageio.v3 as iio
 import imageio_ffmpeg
@@ -33,25 +33,17 @@ from nelf.pictures import comparison, depth_map, to_uint8, write_png
 if TYPE_CHECKING:
     from nelf.cameras import Camera
     from nelf.data.scene import Split
-    from nelf.rendering import Rendering
+    from nelf.rendering import Renderable
 
-__all__ = ["CanRender", "evaluate", "orbit_video"]
+__all__ = ["evaluate", "orbit_video"]
 
 _EQUAL_PICTURES_DB = 100.0  # JSON has no infinity
 _VISIBLE = 0.5  # the opacity from which a pixel's depth means something
 _GIF_WIDTH = 640
 
 
-class CanRender(Protocol):
-    """Anything that can be looked at: fields, light fields, systems, exported models."""
-
-    def render(self, camera: Camera, time: float | None = None) -> Rendering:
-        """Render one camera's picture."""
-        ...
-
-
 def evaluate(
-    model: CanRender,
+    model: Renderable,
     split: Split,
     background: str = "white",
     out_dir: str | os.PathLike[str] | None = None,
@@ -108,12 +100,12 @@ def evaluate(
     result = _summary(views)
     if folder is not None:
         with atomic_path(folder / "metrics.json") as temporary:
-            Path(temporary).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
 
 
 def orbit_video(
-    model: CanRender, cameras: Camera, path_stem: str | os.PathLike[str], fps: int = 30
+    model: Renderable, cameras: Camera, path_stem: str | os.PathLike[str], fps: int = 30
 ) -> tuple[Path, Path]:
     """Render a camera path to ``STEM.mp4`` and ``STEM.gif``, depth beside the colours where there is one.
 
@@ -145,14 +137,13 @@ def orbit_video(
     if depths:
         _put_beside(frames, depths)
     stem = Path(path_stem)
-    stem.parent.mkdir(parents=True, exist_ok=True)
     mp4, gif = stem.with_name(stem.name + ".mp4"), stem.with_name(stem.name + ".gif")
     _write_mp4(mp4, frames, fps)
     _write_gif(gif, frames, fps)
     return mp4, gif
 
 
-def _timed_render(model: CanRender, camera: Camera, name: str) -> tuple[Tensor, float]:
+def _timed_render(model: Renderable, camera: Camera, name: str) -> tuple[Tensor, float]:
     """Render one view: (H, W, 3) clamped to [0, 1], and the seconds until the picture was there."""
     start = time.perf_counter()
     rgb = model.render(camera).rgb
@@ -229,8 +220,7 @@ def _write_mp4(path: Path, frames: list[np.ndarray], fps: int) -> None:
             pix_fmt_out="yuv420p",
             quality=8,
             macro_block_size=2,
-            # The container is named because the temporary file need not end in .mp4.
-            output_params=["-f", "mp4", "-movflags", "+faststart"],
+            output_params=["-movflags", "+faststart"],
         )
         writer.send(None)
         for frame in frames:
@@ -244,13 +234,11 @@ def _write_gif(path: Path, frames: list[np.ndarray], fps: int) -> None:
     step = math.ceil(frames[0].shape[1] / _GIF_WIDTH)
     small = [_block_mean(frame, step) for frame in frames]
     with atomic_path(path) as temporary:
-        Path(temporary).write_bytes(
-            iio.imwrite("<bytes>", small, extension=".gif", duration=1000 / fps, loop=0)
-        )
+        iio.imwrite(temporary, small, duration=1000 / fps, loop=0)
 
 
 def _block_mean(image: np.ndarray, step: int) -> np.ndarray:
-    """Reduce (H, W, 3) uint8 by averaging blocks of `step` x `step` pixels; an incomplete block is cut off."""
+    """Reduce (H, W, 3) uint8 by averaging blocks of step x step pixels; an incomplete block is cut off."""
     if step == 1:
         return image
     height, width = (side // step for side in image.shape[:2])

@@ -1,8 +1,8 @@
 """Image metrics: one number per image of a batch, on (B, 3, H, W) in [0, 1].
 
 Per image first, averaged afterwards: the mean of per-image PSNRs is what the field reports, and it differs
-from the PSNR of the pooled error. A picture in any other layout is refused, because the windows of SSIM and the
-layers of LPIPS give plausible numbers on the wrong axes too: published figures were computed that way.
+from the PSNR of the pooled error. A picture in any other layout is refused, because the windows of SSIM and
+the layers of LPIPS give plausible numbers on the wrong axes too: published figures were computed that way.
 """
 
 import functools

@@ -82,9 +82,8 @@ def write_png(path: Path, image: np.ndarray) -> None:
     Raises:
         UserError: the folder cannot be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
-        Path(temporary).write_bytes(iio.imwrite("<bytes>", image, extension=".png"))
+        iio.imwrite(temporary, image)
 
 
 def _colours(name: str, values: np.ndarray) -> np.ndarray:

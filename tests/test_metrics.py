@@ -70,7 +70,7 @@ def test_ssim_equals_scikit_image_per_image(size: tuple[int, int]) -> None:
 
 
 def _ssim_on_the_wrong_axis(rgb: torch.Tensor, target: torch.Tensor) -> float:
-    """SSIM of (H, W, 3) pictures taken for H channels of W x 3 pixels, zero-padded, as in published tables."""
+    """SSIM of (H, W, 3) pictures taken for H channels of W x 3 pixels, zero-padded: published tables."""
     rows = rgb.shape[1]
     distance = torch.arange(11, dtype=torch.float64) - 5
     line = torch.exp(-distance.square() / (2 * 1.5**2))

@@ -1,0 +1,91 @@
+"""Pictures while training: one validation view, now and then."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+
+from nelf.data.scene import View
+from nelf.pictures import comparison, write_png
+
+__all__ = ["Previews"]
+
+
+class Previews(pl.Callback):
+    """Render one validation view every so many steps, beside the ground truth and the error.
+
+    Writes ``DIR/samples/step_000500.png``, where DIR is the trainer's ``default_root_dir`` (the panels are
+    those of :func:`nelf.pictures.comparison`), and hands the picture to those loggers of the trainer that take
+    images (TensorBoard, Weights & Biases). The view comes from ``trainer.datamodule.scene.val`` or, without a scene,
+    from the first validation batch. It is never a test view. A training without validation views goes on
+    without previews, after one warning.
+
+    Args:
+        every_n_steps: optimiser steps from one preview to the next.
+        view: which validation view; a number past the last one counts on from the first.
+    """
+
+    def __init__(self, every_n_steps: int = 500, view: int = 0) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"Expected `every_n_steps` to be at least 1, but got {every_n_steps}.")
+        self.every_n_steps = every_n_steps
+        self.view = view
+        self._last_step = -1
+        self._view: View | None = None
+        self._background = "white"
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Choose the view, and begin to count where a resumed training stands."""
+        self._last_step = trainer.global_step
+        self._view, self._background = self._validation_view(trainer)
+        if self._view is None:
+            rank_zero_warn("Previews: there is no validation view to render; training goes on without.")
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Render when enough steps have gone by; several batches may belong to one step."""
+        step = trainer.global_step
+        due = step != self._last_step and step % self.every_n_steps == 0
+        if not due or self._view is None or not trainer.is_global_zero:
+            return
+        self._last_step = step
+        picture = comparison(_render(pl_module, self._view), self._view.rgb(self._background))
+        write_png(Path(trainer.default_root_dir) / "samples" / f"step_{step:06d}.png", picture)
+        _log(trainer, picture, step)
+
+    def _validation_view(self, trainer: pl.Trainer) -> tuple[View | None, str]:
+        """Find the view and the background that its scene is evaluated on."""
+        scene = getattr(getattr(trainer, "datamodule", None), "scene", None)
+        if scene is not None:
+            view = scene.val[self.view % len(scene.val)] if len(scene.val) else None
+            return view, scene.background
+        loaders = trainer.val_dataloaders
+        loader = loaders[0] if isinstance(loaders, list | tuple) and loaders else loaders
+        batch = next(iter(loader), None) if loader else None
+        return (batch if isinstance(batch, View) else None), "white"
+
+
+def _render(model: Any, view: View) -> torch.Tensor:
+    """Render in evaluation mode and put every module back into the mode that it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            return model.render(view.camera).rgb.cpu()
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _log(trainer: pl.Trainer, picture: np.ndarray, step: int) -> None:
+    """Give the (H, W, 3) uint8 picture to the loggers that have an interface for images."""
+    for logger in trainer.loggers:
+        experiment: Any = getattr(logger, "experiment", None)
+        if hasattr(logger, "log_image"):
+            logger.log_image("val/preview", [picture], step=step)
+        elif hasattr(experiment, "add_image"):
+            experiment.add_image("val/preview", picture, step, dataformats="HWC")

@@ -1,0 +1,254 @@
+"""Instant-NGP: a hash grid, two tiny networks and an occupancy grid."""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from nelf.cameras import Camera
+from nelf.data.scene import Scene, background_color
+from nelf.encodings import HashEncoding, spherical_harmonics
+from nelf.kernels import Composited, HashGrid, Samples, composite, march
+from nelf.occupancy import OccupancyGrid
+from nelf.rendering import Rendering, intersect_box, render_wavefront
+
+
+_ROWS = 2048
+
+
+class RenderedRays(NamedTuple):
+    """What training sees of a batch of rays: their colours on black, and the samples that made them."""
+
+    composited: Composited
+    samples: Samples
+
+
+class NGP(nn.Module):
+    """A radiance field in a hash grid, sampled where an occupancy grid says that there is something.
+
+    The field lives in its own units: the scene's box (``Scene.aabb``) becomes the unit cube round the origin, with
+    one scale for the whole scene. ``scale`` is the half-size of what the field covers in these units: 0.5 is the
+    box alone; 1, 2, 4, ... reach beyond it, with a cascade of the occupancy grid for each doubling.
+
+    Args:
+        levels: levels of the hash grid.
+        features: features per level and entry.
+        log2_table: binary logarithm of a level's table size.
+        base_resolution: cells along a side of the coarsest level.
+        finest_resolution: cells along a side of the finest level for ``scale=1`` (it grows with ``scale``).
+        hidden: neurons in the hidden layers of both networks.
+        color_layers: hidden layers of the colour network (the density network has one).
+        scale: half-size of the cube that the field covers.
+        grid_resolution: cells along a side of the occupancy grid.
+        grid_cells_per_update: see ``OccupancyGrid``.
+        max_samples: samples per ray at the most; the step is the cube's diagonal divided by it.
+        early_stop: a ray ends when less than this share of its light is left.
+        low_precision: run the networks in bfloat16, as tiny-cuda-nn runs them in half precision; None does so
+            where the processor multiplies it natively.
+
+    Source:
+        Instant-NGP (Müller et al. 2022, arXiv 2201.05989); ngp_pl, ``models/networks.py`` and ``rendering.py``.
+    """
+
+    background: Tensor
+    center: Tensor
+    unit: Tensor
+
+    def __init__(
+        self,
+        levels: int = 16,
+        features: int = 2,
+        log2_table: int = 19,
+        base_resolution: int = 16,
+        finest_resolution: int = 2048,
+        hidden: int = 64,
+        color_layers: int = 2,
+        scale: float = 0.5,
+        grid_resolution: int = 128,
+        grid_cells_per_update: int | None = None,
+        max_samples: int = 1024,
+        early_stop: float = 1e-4,
+        low_precision: bool | None = None,
+    ) -> None:
+        super().__init__()
+        growth = (finest_resolution * 2 * scale / 2 / base_resolution) ** (1 / (levels - 1)) if levels > 1 else 1.0
+        self.encoding = HashEncoding(HashGrid(levels, features, log2_table, base_resolution, growth))
+        self.density_net = _mlp(self.encoding.out_features, hidden, 1, 16)
+        self.color_net = _mlp(32, hidden, color_layers, 3)
+        self.scale = scale
+        self.step = math.sqrt(3) * 2 * scale / max_samples
+        self.cone = 0.0 if scale <= 0.5 else 1 / 256
+        self.max_step = math.sqrt(3) * 2 * scale / grid_resolution
+        self.max_samples = max_samples
+        self.early_stop = early_stop
+        self.low_precision = low_precision
+        self.occupancy = OccupancyGrid(grid_resolution, scale, 0.01 / self.step, 0.95, grid_cells_per_update)
+        self.register_buffer("background", torch.ones(3))
+        self.register_buffer("center", torch.zeros(3))
+        self.register_buffer("unit", torch.ones(()))
+
+    def fit_scene(self, scene: Scene) -> None:
+        """Place the field in a scene: its box becomes the unit cube, cells that no camera sees are excluded."""
+        box = scene.aabb.view(2, 3)
+        self.center.copy_(box.mean(0))
+        self.unit.copy_((box[1] - box[0]).max())
+        self.background.copy_(background_color(scene.background))
+        self.occupancy.mark_invisible(scene.train.camera, lambda points: points * self.unit + self.center)
+
+    # ---------------------------------------------------------------------------------------- the field
+
+    def density(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """The density and the geometry features at positions of the field.
+
+        Args:
+            positions: (S, 3) in [-scale, scale].
+
+        Returns:
+            ``sigma`` (S,) per unit of the field, and ``features`` (S, 16), whose first is ``log(sigma)``.
+        """
+        encoded = self.encoding((positions / (2 * self.scale) + 0.5).clamp(0.0, 1.0))
+        features = self._run(self.density_net, encoded)
+        return _TruncatedExp.apply(features[:, 0].float()), features  # type: ignore[no-untyped-call]
+
+    def forward(
+        self, positions: Tensor, viewdirs: Tensor, ray_indices: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Colour and density at positions, seen along directions.
+
+        Args:
+            positions: (S, 3) in [-scale, scale].
+            viewdirs: (S, 3) unit length; or (N, 3) with ``ray_indices``.
+            ray_indices: (S,) the direction of each position, or None.
+
+        Returns:
+            ``rgb`` (S, 3) in [0, 1] and ``sigma`` (S,) per unit of the field.
+        """
+        sigma, features = self.density(positions)
+        directions = spherical_harmonics(viewdirs).to(features.dtype)
+        if ray_indices is not None:
+            directions = directions.index_select(0, ray_indices)
+        rgb = self._run(self.color_net, torch.cat([directions, features], dim=1))
+        return torch.sigmoid(rgb.float()), sigma
+
+    def _run(self, network: nn.Module, inputs: Tensor) -> Tensor:
+        low = _has_bfloat16(inputs.device) if self.low_precision is None else self.low_precision
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=low):
+            return network(inputs)  # type: ignore[no-any-return]
+
+    # ---------------------------------------------------------------------------------------- rays
+
+    def render_rays(self, rays_o: Tensor, rays_d: Tensor) -> RenderedRays:
+        """March and composite a batch of rays, differentiably.
+
+        Args:
+            rays_o: (N, 3) origins, scene units.
+            rays_d: (N, 3) directions of any length, scene units.
+
+        Returns:
+            Colours on black, opacities, and the samples; ``t`` and depth are in units of the field here. In training
+            mode each ray's samples are moved by a random part of a step.
+        """
+        origins, directions, t_min, t_max, _ = self._to_field(rays_o, rays_d)
+        if self.training:
+            t_min = t_min + self.step * torch.rand_like(t_min)
+        samples = self._march(origins, directions, t_min, t_max, self.max_samples)
+        rgb, sigma = self._radiance(origins, directions, samples)
+        return RenderedRays(composite(sigma, rgb, *samples, len(rays_o), self.early_stop), samples)
+
+    @torch.no_grad()
+    def render(self, camera: Camera, time: float | None = None) -> Rendering:
+        """Draw what a camera sees, on the scene's background.
+
+        Args:
+            camera: one camera.
+            time: ignored, the field is static.
+
+        Returns:
+            The picture, with z-depth in scene units and opacity.
+        """
+        rays = camera.to(self.center.device).rays()
+        rgb, depth, opacity = [], [], []
+        for rays_o, rays_d in zip(
+            rays.rays_o.reshape(-1, 3).split(2**18), rays.rays_d.reshape(-1, 3).split(2**18), strict=True
+        ):
+            origins, directions, t_min, t_max, to_z = self._to_field(rays_o, rays_d)
+            out = render_wavefront(self._march, self.forward, origins, directions, t_min, t_max)
+            rgb.append(out[0] + (1.0 - out[2])[:, None] * self.background)
+            depth.append(out[1] * to_z)
+            opacity.append(out[2])
+        size = (camera.height, camera.width)
+        return Rendering(
+            torch.cat(rgb).clamp(0.0, 1.0).view(*size, 3), torch.cat(depth).view(size), torch.cat(opacity).view(size)
+        )
+
+    def _to_field(self, rays_o: Tensor, rays_d: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Rays in the field's units with unit directions, their range, and the factor from ``t`` to z-depth."""
+        origins = (rays_o - self.center) / self.unit
+        length = rays_d.norm(dim=-1)
+        directions = rays_d / length[:, None]
+        t_min, t_max = intersect_box(origins, directions, self.scale)
+        return origins, directions, t_min.clamp(min=0.01), t_max, self.unit / length
+
+    def _march(self, origins: Tensor, directions: Tensor, t_min: Tensor, t_max: Tensor, at_most: int) -> Samples:
+        return march(
+            origins,
+            directions,
+            t_min,
+            t_max,
+            self.occupancy.occupied,
+            step=self.step,
+            cone=self.cone,
+            max_step=self.max_step,
+            extent=self.scale,
+            max_samples=at_most,
+        )
+
+    def _radiance(self, origins: Tensor, directions: Tensor, samples: Samples) -> tuple[Tensor, Tensor]:
+        # Matrix libraries prepare a kernel for each new number of rows: keep to few of them.
+        n_samples = len(samples.t_starts)
+        padding = (0, -n_samples % _ROWS)
+        index = F.pad(samples.ray_indices, padding)
+        middle = F.pad(0.5 * (samples.t_starts + samples.t_ends), padding)
+        positions = torch.addcmul(origins.index_select(0, index), directions.index_select(0, index), middle[:, None])
+        rgb, sigma = self(positions, directions, index)
+        return rgb[:n_samples], sigma[:n_samples]
+
+    def update_occupancy(self, warm_up: bool = False) -> None:
+        """Look again where the field holds matter; call it every 16 training steps."""
+        self.occupancy.update(lambda positions: self.density(positions)[0], warm_up)
+
+
+def _mlp(inputs: int, hidden: int, hidden_layers: int, outputs: int) -> nn.Sequential:
+    """A network without biases, as tiny-cuda-nn's, Xavier-uniform."""
+    widths = [inputs] + [hidden] * hidden_layers + [outputs]
+    layers: list[nn.Module] = []
+    for width_in, width_out in zip(widths[:-1], widths[1:], strict=True):
+        layers += [nn.Linear(width_in, width_out, bias=False), nn.ReLU()]
+        nn.init.xavier_uniform_(layers[-2].weight)  # type: ignore[arg-type]
+    return nn.Sequential(*layers[:-1])
+
+
+class _TruncatedExp(torch.autograd.Function):
+    """exp, whose gradient is bounded so that one dense sample cannot blow up a step."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return torch.exp(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grad * torch.exp(x.clamp(-15.0, 15.0))
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cpu":
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()  # type: ignore[no-any-return]
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+

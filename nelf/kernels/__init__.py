@@ -1,0 +1,264 @@
+"""The three operations of a fast radiance field: hash-grid encode, occupancy march, composite.
+
+Each has one signature, given here, and several backends behind it with the same results:
+
+    reference   plain PyTorch on any device: the definition, and the oracle of the tests
+    cpu         Numba on all cores, compiled once and cached on disk
+
+The backend follows the device of the tensors; ``NELF_KERNELS=reference|cpu`` forces one.
+
+Notation, shared by everything that marches rays::
+
+    N  rays          rays_o, rays_d (N, 3), in the coordinates of the grid
+    S  samples       ragged: sample s belongs to ray ``ray_indices[s]``, front to back, rays in order
+    t                position along a ray in multiples of ``rays_d``; a sample covers [t_starts, t_ends]
+"""
+
+import math
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nelf.errors import UserError
+
+BACKENDS = ("reference", "cpu")
+
+
+class Samples(NamedTuple):
+    """Ragged samples along rays: ``t_starts``, ``t_ends`` (S,) and ``ray_indices`` (S,) int64, non-decreasing."""
+
+    t_starts: Tensor
+    t_ends: Tensor
+    ray_indices: Tensor
+
+
+class Composited(NamedTuple):
+    """What ``composite`` returns: ``rgb`` (N, 3), ``opacity`` (N,), ``depth`` (N,), ``weights`` (S,)."""
+
+    rgb: Tensor
+    opacity: Tensor
+    depth: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True)
+class HashGrid:
+    """The geometry of a multi-resolution hash grid over the unit cube, laid out as tiny-cuda-nn lays it out.
+
+    Level ``l`` has ``scale_l = base_resolution * per_level_scale**l - 1`` cells between the first and the last
+    half cell, ``ceil(scale_l) + 1`` entries a side, and a table of at most ``2**log2_table`` entries. A position
+    ``x`` lies at ``x * scale_l + 0.5`` in it. Levels that fit are dense (x fastest), the others hashed.
+
+    Source:
+        Instant-NGP, section 3 (Müller et al. 2022, arXiv 2201.05989); tiny-cuda-nn, ``encodings/grid.h``.
+    """
+
+    levels: int = 16
+    features: int = 2
+    log2_table: int = 19
+    base_resolution: int = 16
+    per_level_scale: float = 1.3819
+
+    @cached_property
+    def scales(self) -> tuple[float, ...]:
+        """Cells along a side of each level, less one."""
+        return tuple(self.base_resolution * self.per_level_scale**level - 1.0 for level in range(self.levels))
+
+    @cached_property
+    def resolutions(self) -> tuple[int, ...]:
+        """Entries along a side of each level."""
+        return tuple(math.ceil(round(scale, 6)) + 1 for scale in self.scales)
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Entries in each level's table: a multiple of 8, at most ``2**log2_table``."""
+        return tuple(min((r**3 + 7) // 8 * 8, 2**self.log2_table) for r in self.resolutions)
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """The first entry of each level in the common table, and behind them the number of all entries."""
+        offsets = [0]
+        for size in self.sizes:
+            offsets.append(offsets[-1] + size)
+        return tuple(offsets)
+
+    @property
+    def entries(self) -> int:
+        """Entries of all levels together; the table is (entries, features)."""
+        return self.offsets[-1]
+
+    @cached_property
+    def hashed(self) -> tuple[bool, ...]:
+        """Whether a level is hashed because its ``resolution**3`` entries do not fit its table."""
+        return tuple(r**3 > size for r, size in zip(self.resolutions, self.sizes, strict=True))
+
+
+def backend_for(device: torch.device) -> ModuleType:
+    """The module that runs the kernels for tensors on ``device``.
+
+    Raises:
+        UserError: ``NELF_KERNELS`` names a backend that does not exist or cannot run on this device.
+    """
+    name = os.environ.get("NELF_KERNELS") or ("cpu" if device.type == "cpu" else "reference")
+    if name not in BACKENDS:
+        raise UserError(f"NELF_KERNELS: {name!r} is not a kernel backend; allowed: {', '.join(BACKENDS)}.")
+    if name == "cpu":
+        if device.type != "cpu":
+            raise UserError(f"NELF_KERNELS=cpu: the tensors are on {device}; use reference there, or trainer=cpu.")
+        from nelf.kernels import cpu
+
+        return cpu
+    from nelf.kernels import reference
+
+    return reference
+
+
+def hash_encode(positions: Tensor, table: Tensor, grid: HashGrid) -> Tensor:
+    """Look positions up in a multi-resolution hash grid, trilinearly.
+
+    Args:
+        positions: (N, 3) in [0, 1], the unit cube of the grid.
+        table: (entries, features) learned features of all levels, level after level.
+        grid: the geometry.
+
+    Returns:
+        (N, levels * features), level-major. Differentiable in ``table`` and ``positions``.
+
+    Raises:
+        ValueError: ``positions`` or ``table`` has another shape.
+
+    Source:
+        Instant-NGP, section 3 (arXiv 2201.05989).
+
+    Example:
+        One dense level of 2 x 2 x 2 entries; in its middle every corner counts an eighth.
+
+        >>> grid = HashGrid(levels=1, features=1, log2_table=3, base_resolution=2, per_level_scale=1.0)
+        >>> table = torch.arange(8.0)[:, None]
+        >>> hash_encode(torch.full((1, 3), 0.0), table, grid)  # 0.5 in the grid: half-way between entries
+        tensor([[3.5000]])
+    """
+    if positions.ndim != 2 or positions.shape[1] != 3:
+        raise ValueError(f"Expected `positions` to have shape (N, 3), got {tuple(positions.shape)}.")
+    if table.shape != (grid.entries, grid.features):
+        raise ValueError(
+            f"Expected `table` to have shape {(grid.entries, grid.features)}, got {tuple(table.shape)}."
+        )
+    return backend_for(positions.device).hash_encode(positions, table, grid)
+
+
+def march(
+    rays_o: Tensor,
+    rays_d: Tensor,
+    t_min: Tensor,
+    t_max: Tensor,
+    occupied: Tensor,
+    *,
+    step: float,
+    cone: float = 0.0,
+    max_step: float = math.inf,
+    extent: float = 0.5,
+    max_samples: int = 1024,
+) -> Samples:
+    """Place samples along rays at regular steps, and keep those that fall into occupied cells.
+
+    The lattice of a ray is ``t_0 = t_min``, ``t_{i+1} = t_i + clamp(t_i * cone, step, max_step)``; sample ``i``
+    covers ``[t_i, t_{i+1}]`` and is kept if its mid-point lies in an occupied cell and before ``t_max``. Jitter is
+    the caller's: it moves ``t_min`` by a fraction of a step.
+
+    Args:
+        rays_o: (N, 3) origins.
+        rays_d: (N, 3) directions; ``t`` counts multiples of them.
+        t_min: (N,) where each lattice starts.
+        t_max: (N,) where each ray ends; a ray with ``t_max <= t_min`` gets no sample.
+        occupied: (C, G, G, G) bool, indexed [cascade, x, y, z]. Cascade ``c`` covers the cube of half-size
+            ``min(2**(c - 1), extent)`` round the origin; a point is looked up in the smallest cascade that holds it
+            and whose cells are not smaller than the step there.
+        step: the smallest step, > 0.
+        cone: growth of the step with ``t``; 0 keeps it constant.
+        max_step: the largest step.
+        extent: half-size of the outermost cube; points outside are empty.
+        max_samples: at most this many samples are kept per ray.
+
+    Returns:
+        The kept samples, ragged.
+
+    Raises:
+        ValueError: the ray tensors differ in length, or ``occupied`` is not (C, G, G, G).
+
+    Source:
+        Instant-NGP, appendix C (arXiv 2201.05989).
+    """
+    if occupied.ndim != 4 or not occupied.shape[1] == occupied.shape[2] == occupied.shape[3]:
+        raise ValueError(f"Expected `occupied` to have shape (C, G, G, G), got {tuple(occupied.shape)}.")
+    n_rays = len(rays_o)
+    if rays_d.shape != rays_o.shape or t_min.shape != (n_rays,) or t_max.shape != (n_rays,):
+        raise ValueError(
+            f"Expected `rays_o`, `rays_d` (N, 3) and `t_min`, `t_max` (N,), got {tuple(rays_o.shape)}, "
+            f"{tuple(rays_d.shape)}, {tuple(t_min.shape)}, {tuple(t_max.shape)}."
+        )
+    backend = backend_for(rays_o.device)
+    return Samples(*backend.march(rays_o, rays_d, t_min, t_max, occupied, step, cone, max_step, extent, max_samples))
+
+
+def composite(
+    sigma: Tensor,
+    rgb: Tensor,
+    t_starts: Tensor,
+    t_ends: Tensor,
+    ray_indices: Tensor,
+    n_rays: int,
+    early_stop: float = 0.0,
+) -> Composited:
+    """Composite ragged samples front to back into one colour per ray.
+
+    ``alpha_i = 1 - exp(-sigma_i (t_ends_i - t_starts_i))`` and
+    ``weights_i = alpha_i * prod(1 - alpha_j for j before i on the same ray)``.
+    The background is not added: that is ``rgb + (1 - opacity)[:, None] * background``.
+
+    Args:
+        sigma: (S,) density, per unit of ``t``, >= 0.
+        rgb: (S, 3) colour in [0, 1].
+        t_starts: (S,) where each sample begins, in multiples of ``rays_d``; ascending within a ray.
+        t_ends: (S,) where it ends, >= ``t_starts``.
+        ray_indices: (S,) int64, the ray of each sample; non-decreasing. A ray may own no sample.
+        n_rays: N, the number of rays.
+        early_stop: samples that less than this share of the light reaches get weight 0.
+
+    Returns:
+        ``rgb`` (N, 3); ``opacity`` (N,) in [0, 1]; ``depth`` (N,) = sum of weights * mid-point, in the
+        unit of ``t``, 0 where the ray owns no sample; ``weights`` (S,). Differentiable in ``sigma`` and ``rgb``.
+
+    Raises:
+        ValueError: the sample tensors differ in length, or ``ray_indices`` is not sorted or not within the rays.
+
+    Source:
+        NeRF, eq. 3 (Mildenhall et al. 2020, arXiv 2003.08934).
+
+    Example:
+        Two samples on ray 0, each letting half the light through; ray 1 is empty.
+
+        >>> half = torch.tensor(2.0).log()
+        >>> out = composite(
+        ...     sigma=half.expand(2), rgb=torch.eye(3)[:2],
+        ...     t_starts=torch.tensor([0.0, 1.0]), t_ends=torch.tensor([1.0, 2.0]),
+        ...     ray_indices=torch.tensor([0, 0]), n_rays=2,
+        ... )
+        >>> out.weights
+        tensor([0.5000, 0.2500])
+        >>> out.opacity
+        tensor([0.7500, 0.0000])
+    """
+    n_samples = len(sigma)
+    if rgb.shape != (n_samples, 3):
+        raise ValueError(f"composite: `rgb` has shape {tuple(rgb.shape)}, `sigma` has {n_samples} samples.")
+    for name, tensor in (("t_starts", t_starts), ("t_ends", t_ends), ("ray_indices", ray_indices)):
+        if tensor.shape != (n_samples,):
+            raise ValueError(f"composite: `{name}` has shape {tuple(tensor.shape)}, `sigma` has {n_samples} samples.")
+    backend = backend_for(sigma.device)
+    return Composited(*backend.composite(sigma, rgb, t_starts, t_ends, ray_indices, n_rays, early_stop))

@@ -1,0 +1,248 @@
+"""``ray_features`` in Numba: one walk along each ray, which looks features up only where there is matter.
+
+The backward pass walks again and writes down what each point owes, parallel over rays; then each thread adds the
+debts that fall into its own slice of the volume, so no two threads write one entry and sums keep their order.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit, prange
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from nelf.kernels.cpu import _array, _jit, _threads
+from nelf.kernels.ray_features import MIN_TAU, MIN_TRANSMITTANCE, RayFeatures
+
+_F0, _F1 = np.float32(0), np.float32(1)
+_MIN_TAU, _MIN_TRANSMITTANCE = np.float32(MIN_TAU), np.float32(MIN_TRANSMITTANCE)
+_helper = njit(fastmath=True, nogil=True)
+
+
+@_helper
+def _walk(o, d, aabb, jitter, points, shape):  # type: ignore[no-untyped-def]
+    """First ``t``, step in ``t``, and the same in voxels: start and step along x, y, z."""
+    t_min, t_max = _F0, np.float32(np.inf)
+    for k in range(3):
+        inverse = _F1 / (d[k] if d[k] != 0 else np.float32(1e-12))
+        low, high = (aabb[k] - o[k]) * inverse, (aabb[k + 3] - o[k]) * inverse
+        t_min, t_max = max(t_min, min(low, high)), min(t_max, max(low, high))
+    step = max(t_max - t_min, _F0) / np.float32(points)
+    t = t_min + jitter * step
+    sx = np.float32(shape[2] - 1) / (aabb[3] - aabb[0])
+    sy = np.float32(shape[1] - 1) / (aabb[4] - aabb[1])
+    sz = np.float32(shape[0] - 1) / (aabb[5] - aabb[2])
+    start = ((o[0] + t * d[0] - aabb[0]) * sx, (o[1] + t * d[1] - aabb[1]) * sy, (o[2] + t * d[2] - aabb[2]) * sz)
+    return t, step, start, (d[0] * step * sx, d[1] * step * sy, d[2] * step * sz)
+
+
+@_helper
+def _cell(value, side):  # type: ignore[no-untyped-def]
+    """The cell of a coordinate, and how far into it the coordinate lies."""
+    value = min(max(value, _F0), np.float32(side - 1) - np.float32(1e-3))
+    index = np.int64(value)
+    return index, value - np.float32(index)
+
+
+@_helper
+def _density(density, x, y, z, fx, fy, fz):  # type: ignore[no-untyped-def]
+    gx, gy, gz = _F1 - fx, _F1 - fy, _F1 - fz
+    return gz * (
+        gy * (gx * density[z, y, x] + fx * density[z, y, x + 1])
+        + fy * (gx * density[z, y + 1, x] + fx * density[z, y + 1, x + 1])
+    ) + fz * (
+        gy * (gx * density[z + 1, y, x] + fx * density[z + 1, y, x + 1])
+        + fy * (gx * density[z + 1, y + 1, x] + fx * density[z + 1, y + 1, x + 1])
+    )
+
+
+@_helper
+def _softplus(raw):  # type: ignore[no-untyped-def]
+    return raw if raw > np.float32(15) else math.log(_F1 + math.exp(raw))
+
+
+@lru_cache
+def _kernels(channels: int) -> tuple[Any, Any, Any]:
+    """The two walks and the scatter, compiled for a fixed number of channels."""
+
+    @_helper
+    def feature(features, x, y, z, fx, fy, fz, c):  # type: ignore[no-untyped-def]
+        gx, gy, gz = _F1 - fx, _F1 - fy, _F1 - fz
+        return gz * (
+            gy * (gx * features[z, y, x, c] + fx * features[z, y, x + 1, c])
+            + fy * (gx * features[z, y + 1, x, c] + fx * features[z, y + 1, x + 1, c])
+        ) + fz * (
+            gy * (gx * features[z + 1, y, x, c] + fx * features[z + 1, y, x + 1, c])
+            + fy * (gx * features[z + 1, y + 1, x, c] + fx * features[z + 1, y + 1, x + 1, c])
+        )
+
+    @_jit
+    def forward(  # type: ignore[no-untyped-def]
+        density, features, occupied, rays_o, rays_d, aabb, jitter, points, density_scale, out, opacity, depth, counts
+    ):
+        for n in prange(len(rays_o)):
+            out[n, :] = 0
+            far, kept, light = _F0, 0, _F1
+            t, dt, start, move = _walk(rays_o[n], rays_d[n], aabb, jitter[n], points, density.shape)
+            length = dt * density_scale * math.sqrt(rays_d[n, 0] ** 2 + rays_d[n, 1] ** 2 + rays_d[n, 2] ** 2)
+            for i in range(points if dt > 0 else 0):
+                x, fx = _cell(start[0] + np.float32(i) * move[0], density.shape[2])
+                y, fy = _cell(start[1] + np.float32(i) * move[1], density.shape[1])
+                z, fz = _cell(start[2] + np.float32(i) * move[2], density.shape[0])
+                if not occupied[z, y, x]:
+                    continue
+                tau = _softplus(_density(density, x, y, z, fx, fy, fz)) * length
+                if tau < _MIN_TAU:
+                    continue
+                kept += 1
+                weight = light * (_F1 - math.exp(-tau))
+                light -= weight
+                far += weight * (t + np.float32(i) * dt)
+                for c in range(channels):
+                    out[n, c] += weight * feature(features, x, y, z, fx, fy, fz, c)
+                if light < _MIN_TRANSMITTANCE:
+                    break
+            opacity[n], depth[n], counts[n] = _F1 - light, far, kept
+
+    @_jit
+    def debts(  # type: ignore[no-untyped-def]
+        density, features, occupied, rays_o, rays_d, aabb, jitter, points, density_scale, out, opacity, grad_out,
+        grad_opacity, first, cells, inside, weights, grads, rays
+    ):  # fmt: skip
+        height, width = density.shape[1], density.shape[2]
+        for n in prange(len(rays_o)):
+            at, end = first[n], first[n + 1]
+            light, behind = _F1, grad_opacity[n] * opacity[n]  # what all points from here on give to the loss
+            for c in range(channels):
+                behind += grad_out[n, c] * out[n, c]
+            t, dt, start, move = _walk(rays_o[n], rays_d[n], aabb, jitter[n], points, density.shape)
+            length = dt * density_scale * math.sqrt(rays_d[n, 0] ** 2 + rays_d[n, 1] ** 2 + rays_d[n, 2] ** 2)
+            for i in range(points):
+                if at == end:
+                    break
+                x, fx = _cell(start[0] + np.float32(i) * move[0], width)
+                y, fy = _cell(start[1] + np.float32(i) * move[1], height)
+                z, fz = _cell(start[2] + np.float32(i) * move[2], density.shape[0])
+                if not occupied[z, y, x]:
+                    continue
+                raw = _density(density, x, y, z, fx, fy, fz)
+                tau = _softplus(raw) * length
+                if tau < _MIN_TAU:
+                    continue
+                weight = light * (_F1 - math.exp(-tau))
+                light -= weight
+                along = grad_opacity[n]
+                for c in range(channels):
+                    along += grad_out[n, c] * feature(features, x, y, z, fx, fy, fz, c)
+                behind -= weight * along
+                cells[at] = (z * height + y) * width + x
+                inside[at, 0], inside[at, 1], inside[at, 2] = fx, fy, fz
+                weights[at] = weight
+                grads[at] = (light * along - behind) * length / (_F1 + math.exp(-raw))
+                rays[at] = n
+                at += 1
+            while at < end:  # only if rounding kept one point less than the forward walk
+                cells[at], weights[at], grads[at], rays[at] = 0, _F0, _F0, n
+                inside[at, :] = 0
+                at += 1
+
+    @_jit
+    def scatter(bounds, cells, inside, weights, grads, rays, grad_out, height, width, to_density, to_features):  # type: ignore[no-untyped-def]
+        for part in prange(len(bounds) - 1):
+            low, high = bounds[part], bounds[part + 1]
+            to_density[low:high] = 0
+            to_features[low:high] = 0
+            for k in range(len(cells)):
+                cell = cells[k]
+                if cell >= high or cell + (height + 1) * width + 1 < low:
+                    continue
+                fx, fy, fz, n = inside[k, 0], inside[k, 1], inside[k, 2], rays[k]
+                for corner in range(8):
+                    entry = cell + (corner & 1) + ((corner >> 1) & 1) * width + (corner >> 2) * height * width
+                    if low <= entry < high:
+                        share = (
+                            (fx if corner & 1 else _F1 - fx)
+                            * (fy if corner & 2 else _F1 - fy)
+                            * (fz if corner & 4 else _F1 - fz)
+                        )
+                        to_density[entry] += share * grads[k]
+                        share *= weights[k]
+                        for c in range(channels):
+                            to_features[entry, c] += share * grad_out[n, c]
+
+    return forward, debts, scatter
+
+
+class _RayFeatures(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        density: Tensor,
+        features: Tensor,
+        occupied: Tensor,
+        rays: tuple[Tensor, ...],
+        points: int,
+        density_scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        _threads()
+        arguments = (
+            _array(density),
+            _array(features),
+            occupied.contiguous().numpy(),
+            *(_array(ray) for ray in rays),
+            points,
+            np.float32(density_scale),
+        )
+        n_rays, channels = len(rays[0]), features.shape[-1]
+        out = np.empty((n_rays, channels), np.float32)
+        opacity, depth = np.empty(n_rays, np.float32), np.empty(n_rays, np.float32)
+        counts = np.empty(n_rays, np.int64)
+        _kernels(channels)[0](*arguments, out, opacity, depth, counts)
+        ctx.walk = (arguments, out, opacity, counts)
+        results = torch.from_numpy(out), torch.from_numpy(opacity), torch.from_numpy(depth)
+        ctx.mark_non_differentiable(results[2])
+        return results
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor, grad_opacity: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        threads = _threads()
+        arguments, out, opacity, counts = ctx.walk
+        depth, height, width = arguments[0].shape
+        entries, channels = depth * height * width, out.shape[1]
+        first = np.concatenate([[0], np.cumsum(counts)])
+        total = int(first[-1])
+        cells, rays = np.empty(total, np.int64), np.empty(total, np.int64)
+        inside, weights, grads = np.empty((total, 3), np.float32), np.empty(total, np.float32), np.empty(total, np.float32)
+        to_density, to_features = np.empty(entries, np.float32), np.empty((entries, channels), np.float32)
+        grad_features = _array(grad_out)
+        _, debts, scatter = _kernels(channels)
+        debts(*arguments, out, opacity, grad_features, _array(grad_opacity), first, cells, inside, weights, grads, rays)
+        # Slices of equal work, not of equal size: most of a volume is empty.
+        shares = np.arange(1, threads) / threads
+        middle = np.quantile(cells[::31], shares).astype(np.int64) if total else np.zeros(threads - 1, np.int64)
+        bounds = np.concatenate([[0], middle, [entries]])
+        scatter(bounds, cells, inside, weights, grads, rays, grad_features, height, width, to_density, to_features)
+        volume = torch.from_numpy(to_features).view(depth, height, width, channels)
+        return torch.from_numpy(to_density).view(depth, height, width), volume, None, None, None, None
+
+
+def ray_features_cpu(
+    density: Tensor,
+    features: Tensor,
+    occupied: Tensor,
+    rays_o: Tensor,
+    rays_d: Tensor,
+    aabb: Tensor,
+    jitter: Tensor,
+    points: int,
+    density_scale: float,
+) -> RayFeatures:
+    """See ``nelf.kernels.ray_features.ray_features``; float32."""
+    rays = (rays_o, rays_d, aabb, jitter)
+    return RayFeatures(*_RayFeatures.apply(density, features, occupied, rays, points, density_scale))  # type: ignore[no-untyped-call]

@@ -1,0 +1,80 @@
+"""The hash grid against a float64 loop written from tiny-cuda-nn's layout, and the backends against each other."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from nelf.kernels import BACKENDS, HashGrid, hash_encode
+
+DENSE = HashGrid(levels=2, features=2, log2_table=12, base_resolution=4, per_level_scale=2.0)
+HASHED = HashGrid(levels=5, features=4, log2_table=7, base_resolution=3, per_level_scale=1.7)
+
+
+def encode_in_float64(positions: np.ndarray, table: np.ndarray, grid: HashGrid) -> np.ndarray:
+    out = np.zeros((len(positions), grid.levels * grid.features))
+    start = 0
+    for level in range(grid.levels):
+        scale = grid.base_resolution * grid.per_level_scale**level - 1
+        resolution = math.ceil(scale) + 1
+        size = min(-(-(resolution**3) // 8) * 8, 2**grid.log2_table)
+        for n, position in enumerate(positions):
+            lower = np.floor(position * scale + 0.5).astype(int)
+            fraction = position * scale + 0.5 - lower
+            for corner in np.ndindex(2, 2, 2):
+                x, y, z = (int(value) for value in lower + corner)
+                if resolution**3 > size:
+                    entry = (x ^ (y * 2654435761 % 2**32) ^ (z * 805459861 % 2**32)) % size
+                else:
+                    entry = (x + y * resolution + z * resolution**2) % size
+                weight = np.prod(np.where(corner, fraction, 1 - fraction))
+                columns = slice(level * grid.features, (level + 1) * grid.features)
+                out[n, columns] += weight * table[start + entry]
+        start += size
+    return out
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("grid", [DENSE, HASHED], ids=["dense", "hashed"])
+def test_equals_a_loop_in_float64(backend: str, grid: HashGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NELF_KERNELS", backend)
+    positions = torch.cat([torch.rand(50, 3), torch.zeros(1, 3), torch.ones(1, 3), torch.eye(3)])
+    table = torch.randn(grid.entries, grid.features)
+    expected = encode_in_float64(positions.double().numpy(), table.double().numpy(), grid)
+    np.testing.assert_allclose(hash_encode(positions, table, grid).numpy(), expected, atol=2e-5)
+
+
+def test_reference_passes_gradcheck(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NELF_KERNELS", "reference")
+    positions = torch.rand(4, 3, dtype=torch.float64, requires_grad=True)
+    table = torch.randn(HASHED.entries, HASHED.features, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda p, t: hash_encode(p, t, HASHED), (positions, table))
+
+
+@pytest.mark.parametrize("grid", [DENSE, HASHED], ids=["dense", "hashed"])
+def test_gradients_equal_the_reference(grid: HashGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+    positions, table = torch.rand(200, 3), torch.randn(grid.entries, grid.features)
+    grad_out = torch.randn(200, grid.levels * grid.features)
+    gradients = {}
+    for backend in BACKENDS:
+        monkeypatch.setenv("NELF_KERNELS", backend)
+        p, t = positions.clone().requires_grad_(), table.clone().requires_grad_()
+        hash_encode(p, t, grid).backward(grad_out)
+        gradients[backend] = (p.grad, t.grad)
+    torch.testing.assert_close(gradients["cpu"], gradients["reference"], atol=1e-4, rtol=1e-4)
+
+
+def test_layout_is_instant_ngps() -> None:
+    """The level sizes and the parameter count that tiny-cuda-nn prints for ngp_pl's defaults, scale 0.5."""
+    grid = HashGrid(16, 2, 19, 16, 64 ** (1 / 15))
+    expected = (16, 22, 28, 37, 49, 64, 85, 112, 148, 195, 256, 338, 446, 589, 777, 1024)
+    assert grid.resolutions == expected
+    assert grid.sizes[:6] == (4096, 10648, 21952, 50656, 117656, 262144)
+    assert grid.entries * grid.features == 11_420_064
+
+
+@pytest.mark.parametrize(("positions", "table"), [((4, 2), (DENSE.entries, 2)), ((4, 3), (7, 2))])
+def test_refuses_wrong_shapes(positions: tuple[int, ...], table: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="to have shape"):
+        hash_encode(torch.zeros(positions), torch.zeros(table), DENSE)

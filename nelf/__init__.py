@@ -3,9 +3,14 @@
 The public names are loaded on first use, so that ``import nelf`` costs milliseconds and loads no torch.
 """
 
+import os
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+
+# torch's and Numba's thread pools take turns on the same cores; with OpenMP's default the idle one spins and slows
+# the other several times over. It is read once, when the first OpenMP library is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 try:
     __version__ = version("nelf")
@@ -20,12 +25,12 @@ _NAMES = {
     "Rendering": "nelf.rendering",
     "evaluate": "nelf.evaluation",
     "config": "nelf.cli",
-    "load": "nelf.run",
+    "load": "nelf.weights",
     "write_views": "nelf.stages.pseudo",
 }
 _MODULES = (
     "callbacks", "cameras", "cli", "data", "encodings", "errors", "evaluation", "fields", "kernels",
-    "lightfields", "metrics", "occupancy", "paths", "rendering", "reporting", "run", "stages", "systems",
+    "lightfields", "metrics", "occupancy", "paths", "rendering", "reporting", "run", "stages", "systems", "training", "weights",
 )  # fmt: skip
 
 __all__ = ["__version__", *_NAMES, *_MODULES]

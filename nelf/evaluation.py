@@ -28,7 +28,7 @@ from torch import Tensor
 
 from nelf import metrics
 from nelf.errors import UserError, atomic_path
-from nelf.pictures import comparison, depth_map, to_uint8, write_png
+from nelf.pictures import block_mean, comparison, depth_map, to_uint8, write_png
 
 if TYPE_CHECKING:
     from nelf.cameras import Camera
@@ -232,18 +232,9 @@ def _write_mp4(path: Path, frames: list[np.ndarray], fps: int) -> None:
 def _write_gif(path: Path, frames: list[np.ndarray], fps: int) -> None:
     """Write an endless GIF; frames wider than the limit are reduced by a whole factor."""
     step = math.ceil(frames[0].shape[1] / _GIF_WIDTH)
-    small = [_block_mean(frame, step) for frame in frames]
+    small = [block_mean(frame, step) for frame in frames]
     with atomic_path(path) as temporary:
         iio.imwrite(temporary, small, duration=1000 / fps, loop=0)
-
-
-def _block_mean(image: np.ndarray, step: int) -> np.ndarray:
-    """Reduce (H, W, 3) uint8 by averaging blocks of step x step pixels; an incomplete block is cut off."""
-    if step == 1:
-        return image
-    height, width = (side // step for side in image.shape[:2])
-    blocks = image[: height * step, : width * step].reshape(height, step, width, step, 3)
-    return blocks.mean(axis=(1, 3)).round().astype(np.uint8)
 
 
 def _file_stem(name: str) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nelf.errors import atomic_path
 
-__all__ = ["ERROR_SCALE", "comparison", "depth_map", "error_map", "to_uint8", "write_png"]
+__all__ = ["ERROR_SCALE", "block_mean", "comparison", "depth_map", "error_map", "to_uint8", "write_png"]
 
 ERROR_SCALE = 0.25
 """The mean absolute error that gets the brightest colour of an error map."""
@@ -70,6 +70,23 @@ def comparison(rgb: Tensor, target: Tensor) -> np.ndarray:
         (H, 3 W, 3) uint8: prediction | ground truth | :func:`error_map`.
     """
     return np.concatenate([to_uint8(rgb), to_uint8(target), error_map(rgb, target)], axis=1)
+
+
+def block_mean(image: np.ndarray, step: int) -> np.ndarray:
+    """Reduce a picture by averaging blocks of pixels.
+
+    Args:
+        image: (H, W, 3) uint8.
+        step: the side of a block; incomplete blocks at the right and at the bottom are cut off.
+
+    Returns:
+        (H // step, W // step, 3) uint8.
+    """
+    if step == 1:
+        return image
+    height, width = (side // step for side in image.shape[:2])
+    blocks = image[: height * step, : width * step].reshape(height, step, width, step, 3)
+    return blocks.mean(axis=(1, 3)).round().astype(np.uint8)
 
 
 def write_png(path: Path, image: np.ndarray) -> None:

@@ -18,10 +18,10 @@ class Previews(pl.Callback):
     """Render one validation view every so many steps, beside the ground truth and the error.
 
     Writes ``DIR/samples/step_000500.png``, where DIR is the trainer's ``default_root_dir`` (the panels are
-    those of :func:`nelf.pictures.comparison`), and hands the picture to those loggers of the trainer that take
-    images (TensorBoard, Weights & Biases). The view comes from ``trainer.datamodule.scene.val`` or, without a scene,
-    from the first validation batch. It is never a test view. A training without validation views goes on
-    without previews, after one warning.
+    those of :func:`nelf.pictures.comparison`), and hands the picture to those loggers of the trainer that
+    take images (TensorBoard, Weights & Biases). The view comes from ``trainer.datamodule.scene.val`` or,
+    without a scene, from the first validation batch. It is never a test view. A training without validation
+    views goes on without previews, after one warning.
 
     Args:
         every_n_steps: optimiser steps from one preview to the next.

@@ -1,0 +1,116 @@
+"""Plots of a report, as SVG on a transparent ground in greys that can be read on white and on black."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+__all__ = ["curves_svg", "pareto_front", "trade_off_svg"]
+
+_GREY = "#868e99"
+_BLUE = "#3d82e8"
+_ORANGE = "#e8853d"
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Find the points that no other one beats in both cost and quality.
+
+    Args:
+        points: (cost, quality) each; less cost and more quality are better.
+
+    Returns:
+        Indices into `points`, by rising cost. Of equal points, the first.
+
+    Example:
+        >>> pareto_front([(9.0, 30.0), (1.0, 25.0), (2.0, 24.0)])
+        [1, 0]
+    """
+    front: list[int] = []
+    for index in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        if not front or points[index][1] > points[front[-1]][1]:
+            front.append(index)
+    return front
+
+
+def trade_off_svg(points: Sequence[tuple[str, float, float]], cost: str) -> str:
+    """Draw PSNR over a cost, with the Pareto front.
+
+    Args:
+        points: (name, cost > 0, PSNR in dB) of each artefact.
+        cost: the label of the horizontal axis, which is logarithmic.
+
+    Returns:
+        An SVG document.
+    """
+    figure, axes = _axes(cost)
+    costs, qualities = [point[1] for point in points], [point[2] for point in points]
+    front = pareto_front(list(zip(costs, qualities, strict=True)))
+    axes.set_xscale("log")
+    axes.plot(
+        [costs[i] for i in front], [qualities[i] for i in front], color=_BLUE, lw=1.5, alpha=0.6, zorder=1
+    )
+    colours = [_BLUE if index in front else _GREY for index in range(len(points))]
+    axes.scatter(costs, qualities, s=60, c=colours, zorder=2)
+    axes.margins(0.18, 0.22)
+    # Neighbours get their names above and below in turn, so that they do not cover each other.
+    for place, index in enumerate(sorted(range(len(points)), key=costs.__getitem__)):
+        above = place % 2 == 0
+        axes.annotate(
+            points[index][0],
+            (costs[index], qualities[index]),
+            xytext=(0, 9 if above else -9),
+            textcoords="offset points",
+            ha="center",
+            va="bottom" if above else "top",
+            color=colours[index],
+            fontsize=10,
+        )
+    return _svg(figure)
+
+
+def curves_svg(path: Path) -> str | None:
+    """Draw the training and validation PSNR of a CSV logger's file over the steps.
+
+    Args:
+        path: ``metrics.csv`` with a ``step`` column and ``train/psnr`` or ``val/psnr``.
+
+    Returns:
+        An SVG document, or None where there is no such file or no such column.
+    """
+    if not path.is_file():
+        return None
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    figure, axes = _axes("step")
+    drawn = False
+    for key, colour, style in (("train/psnr", _BLUE, "-"), ("val/psnr", _ORANGE, "o-")):
+        points = [(int(row["step"]), float(row[key])) for row in rows if row.get(key) and row.get("step")]
+        if points:
+            drawn = True
+            axes.plot(*zip(*points, strict=True), style, color=colour, lw=1.4, ms=4, label=key.split("/")[0])
+    axes.legend(frameon=False, labelcolor=_GREY) if drawn else None
+    return _svg(figure) if drawn else None
+
+
+def _axes(label: str) -> tuple[Figure, Axes]:
+    """Make an empty plot of PSNR over something."""
+    figure = Figure(figsize=(5.2, 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel(label, color=_GREY)
+    axes.set_ylabel("PSNR (dB)", color=_GREY)
+    axes.tick_params(which="both", colors=_GREY)
+    axes.grid(color=_GREY, alpha=0.2)
+    axes.patch.set_alpha(0)
+    for side, spine in axes.spines.items():
+        spine.set_color(_GREY)
+        spine.set_visible(side in ("left", "bottom"))
+    return figure, axes
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return buffer.getvalue()

@@ -1,0 +1,104 @@
+"""The Instant-NGP field: sizes, units, gradients, and rays in the scene's units."""
+
+import math
+
+import pytest
+import torch
+
+from nelf.cameras import Camera
+from nelf.data.blender import read_scene
+from nelf.fields import NGP
+
+SMALL = {"levels": 4, "log2_table": 12, "finest_resolution": 64, "grid_resolution": 16, "max_samples": 64}
+
+
+def test_parameters_are_ngp_pls() -> None:
+    """static figures of ngp_pl at scale 0.5: 11,420,064 in the grid, 3,072 for density, 7,168 - 13 * 64 for colour."""
+    field = NGP()
+    assert field.encoding.table.numel() == 11_420_064
+    assert sum(p.numel() for p in field.density_net.parameters()) == 3072
+    assert sum(p.numel() for p in field.color_net.parameters()) == 7168 - 13 * 64  # tiny-cuda-nn pads 3 to 16
+    assert NGP(scale=4.0).encoding.table.numel() == 13_074_912
+    assert field.step == pytest.approx(math.sqrt(3) / 1024)
+    assert field.occupancy.threshold == pytest.approx(0.01 * 1024 / math.sqrt(3))
+
+
+def test_gradient_reaches_every_parameter() -> None:
+    field = NGP(**SMALL).train()
+    rays_o, rays_d = torch.tensor([[0.0, 0.0, 2.0]]).repeat(64, 1), torch.tensor([[0.0, 0.0, -1.0]]).repeat(64, 1)
+    out, _ = field.render_rays(rays_o + 0.3 * torch.randn(64, 3), rays_d)
+    out.rgb.square().sum().backward()
+    for name, parameter in field.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_density_is_a_truncated_exponential() -> None:
+    field = NGP(**SMALL, low_precision=False)
+    positions = torch.rand(100, 3) - 0.5
+    sigma, features = field.density(positions)
+    torch.testing.assert_close(sigma, features[:, 0].exp())
+
+
+def test_low_precision_is_close() -> None:
+    field = NGP(**SMALL, low_precision=False)
+    torch.nn.init.normal_(field.encoding.table)
+    positions, viewdirs = torch.rand(200, 3) - 0.5, torch.nn.functional.normalize(torch.randn(200, 3), dim=-1)
+    full = field(positions, viewdirs)[0]
+    field.low_precision = True
+    assert (field(positions, viewdirs)[0] - full).abs().max() < 0.03
+
+
+def test_one_viewdir_per_ray_or_per_sample_is_the_same() -> None:
+    field = NGP(**SMALL, low_precision=False)
+    viewdirs, rays = torch.nn.functional.normalize(torch.randn(5, 3), dim=-1), torch.tensor([0, 0, 3, 4, 4, 4])
+    positions = torch.rand(6, 3) - 0.5
+    torch.testing.assert_close(field(positions, viewdirs, rays), field(positions, viewdirs[rays]))
+
+
+class _Ball(NGP):
+    """A ball of radius 1 in scene units, coloured by position."""
+
+    def forward(self, positions, viewdirs, ray_indices=None):  # type: ignore[no-untyped-def]
+        scene = positions * self.unit + self.center
+        return (scene / 3 + 0.5).clamp(0, 1), (scene.norm(dim=-1) < 1.0) * 1e5
+
+
+def test_render_is_in_scene_units(tiny_scene) -> None:  # type: ignore[no-untyped-def]
+    """Depth is z-depth, the ball is where it is, the rest is background; a box off the origin changes nothing."""
+    scene = read_scene(tiny_scene)
+    scene.aabb = torch.tensor([-1.2, -1.3, -1.1, 1.5, 1.2, 1.4])
+    field = _Ball(**{**SMALL, "max_samples": 512})
+    field.fit_scene(scene)
+    camera = Camera.from_fov(scene.test.camera[0].c2w, 0.7, 40, 20)
+    out = field.eval().render(camera)
+    assert out.rgb.shape == (20, 40, 3)
+    assert out.depth is not None
+    assert out.opacity is not None
+    rays = camera.rays()
+    length = rays.rays_d.norm(dim=-1)
+    viewdirs = rays.rays_d / length[..., None]
+    closest = -(rays.rays_o * viewdirs).sum(-1)
+    inside = 1.0 - ((rays.rays_o**2).sum(-1) - closest**2)
+    z_depth = (closest - inside.clamp(min=0).sqrt()) / length
+    hit, miss = inside > 0.05, inside < -0.05
+    assert hit.any()
+    step = field.step * float(field.unit)
+    assert (out.depth - z_depth)[hit].abs().max() < 1.5 * step
+    torch.testing.assert_close(out.rgb[miss], torch.ones_like(out.rgb[miss]))
+
+
+def test_render_rays_uses_the_same_samples_as_render(tiny_scene) -> None:  # type: ignore[no-untyped-def]
+    scene = read_scene(tiny_scene)
+    field = NGP(**SMALL, low_precision=False)
+    torch.nn.init.normal_(field.encoding.table, std=2.0)
+    field.fit_scene(scene)
+    field.eval()
+    camera = scene.test.camera[0]
+    rays = camera.rays()
+    with torch.no_grad():
+        out, samples = field.render_rays(rays.rays_o.reshape(-1, 3), rays.rays_d.reshape(-1, 3))
+    expected = out.rgb + (1 - out.opacity)[:, None]
+    rendered = field.render(camera).rgb.view(-1, 3)
+    assert len(samples.t_starts) > 1000
+    assert (rendered - expected.clamp(0, 1)).abs().max() < 2e-3  # the renderer stops a ray at 1e-3

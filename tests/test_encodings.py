@@ -1,0 +1,37 @@
+"""Encodings against quadrature and closed forms."""
+
+import math
+
+import numpy as np
+import torch
+
+from nelf.encodings import HashEncoding, spherical_harmonics
+from nelf.kernels import HashGrid
+
+
+def test_spherical_harmonics_are_orthonormal() -> None:
+    """Integrated exactly: Gauss-Legendre in z, equally spaced in the azimuth."""
+    z, weight = np.polynomial.legendre.leggauss(8)
+    azimuth = np.arange(16) * 2 * np.pi / 16
+    zz, aa = np.meshgrid(z, azimuth, indexing="ij")
+    radius = np.sqrt(1 - zz**2)
+    directions = np.stack([radius * np.cos(aa), radius * np.sin(aa), zz], -1).reshape(-1, 3)
+    weights = np.repeat(weight, 16) * 2 * np.pi / 16
+    values = spherical_harmonics(torch.from_numpy(directions)).numpy()
+    np.testing.assert_allclose((values * weights[:, None]).T @ values, np.eye(16), atol=1e-12)
+
+
+def test_spherical_harmonics_keep_tiny_cuda_nns_order_and_signs() -> None:
+    along_y = spherical_harmonics(torch.tensor([[0.0, 1.0, 0.0]]))[0]
+    torch.testing.assert_close(along_y[1], torch.tensor(-0.48860251190292))
+    torch.testing.assert_close(along_y[9], torch.tensor(0.5900435899266435))
+    along_z = spherical_harmonics(torch.tensor([[0.0, 0.0, 1.0]]))[0]
+    torch.testing.assert_close(along_z[12], torch.tensor(math.sqrt(7 / (4 * math.pi))))
+
+
+def test_hash_encoding_starts_near_zero_and_learns() -> None:
+    encoding = HashEncoding(HashGrid(levels=2, features=2, log2_table=10, base_resolution=4))
+    assert encoding.table.abs().max() <= 1e-4
+    encoding(torch.rand(8, 3)).sum().backward()
+    assert encoding.table.grad is not None
+    torch.testing.assert_close(encoding.table.grad.sum(), torch.tensor(8.0 * 2 * 2))  # weights of a cell sum to 1

@@ -6,8 +6,9 @@ Notation, the same everywhere in nelf (readers of other formats convert at their
   camera space to world space; its last column is the camera's position in the unit of the scene.
 - Pixels: ``x`` runs right and ``y`` down; the centre of pixel ``(0, 0)`` lies at ``(0.5, 0.5)``, the image's
   outer corners at ``(0, 0)`` and ``(width, height)``. ``fx fy cx cy`` are in these pixels.
-- Rays: ``rays_d`` is not normalised, its camera-space z is -1. A point is ``rays_o + t * rays_d``, so ``t`` is
-  z-depth: every point of one ``t`` lies on a plane parallel to the image. ``near`` and ``far`` are values of ``t``.
+- Rays: ``rays_d`` is not normalised, its camera-space z is -1. A point is ``rays_o + t * rays_d``, so ``t``
+  is z-depth: every point of one ``t`` lies on a plane parallel to the image. ``near`` and ``far`` are values
+  of ``t``.
 - World: Blender scenes have +z up.
 """
 
@@ -83,7 +84,9 @@ class Camera:
                 f"Expected `intrinsics` to have shape {(*batch, 4)}, but got {tuple(self.intrinsics.shape)}."
             )
         if self.time is not None and self.time.shape != batch:
-            raise ValueError(f"Expected `time` to have shape {tuple(batch)}, but got {tuple(self.time.shape)}.")
+            raise ValueError(
+                f"Expected `time` to have shape {tuple(batch)}, but got {tuple(self.time.shape)}."
+            )
 
     @staticmethod
     def from_fov(
@@ -110,7 +113,9 @@ class Camera:
             Cameras of batch shape (...,).
         """
         focal = 0.5 * width / math.tan(0.5 * fov_x)
-        intrinsics = torch.tensor([focal, focal, 0.5 * width, 0.5 * height], dtype=c2w.dtype, device=c2w.device)
+        intrinsics = torch.tensor(
+            [focal, focal, 0.5 * width, 0.5 * height], dtype=c2w.dtype, device=c2w.device
+        )
         return Camera(c2w, intrinsics.expand(*c2w.shape[:-2], 4), width, height, near, far, time)
 
     @staticmethod
@@ -194,12 +199,13 @@ class Camera:
             y: (P,) integer pixel rows.
 
         Returns:
-            Rays of shape (P,): ray p is pixel p of camera p for a batch of P cameras, or pixel p of this camera.
+            Rays of shape (P,): ray p is pixel p of camera p for a batch of P cameras, or pixel p of this
+            camera.
         """
         return self._cast(x + 0.5, y + 0.5, spread=0)
 
     def _cast(self, x: Tensor, y: Tensor, spread: int) -> Rays:
-        """Rays through image positions; the cameras' batch shape is followed by ``spread`` dimensions of size 1."""
+        """Rays through image positions; the batch shape is followed by ``spread`` dimensions of size 1."""
         batch, ones = self.c2w.shape[:-2], (1,) * spread
         c2w = self.c2w.reshape(*batch, *ones, 3, 4)
         fx, fy, cx, cy = self.intrinsics.reshape(*batch, *ones, 4).unbind(-1)
@@ -217,7 +223,9 @@ def _merge(cameras: Sequence[Camera], join: Callable[[list[Tensor]], Tensor]) ->
         raise ValueError("Expected at least one camera, but got none.")
     shared = {(c.width, c.height, c.near, c.far, c.time is None) for c in cameras}
     if len(shared) > 1:
-        raise ValueError(f"Expected cameras of one size, near, far and kind of time, but got {sorted(shared)}.")
+        raise ValueError(
+            f"Expected cameras of one size, near, far and kind of time, but got {sorted(shared)}."
+        )
     times = [c.time for c in cameras if c.time is not None]
     return replace(
         cameras[0],

@@ -1,8 +1,9 @@
 """Camera poses: paths to fly along, and the random poses that light fields are distilled from.
 
-Poses are (N, 3, 4) float32 camera-to-world, OpenGL axes, +z up, without roll. Angles are in degrees: azimuth from
-+x towards +y, elevation above the horizontal plane, polar angle from +z. Every random set is a prefix of any longer
-one of the same seed, so a set can be extended, and shared out among processes, without changing what is there.
+Poses are (N, 3, 4) float32 camera-to-world, OpenGL axes, +z up, without roll. Angles are in degrees: azimuth
+from +x towards +y, elevation above the horizontal plane, polar angle from +z. Every random set is a prefix
+of any longer one of the same seed, so a set can be extended, and shared out among processes, without
+changing what is there.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ def look_at(origin: Tensor, target: Tensor, up: Tensor | None = None) -> Tensor:
     Args:
         origin: (..., 3) camera positions.
         target: (3,) or (..., 3) points to look at.
-        up: (3,) world direction that appears upwards in the image; None for +z. Where the view axis is parallel to
-            it, +y takes its place (+z if ``up`` is +-y).
+        up: (3,) world direction that appears upwards in the image; None for +z. Where the view axis is
+            parallel to it, +y takes its place (+z if ``up`` is +-y).
 
     Returns:
         (..., 3, 4) camera to world, OpenGL axes, in the dtype of ``origin``.
@@ -56,7 +57,9 @@ def look_at(origin: Tensor, target: Tensor, up: Tensor | None = None) -> Tensor:
     """
     back = origin - target
     if bool((back.norm(dim=-1) == 0).any()):
-        raise ValueError("Expected `origin` to differ from `target`, but got a camera that stands on its target.")
+        raise ValueError(
+            "Expected `origin` to differ from `target`, but got a camera that stands on its target."
+        )
     back = torch.nn.functional.normalize(back, dim=-1)
     up = back.new_tensor([0.0, 0.0, 1.0]) if up is None else up.to(back)
     spare = back.new_tensor([0.0, 1.0, 0.0] if float(up[1].abs()) < 0.9 else [0.0, 0.0, 1.0])
@@ -66,7 +69,9 @@ def look_at(origin: Tensor, target: Tensor, up: Tensor | None = None) -> Tensor:
     return torch.stack([right, torch.linalg.cross(back, right), back, origin.expand_as(back)], dim=-1)
 
 
-def orbit(n: int, radius: float, elevation: float = 30.0, center: _Center = (0, 0, 0), turns: float = 1.0) -> Tensor:
+def orbit(
+    n: int, radius: float, elevation: float = 30.0, center: _Center = (0, 0, 0), turns: float = 1.0
+) -> Tensor:
     """A circle around the object at one height; the last pose is one step before the first.
 
     Args:
@@ -132,8 +137,9 @@ def random_mobile_r2l(
 ) -> Tensor:
     """The random poses of MobileR2L's pseudo data.
 
-    The polar angle is normal around the middle of its range with half the range as standard deviation, and drawn
-    anew uniformly where it falls outside; the azimuth is uniform in -178 to 178 degrees (the original's gap).
+    The polar angle is normal around the middle of its range with half the range as standard deviation, and
+    drawn anew uniformly where it falls outside; the azimuth is uniform in -178 to 178 degrees (the
+    original's gap).
 
     Args:
         n: number of poses.
@@ -181,10 +187,11 @@ def random_r2l(n: int, radius: float = 4.0, seed: int = 0) -> tuple[Tensor, Tens
 def random_like(camera: Camera, n: int, seed: int = 0) -> Camera:
     """Random cameras where the given ones stand: what a student should see of a scene.
 
-    They look at the point that the given cameras look at together, from the given ranges of distance, elevation and
-    azimuth, evenly by area (an additive recurrence with a random start, which leaves fewer gaps than independent
-    draws). Azimuths go all around unless the cameras leave out more than a third of the circle. Intrinsics, size
-    and depth range are those of the first camera; times, where there are any, fill the range of theirs.
+    They look at the point that the given cameras look at together, from the given ranges of distance,
+    elevation and azimuth, evenly by area (an additive recurrence with a random start, which leaves fewer
+    gaps than independent draws). Azimuths go all around unless the cameras leave out more than a third of
+    the circle. Intrinsics, size and depth range are those of the first camera; times, where there are any,
+    fill the range of theirs.
 
     Args:
         camera: a batch of cameras, such as ``scene.train.camera``.
@@ -195,7 +202,8 @@ def random_like(camera: Camera, n: int, seed: int = 0) -> Camera:
         A batch of n cameras.
 
     Source:
-        The recurrence is the R_d sequence of M. Roberts, "The unreasonable effectiveness of quasirandom sequences".
+        The recurrence is the R_d sequence of M. Roberts, "The unreasonable effectiveness of quasirandom
+        sequences".
     """
     c2w = camera.c2w.cpu().double().numpy()
     center = _focus(c2w)
@@ -215,11 +223,16 @@ def random_like(camera: Camera, n: int, seed: int = 0) -> Camera:
     device = camera.c2w.device
     intrinsics = camera.intrinsics[:1].expand(n, 4)
     return replace(
-        camera, c2w=_spherical(azimuth, elevation, radius, center).to(device), intrinsics=intrinsics, time=time
+        camera,
+        c2w=_spherical(azimuth, elevation, radius, center).to(device),
+        intrinsics=intrinsics,
+        time=time,
     )
 
 
-def _spherical(azimuth: np.ndarray, elevation: np.ndarray, radius: np.ndarray, center: _Center = (0, 0, 0)) -> Tensor:
+def _spherical(
+    azimuth: np.ndarray, elevation: np.ndarray, radius: np.ndarray, center: _Center = (0, 0, 0)
+) -> Tensor:
     """(N, 3, 4) float32 poses at spherical positions (degrees) around ``center``, looking at it."""
     azimuth, elevation = np.deg2rad(azimuth), np.deg2rad(elevation)
     level = np.cos(elevation)
@@ -250,7 +263,7 @@ def _focus(c2w: np.ndarray) -> np.ndarray:
 
 
 def _covered_arc(azimuth: np.ndarray) -> tuple[float, float]:
-    """Start and width, degrees, of the arc that cameras stand on: all around unless 120 degrees are left out."""
+    """Start and width, degrees, of the arc that cameras stand on: all around unless a third is left out."""
     ordered = np.sort(azimuth)
     gaps = np.diff(np.append(ordered, ordered[0] + 360.0))
     widest = int(gaps.argmax())

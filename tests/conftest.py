@@ -28,13 +28,15 @@ def data() -> Path:
     """Folder of the real scenes: ``NELF_DATA``, or ``../shared/data`` beside the repository."""
     root = Path(os.environ.get("NELF_DATA") or Path(__file__).parents[2] / "shared" / "data")
     if not root.is_dir():
-        pytest.skip(f"real scenes are not here: set NELF_DATA to a folder that holds nerf_synthetic/ (not {root})")
+        pytest.skip(
+            f"real scenes are not here: set NELF_DATA to a folder that holds nerf_synthetic/ (not {root})"
+        )
     return root
 
 
 @pytest.fixture(scope="session")
 def tiny_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A unit sphere coloured by its normal, seen from 8 training, 2 validation and 2 test views of 16 pixels."""
+    """A unit sphere coloured by its normal: 8 training, 2 validation and 2 test views of 16 pixels."""
     splits = {
         "train": _sphere_split(paths.hemisphere(8, 4.0, (-60.0, 60.0))),
         "val": _sphere_split(paths.orbit(2, 4.0, 20.0)),

@@ -1,4 +1,4 @@
-"""Scenes: readers that all return one form, the Blender writer, the built-in scene, and the training batches."""
+"""Scenes: readers that all return one form, the Blender writer, the built-in scene, the training batches."""
 
 from nelf.data.blender import read_scene
 from nelf.data.datamodules import BlenderDataModule, DemoDataModule

@@ -1,24 +1,25 @@
 """Blender scenes (NeRF synthetic, D-NeRF, instant-ngp's ``transforms.json``): read and write.
 
-Conventions of the files: poses are 4x4 (or 3x4) OpenGL camera-to-world matrices, +z up; pixel centres at +0.5;
-intrinsics are ``fl_x, fl_y, cx, cy, w, h`` per frame or at the top, or ``camera_angle_x`` (radians); ``time`` per
-frame in [0, 1]; PNG or JPEG, alpha not premultiplied. ``near`` and ``far`` are z-depths along unnormalised rays:
-2 and 6 unless the file says otherwise, which fits cameras about 4 units from the origin. The box ``aabb`` is the
-cube +-1.5 unless the file says otherwise. nelf's writer states all three, with ``background`` and ``license``.
+Conventions of the files: poses are 4x4 (or 3x4) OpenGL camera-to-world matrices, +z up; pixel centres at
++0.5; intrinsics are ``fl_x, fl_y, cx, cy, w, h`` per frame or at the top, or ``camera_angle_x`` (radians);
+``time`` per frame in [0, 1]; PNG or JPEG, alpha not premultiplied. ``near`` and ``far`` are z-depths along
+unnormalised rays: 2 and 6 unless the file says otherwise, which fits cameras about 4 units from the origin.
+The box ``aabb`` is the cube +-1.5 unless the file says otherwise. nelf's writer states all three, with
+``background`` and ``license``.
 
-Splits: ``transforms_{train,val,test}.json`` are taken as they are. Where a split has no file (or all views are in
-one ``transforms.json``), views are held out: of every ``holdout`` views in file order, the first is for test and
-the second for val, each only if that split has no file of its own; what is held out is not trained on.
+Splits: ``transforms_{train,val,test}.json`` are taken as they are. Where a split has no file (or all views
+are in one ``transforms.json``), views are held out: of every ``holdout`` views in file order, the first is
+for test and the second for val, each only if that split has no file of its own; what is held out is not
+trained on.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from nelf.cameras import Camera
@@ -71,8 +72,8 @@ def read_scene(
         width: images are reduced to this width by area averaging; None keeps the size of the training images.
         background: named background of the evaluation.
         holdout: of every so many views one is held out for each of val and test, where they have no file.
-        eval_root: another scene that val, test, name, digest, box, near and far come from. The views of ``root``
-            are then all trained on: it is a pseudo set rendered by a teacher of ``eval_root``.
+        eval_root: another scene that val, test, name, digest, box, near and far come from. The views of
+            ``root`` are then all trained on: it is a pseudo set rendered by a teacher of ``eval_root``.
         extra_views: a scene whose training views are trained on too: real views beside those of a pseudo set.
         near: instead of the file's smallest z-depth.
         far: instead of the file's largest z-depth.
@@ -87,7 +88,9 @@ def read_scene(
     """
     background_color(background)
     if holdout < 3:
-        raise UserError(f"data.holdout: is {holdout}; allowed: 3 or more (one test, one val, the rest train).")
+        raise UserError(
+            f"data.holdout: is {holdout}; allowed: 3 or more (one test, one val, the rest train)."
+        )
     files = read_transforms(Path(root))
     truth = files if eval_root is None else read_transforms(Path(eval_root))
     stated = truth["train"]
@@ -180,8 +183,8 @@ def _join(views: _Views, extra: _Views, width: int | None) -> _Views:
     cameras = [views.camera.resized(width), extra.camera.resized(width)]
     if cameras[0].height != cameras[1].height or (cameras[0].time is None) != (cameras[1].time is None):
         raise UserError(
-            f"data.extra_views: {extra.paths[0].parent} differs from {views.paths[0].parent} in the shape of its "
-            "images or in having a time per frame; allowed: views of the same scene."
+            f"data.extra_views: {extra.paths[0].parent} differs from {views.paths[0].parent} in the "
+            "shape of its images or in having a time per frame; allowed: views of the same scene."
         )
     names = [f"extra/{name}" for name in extra.names]
     return _Views(

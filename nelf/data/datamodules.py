@@ -22,6 +22,7 @@ from nelf.errors import UserError, did_you_mean
 
 __all__ = ["BlenderDataModule", "DemoDataModule"]
 
+BatchKind = Literal["rays", "views"]
 T = TypeVar("T")
 
 
@@ -40,8 +41,10 @@ class BlenderDataModule(pl.LightningDataModule):
         sampling: ``all_images`` draws the view of each ray anew, ``same_image`` one view per batch.
         batch: ``rays`` or ``views``, whatever the trained module says.
         holdout: of every so many views one is held out for each of val and test, where they have no file.
-        eval_root: the scene that val, test, box and depth range come from, when ``root`` is a pseudo set of it.
-        extra_views: a scene whose training views are mixed in; with a pseudo set, the real ones (``eval_root``).
+        eval_root: the scene that val, test, box and depth range come from, when ``root`` is a pseudo set of
+            it.
+        extra_views: a scene whose training views are mixed in; with a pseudo set, the real ones
+            (``eval_root``).
         near: instead of the file's smallest z-depth (2 where it states none).
         far: instead of the file's largest z-depth (6 where it states none).
         aabb: instead of the file's box (+-1.5 where it states none): smallest x y z, largest x y z.
@@ -61,7 +64,7 @@ class BlenderDataModule(pl.LightningDataModule):
         batch_rays: int = 8192,
         batch_views: int = 4,
         sampling: Literal["all_images", "same_image"] = "all_images",
-        batch: Literal["rays", "views"] | None = None,
+        batch: BatchKind | None = None,
         holdout: int = 8,
         eval_root: str | Path | None = None,
         extra_views: str | Path | None = None,
@@ -80,7 +83,12 @@ class BlenderDataModule(pl.LightningDataModule):
         _choose("batch", batch or "rays", ("rays", "views"))
         background_color(background)
         self.root = Path(root)
-        self.batch_rays, self.batch_views, self.sampling, self.batch = batch_rays, batch_views, sampling, batch
+        self.batch_rays, self.batch_views, self.sampling, self.batch = (
+            batch_rays,
+            batch_views,
+            sampling,
+            batch,
+        )
         self.num_workers, self.seed = num_workers, seed
         self._reading: dict[str, Any] = {
             "width": width,
@@ -109,7 +117,8 @@ class BlenderDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> Iterable[Any]:
         """Training batches without end, from the first one that this run has not drawn yet."""
         trainer = self.trainer
-        kind = self.batch or getattr(getattr(trainer, "lightning_module", None), "batch_kind", "rays")
+        module = getattr(trainer, "lightning_module", None)
+        kind = self.batch if self.batch is not None else getattr(module, "batch_kind", "rays")
         batches = Batches(
             self.scene.train,
             kind,
@@ -135,8 +144,8 @@ class DemoDataModule(BlenderDataModule):
     """The built-in procedural scene, written once to disk and read like any other.
 
     Args:
-        root: where it is (to be) written; None for ``$NELF_CACHE/demo`` or ``~/.cache/nelf/demo``, one folder per
-            scene and width.
+        root: where it is (to be) written; None for ``$NELF_CACHE/demo`` or ``~/.cache/nelf/demo``, one
+            folder per scene and width.
         scene: which built-in scene, one of ``nelf.data.demo.SCENES``.
         width: image width in pixels; None for 200.
         **options: as of ``BlenderDataModule``.
@@ -146,7 +155,12 @@ class DemoDataModule(BlenderDataModule):
     """
 
     def __init__(
-        self, root: str | Path | None = None, *, scene: str = "blocks", width: int | None = None, **options: Any
+        self,
+        root: str | Path | None = None,
+        *,
+        scene: str = "blocks",
+        width: int | None = None,
+        **options: Any,
     ) -> None:
         _choose("scene", scene, tuple(demo.SCENES))
         size = 200 if width is None else width
@@ -192,4 +206,9 @@ def _check(key: str, value: object, good: bool, allowed: str) -> None:
 
 def _choose(key: str, value: str, choices: tuple[str, ...]) -> None:
     """Refuse a word that is none of the choices."""
-    _check(key, repr(value), value in choices, f"{', '.join(choices)}.{did_you_mean(str(value), choices)}".rstrip("."))
+    _check(
+        key,
+        repr(value),
+        value in choices,
+        f"{', '.join(choices)}.{did_you_mean(str(value), choices)}".rstrip("."),
+    )

@@ -18,8 +18,17 @@ import numba
 import numpy as np
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
+# Imported for what it does: Numba gets a cache directory that can be written, and compilation is announced.
+import nelf.kernels.cpu  # noqa: F401
 from nelf.errors import UserError, atomic_path
 
 __all__ = ["MEMORY_LIMIT", "area_average", "image_header", "load_images", "progress_bar", "read_image"]
@@ -63,11 +72,17 @@ def image_header(path: Path) -> tuple[tuple[int, int], bool]:
     """
     try:
         with Image.open(path) as image:
-            size, mode, alpha = image.size, image.mode, image.mode in _WITH_ALPHA or "transparency" in image.info
+            size, mode, alpha = (
+                image.size,
+                image.mode,
+                image.mode in _WITH_ALPHA or "transparency" in image.info,
+            )
     except FileNotFoundError:
         raise UserError(f"{path}: no such image file.") from None
     except _BROKEN as error:
-        raise UserError(f"{path}: not a readable image ({_reason(error)}); allowed: PNG, JPEG or WebP.") from None
+        raise UserError(
+            f"{path}: not a readable image ({_reason(error)}); allowed: PNG, JPEG or WebP."
+        ) from None
     if mode not in _WITHOUT_ALPHA + _WITH_ALPHA:
         raise UserError(f"{path}: pixels are of kind {mode}; allowed: 8 bits per channel.")
     return size, alpha
@@ -90,14 +105,16 @@ def read_image(path: Path, channels: int) -> np.ndarray:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGBA" if channels == 4 else "RGB"))
     except _BROKEN as error:
-        raise UserError(f"{path}: cannot be decoded ({_reason(error)}); the file is truncated or damaged.") from None
+        raise UserError(
+            f"{path}: cannot be decoded ({_reason(error)}); the file is truncated or damaged."
+        ) from None
 
 
 def area_average(image: np.ndarray, width: int, height: int) -> np.ndarray:
     """Reduce an image: each new pixel is the mean of the area that it covers, fractions of pixels included.
 
-    With alpha the mean is taken of the premultiplied colour, then divided by the mean alpha; a pixel that stays
-    fully transparent is black.
+    With alpha the mean is taken of the premultiplied colour, then divided by the mean alpha; a pixel that
+    stays fully transparent is black.
 
     Args:
         image: (H, W, 3|4) uint8, alpha not premultiplied.
@@ -118,13 +135,15 @@ def area_average(image: np.ndarray, width: int, height: int) -> np.ndarray:
         [[[255, 0, 0, 128]]]
     """
     if not (0 < width <= image.shape[1] and 0 < height <= image.shape[0]):
-        raise ValueError(f"Expected a size within {image.shape[1]}x{image.shape[0]}, but got {width}x{height}.")
+        raise ValueError(
+            f"Expected a size within {image.shape[1]}x{image.shape[0]}, but got {width}x{height}."
+        )
     out = np.empty((height, width, image.shape[2]), dtype=np.uint8)
     _area_average(np.ascontiguousarray(image), out)
     return out
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def _area_average(image: np.ndarray, out: np.ndarray) -> None:
     """Loop of ``area_average``; releases the GIL so that a thread pool reduces several images at once."""
     rows, columns, channels = image.shape
@@ -170,8 +189,9 @@ def load_images(
         width: wanted width in pixels.
         height: wanted height.
         channels: 3 or 4.
-        cache_root: the scene's directory. A split over ``memory_limit`` is written once to ``.nelf_cache`` in it
-            (to the system's temporary directory where it cannot be written) and memory-mapped from there.
+        cache_root: the scene's directory. A split over ``memory_limit`` is written once to ``.nelf_cache``
+            in it (to the system's temporary directory where it cannot be written) and memory-mapped from
+            there.
         text: what the progress bar says.
         memory_limit: bytes of uint8 that may lie in RAM.
 

@@ -1,8 +1,9 @@
 """Training batches: rays over all views, and whole views, straight from the uint8 images.
 
-Batch ``k`` of a process is a pure function of ``(seed, rank, k)``: no state is carried from batch to batch. A run
-that is resumed after ``k`` batches goes on with batch ``k``; it neither replays the beginning nor needs its
-generator's state in the checkpoint. Loader workers take turns, so their number does not change the batches either.
+Batch ``k`` of a process is a pure function of ``(seed, rank, k)``: no state is carried from batch to batch.
+A run that is resumed after ``k`` batches goes on with batch ``k``; it neither replays the beginning nor
+needs its generator's state in the checkpoint. Loader workers take turns, so their number does not change the
+batches either.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Scene: the one in-memory form that every reader returns.
 
-Conventions: poses and pixels as in ``nelf.cameras`` (OpenGL camera-to-world, pixel centres at +0.5, ``near`` and
-``far`` are z-depths); images are uint8 (H, W, 3|4), alpha not premultiplied, display-referred. An image is turned
-into floats in [0, 1] one view at a time, so a scene in memory costs its uint8 size.
+Conventions: poses and pixels as in ``nelf.cameras`` (OpenGL camera-to-world, pixel centres at +0.5, ``near``
+and ``far`` are z-depths); images are uint8 (H, W, 3|4), alpha not premultiplied, display-referred. An image
+is turned into floats in [0, 1] one view at a time, so a scene in memory costs its uint8 size.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def background_color(name: str) -> Tensor:
         UserError: the name is not one of ``BACKGROUNDS``.
     """
     if name not in BACKGROUNDS:
-        allowed = ", ".join(BACKGROUNDS)
-        raise UserError(f"data.background: unknown background {name!r}; allowed: {allowed}.{did_you_mean(name, BACKGROUNDS)}")
+        allowed = f"{', '.join(BACKGROUNDS)}.{did_you_mean(name, BACKGROUNDS)}"
+        raise UserError(f"data.background: unknown background {name!r}; allowed: {allowed}")
     return torch.tensor(BACKGROUNDS[name])
 
 
@@ -93,8 +93,8 @@ class Split:
         expected = (len(self.names), self.camera.height, self.camera.width)
         if self.images.shape[:3] != expected or len(self.camera) != len(self.names):
             raise ValueError(
-                f"Expected `images` of shape {(*expected, 3)} or {(*expected, 4)} for {len(self.camera)} cameras, "
-                f"but got {self.images.shape}."
+                f"Expected `images` of shape {(*expected, 3)} or {(*expected, 4)} for {len(self.camera)} "
+                f"cameras, but got {self.images.shape}."
             )
 
     def __len__(self) -> int:
@@ -128,7 +128,8 @@ class Scene:
         near: smallest ``t`` (z-depth) at which something may be.
         far: largest ``t``.
         background: the named background of its evaluation.
-        digest: 16 hex digits that identify the scene's files, wherever they lie and at whatever width they are read.
+        digest: 16 hex digits that identify the scene's files, wherever they lie and at whatever width they
+            are read.
         license: what the files say about their licence, or None.
     """
 

@@ -24,9 +24,9 @@ _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"IEND\xaeB`\x82"
 class SceneWriter:
     """Write the views of one split one by one, in any order, by any number of processes, over several runs.
 
-    View ``i`` is ``SPLIT/0000i.png``, ``i`` being its place in ``camera``. The transforms file lists the views that
-    are whole on disk, so a set can be read while it grows. Views are found again by name and size only: the caller
-    sees to it that a directory belongs to one set of cameras.
+    View ``i`` is ``SPLIT/0000i.png``, ``i`` being its place in ``camera``. The transforms file lists the
+    views that are whole on disk, so a set can be read while it grows. Views are found again by name and size
+    only: the caller sees to it that a directory belongs to one set of cameras.
 
     Args:
         root: the scene's directory; made if it is not there.
@@ -56,7 +56,7 @@ class SceneWriter:
         *,
         aabb: Any = None,
         background: str = "white",
-        license: str | None = None,  # noqa: A002 (the key of the file)
+        license: str | None = None,
     ) -> None:
         self.root, self.camera, self.split = Path(root), camera, split
         self._header: dict[str, Any] = {
@@ -85,7 +85,9 @@ class SceneWriter:
         except OSError:
             return False
         size = int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
-        return head[:16] == _PNG_START and tail == _PNG_END and size == (self.camera.width, self.camera.height)
+        return (
+            head[:16] == _PNG_START and tail == _PNG_END and size == (self.camera.width, self.camera.height)
+        )
 
     def missing(self) -> list[int]:
         """Indices of the views that are yet to be written."""
@@ -96,8 +98,8 @@ class SceneWriter:
 
         Args:
             index: its place in ``camera``.
-            image: (H, W, 3|4) tensor or array, uint8, or floats in [0, 1] that are clamped and rounded to nearest;
-                alpha not premultiplied.
+            image: (H, W, 3|4) tensor or array, uint8, or floats in [0, 1] that are clamped and rounded to
+                nearest; alpha not premultiplied.
 
         Returns:
             The file.
@@ -109,7 +111,9 @@ class SceneWriter:
         pixels = np.asarray(image.detach().cpu() if hasattr(image, "detach") else image)
         size = (self.camera.height, self.camera.width)
         if pixels.ndim != 3 or pixels.shape[:2] != size or pixels.shape[2] not in (3, 4):
-            raise ValueError(f"Expected `image` of shape {(*size, 3)} or {(*size, 4)}, but got {pixels.shape}.")
+            raise ValueError(
+                f"Expected `image` of shape {(*size, 3)} or {(*size, 4)}, but got {pixels.shape}."
+            )
         if pixels.dtype != np.uint8:
             pixels = (pixels.astype(np.float32).clip(0, 1) * 255 + 0.5).astype(np.uint8)
         path = self.path(index)

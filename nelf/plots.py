@@ -2,11 +2,13 @@
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 __all__ = ["curves_svg", "pareto_front", "trade_off_svg"]
 
@@ -49,12 +51,18 @@ def trade_off_svg(points: Sequence[tuple[str, float, float]], cost: str) -> str:
     costs, qualities = [point[1] for point in points], [point[2] for point in points]
     front = pareto_front(list(zip(costs, qualities, strict=True)))
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.plot(
         [costs[i] for i in front], [qualities[i] for i in front], color=_BLUE, lw=1.5, alpha=0.6, zorder=1
     )
     colours = [_BLUE if index in front else _GREY for index in range(len(points))]
     axes.scatter(costs, qualities, s=60, c=colours, zorder=2)
-    axes.margins(0.18, 0.22)
+    # At least a factor of ten wide, so that the axis has ticks and small differences look small.
+    centre, reach = math.sqrt(min(costs) * max(costs)), max(math.sqrt(max(costs) / min(costs)) * 1.5, 10**0.5)
+    axes.set_xlim(centre / reach, centre * reach)
+    axes.margins(y=0.22)
     # Neighbours get their names above and below in turn, so that they do not cover each other.
     for place, index in enumerate(sorted(range(len(points)), key=costs.__getitem__)):
         above = place % 2 == 0
@@ -91,8 +99,10 @@ def curves_svg(path: Path) -> str | None:
         if points:
             drawn = True
             axes.plot(*zip(*points, strict=True), style, color=colour, lw=1.4, ms=4, label=key.split("/")[0])
-    axes.legend(frameon=False, labelcolor=_GREY) if drawn else None
-    return _svg(figure) if drawn else None
+    if not drawn:
+        return None
+    axes.legend(frameon=False, labelcolor=_GREY)
+    return _svg(figure)
 
 
 def _axes(label: str) -> tuple[Figure, Axes]:

@@ -1,4 +1,4 @@
-"""The report of a run: one row per artefact, pictures beside the ground truth, in files that need nothing else."""
+"""The report of a run: one row per artefact, pictures beside the truth, in files that need nothing else."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Comparison(NamedTuple):
 def _si(value: float) -> str:
     """Write a count with its thousands, millions, billions: 4305539 -> '4.31 M'."""
     power = 0 if value < 1e3 else min(int(math.log10(value) // 3), 3)
-    return f"{value / 1e3**power:.3g} {('', 'k', 'M', 'G')[power]}".strip()
+    return f"{value:.0f}" if power == 0 else f"{value / 1e3**power:.2f} {'kMG'[power - 1]}"
 
 
 _COLUMNS = {
@@ -60,7 +60,7 @@ _COLUMNS = {
     "latency_ms": Column("ms / view", lambda value: f"{value:.1f}" if value < 100 else f"{value:.0f}", False),
     "speedup": Column("Speed-up", lambda value: f"{value:.1f}\N{MULTIPLICATION SIGN}", True),
     "train_seconds": Column("Training (min)", lambda value: f"{value / 60:.1f}"),
-    "peak_memory_mb": Column("Peak memory (MB)", lambda value: f"{value:.0f}", False),
+    "peak_memory_mb": Column("Memory (MB)", lambda value: f"{value:.0f}", False),
 }
 
 
@@ -106,9 +106,9 @@ def write_report(
     Args:
         folder: where to write.
         rows: one per artefact: ``name`` and any of ``psnr`` (dB), ``ssim``, ``lpips``, ``parameters``,
-            ``sparsity`` (0 to 1), ``bytes``, ``latency_ms`` (per view), ``train_seconds``, ``peak_memory_mb``;
-            further numbers become columns of their own, other values stand in the JSON only. ``speedup`` is
-            computed where the baseline has a latency.
+            ``sparsity`` (0 to 1), ``bytes``, ``latency_ms`` (per view), ``train_seconds``,
+            ``peak_memory_mb``; further numbers become columns of their own, other values stand in the JSON
+            only. ``speedup`` is computed where the baseline has a latency.
         pictures: the views to show; see :func:`comparisons`.
         title: the page's headline.
         baseline: name of the row that speed-ups refer to; the first row if None.

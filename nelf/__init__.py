@@ -29,8 +29,8 @@ _NAMES = {
     "write_views": "nelf.stages.pseudo",
 }
 _MODULES = (
-    "callbacks", "cameras", "cli", "data", "encodings", "errors", "evaluation", "fields", "kernels",
-    "lightfields", "metrics", "occupancy", "paths", "rendering", "reporting", "run", "stages", "systems", "training", "weights",
+    "callbacks", "cameras", "checks", "cli", "data", "encodings", "errors", "evaluation", "fields", "kernels",
+    "lightfields", "metrics", "occupancy", "paths", "pictures", "rendering", "reporting", "run", "stages", "sweeps", "systems", "training", "weights",
 )  # fmt: skip
 
 __all__ = ["__version__", *_NAMES, *_MODULES]

@@ -1,0 +1,32 @@
+# `make demo` and `make test` do all their own set-up: each may be the first command on a fresh machine.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test clean
+.DELETE_ON_ERROR:
+
+# The built-in scene, from nothing to a small light field of it, with settings that suit a processor.
+demo: $(VENV)/installed
+	$(RUN) distill.py experiment=demo
+
+test: $(VENV)/installed-dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(RUN) -m pytest -q -m "not slow and not gpu"
+	$(RUN) -m pytest -q -m "slow and not gpu"
+
+# The stamps remember what is installed; another pyproject.toml installs anew.
+$(VENV)/installed: pyproject.toml
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/installed-dev: pyproject.toml
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --editable '.[dev]'
+	touch $@ $(VENV)/installed
+
+clean:
+	rm -rf $(VENV) build dist runs .mypy_cache .pytest_cache .ruff_cache

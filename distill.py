@@ -1,0 +1,32 @@
+"""Distil a scene into a small light field, stage by stage: python distill.py experiment=lego data.root=..."""
+
+from typing import Any
+
+from omegaconf import DictConfig
+
+from nelf import cli
+
+
+def distill(cfg: DictConfig) -> dict[str, Any]:
+    """Run the chain of stages, or what is left of it.
+
+    Args:
+        cfg: the configuration ``distill``.
+
+    Returns:
+        The objects: ``run``, and ``metrics`` by stage.
+    """
+    run = cli.start(cfg)
+    metrics = {name: run.do(name, cli.build(run.config["stage"][name])) for name in cfg.stages}
+    for words, pattern in {
+        "report": "report.html",
+        "video": "*_orbit.mp4",
+        "model": "model.safetensors",
+    }.items():
+        for path in sorted([*run.root.glob(pattern), *run.root.glob(f"*/{pattern}")]):
+            print(f"{words}: {path}")
+    return {"run": run, "metrics": metrics}
+
+
+if __name__ == "__main__":
+    cli.main("distill", distill)

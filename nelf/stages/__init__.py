@@ -1,0 +1,1 @@
+"""The links of the chain: one function each, ``stage(run, **options) -> metrics``."""

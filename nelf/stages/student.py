@@ -1,0 +1,41 @@
+"""Stage student: fit a light field to the teacher's views."""
+
+from typing import Any
+
+from nelf.data import BlenderDataModule
+from nelf.run import Run
+from nelf.training import fit
+
+__all__ = ["student"]
+
+_SCENE_ONLY = ("_target_", "root", "eval_root", "extra_views", "scene", "width")
+
+
+def student(
+    run: Run, *, max_steps: int | None = None, max_time: str | None = None, real_views: bool = True
+) -> dict[str, Any]:
+    """Train the student on the pseudo set.
+
+    Args:
+        run: the run to write into; its ``model`` and ``system`` sections say what and how.
+        max_steps: optimiser steps; None for the Trainer's.
+        max_time: days:hours:minutes:seconds; None for the Trainer's.
+        real_views: mix the scene's own training views in with the teacher's.
+
+    Returns:
+        Metrics on the scene's validation views, and the number of steps.
+
+    Raises:
+        UserError: as ``nelf.training.fit``; the pseudo set is missing or damaged.
+    """
+    scene = run.data()
+    options = {key: value for key, value in run.config["data"].items() if key not in _SCENE_ONLY}
+    pseudo = BlenderDataModule(
+        run.input("pseudo"),
+        eval_root=scene.root,
+        extra_views=scene.root if real_views else None,
+        width=scene.scene.train.camera.width,
+        **options,
+    )
+    _, metrics = fit(run, run.folder("student"), "student", pseudo, max_steps=max_steps, max_time=max_time)
+    return metrics

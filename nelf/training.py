@@ -1,0 +1,170 @@
+"""Fit a system: the Trainer of a run, checkpoints that survive a kill, weights at the end."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from nelf.errors import UserError
+from nelf.run import PLACES, Run
+from nelf.weights import save
+
+__all__ = ["check_trainer", "device", "fit", "last_good_checkpoint"]
+
+#: What Lightning remarks about every run of this library, where it is meant so.
+_EXPECTED = (
+    ".*does not have many workers which may be a bottleneck.*",  # a scene in memory needs no loader processes
+    "Checkpoint directory .* exists and is not empty.*",  # that is how a run goes on
+    "GPU available but not used.*",  # trainer=cpu asks for it
+    "You're resuming from a checkpoint that ended before the epoch ended.*",  # there are no epochs
+    ".*`IterableDataset` has `__len__` defined.*",
+    ".*LeafSpec.*",  # Lightning's use of what torch deprecates
+)
+
+
+def fit(
+    run: Run,
+    folder: Path,
+    name: str = "student",
+    data: Any = None,
+    *,
+    max_steps: int | None = None,
+    max_time: str | None = None,
+) -> tuple[Any, dict[str, Any]]:
+    """Train one of a run's systems in a folder, from its last good checkpoint where there is one.
+
+    Args:
+        run: what to train with.
+        folder: gets ``checkpoints/``, ``logs/``, ``samples/`` and at the end ``model.safetensors``.
+        name: ``teacher`` or ``student``.
+        data: a datamodule; None for that of the scene.
+        max_steps: instead of the Trainer's.
+        max_time: instead of the Trainer's, days:hours:minutes:seconds.
+
+    Returns:
+        The trained system, on the Trainer's device, and its metrics on the validation views.
+
+    Raises:
+        UserError: checkpoints of another architecture, or a device that is not there.
+        KeyboardInterrupt: Ctrl-C; the state is saved.
+    """
+    quiet_lightning()
+    pl.seed_everything(run.config.get("seed", 0), verbose=False)
+    data = run.data() if data is None else data
+    system = run.system(name)
+    limits = {"max_steps": max_steps, "max_time": max_time}
+    trainer = _trainer(run, folder, {key: value for key, value in limits.items() if value is not None})
+    checkpoint = last_good_checkpoint(folder / "checkpoints", system)
+    if checkpoint is not None:
+        print(f"{folder}: goes on from {checkpoint.name}", flush=True)
+    _uninterrupted(trainer, system, data, checkpoint)
+    validated = trainer.validate(system, datamodule=data, verbose=False)
+    if trainer.is_global_zero:
+        save(system.network, folder / "model.safetensors", run.model_config(name), data.scene.digest)
+    metrics = {**(validated[0] if validated else {}), "steps": trainer.global_step}
+    return system.to(trainer.strategy.root_device), metrics
+
+
+def last_good_checkpoint(folder: Path, system: torch.nn.Module) -> Path | None:
+    """Find the newest checkpoint that is whole; say which ones are not, and put them aside.
+
+    Args:
+        folder: where the ``.ckpt`` files are.
+        system: what is to be resumed.
+
+    Returns:
+        Its path, or None where there is none.
+
+    Raises:
+        UserError: it is of another network; names what differs.
+    """
+    newest_first = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for path in newest_first:
+        try:
+            weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        except Exception as error:  # whatever a torn file makes of the reader
+            print(f"{path}: is damaged ({str(error).splitlines()[0]}); the one before it is used", flush=True)
+            path.rename(path.with_suffix(".damaged"))
+            continue
+        expected = {name: tuple(tensor.shape) for name, tensor in system.state_dict().items()}
+        found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+        names = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
+        if names:
+            listed = ", ".join(f"{name} is {found.get(name)}, not {expected.get(name)}" for name in names[:3])
+            raise UserError(f"{path}: is of another network: {listed}. Choose another directory with run=.")
+        return path
+    return None
+
+
+def check_trainer(config: dict[str, Any]) -> None:
+    """Refuse a Trainer that cannot run here, before anything is read.
+
+    Args:
+        config: the node ``trainer``.
+
+    Raises:
+        UserError: a GPU is asked for and none is there, or training would never end.
+    """
+    if config.get("accelerator") in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError(
+            "trainer.accelerator: gpu is asked for, but there is none here; allowed: trainer=cpu."
+        )
+    if config.get("max_steps", -1) in (-1, None) and config.get("max_time") is None:
+        raise UserError(
+            "trainer.max_steps: is -1 and trainer.max_time is null; training needs one of the two."
+        )
+
+
+def device(run: Run) -> str:
+    """Where a run's models are rendered: ``cuda`` if its Trainer would use it, else ``cpu``."""
+    wanted = run.config["trainer"].get("accelerator", "auto")
+    return "cuda" if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
+
+
+def quiet_lightning() -> None:
+    """Silence Lightning's banners and tips, and those warnings that state what is meant here."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "pytorch_lightning.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in _EXPECTED:
+        warnings.filterwarnings("ignore", message=message)
+
+
+def _trainer(run: Run, folder: Path, limits: dict[str, Any]) -> pl.Trainer:
+    """Build the Trainer with its callbacks and logger; what writes, writes into the folder."""
+    check_trainer({**run.config["trainer"], **limits})
+    callbacks = [
+        run.build(node, **_places(node, folder)) for node in run.config["callbacks"].values() if node
+    ]
+    logger = run.config.get("logger")
+    return run.build(  # type: ignore[no-any-return]
+        run.config["trainer"],
+        **limits,
+        callbacks=callbacks,
+        logger=run.build(logger, **_places(logger, folder)) if logger else False,
+        default_root_dir=str(folder),
+    )
+
+
+def _places(node: dict[str, Any], folder: Path) -> dict[str, str]:
+    """The arguments of a callback or logger that say where to write and are left open (null)."""
+    places = dict(zip(PLACES, (folder / "checkpoints", folder), strict=True))
+    return {key: str(place) for key, place in places.items() if key in node and node[key] is None}
+
+
+def _uninterrupted(trainer: pl.Trainer, system: Any, data: Any, checkpoint: Path | None) -> None:
+    """Fit; Lightning turns Ctrl-C into an exit, which is turned back."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(system, datamodule=data, ckpt_path=checkpoint and str(checkpoint), weights_only=True)
+    except SystemExit:
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        signal.signal(signal.SIGINT, handler)

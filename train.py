@@ -1,0 +1,39 @@
+"""Fit, validate and test one model: python train.py data=blender data.root=... model=ngp trainer=cpu."""
+
+import time
+from typing import Any
+
+from omegaconf import DictConfig
+
+from nelf import cli
+
+
+def train(cfg: DictConfig) -> dict[str, Any]:
+    """Train one system, or go on with it, and measure it on the test views.
+
+    Args:
+        cfg: the configuration ``train``.
+
+    Returns:
+        The objects: ``run``, ``system``, ``scene``, ``metrics``.
+    """
+    run = cli.start(cfg)
+    from nelf.evaluation import evaluate  # torch is loaded only once the configuration is known to be right
+    from nelf.run import peak_memory, write_json
+    from nelf.stages.report import row
+    from nelf.training import fit
+
+    scene, start = run.data().scene, time.perf_counter()
+    system, metrics = fit(run, run.root)
+    training = {"seconds": time.perf_counter() - start}
+    result = evaluate(system, scene.test, scene.background, run.root)
+    training["peak_memory_bytes"] = peak_memory()
+    metrics |= row("model", system.network, result, run.root, training) | {"views": result["views"]}
+    write_json(run.root / "metrics.json", metrics)
+    print(f"test ({len(scene.test)} views): PSNR {result['psnr']:.2f} dB, SSIM {result['ssim']:.4f}")
+    print(f"model: {run.root / 'model.safetensors'}  pictures: {run.root / 'samples'}")
+    return {"run": run, "system": system, "scene": scene, "metrics": metrics}
+
+
+if __name__ == "__main__":
+    cli.main("train", train)

@@ -188,13 +188,8 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, Column]:
     """Choose the columns that some row has: the known ones in their order, then other numbers."""
     present = [key for row in rows for key, value in row.items() if isinstance(value, int | float)]
     known = {key: column for key, column in _COLUMNS.items() if key in present}
-    other = {key: Column(key.replace("_", " "), _plain) for key in present if key not in _COLUMNS}
+    other = {key: Column(key.replace("_", " "), "{:.4g}".format) for key in present if key not in _COLUMNS}
     return {**known, **other}
-
-
-def _plain(value: float) -> str:
-    """Write any number."""
-    return f"{value:.4g}"
 
 
 def _best(rows: list[dict[str, Any]], key: str, column: Column) -> float | None:
@@ -258,11 +253,14 @@ def _tiles(baseline: dict[str, Any], last: dict[str, Any]) -> str:
         )
         note = "" if difference is None else f", {difference:+.2f} dB against {baseline['name']}"
         tiles.append((f"{last['psnr']:.2f} dB", f"PSNR of {last['name']}{note}"))
-    for key, unit, words in (("latency_ms", "ms", "faster"), ("bytes", "MB", "smaller")):
+    for key, what, better, worse in (
+        ("latency_ms", "ms per view", "faster", "slower"),
+        ("bytes", "MB on disk", "smaller", "larger"),
+    ):
         if last.get(key):
-            ratio = against(key)
-            note = "" if ratio is None else f", {ratio:.1f} times {words}"
-            noun = "per view" if key == "latency_ms" else "on disk"
+            ratio, (unit, noun) = against(key), what.split(" ", 1)
+            word = better if ratio and ratio >= 1 else worse
+            note = f", {max(ratio, 1 / ratio):.1f} times {word}" if ratio else ""
             tiles.append((f"{_COLUMNS[key].text(last[key])} {unit}", noun + note))
     if last.get("parameters"):
         tiles.append((_si(last["parameters"]), "parameters"))

@@ -80,6 +80,14 @@ class Teacher(pl.LightningModule):
         self.background = "white"
         self.samples_per_ray = float(network.max_samples)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the number of rays that fill a step."""
+        checkpoint["samples_per_ray"] = self.samples_per_ray
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the number of rays that filled a step."""
+        self.samples_per_ray = checkpoint["samples_per_ray"]
+
     def setup(self, stage: str) -> None:
         """Take background and box from the scene of the datamodule."""
         scene = self.trainer.datamodule.scene  # type: ignore[attr-defined]
@@ -88,8 +96,10 @@ class Teacher(pl.LightningModule):
             self.network.fit_scene(scene)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Build Adam and its per-step schedule."""
-        optimizer = torch.optim.Adam(self.network.parameters(), lr=self.hparams["lr"], eps=1e-15, fused=True)
+        """Build Adam, with Instant-NGP's constants, and its per-step schedule."""
+        optimizer = torch.optim.Adam(
+            self.network.parameters(), lr=self.hparams["lr"], betas=(0.9, 0.99), eps=1e-15, fused=True
+        )
         scheduler = LambdaLR(optimizer, lambda step: cosine_decay(training_progress(self.trainer), COSINE_END))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -1,0 +1,73 @@
+"""The teacher system: it learns, keeps its step full, resumes, and refuses what it does not know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from nelf.data import BlenderDataModule
+from nelf.fields import NGP
+from nelf.metrics import psnr
+from nelf.systems import Teacher
+
+
+def small_field() -> NGP:
+    return NGP(levels=4, log2_table=12, finest_resolution=64, grid_resolution=32, max_samples=64, hidden=16)
+
+
+def trainer(root: Path, max_steps: int) -> pl.Trainer:
+    return pl.Trainer(
+        default_root_dir=root, max_steps=max_steps, accelerator="cpu", logger=False, enable_progress_bar=False,
+        enable_model_summary=False, enable_checkpointing=False, limit_val_batches=0,
+    )  # fmt: skip
+
+
+def test_learns_a_ball_with_its_opacity(tiny_scene: Path, tmp_path: Path) -> None:
+    """What it has seen it can draw; from elsewhere the ball has the right outline."""
+    teacher = Teacher(small_field(), lr=2e-2, samples_per_step=2**13)
+    data = BlenderDataModule(tiny_scene, batch_rays=1024)
+    trainer(tmp_path, 200).fit(teacher, data)
+    teacher.eval()
+    seen, unseen = data.scene.train[3], data.scene.test[0]
+    rgb = teacher.render(seen.camera).rgb
+    assert float(psnr(rgb.permute(2, 0, 1)[None], seen.rgb().permute(2, 0, 1)[None])) > 25
+    out = teacher.render(unseen.camera)
+    assert out.opacity is not None
+    alpha = torch.from_numpy(unseen.image[..., 3].copy()) / 255
+    assert float((out.opacity - alpha).abs().mean()) < 0.05
+
+
+def test_number_of_rays_follows_the_samples(tiny_scene: Path, tmp_path: Path) -> None:
+    teacher = Teacher(small_field(), samples_per_step=4096)
+    logged: dict[str, list[float]] = {"train/rays": [], "train/samples_per_ray": []}
+    teacher.log = lambda name, value, **_: logged.setdefault(name, []).append(float(value))  # type: ignore[method-assign]
+    trainer(tmp_path, 40).fit(teacher, BlenderDataModule(tiny_scene, batch_rays=4096))
+    samples = [rays * each for rays, each in zip(*list(logged.values())[:2], strict=True)]
+    assert samples[-1] == pytest.approx(4096, rel=0.25)
+
+
+def test_resumes_with_the_same_numbers(tiny_scene: Path, tmp_path: Path) -> None:
+    """A checkpoint loads with weights_only and holds all that a step depends on."""
+    first = Teacher(small_field(), samples_per_step=2048)
+    run = trainer(tmp_path, 20)
+    run.fit(first, BlenderDataModule(tiny_scene, batch_rays=512))
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 20
+    second = Teacher(small_field(), samples_per_step=2048)
+    trainer(tmp_path, 21).fit(
+        second, BlenderDataModule(tiny_scene, batch_rays=512), ckpt_path=str(tmp_path / "last.ckpt"), weights_only=True
+    )
+    assert second.samples_per_ray == pytest.approx(first.samples_per_ray, rel=0.5)
+    assert second.samples_per_ray < small_field().max_samples / 2
+    moved = (second.network.encoding.table - first.network.encoding.table).abs().max()
+    assert 0 < moved < 0.1
+
+
+@pytest.mark.parametrize("argument", ["loss", "background"])
+def test_refuses_unknown_words(argument: str) -> None:
+    with pytest.raises(ValueError, match=f"`{argument}` to be one of"):
+        Teacher(small_field(), **{argument: "nothing"})

@@ -213,7 +213,7 @@ class Camera:
         rays_d = c2w[..., 0] * across + c2w[..., 1] * up - c2w[..., 2]
         time = None
         if self.time is not None:
-            time = self.time.reshape(*batch, *ones).expand(rays_d.shape[:-1])
+            time = self.time.reshape((*batch, *ones)).expand(rays_d.shape[:-1])
         return Rays(c2w[..., 3].expand_as(rays_d), rays_d, time)
 
 

@@ -118,7 +118,8 @@ class BlenderDataModule(pl.LightningDataModule):
         """Training batches without end, from the first one that this run has not drawn yet."""
         trainer = self.trainer
         module = getattr(trainer, "lightning_module", None)
-        kind = self.batch if self.batch is not None else getattr(module, "batch_kind", "rays")
+        asked: Any = getattr(module, "batch_kind", "rays")
+        kind: BatchKind = asked if self.batch is None else self.batch
         batches = Batches(
             self.scene.train,
             kind,

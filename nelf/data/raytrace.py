@@ -241,7 +241,7 @@ def _torus(o, d, ring, tube):  # type: ignore[no-untyped-def]
     reach = ring + tube + 1e-3
     t, leave = _roots(1.0, _dot(o, d), _dot(o, o) - reach * reach)
     t = max(t, 0.0)
-    for _ in range(96):
+    for _ in range(512):  # a grazing ray comes near only slowly
         if t > leave:
             break
         p = _along(o, t, d)

@@ -1,0 +1,120 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from nelf import paths
+from nelf.cameras import Camera
+
+
+def some_cameras(n=3, width=12, height=8):
+    c2w = paths.random_mobile_r2l(n, radius=4.0, seed=3)
+    intrinsics = torch.tensor([[10.0, 11.0, 5.5, 4.25]]).repeat(n, 1) + torch.arange(n)[:, None]
+    return Camera(c2w, intrinsics, width, height, 2.0, 6.0, torch.linspace(0, 1, n))
+
+
+def project(points, c2w, intrinsics):
+    """Pinhole projection in float64 through K [R | t], with OpenCV's axes as K wants them."""
+    fx, fy, cx, cy = intrinsics.astype(np.float64)
+    k = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+    rotation, position = c2w[:, :3].astype(np.float64), c2w[:, 3].astype(np.float64)
+    camera_space = (points.astype(np.float64) - position) @ rotation
+    image = camera_space * [1, -1, -1] @ k.T
+    return image[..., :2] / image[..., 2:], image[..., 2]
+
+
+def test_rays_in_closed_form():
+    # 90 degrees wide, 4x2 pixels: f = 2. Pixel (0, 0) is centred at (0.5, 0.5): x = (0.5 - 2) / 2 = -0.75 and
+    # y = (1 - 0.5) / 2 = 0.25 upwards. The camera is turned by 90 degrees about z: its x is the world's y.
+    c2w = torch.tensor([[0.0, -1, 0, 7], [1, 0, 0, 8], [0, 0, 1, 9]])
+    rays = Camera.from_fov(c2w, math.pi / 2, 4, 2).rays()
+    assert rays.rays_o.shape == rays.rays_d.shape == (2, 4, 3)
+    torch.testing.assert_close(rays.rays_d[0, 0], torch.tensor([-0.25, -0.75, -1.0]))
+    torch.testing.assert_close(rays.rays_d[1, 3], torch.tensor([0.25, 0.75, -1.0]))
+    assert torch.equal(rays.rays_o, torch.tensor([7.0, 8, 9]).expand(2, 4, 3))
+    assert rays.time is None
+    torch.testing.assert_close(rays.viewdirs.norm(dim=-1), torch.ones(2, 4))
+
+
+def test_points_on_rays_project_back_to_pixel_centres_at_their_depth():
+    camera = some_cameras()
+    rays = camera.rays()
+    for i in range(len(camera)):
+        points = (rays.rays_o + 3.5 * rays.rays_d)[i].numpy()
+        pixels, depth = project(points, camera.c2w[i].numpy(), camera.intrinsics[i].numpy())
+        expected = np.stack(np.meshgrid(np.arange(12) + 0.5, np.arange(8) + 0.5), -1)
+        np.testing.assert_allclose(pixels, expected, atol=1e-4)
+        np.testing.assert_allclose(depth, 3.5, atol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_a_grid_ray_is_the_mean_of_its_block(stride):
+    camera = some_cameras()
+    fine, coarse = camera.rays().rays_d, camera.rays(stride).rays_d
+    blocks = fine.reshape(3, 8 // stride, stride, 12 // stride, stride, 3).mean((2, 4))
+    torch.testing.assert_close(coarse, blocks)
+
+
+def test_an_offset_moves_a_grid_by_whole_pixels():
+    camera = some_cameras()
+    fine = camera.rays().rays_d
+    # An odd stride has a pixel in the middle of each block: pixel 1 of 0..2, and one further with dx = 1.
+    wide = Camera(camera.c2w, camera.intrinsics, 12, 6, time=camera.time)
+    shifted = wide.rays(3, offset=(1, -1)).rays_d
+    torch.testing.assert_close(shifted, fine[:, 0:6:3, 2::3])
+    each = wide.rays(3, offset=torch.tensor([[0.0, 0], [1, 0], [0, 1]])).rays_d
+    torch.testing.assert_close(each[0], wide.rays(3).rays_d[0])
+    torch.testing.assert_close(each[1], fine[1, 1:7:3, 2::3])
+    torch.testing.assert_close(each[2], fine[2, 2:8:3, 1::3])
+
+
+def test_pixel_rays_are_those_of_the_image():
+    camera = some_cameras()
+    x, y = torch.tensor([0, 11, 5]), torch.tensor([7, 0, 3])
+    whole = camera.rays()
+    batch = camera.pixel_rays(x, y)
+    single = camera[1].pixel_rays(x, y)
+    for p in range(3):
+        torch.testing.assert_close(batch.rays_d[p], whole.rays_d[p, y[p], x[p]])
+        torch.testing.assert_close(single.rays_d[p], whole.rays_d[1, y[p], x[p]])
+    assert batch.rays_o.shape == single.rays_o.shape == (3, 3)
+    assert batch.time.tolist() == [0.0, 0.5, 1.0]
+    assert single.time.tolist() == [0.5, 0.5, 0.5]
+
+
+def test_resized_sees_the_same_corners():
+    camera = some_cameras().resized(6)
+    assert (camera.width, camera.height) == (6, 4)
+    torch.testing.assert_close(camera.rays().rays_d, some_cameras().rays(2).rays_d)
+    assert Camera.from_fov(torch.eye(3, 4), 0.7, 100, 75).resized(30).height == 22
+
+
+def test_batches():
+    camera = some_cameras()
+    again = Camera.stack([camera[0], camera[1], camera[-1]])
+    assert torch.equal(again.c2w, camera.c2w)
+    assert torch.equal(again.time, camera.time)
+    assert len(Camera.cat([camera, camera[:2]])) == 5
+    assert torch.equal(camera[torch.tensor([2, 0])].c2w, camera.c2w[[2, 0]])
+    assert camera.to("cpu").width == 12
+
+
+def test_wrong_arguments():
+    camera = some_cameras()
+    with pytest.raises(ValueError, match="`stride` to divide the image size 12x8, but got 5"):
+        camera.rays(5)
+    with pytest.raises(ValueError, match="at least one camera"):
+        Camera.stack([])
+    with pytest.raises(ValueError, match="one size"):
+        Camera.cat([camera, camera.resized(6)])
+    with pytest.raises(ValueError, match=r"`c2w` to have shape \(..., 3, 4\), but got \(4, 4\)"):
+        Camera(torch.eye(4), torch.ones(4), 2, 2)
+    with pytest.raises(ValueError, match="`intrinsics`"):
+        Camera(torch.eye(3, 4), torch.ones(2, 4), 2, 2)
+    with pytest.raises(ValueError, match="`time`"):
+        Camera(torch.eye(3, 4), torch.ones(4), 2, 2, time=torch.zeros(1))
+    with pytest.raises(TypeError, match="no length"):
+        len(camera[0])
+    with pytest.raises(IndexError):
+        camera[3]

@@ -1,0 +1,118 @@
+import numpy as np
+import pytest
+import torch
+
+from nelf import paths
+from nelf.cameras import Camera
+
+EVERY = {
+    "orbit": lambda n: paths.orbit(n, 4.0, 30.0, center=(1, 2, 3)),
+    "spiral": lambda n: paths.spiral(n, 4.0, center=(1, 2, 3)),
+    "hemisphere": lambda n: paths.hemisphere(n, 4.0, center=(1, 2, 3)),
+    "mobile_r2l": lambda n: paths.random_mobile_r2l(n, 4.0) + center_column(),
+    "r2l": lambda n: paths.random_r2l(n, 4.0)[0] + center_column(),
+}
+
+
+def center_column():
+    return torch.cat([torch.zeros(3, 3), torch.tensor([[1.0], [2], [3]])], 1)
+
+
+def polar_and_azimuth(c2w):
+    position = c2w[:, :, 3].double().numpy()
+    radius = np.linalg.norm(position, axis=1)
+    polar = np.rad2deg(np.arccos(position[:, 2] / radius))
+    return polar, np.rad2deg(np.arctan2(position[:, 1], position[:, 0])), radius
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_poses_are_rotations_that_look_at_the_centre_without_roll(name):
+    c2w = EVERY[name](40).double()
+    rotation, position = c2w[:, :, :3], c2w[:, :, 3]
+    identity = torch.eye(3, dtype=torch.float64).expand(40, 3, 3)
+    torch.testing.assert_close(rotation.mT @ rotation, identity, atol=1e-6, rtol=0)
+    torch.testing.assert_close(torch.linalg.det(rotation), torch.ones(40, dtype=torch.float64))
+    # Four units along -z of the camera lies the centre; the camera's right is level, its up points upwards.
+    target = position - 4.0 * rotation[:, :, 2]
+    torch.testing.assert_close(target, torch.tensor([1.0, 2, 3]).double().expand(40, 3), atol=1e-5, rtol=0)
+    assert rotation[:, 2, 0].abs().max() < 1e-6
+    assert rotation[:, 2, 1].min() > -1e-6
+
+
+def test_look_at_straight_down():
+    c2w = paths.look_at(torch.tensor([[0.0, 0, 4], [0, 0, -4]]), torch.zeros(3))
+    assert torch.isfinite(c2w).all()
+    torch.testing.assert_close(torch.linalg.det(c2w[:, :, :3]), torch.ones(2))
+    with pytest.raises(ValueError, match="stands on its target"):
+        paths.look_at(torch.zeros(3), torch.zeros(3))
+
+
+def test_orbit_is_a_circle_at_one_height():
+    polar, azimuth, radius = polar_and_azimuth(paths.orbit(4, 2.0, 30.0))
+    np.testing.assert_allclose(polar, 60.0, atol=1e-4)
+    np.testing.assert_allclose(azimuth % 360, [0, 90, 180, 270], atol=1e-4)
+    np.testing.assert_allclose(radius, 2.0, rtol=1e-6)
+
+
+def test_spiral_climbs_evenly():
+    polar, _, _ = polar_and_azimuth(paths.spiral(8, 2.0, (10.0, 80.0)))
+    np.testing.assert_allclose(polar, np.linspace(80, 10, 8), atol=1e-4)
+
+
+def test_hemisphere_is_even_by_area():
+    # Archimedes: equal areas of a sphere are equal intervals of height.
+    height = paths.hemisphere(100, 1.0)[:, 2, 3].numpy()
+    np.testing.assert_allclose(np.sort(height), (np.arange(100) + 0.5) / 100, atol=1e-5)
+
+
+def test_mobile_r2l_has_the_quantiles_of_the_original():
+    polar, azimuth, radius = polar_and_azimuth(paths.random_mobile_r2l(200_000))
+    quantiles = np.percentile(polar, [5, 25, 50, 75, 95])
+    np.testing.assert_allclose(quantiles, [6.4, 25.2, 45.6, 66.0, 84.6], atol=0.3)
+    assert polar.min() + 1e-3 >= 1.0
+    assert polar.max() <= 90.001
+    assert np.abs(azimuth).max() <= 178.001
+    np.testing.assert_allclose(radius, 4.031128857, rtol=1e-5)
+
+
+def test_r2l_is_uniform_in_angle_with_focal_zoom():
+    c2w, zoom = paths.random_r2l(200_000)
+    polar, azimuth, radius = polar_and_azimuth(c2w)
+    np.testing.assert_allclose(
+        np.percentile(90 - polar, [0, 25, 50, 75, 100]), [0, 22.5, 45, 67.5, 90], atol=0.3
+    )
+    np.testing.assert_allclose(
+        np.percentile(azimuth, [0, 25, 50, 75, 100]), [-180, -90, 0, 90, 180], atol=1.0
+    )
+    np.testing.assert_allclose(np.percentile(zoom, [0, 25, 50, 75, 100]), [1, 1.25, 1.5, 1.75, 2], atol=0.01)
+    np.testing.assert_allclose(radius, 4.0, rtol=1e-5)
+
+
+def test_a_set_is_a_prefix_of_a_longer_one():
+    assert torch.equal(paths.random_mobile_r2l(5, seed=7), paths.random_mobile_r2l(9, seed=7)[:5])
+    assert torch.equal(paths.random_r2l(5, seed=7)[1], paths.random_r2l(9, seed=7)[1][:5])
+    camera = Camera.from_fov(paths.hemisphere(20, 4.0), 0.7, 8, 8)
+    assert torch.equal(paths.random_like(camera, 5, seed=7).c2w, paths.random_like(camera, 9, seed=7).c2w[:5])
+    assert not torch.equal(paths.random_mobile_r2l(5, seed=7), paths.random_mobile_r2l(5, seed=8))
+
+
+def test_random_like_stays_where_the_cameras_stand():
+    near, far = paths.hemisphere(40, 3.0, (10, 60), (1, 2, 3)), paths.hemisphere(40, 5.0, (10, 60), (1, 2, 3))
+    camera = Camera.from_fov(torch.cat([near, far]), 0.7, 8, 6, time=torch.linspace(0.2, 0.6, 80))
+    drawn = paths.random_like(camera, 1000)
+    c2w = drawn.c2w - center_column()
+    polar, azimuth, radius = polar_and_azimuth(c2w)
+    assert 3.0 <= radius.min() + 1e-3 < 3.1
+    assert 4.9 < radius.max() <= 5.001
+    assert 10 <= 90 - polar.max() + 0.01 < 12
+    assert 58 < 90 - polar.min() <= 60.01
+    assert np.histogram(azimuth, 12, (-180, 180))[0].min() > 70  # all around: 83 expected in each
+    assert (drawn.width, drawn.height) == (8, 6)
+    assert 0.2 <= drawn.time.min() < drawn.time.max() <= 0.6 + 1e-6
+
+
+def test_random_like_keeps_to_the_side_that_was_seen():
+    c2w = paths.orbit(40, 4.0, 20.0, turns=0.4)
+    _, azimuth, _ = polar_and_azimuth(paths.random_like(Camera.from_fov(c2w, 0.7, 8, 8), 300).c2w)
+    assert azimuth.min() > -0.1
+    assert azimuth.max() < 0.4 * 360 + 0.1

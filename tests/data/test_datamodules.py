@@ -43,9 +43,9 @@ class Probe(pl.LightningModule):
 
 def fit(probe, data, steps, tmp_path, checkpoint=None):
     trainer = pl.Trainer(
-        max_steps=steps, accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False,
-        enable_model_summary=False, default_root_dir=tmp_path, num_sanity_val_steps=0,
-        val_check_interval=1000, check_val_every_n_epoch=None,
+        max_steps=steps, accelerator="cpu", logger=False, enable_progress_bar=False,
+        enable_checkpointing=False, enable_model_summary=False, default_root_dir=tmp_path,
+        num_sanity_val_steps=0, val_check_interval=1000, check_val_every_n_epoch=None,
     )  # fmt: skip
     trainer.fit(probe, data, ckpt_path=checkpoint, weights_only=True)
     return trainer
@@ -138,14 +138,15 @@ def test_the_trained_module_says_what_a_batch_is(tiny_scene, tmp_path, kind, bat
 
 
 def test_sampling_is_fast(data):
-    """8192 rays cost about 1 ms; ten times that would be felt in a training step."""
+    """8192 rays cost about 1 ms. The fastest of some runs, because other processes slow down the rest."""
     split = BlenderDataModule(data / "nerf_synthetic" / "lego", width=200).scene.train
     rng = np.random.default_rng(0)
-    sample_rays(split, 8192, rng)
-    start = time.process_time()
-    for _ in range(20):
+    seconds = []
+    for _ in range(50):
+        start = time.perf_counter()
         sample_rays(split, 8192, rng)
-    assert (time.process_time() - start) / 20 < 0.01
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.004
 
 
 BAD = {

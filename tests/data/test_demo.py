@@ -72,7 +72,7 @@ def test_light_falls_from_above_and_throws_a_shadow():
     camera = Camera.from_fov(look_at(torch.tensor([0.0, 0, 8]), torch.zeros(3)), 0.5, 41, 41)
     image = trace(pack([floor, ball]), lights, camera.c2w.numpy(), camera.intrinsics.numpy(), 41, 41)
     shade = trace(pack([floor]), lights, camera.c2w.numpy(), camera.intrinsics.numpy(), 41, 41)[20, 20, 0]
-    # The sun stands at 45 degrees over +x: the ball's shadow falls on (-0.7, 0, 0). Where that is in the picture:
+    # The sun stands at 45 degrees over +x, so the ball's shadow falls on (-0.7, 0, 0). Where in the picture:
     right, up = camera.c2w[:, 0], camera.c2w[:, 1]
     spot = torch.tensor([-0.7, 0, 0])
     column, row = (
@@ -115,7 +115,8 @@ def test_everything_lies_in_the_box_and_the_depth_range():
     np.testing.assert_allclose(points.max(0) + 0.03, high, atol=2e-3)
     for camera in demo.cameras().values():
         c2w = camera.c2w.double().numpy()
-        depth = np.einsum("nk,pnk->pn", c2w[:, :, 2], c2w[None, :, :, 3] - points[:, None])
+        offset = c2w[None, :, :, 3] - points[:, None]
+        depth = np.einsum("nk,pnk->pn", c2w[:, :, 2], offset)
         assert camera.near < depth.min()
         assert camera.far > depth.max()
 

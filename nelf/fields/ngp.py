@@ -74,7 +74,7 @@ class NGP(nn.Module):
         low_precision: bool | None = None,
     ) -> None:
         super().__init__()
-        growth = (finest_resolution * 2 * scale / 2 / base_resolution) ** (1 / (levels - 1)) if levels > 1 else 1.0
+        growth = (finest_resolution * scale / base_resolution) ** (1 / (levels - 1)) if levels > 1 else 1.0
         self.encoding = HashEncoding(HashGrid(levels, features, log2_table, base_resolution, growth))
         self.density_net = _mlp(self.encoding.out_features, hidden, 1, 16)
         self.color_net = _mlp(32, hidden, color_layers, 3)
@@ -127,16 +127,20 @@ class NGP(nn.Module):
             ``rgb`` (S, 3) in [0, 1] and ``sigma`` (S,) per unit of the field.
         """
         sigma, features = self.density(positions)
+        return self._color(features, viewdirs, ray_indices), sigma
+
+    def _color(self, features: Tensor, viewdirs: Tensor, ray_indices: Tensor | None) -> Tensor:
         directions = spherical_harmonics(viewdirs).to(features.dtype)
         if ray_indices is not None:
             directions = directions.index_select(0, ray_indices)
-        rgb = self._run(self.color_net, torch.cat([directions, features], dim=1))
-        return torch.sigmoid(rgb.float()), sigma
+        return torch.sigmoid(self._run(self.color_net, torch.cat([directions, features], dim=1)).float())
 
     def _run(self, network: nn.Module, inputs: Tensor) -> Tensor:
         low = _has_bfloat16(inputs.device) if self.low_precision is None else self.low_precision
+        # Matrix libraries prepare a kernel for each new number of rows: keep to few of them.
+        padded = F.pad(inputs, (0, 0, 0, -len(inputs) % _ROWS))
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=low):
-            return network(inputs)  # type: ignore[no-any-return]
+            return network(padded)[: len(inputs)]  # type: ignore[no-any-return]
 
     # ---------------------------------------------------------------------------------------- rays
 
@@ -155,7 +159,12 @@ class NGP(nn.Module):
         if self.training:
             t_min = t_min + self.step * torch.rand_like(t_min)
         samples = self._march(origins, directions, t_min, t_max, self.max_samples)
-        rgb, sigma = self._radiance(origins, directions, samples)
+        sigma, features = self.density(self._positions(origins, directions, samples))
+        # Many samples lie behind a surface (three of five on lego): they need no colour, and have no gradient.
+        seen = _in_sight(samples, sigma, len(rays_o), self.early_stop)
+        samples = Samples(*(values.index_select(0, seen) for values in samples))
+        rgb = self._color(features.index_select(0, seen), directions, samples.ray_indices)
+        sigma = sigma.index_select(0, seen)
         return RenderedRays(composite(sigma, rgb, *samples, len(rays_o), self.early_stop), samples)
 
     @torch.no_grad()
@@ -206,19 +215,22 @@ class NGP(nn.Module):
             max_samples=at_most,
         )
 
-    def _radiance(self, origins: Tensor, directions: Tensor, samples: Samples) -> tuple[Tensor, Tensor]:
-        # Matrix libraries prepare a kernel for each new number of rows: keep to few of them.
-        n_samples = len(samples.t_starts)
-        padding = (0, -n_samples % _ROWS)
-        index = F.pad(samples.ray_indices, padding)
-        middle = F.pad(0.5 * (samples.t_starts + samples.t_ends), padding)
-        positions = torch.addcmul(origins.index_select(0, index), directions.index_select(0, index), middle[:, None])
-        rgb, sigma = self(positions, directions, index)
-        return rgb[:n_samples], sigma[:n_samples]
+    @staticmethod
+    def _positions(origins: Tensor, directions: Tensor, samples: Samples) -> Tensor:
+        middle = 0.5 * (samples.t_starts + samples.t_ends)
+        index = samples.ray_indices
+        return torch.addcmul(origins.index_select(0, index), directions.index_select(0, index), middle[:, None])
 
     def update_occupancy(self, warm_up: bool = False) -> None:
         """Look again where the field holds matter; call it every 16 training steps."""
         self.occupancy.update(lambda positions: self.density(positions)[0], warm_up)
+
+
+@torch.no_grad()
+def _in_sight(samples: Samples, sigma: Tensor, n_rays: int, early_stop: float) -> Tensor:
+    """Indices (V,) of the samples that at least ``early_stop`` of the light reaches."""
+    nothing = sigma.new_zeros(len(sigma), 3)
+    return composite(sigma.detach(), nothing, *samples, n_rays, early_stop).weights.nonzero()[:, 0]
 
 
 def _mlp(inputs: int, hidden: int, hidden_layers: int, outputs: int) -> nn.Sequential:

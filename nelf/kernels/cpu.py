@@ -116,6 +116,11 @@ def _hash_kernels(features: int) -> tuple[Any, Any, Any]:
                 for f in range(features):
                     grad[entry, f] = 0.0
             for n in range(len(positions)):
+                idle = True
+                for f in range(features):
+                    idle = idle and grad_out[n, level * features + f] == 0
+                if idle:  # a sample behind a surface
+                    continue
                 px = positions[n, 0] * scale + np.float32(0.5)
                 py = positions[n, 1] * scale + np.float32(0.5)
                 pz = positions[n, 2] * scale + np.float32(0.5)
@@ -269,6 +274,9 @@ def _march(  # type: ignore[no-untyped-def]
                 ahead = min(ahead, ((k + (1 if dz > 0 else 0)) * side - half - z) / dz)
             leave = middle + ahead * np.float32(0.9999)
             t += dt
+            if cone == 0 and leave > middle:
+                t += dt * np.float32(int(min(leave, end) / dt - middle / dt))
+                continue
             while t < end:
                 dt = min(max(t * cone, step), max_step)
                 if t + np.float32(0.5) * dt >= leave:

@@ -13,7 +13,7 @@ SMALL = {"levels": 4, "log2_table": 12, "finest_resolution": 64, "grid_resolutio
 
 
 def test_parameters_are_ngp_pls() -> None:
-    """static figures of ngp_pl at scale 0.5: 11,420,064 in the grid, 3,072 for density, 7,168 - 13 * 64 for colour."""
+    """What tiny-cuda-nn counts at scale 0.5: 11,420,064 in the grid, 3,072 for density, 7,168 - 13 * 64 for colour."""
     field = NGP()
     assert field.encoding.table.numel() == 11_420_064
     assert sum(p.numel() for p in field.density_net.parameters()) == 3072

@@ -8,8 +8,8 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-# torch's and Numba's thread pools take turns on the same cores; with OpenMP's default the idle one spins and slows
-# the other several times over. It is read once, when the first OpenMP library is loaded.
+# torch's and Numba's thread pools take turns on the same cores; with OpenMP's default the idle one spins and
+# slows the other several times over. It is read once, when the first OpenMP library is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 try:
@@ -29,9 +29,10 @@ _NAMES = {
     "write_views": "nelf.stages.pseudo",
 }
 _MODULES = (
-    "callbacks", "cameras", "checks", "cli", "data", "encodings", "errors", "evaluation", "fields", "kernels",
-    "lightfields", "metrics", "occupancy", "paths", "pictures", "rendering", "reporting", "run", "stages", "sweeps", "systems", "training", "weights",
-)  # fmt: skip
+    *("callbacks", "cameras", "checks", "cli", "data", "encodings", "errors", "evaluation", "fields"),
+    *("kernels", "lightfields", "metrics", "occupancy", "paths", "pictures", "rendering", "reporting"),
+    *("run", "stages", "sweeps", "systems", "training", "weights"),
+)
 
 __all__ = ["__version__", *_NAMES, *_MODULES]
 

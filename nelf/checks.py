@@ -46,7 +46,7 @@ def check_types(node: Any, where: str = "") -> None:
 
 
 def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Arguments that can be passed by name, those of the base classes included where ``**options`` passes them on.
+    """Arguments that can be passed by name, with those of base classes that ``**options`` are passed on to.
 
     Args:
         target: a class or a function.
@@ -117,13 +117,12 @@ def explain(error: Exception, overrides: list[str], compose: Callable[[list[str]
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         if group:
             allowed = ", ".join(error.options)
-            return UserError(
-                f"{group}={choice}: there is no such choice; allowed: {allowed}.{did_you_mean(choice, error.options)}"
-            )
+            near = did_you_mean(choice, error.options)
+            return UserError(f"{group}={choice}: there is no such choice; allowed: {allowed}.{near}")
     unknown = re.search(r"[Cc]ould not override '([^']+)'", str(error))
     if unknown:
         return _unknown_key(unknown[1].split("@")[0], overrides, compose)
-    return UserError(" ".join(str(error).split("\n\n")[0].split()))
+    return UserError(" ".join(re.split(r"\n\n|\nSee ", str(error))[0].split()))
 
 
 def _unknown_key(key: str, overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> UserError:
@@ -144,9 +143,8 @@ def _unknown_key(key: str, overrides: list[str], compose: Callable[[list[str]], 
     wrong = key.replace("/", ".").split(".")[len(parents)]
     allowed = [str(name) for name in node if not str(name).startswith("_") and name != "hydra"]
     place = ".".join(parents) or "the configuration"
-    return UserError(
-        f"{key}: there is no key {wrong!r} in {place}; allowed: {', '.join(allowed)}.{did_you_mean(wrong, allowed)}"
-    )
+    near = did_you_mean(wrong, allowed)
+    return UserError(f"{key}: there is no key {wrong!r} in {place}; allowed: {', '.join(allowed)}.{near}")
 
 
 def _check_node(node: dict[str, Any], where: str) -> None:
@@ -171,9 +169,8 @@ def _check_node(node: dict[str, Any], where: str) -> None:
         annotation = _evaluate(known[key].annotation, target)
         nested = isinstance(value, dict) and "_target_" in value
         if not nested and not accepts(annotation, value):
-            raise UserError(
-                f"{where}.{key}: is {'null' if value is None else repr(value)}; allowed: {_in_words(annotation)}."
-            )
+            shown = "null" if value is None else repr(value)
+            raise UserError(f"{where}.{key}: is {shown}; allowed: {_in_words(annotation)}.")
 
 
 def _evaluate(annotation: Any, target: Any) -> Any:
@@ -193,7 +190,8 @@ def _in_words(annotation: Any) -> str:
     if typing.get_origin(annotation) is Literal:
         return ", ".join(map(str, typing.get_args(annotation)))
     if typing.get_origin(annotation) in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_in_words(part) for part in typing.get_args(annotation)))
+        words = [word for part in typing.get_args(annotation) for word in _in_words(part).split(", ")]
+        return ", ".join(dict.fromkeys(words))
     if annotation is types.NoneType:
         return "null"
     if typing.get_origin(annotation) in (list, tuple, Sequence):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import runpy
 import shlex
 import sys
@@ -35,7 +36,7 @@ _SCRIPTS = _HERE / "scripts" if (_HERE / "scripts").is_dir() else _HERE.parent
 #: Said anew in each command, never carried over from the last one.
 _FORGET = ("run", "stages", "sweep", "hydra")
 #: A choice in these groups decides the keys of these sections.
-_FOLLOWERS = {"model": ("model", "system"), "teacher": ("teacher",)}
+_FOLLOWERS = {"data": ("data",), "model": ("model", "system"), "teacher": ("teacher",)}
 
 OmegaConf.register_new_resolver("slug", lambda text: str(text).replace("/", "_") or "default", replace=True)
 
@@ -104,7 +105,8 @@ def start(cfg: DictConfig) -> Run:
         The run, its scene read.
 
     Raises:
-        UserError: a value is missing or of the wrong type, the scene cannot be read or is not the directory's, or
+        UserError: a value is missing or of the wrong type, the scene cannot be read or is not the
+        directory's, or
             the directory cannot be written.
     """
     missing = sorted(OmegaConf.missing_keys(cfg))
@@ -114,16 +116,17 @@ def start(cfg: DictConfig) -> Run:
     if "stages" in plain:
         check_stages(plain["stages"], {name: CHAIN[name] for name in CHAIN if name in plain["stage"]})
     check_types(plain)
-    from nelf.training import check_trainer, quiet_lightning
+    from nelf.training import (
+        check_trainer,
+    )  # loads torch, which a wrong word on the command line need not wait for
 
-    quiet_lightning()
-    check_trainer(plain["trainer"])
+    check_trainer(plain["trainer"], plain.get("stage", {}), build)
     job = HydraConfig.initialized() and HydraConfig.get().mode is hydra.types.RunMode.MULTIRUN
     root = os.path.relpath(HydraConfig.get().runtime.output_dir) if job else plain["run"]
     run = Run(root, plain, build, shared=plain["run"] if job else None)
     run.check()
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        write_yaml(run.root / "config.yaml", plain)
+        run.open()
         if HydraConfig.initialized():
             overrides = list(HydraConfig.get().overrides.task)
             write_yaml(run.root / "overrides.yaml", overrides if job else _memorable(overrides))
@@ -133,8 +136,8 @@ def start(cfg: DictConfig) -> Run:
 def main(command: str, task: Callable[[DictConfig], Any]) -> None:
     """Run a script: compose its configuration with Hydra, call it, end with an exit code.
 
-    Exit codes: 0; 2 with one line on standard error for what the user can mend; 130 after Ctrl-C, with a line that
-    says how to go on. Anything else keeps its traceback.
+    Exit codes: 0; 2 with one line on standard error for what the user can mend; 130 after Ctrl-C, with a
+    line that says how to go on. Anything else keeps its traceback.
 
     Args:
         command: ``train`` or ``distill``: which defaults.
@@ -257,17 +260,13 @@ def _memorable(overrides: list[str]) -> list[str]:
 
 def _still_meant(stored: list[str], overrides: list[str]) -> list[str]:
     """The stored overrides that the new ones neither replace nor make meaningless."""
-    keys = {_key(text) for text in overrides}
-    if "experiment" in keys and not {text for text in stored if _key(text) == "experiment"} <= set(overrides):
+    new = {_key(text): text for text in overrides}
+    old = {_key(text): text for text in _memorable(stored)}
+    if "experiment" in new and old.get("experiment") != new["experiment"]:
         return []  # another preset is another beginning
-    decided = [section for key in keys for section in _FOLLOWERS.get(key, ())]
-    kept = []
-    for text in _memorable(stored):
-        key = _key(text)
-        orphan = any(key.startswith(f"{section}.") for section in decided)
-        if key not in keys and not orphan:
-            kept.append(text)
-    return kept
+    changed = [key for key in _FOLLOWERS if key in new and old.get(key) != new[key]]
+    orphans = tuple(f"{section}." for key in changed for section in _FOLLOWERS[key])
+    return [text for key, text in old.items() if key not in new and not key.startswith(orphans)]
 
 
 def _line(error: BaseException) -> str | None:
@@ -276,14 +275,14 @@ def _line(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _first_line(error)
-    refused = (
-        unwritable(error) if isinstance(error, OSError) and not isinstance(error, FileNotFoundError) else None
-    )
+    # What is missing or in the way deep inside is a bug; a disk that is full or read-only is not.
+    place_is_wrong = isinstance(error, FileNotFoundError | FileExistsError | NotADirectoryError)
+    refused = unwritable(error) if isinstance(error, OSError) and not place_is_wrong else None
     return None if refused is None else str(refused)
 
 
 def _first_line(error: BaseException) -> str:
-    return " ".join(str(error).split("\n\n")[0].split())
+    return " ".join(re.split(r"\n\n|\nSee ", str(error))[0].split())
 
 
 def _fail(error: BaseException) -> NoReturn:

@@ -15,6 +15,7 @@ from pathlib import Path
 #: What the operating system says when an output directory cannot be written, in the words of an error line.
 _UNWRITABLE = {
     errno.ENOSPC: "no space left on the device",
+    errno.EFBIG: "a file would be larger than is allowed here",
     errno.EDQUOT: "the disk quota is used up",
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "permission denied",
@@ -64,8 +65,8 @@ def unwritable(error: OSError, directory: Path | str | None = None) -> UserError
         The error to raise instead, or None if ``error`` is not about a place that cannot be written.
     """
     reason = _UNWRITABLE.get(error.errno or 0)
-    place = directory if directory is not None else error.filename
-    if reason is None or place is None:
+    place = directory or error.filename or "the output directory"
+    if reason is None:
         return None
     return UserError(f"{place}: cannot be written: {reason}. Choose another place with run=DIRECTORY.")
 

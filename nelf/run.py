@@ -4,10 +4,10 @@
       config.yaml overrides.yaml scene.json
       teacher/ pseudo/ student/ report/     per stage: config.yaml, metrics.json, checkpoints/, ..., done.json
 
-A stage is done when ``done.json`` holds the hash of its configuration and the marks of its inputs. It is written
-last, by rename, so a killed run never looks finished. Run again, a done stage is skipped, a half-done one goes on,
-a changed one is redone; those after it follow, because the mark of their input is another. What would throw a
-trained model away, another architecture or another scene, is refused instead.
+A stage is done when ``done.json`` holds the hash of its configuration and the marks of its inputs. It is
+written last, by rename, so a killed run never looks finished. Run again, a done stage is skipped, a
+half-done one goes on, a changed one is redone; those after it follow, because the mark of their input is
+another. What would throw a trained model away, another architecture or another scene, is refused instead.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ CHAIN = {
     "report": Link(("data",), ("teacher", "student"), all_inputs=False),
 }
 
-# Of these sections only what changes the result counts: a run may move to another machine, or its scene to another
-# folder (its digest is compared instead).
+# Of these sections only what changes the result counts: a run may move to another machine, or its scene to
+# another folder (its digest is compared instead).
 _TRAINER_KEYS = ("max_steps", "max_time", "precision", "accumulate_grad_batches", "gradient_clip_val")
 _DATA_PLACES = ("root", "eval_root", "extra_views", "num_workers")
 
@@ -60,11 +60,14 @@ class Run:
 
     Args:
         root: the run's own directory.
-        config: plain, resolved values: ``data``, ``model``, ``system``, ``trainer``, ``callbacks``, ``logger``,
+        config: plain, resolved values: ``data``, ``model``, ``system``, ``trainer``, ``callbacks``,
+        ``logger``,
             ``seed`` and, for a chain, ``teacher`` and ``stage``.
-        build: makes the object that a node of the configuration describes (``_target_`` and arguments), with more
+        build: makes the object that a node of the configuration describes (``_target_`` and arguments), with
+        more
             arguments by name.
-        shared: a second directory in which finished stages are looked for: a sweep's jobs share their teacher.
+        shared: a second directory in which finished stages are looked for: a sweep's jobs share their
+        teacher.
 
     Raises:
         UserError: the directory cannot be written.
@@ -106,41 +109,58 @@ class Run:
         return dict(part["model"])
 
     def _check_scene(self, data: Any) -> None:
-        """Note the scene, or compare it with the one that was noted."""
-        path = self.root / "scene.json"
-        noted = read_json(path)
-        place = str(Path(data.root).resolve())
-        if noted is not None and noted["root"] == place and self.complete(*self.config.get("stages", ())):
+        """Compare the scene with the one that was noted here."""
+        noted = read_json(self.root / "scene.json")
+        if noted is None:
+            return
+        if noted["root"] == _place(data) and self.complete(*self.config.get("stages", ())):
             return  # nothing will be read, so the files need not be either
-        scene = data.scene
-        if noted is not None and noted["digest"] != scene.digest:
+        digest = data.scene.digest
+        if noted["digest"] != digest:
             raise UserError(
                 f"{self.root}: holds work on another scene ({noted['name']} from {noted['root']}, digest "
-                f"{noted['digest']}), but {data.root} has digest {scene.digest}. Choose another directory with run=."
+                f"{noted['digest']}), but {data.root} has digest {digest}. Choose another with run=."
             )
-        write_json(path, {"name": scene.name, "root": place, "digest": scene.digest})
+
+    def open(self) -> None:
+        """Make the directory, and note its configuration and its scene.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        write_yaml(self.root / "config.yaml", self.config)
+        if not (self.root / "scene.json").is_file():
+            scene = self.data().scene
+            noted = {"name": scene.name, "root": _place(self.data()), "digest": scene.digest}
+            write_json(self.root / "scene.json", noted)
 
     def check(self) -> None:
         """Refuse, before anything is written or trained, what would be refused in the middle.
 
         Raises:
-            UserError: the scene cannot be read or is another one, a stage before is missing, there are weights of
+            UserError: the scene cannot be read or is another one, a stage before is missing, there are
+            weights of
                 another architecture, or a network does not take its arguments or the scene's size.
         """
-        self.data()
+        data = self.data()
         stages = self.config.get("stages")
         if stages is None:  # a single training in the root
             previous = read_yaml(self.root / "config.yaml")
             if previous is not None:
                 refuse_other_architecture(self.root, previous, self.config)
+            _ = data.scene
             self._check_network("student")
             return
+        views = self.config["stage"].get("pseudo", {}).get("views", 1)
+        if views < 1:
+            raise UserError(f"stage.pseudo.views: is {views}; allowed: 1 or more.")
         for place, name in enumerate(stages):
             previous = read_yaml(self.folder(name) / "config.yaml")
             if previous is not None:
                 refuse_other_architecture(self.folder(name), previous, self._settings(name))
             self._check_inputs(name, stages[:place])
         if not self.complete(*stages):
+            _ = data.scene  # read it, with whatever is wrong with it
             for name in {"teacher", "student"} & set(stages):
                 self._check_network(name)
 
@@ -247,7 +267,7 @@ class Run:
             sections["trainer"] = {key: sections["trainer"].get(key) for key in _TRAINER_KEYS}
         sections["data"] = {key: value for key, value in sections["data"].items() if key not in _DATA_PLACES}
         settings = {"stage": self.config["stage"][name], **sections, "inputs": self._marks(name)}
-        return json.loads(json.dumps(settings))  # type: ignore[no-any-return]
+        return json.loads(json.dumps(settings))
 
     def _marks(self, name: str) -> dict[str, str]:
         """The mark of each input that is done."""
@@ -306,6 +326,11 @@ def refuse_other_architecture(folder: Path, previous: dict[str, Any], settings: 
         )
 
 
+def _place(data: Any) -> str:
+    """Where a datamodule's scene lies."""
+    return str(Path(data.root).resolve())
+
+
 def _dig(settings: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
     for key in path:
         settings = settings.get(key) or {}
@@ -346,7 +371,7 @@ def write_yaml(path: Path, content: Any) -> None:
 
 
 def peak_memory() -> int:
-    """The most memory that this process has held since ``reset_peak_memory``, bytes (since its start elsewhere)."""
+    """The most memory, bytes, that this process has held since ``reset_peak_memory`` (or its start)."""
     try:
         line = next(
             line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")

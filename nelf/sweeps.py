@@ -80,8 +80,8 @@ def shared_stages(stages: list[str], swept: list[str]) -> list[str]:
 def write_table(folder: Path) -> int:
     """Write and print ``table.md``: a line for each job of a sweep's directory.
 
-    Each job is read by its own list of overrides, not by its folder's name. Jobs of earlier sweeps into the same
-    directory stand in it too.
+    Each job is read by its own list of overrides, not by its folder's name. Jobs of earlier sweeps into the
+    same directory stand in it too.
 
     Args:
         folder: the sweep's directory.
@@ -121,7 +121,7 @@ def _split(override: str) -> tuple[str, str]:
 
 
 def _result(job: Path) -> dict[str, Any]:
-    """A job's figures: of ``train`` its own, of a chain those of the student's row, else of the last one reported."""
+    """A job's figures: of ``train`` its own, of a chain those of its student, or else of its last row."""
     report = read_json(job / "report.json")
     if report is None:
         return read_json(job / "metrics.json") or {}

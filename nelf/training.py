@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,7 @@ def fit(
     pl.seed_everything(run.config.get("seed", 0), verbose=False)
     data = run.data() if data is None else data
     system = run.system(name)
-    limits = {"max_steps": max_steps, "max_time": max_time}
-    trainer = _trainer(run, folder, {key: value for key, value in limits.items() if value is not None})
+    trainer = _trainer(run, folder, _limits(max_steps, max_time))
     checkpoint = last_good_checkpoint(folder / "checkpoints", system)
     if checkpoint is not None:
         print(f"{folder}: goes on from {checkpoint.name}", flush=True)
@@ -102,23 +102,35 @@ def last_good_checkpoint(folder: Path, system: torch.nn.Module) -> Path | None:
     return None
 
 
-def check_trainer(config: dict[str, Any]) -> None:
-    """Refuse a Trainer that cannot run here, before anything is read.
+def check_trainer(config: dict[str, Any], stages: dict[str, Any], build: Callable[..., Any]) -> None:
+    """Refuse a Trainer that cannot run here, before anything is read or written.
 
     Args:
         config: the node ``trainer``.
+        stages: the nodes of the stages, whose limits take the place of the Trainer's.
+        build: makes the Trainer.
 
     Raises:
-        UserError: a GPU is asked for and none is there, or training would never end.
+        UserError: a GPU is asked for and none is there, training would never end, or the Trainer refuses a
+        value.
     """
+    quiet_lightning()
     if config.get("accelerator") in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise UserError(
-            "trainer.accelerator: gpu is asked for, but there is none here; allowed: trainer=cpu."
-        )
-    if config.get("max_steps", -1) in (-1, None) and config.get("max_time") is None:
-        raise UserError(
-            "trainer.max_steps: is -1 and trainer.max_time is null; training needs one of the two."
-        )
+        raise UserError("trainer.accelerator: gpu is asked for, but none is here; allowed: trainer=cpu.")
+    nodes: list[dict[str, Any]] = [*stages.values()] or [{}]
+    for stage in nodes:
+        merged = {**config, **_limits(stage.get("max_steps"), stage.get("max_time"))}
+        if merged.get("max_steps", -1) in (-1, None) and merged.get("max_time") is None:
+            raise UserError(
+                "trainer.max_steps: is -1, and trainer.max_time is null; one of them has to end it."
+            )
+        build(merged, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+
+
+def _limits(max_steps: int | None, max_time: str | None) -> dict[str, Any]:
+    """What takes the place of the Trainer's own limits."""
+    limits = {"max_steps": max_steps, "max_time": max_time}
+    return {key: value for key, value in limits.items() if value is not None}
 
 
 def device(run: Run) -> str:
@@ -137,12 +149,11 @@ def quiet_lightning() -> None:
 
 def _trainer(run: Run, folder: Path, limits: dict[str, Any]) -> pl.Trainer:
     """Build the Trainer with its callbacks and logger; what writes, writes into the folder."""
-    check_trainer({**run.config["trainer"], **limits})
     callbacks = [
         run.build(node, **_places(node, folder)) for node in run.config["callbacks"].values() if node
     ]
     logger = run.config.get("logger")
-    return run.build(  # type: ignore[no-any-return]
+    return run.build(
         run.config["trainer"],
         **limits,
         callbacks=callbacks,

@@ -58,7 +58,8 @@ def load(path: str | os.PathLike[str], network: nn.Module | None = None, device:
         The network, in evaluation mode.
 
     Raises:
-        UserError: no such file, not a whole safetensors file, a network that is not one of nelf's, or weights that
+        UserError: no such file, not a whole safetensors file, a network that is not one of nelf's, or
+        weights that
             do not fit it (the names are given).
     """
     file = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)

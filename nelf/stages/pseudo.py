@@ -17,7 +17,6 @@ from rich.progress import (
 
 from nelf.cameras import Camera
 from nelf.data import Scene, SceneWriter
-from nelf.errors import UserError
 from nelf.paths import random_like, random_mobile_r2l, random_r2l
 from nelf.rendering import Renderable
 from nelf.run import Run
@@ -44,7 +43,7 @@ def pseudo(
         ``views`` and ``bytes`` of the set.
 
     Raises:
-        UserError: ``views`` is below one, or the directory cannot be written.
+        UserError: the directory cannot be written.
     """
     scene = run.data().scene
     cameras = random_cameras(scene, views, poses, run.config.get("seed", 0))
@@ -68,11 +67,7 @@ def random_cameras(
     Returns:
         A batch of n cameras.
 
-    Raises:
-        UserError: ``n`` is below one.
     """
-    if n < 1:
-        raise UserError(f"stage.pseudo.views: is {n}; allowed: 1 or more.")
     if poses == "hemisphere":
         return random_like(scene.train.camera, n, seed)
     radius = float(scene.train.camera.c2w[:, :, 3].norm(dim=-1).mean())
@@ -88,8 +83,8 @@ def random_cameras(
 def write_views(model: Renderable, cameras: Camera, root: Path | str, scene: Scene | None = None) -> Path:
     """Write a model's views as a Blender data set; those that are there whole are not rendered again.
 
-    One view is in memory at a time. Started by several processes (``RANK`` and ``WORLD_SIZE`` in the environment),
-    each takes its share of the views and the last to finish writes the transforms file.
+    One view is in memory at a time. Started by several processes (``RANK`` and ``WORLD_SIZE`` in the
+    environment), each takes its share of the views and the last to finish writes the transforms file.
 
     Args:
         model: anything with ``render(camera)``.

@@ -157,13 +157,14 @@ def _main(command: str, task: Callable[[DictConfig], Any]) -> None:
     if {"--help", "-h", "--hydra-help", "--version", "--info", "--shell-completion", "-sc"} & set(flags):
         _run_hydra(command, task, [*flags, *overrides])
         return
-    first = _compose(command, first_job(overrides), config_dir, hydra_too=True)
-    stored = read_yaml(Path(first.run) / "overrides.yaml") or []
-    kept = _still_meant(stored, overrides)
+    # Only these say which directory; the others may make sense only beside what is stored in it.
+    naming = [text for text in first_job(overrides) if _key(text) in ("run", "experiment", "sweep")]
+    place = _compose(command, naming, config_dir).run
+    kept = _still_meant(read_yaml(Path(place) / "overrides.yaml") or [], overrides)
     if kept:
-        print(f"{first.run}: begun with {shlex.join(kept)}, which still holds", flush=True)
+        print(f"{place}: begun with {shlex.join(kept)}, which still holds", flush=True)
         overrides = [*kept, *overrides]
-        first = _compose(command, first_job(overrides), config_dir, hydra_too=True)
+    first = _compose(command, first_job(overrides), config_dir, hydra_too=True)
     swept = swept_keys(overrides, first)
     if "--multirun" not in flags and "-m" not in flags and not swept:
         _run_hydra(command, task, [*flags, *overrides])
@@ -234,7 +235,7 @@ def _split_arguments(argv: list[str]) -> tuple[list[str], list[str], str | None]
     """Flags (with their values), overrides, and the value of ``--config-dir``."""
     from hydra._internal.utils import get_args_parser
 
-    parsed = get_args_parser().parse_args(argv)
+    parsed = get_args_parser().parse_intermixed_args(argv)  # flags may stand anywhere
     rest = list(parsed.overrides)
     flags = []
     for argument in argv:

@@ -1,0 +1,59 @@
+"""A sweep: one table at the end, one teacher for all."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def table(path) -> list[dict[str, str]]:
+    head, _, *rows = [
+        [cell.strip() for cell in line.strip("| \n").split("|")] for line in path.read_text().splitlines()
+    ]
+    return [dict(zip(head, row, strict=True)) for row in rows]
+
+
+def test_two_by_two_students_share_a_teacher(scripts) -> None:
+    sweep = ["run=out", "trainer.max_steps=3", "model.width=8,16", "model.depth=2,4"]
+    command = [
+        word
+        for word in scripts.distill("--multirun", *sweep)
+        if word not in ("model.width=16", "model.depth=4")
+    ]
+    printed = scripts.run(command)
+    folder = scripts.folder / "out_sweep"
+    rows = table(folder / "table.md")
+    sizes = {(row["model.width"], row["model.depth"]) for row in rows}
+    assert sizes == {("8", "2"), ("8", "4"), ("16", "2"), ("16", "4")}
+    assert all(float(row["PSNR, dB"]) > 0 for row in rows)
+    assert len({row["parameters"] for row in rows}) == 4
+    assert (folder / "table.md").read_text() in printed
+    # The teacher was trained once, in the run itself.
+    assert len(list(scripts.folder.rglob("teacher/model.safetensors"))) == 1
+    assert (scripts.folder / "out" / "teacher" / "done.json").is_file()
+
+    # A wider sweep finds the finished jobs again.
+    wider = [word.replace("model.width=8,16", "model.width=8,16,24") for word in command]
+    printed = scripts.run(wider)
+    assert printed.count("student: done, ") == 4
+    assert len(table(folder / "table.md")) == 6
+
+
+def test_jobs_that_fail_do_not_stop_the_others(scripts) -> None:
+    command = [
+        *(
+            word
+            for word in scripts.train("--multirun", "trainer.max_steps=2", "run=out")
+            if "sr_factor" not in word
+        ),
+        "model.sr_factor=4,3,2",
+        "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=2",
+    ]
+    printed = scripts.run(command, code=2)
+    assert "`sr_factor` to be 1, 2, 4, 8 or 12, but got 3" in printed
+    assert "1 of the jobs failed" in printed.strip().splitlines()[-1]
+    rows = table(scripts.folder / "out_sweep" / "table.md")
+    assert {row["model.sr_factor"] for row in rows} == {"4", "2"}
+    assert "Traceback" not in printed

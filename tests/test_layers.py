@@ -1,0 +1,119 @@
+"""Imports point down only, and what is heavy is imported only where it must be."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "nelf"
+
+#: Low to high. A module may import those of its own layer and of the layers before it.
+LAYERS = [
+    {"errors"},
+    {"cameras", "metrics", "kernels", "paths"},
+    {"encodings", "data.scene", "data"},
+    {"fields", "lightfields", "occupancy", "rendering"},
+    {"systems", "data.datamodules"},
+    {
+        "callbacks",
+        "compression",
+        "export",
+        "interop",
+        "evaluation",
+        "pictures",
+        "plots",
+        "reporting",
+        "weights",
+    },
+    {"run", "stages", "training"},
+    {"cli", "checks", "sweeps"},
+]
+ORDER = {name: level for level, names in enumerate(LAYERS) for name in names}
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def module(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def level(name: str) -> int:
+    """The layer of a module: its own entry, else that of the package that holds it."""
+    while name not in ORDER:
+        assert "." in name, f"nelf.{name} belongs to no layer: add it to LAYERS"
+        name = name.rpartition(".")[0]
+    return ORDER[name]
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports when it runs; what is for type checkers only does not count."""
+    skipped: set[ast.AST] = set()
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            skipped.update(child for statement in node.body for child in ast.walk(statement))
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+            if node.module == "nelf":
+                yield from (f"nelf.{alias.name}" for alias in node.names if (PACKAGE / alias.name).exists())
+                yield from (
+                    f"nelf.{alias.name}" for alias in node.names if (PACKAGE / f"{alias.name}.py").exists()
+                )
+
+
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_imports_point_down(path: Path) -> None:
+    name = module(path)
+    own = level(name)
+    package = name.split(".")[0]
+    for imported in imports(path):
+        if imported.startswith("nelf."):
+            target = imported.removeprefix("nelf.")
+            if path.name == "__init__.py" and target.startswith(package):
+                continue  # a package shows its own modules
+            assert level(target) <= own, f"nelf.{name} imports {imported}, which lies above it"
+
+
+@pytest.mark.parametrize(
+    ("library", "allowed"),
+    [
+        ("hydra", {"cli", "checks", "sweeps"}),
+        ("omegaconf", {"cli", "checks", "sweeps"}),
+        ("pytorch_lightning", {"systems", "data.datamodules", "callbacks", "training", "data"}),
+        ("torchvision", set()),
+    ],
+)
+def test_heavy_libraries_have_their_place(library: str, allowed: set[str]) -> None:
+    for path in FILES:
+        if any(name.split(".")[0] == library for name in imports(path)):
+            name = module(path)
+            assert name in allowed or name.split(".")[0] in allowed, f"nelf.{name} imports {library}"
+
+
+def test_importing_nelf_loads_no_torch() -> None:
+    code = (
+        "import sys, nelf; print(sorted({'torch', 'hydra', 'numpy', 'pytorch_lightning'} & set(sys.modules)))"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
+    )
+    assert shown.stdout.strip() == "[]"
+
+
+def test_a_wrong_word_on_the_command_line_does_not_wait_for_torch() -> None:
+    code = "import sys, nelf.cli; print('torch' in sys.modules)"
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
+    )
+    assert shown.stdout.strip() == "False"

@@ -229,24 +229,49 @@ def _cascade(radius, dt, cascades, cells):  # type: ignore[no-untyped-def]
 
 
 @_jit
+def _any_in_blocks(words, blocks):  # type: ignore[no-untyped-def]
+    """Mark the blocks of 8 x 8 x 8 cells that hold an occupied one; ``words`` are runs of 8 cells along z."""
+    cascades, side = blocks.shape[0], blocks.shape[1]
+    for i in prange(side):
+        for c in range(cascades):
+            for j in range(side):
+                for k in range(side):
+                    found = False
+                    for x in range(8 * i, 8 * i + 8):
+                        for y in range(8 * j, 8 * j + 8):
+                            found = found or words[c, x, y, k] != 0
+                    blocks[c, i, j, k] = found
+
+
+@_inline
+def _to_face(position, low, size, direction):  # type: ignore[no-untyped-def]
+    """How far along ``direction`` a coordinate is from leaving the interval [low, low + size]."""
+    if direction == 0:
+        return np.float32(np.inf)
+    face = low + size if direction > 0 else low
+    return (face - position) / direction
+
+
+@_jit
 def _march(  # type: ignore[no-untyped-def]
-    rays_o, rays_d, t_min, t_max, occupied, step, cone, max_step, extent, max_samples, counts, first, starts, ends, rays
+    rays_o, rays_d, t_min, t_max, occupied, blocks, step, cone, max_step, extent, at_most, counts, first, out, rays
 ):
-    """Count the samples of each ray where ``starts`` is empty, else write them from ``first`` on."""
+    """Count the samples of each ray where ``rays`` is empty, else write them from ``first`` on."""
     cascades, cells = occupied.shape[0], occupied.shape[1]
-    writing = len(starts) > 0
+    block = cells // blocks.shape[1]  # cells along its side
+    writing = len(rays) > 0
     for n in prange(len(rays_o)):
         ox, oy, oz = rays_o[n, 0], rays_o[n, 1], rays_o[n, 2]
         dx, dy, dz = rays_d[n, 0], rays_d[n, 1], rays_d[n, 2]
         t, end = t_min[n], t_max[n]
         kept = 0
-        while t < end and kept < max_samples:
+        while t < end and kept < at_most:
             dt = min(max(t * cone, step), max_step)
             middle = t + np.float32(0.5) * dt
-            if middle >= end:
-                break
             x, y, z = ox + middle * dx, oy + middle * dy, oz + middle * dz
             radius = max(abs(x), abs(y), abs(z))
+            if middle >= end:
+                break
             if radius > extent:
                 t += dt
                 continue
@@ -256,26 +281,24 @@ def _march(  # type: ignore[no-untyped-def]
             i = min(max(int((x + half) * to_cell), 0), cells - 1)
             j = min(max(int((y + half) * to_cell), 0), cells - 1)
             k = min(max(int((z + half) * to_cell), 0), cells - 1)
-            if occupied[cascade, i, j, k]:
-                if writing:
-                    at = first[n] + kept
-                    starts[at], ends[at], rays[at] = t, t + dt, n
-                kept += 1
+            i_block, j_block, k_block = i // block, j // block, k // block
+            if blocks[cascade, i_block, j_block, k_block]:
+                if occupied[cascade, i, j, k]:
+                    if writing:
+                        at = first[n] + kept
+                        out[0, at], out[1, at], rays[at] = t, t + dt, n
+                    kept += 1
                 t += dt
                 continue
-            # Walk the lattice to the far side of the empty cell without looking at it again.
-            side = half * np.float32(2) / cells
-            ahead = np.float32(np.inf)
-            if dx != 0:
-                ahead = min(ahead, ((i + (1 if dx > 0 else 0)) * side - half - x) / dx)
-            if dy != 0:
-                ahead = min(ahead, ((j + (1 if dy > 0 else 0)) * side - half - y) / dy)
-            if dz != 0:
-                ahead = min(ahead, ((k + (1 if dz > 0 else 0)) * side - half - z) / dz)
-            leave = middle + ahead * np.float32(0.9999)
+            # Walk the lattice to the far side of the empty block without looking at its cells.
+            size = np.float32(block) / to_cell
+            ahead = _to_face(x, i_block * size - half, size, dx)
+            ahead = min(ahead, _to_face(y, j_block * size - half, size, dy))
+            ahead = min(ahead, _to_face(z, k_block * size - half, size, dz))
+            leave = min(middle + ahead * np.float32(0.9999), end)
             t += dt
-            if cone == 0 and leave > middle:
-                t += dt * np.float32(int(min(leave, end) / dt - middle / dt))
+            if cone == 0:
+                t += dt * np.float32(int(max(leave - middle, np.float32(0)) / dt))
                 continue
             while t < end:
                 dt = min(max(t * cone, step), max_step)
@@ -299,17 +322,23 @@ def march(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``nelf.kernels.march``."""
     _threads()
-    rays = (_array(rays_o), _array(rays_d), _array(t_min), _array(t_max), occupied.contiguous().numpy())
+    cells = occupied.contiguous().numpy()
+    if cells.shape[3] % 8 == 0:
+        blocks = np.empty((len(cells), *(side // 8 for side in cells.shape[1:])), np.bool_)
+        _any_in_blocks(cells.view(np.uint64), blocks)
+    else:
+        blocks = cells
+    rays = (_array(rays_o), _array(rays_d), _array(t_min), _array(t_max), cells, blocks)
     steps = (np.float32(step), np.float32(cone), np.float32(max_step), np.float32(extent), max_samples)
     counts = np.empty(len(rays[0]), np.int64)
-    none, no_index = np.empty(0, np.float32), np.empty(0, np.int64)
-    _march(*rays, *steps, counts, no_index, none, none, no_index)
+    no_index = np.empty(0, np.int64)
+    _march(*rays, *steps, counts, no_index, np.empty((2, 0), np.float32), no_index)
     last = np.cumsum(counts)
     total = int(last[-1]) if len(last) else 0
-    starts, ends, indices = np.empty(total, np.float32), np.empty(total, np.float32), np.empty(total, np.int64)
+    bounds, indices = np.empty((2, total), np.float32), np.empty(total, np.int64)
     if total:
-        _march(*rays, *steps, counts, last - counts, starts, ends, indices)
-    return torch.from_numpy(starts), torch.from_numpy(ends), torch.from_numpy(indices)
+        _march(*rays, *steps, counts, last - counts, bounds, indices)
+    return torch.from_numpy(bounds[0]), torch.from_numpy(bounds[1]), torch.from_numpy(indices)
 
 
 # ------------------------------------------------------------------------------------------------ compositing

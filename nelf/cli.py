@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nelf.checks import check_types, explain
 from nelf.errors import UserError, unwritable
-from nelf.run import CHAIN, Run, check_stages, read_yaml, write_yaml
+from nelf.run import CHAIN, Run, check_stages, hash_of, read_yaml, write_yaml
 from nelf.sweeps import first_job, shared_stages, swept_keys, write_table
 
 __all__ = ["build", "config", "distill", "main", "start", "train"]
@@ -38,7 +38,14 @@ _FORGET = ("run", "stages", "sweep", "hydra")
 #: A choice in these groups decides the keys of these sections.
 _FOLLOWERS = {"data": ("data",), "model": ("model", "system"), "teacher": ("teacher",)}
 
-OmegaConf.register_new_resolver("slug", lambda text: str(text).replace("/", "_") or "default", replace=True)
+
+def _slug(overrides: str) -> str:
+    """A job's folder: its overrides, shortened where they are longer than a file name may be."""
+    name = overrides.replace("/", "_") or "default"
+    return name if len(name) <= 160 else f"{name[:150]}-{hash_of(name)[:8]}"
+
+
+OmegaConf.register_new_resolver("slug", lambda text: _slug(str(text)), replace=True)
 
 
 def train() -> None:

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 import nelf
 from nelf.checks import parameters
-from nelf.cli import CONF, _still_meant
+from nelf.cli import CONF, _slug, _still_meant
 from nelf.errors import UserError
 from nelf.sweeps import first_job, swept_keys
 
@@ -194,6 +194,13 @@ def test_the_first_job_of_a_sweep_and_its_keys() -> None:
     assert first_job(overrides) == ["model=mobile_r2l", "model.width=64", "data.root=/x", "stages=[report]"]
     cfg = OmegaConf.create({"hydra": {"sweeper": {"params": {"seed": "1,2"}}}})
     assert swept_keys(overrides, cfg) == ["model.width", "seed"]
+
+
+def test_a_job_s_folder_is_named_by_its_overrides_within_what_a_name_may_be() -> None:
+    assert _slug("data.root=/x/lego,model.width=64") == "data.root=_x_lego,model.width=64"
+    long = [_slug(f"{'key=value,' * 40}model.width={width}") for width in (64, 128)]
+    assert len(set(long)) == 2
+    assert all(len(name) <= 160 for name in long)
 
 
 @pytest.mark.parametrize("script", ["train", "distill"])

@@ -87,7 +87,10 @@ def _describe(file: Path, header: dict[str, str]) -> nn.Module:
             f"{file}: describes {target or 'no network'!r}, which is not one of nelf's; pass network=."
         )
     module, _, name = target.rpartition(".")
-    kind = getattr(importlib.import_module(module), name, None)
+    try:
+        kind = getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError:
+        kind = None
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise UserError(f"{file}: describes {target!r}, which this version of nelf does not have.")
     return kind(**config)

@@ -1,5 +1,6 @@
 """The occupancy grid: what is seen, what fades, what counts as occupied."""
 
+import pytest
 import torch
 
 from nelf import paths
@@ -55,13 +56,34 @@ def test_a_thin_scene_is_cut_at_its_mean() -> None:
     assert not grid.occupied[0, :4].any()
 
 
-def test_cells_per_update_bounds_the_work() -> None:
-    grid = OccupancyGrid(16, cells_per_update=100)
+def test_slices_visit_every_cell_in_turn() -> None:
+    """Four updates look at each cell once, and forget as much as four updates of Instant-NGP's rule."""
+    grid = OccupancyGrid(8, threshold=1e9, decay=0.9, slices=4)
     asked = []
 
     def density(positions: torch.Tensor) -> torch.Tensor:
         asked.append(len(positions))
         return torch.zeros(len(positions))
 
-    grid.update(density, warm_up=True)
-    assert sum(asked) <= 100
+    grid.density.fill_(100.0)
+    for _ in range(4):
+        grid.update(density)
+    assert asked == [128] * 4
+    torch.testing.assert_close(grid.density, torch.full_like(grid.density, 100 * 0.9**4))
+
+
+def test_coarse_warm_up_covers_the_grid() -> None:
+    grid = OccupancyGrid(8, slices=4)
+    grid.update(lambda positions: (positions[:, 2] > 0) * 50.0, warm_up=True)
+    assert grid.occupied[0, :, :, 4:].all()
+    assert not grid.occupied[0, :, :, :4].any()
+
+
+@pytest.mark.parametrize("slices", [None, 8])
+def test_either_rule_finds_a_ball(slices: int | None) -> None:
+    grid = OccupancyGrid(32, threshold=5.0, slices=slices)
+    for step in range(24):
+        grid.update(lambda positions: (positions.norm(dim=-1) < 0.3) * 100.0, warm_up=step < 4)
+    radius = grid.cell_positions(0, torch.arange(32**3), jitter=False).norm(dim=-1).view(32, 32, 32)
+    assert grid.occupied[0][radius < 0.28].all()
+    assert not grid.occupied[0][radius > 0.3 + 2 * 3**0.5 / 32].any()

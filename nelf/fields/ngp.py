@@ -43,7 +43,7 @@ class NGP(nn.Module):
         color_layers: hidden layers of the colour network (the density network has one).
         scale: half-size of the cube that the field covers.
         grid_resolution: cells along a side of the occupancy grid.
-        grid_cells_per_update: see ``OccupancyGrid``.
+        grid_slices: see ``slices`` of ``OccupancyGrid``.
         max_samples: samples per ray at the most; the step is the cube's diagonal divided by it.
         early_stop: a ray ends when less than this share of its light is left.
         low_precision: run the networks in bfloat16, as tiny-cuda-nn runs them in half precision; None does so
@@ -68,7 +68,7 @@ class NGP(nn.Module):
         color_layers: int = 2,
         scale: float = 0.5,
         grid_resolution: int = 128,
-        grid_cells_per_update: int | None = None,
+        grid_slices: int | None = None,
         max_samples: int = 1024,
         early_stop: float = 1e-4,
         low_precision: bool | None = None,
@@ -85,7 +85,7 @@ class NGP(nn.Module):
         self.max_samples = max_samples
         self.early_stop = early_stop
         self.low_precision = low_precision
-        self.occupancy = OccupancyGrid(grid_resolution, scale, 0.01 / self.step, 0.95, grid_cells_per_update)
+        self.occupancy = OccupancyGrid(grid_resolution, scale, 0.01 / self.step, 0.95, grid_slices)
         self.register_buffer("background", torch.ones(3))
         self.register_buffer("center", torch.zeros(3))
         self.register_buffer("unit", torch.ones(()))

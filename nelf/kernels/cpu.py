@@ -45,7 +45,8 @@ def _use_writable_cache() -> None:
     if "NUMBA_CACHE_DIR" not in os.environ and not any(
         os.access(path if path.exists() else path.parent, os.W_OK) for path in candidates
     ):
-        numba.config.CACHE_DIR = str(Path(tempfile.gettempdir()) / f"nelf-numba-{os.getuid()}")
+        directory = Path(tempfile.gettempdir()) / f"nelf-numba-{os.getuid()}"
+        numba.config.CACHE_DIR = str(directory)  # type: ignore[attr-defined]
 
 
 _use_writable_cache()
@@ -56,7 +57,7 @@ _inline = njit(inline="always")
 
 def _threads() -> int:
     """Follow torch's thread count, so that one setting rules both."""
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    threads: int = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
     numba.set_num_threads(threads)
     return threads
 

@@ -16,6 +16,8 @@ from nelf.rendering import distortion
 from nelf.systems.schedule import cosine_decay, training_progress
 
 if TYPE_CHECKING:
+    from pytorch_lightning.utilities.types import OptimizerLRScheduler
+
     from nelf.cameras import Camera
     from nelf.data.sampling import RayBatch
     from nelf.data.scene import View
@@ -95,7 +97,7 @@ class Teacher(pl.LightningModule):
         if stage == "fit":
             self.network.fit_scene(scene)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build Adam, with Instant-NGP's constants, and its per-step schedule."""
         optimizer = torch.optim.Adam(
             self.network.parameters(), lr=self.hparams["lr"], betas=(0.9, 0.99), eps=1e-15, fused=True

@@ -156,7 +156,7 @@ def main(command: str, task: Callable[[DictConfig], Any]) -> None:
     except Exception as error:
         _fail(error)
     except KeyboardInterrupt:
-        _interrupted("")
+        _interrupted()
 
 
 def _main(command: str, task: Callable[[DictConfig], Any]) -> None:
@@ -172,6 +172,10 @@ def _main(command: str, task: Callable[[DictConfig], Any]) -> None:
         print(f"{place}: begun with {shlex.join(kept)}, which still holds", flush=True)
         overrides = [*kept, *overrides]
     first = _compose(command, first_job(overrides), config_dir, hydra_too=True)
+    if "run" not in map(_key, overrides):
+        # A directory named by the time keeps this one name, in all jobs and processes, and after Ctrl-C.
+        overrides = [*overrides, f"run={first.run}"]
+        sys.argv = [*sys.argv, f"run={first.run}"]
     swept = swept_keys(overrides, first)
     if "--multirun" not in flags and "-m" not in flags and not swept:
         _run_hydra(command, task, [*flags, *overrides])
@@ -191,9 +195,9 @@ def _sweep(
     common = shared_stages(list(first.stages), swept) if "stages" in first else []
     if common:
         print(f"sweep: {', '.join(common)} first, for all jobs", flush=True)
-        fixed = [text for text in overrides if _key(text) not in {*swept, "stages", "run", "sweep"}]
+        fixed = [text for text in overrides if _key(text) not in {*swept, "stages", "sweep"}]
         single = [flag for flag in flags if flag not in ("--multirun", "-m")]
-        _run_hydra(command, task, [*single, *fixed, f"run={first.run}", f"stages=[{','.join(common)}]"])
+        _run_hydra(command, task, [*single, *fixed, f"stages=[{','.join(common)}]"])
     _run_hydra(command, task, [*flags, *overrides])
     failed = write_table(Path(first.hydra.sweep.dir))
     if failed:
@@ -202,17 +206,19 @@ def _sweep(
 
 def _run_hydra(command: str, task: Callable[[DictConfig], Any], arguments: list[str]) -> None:
     """Hand over to Hydra's own main, with these arguments."""
+    typed = sys.argv
     sys.argv = [sys.argv[0], *arguments]
     job = functools.partial(_job, task)
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(job)()
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(job)()
+    finally:
+        sys.argv = typed
 
 
 def _job(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     """One job: its mistakes end a single run, but not the other jobs of a sweep."""
     try:
         return task(cfg)
-    except KeyboardInterrupt:
-        _interrupted(cfg.run)
     except Exception as error:
         if HydraConfig.get().mode is not hydra.types.RunMode.MULTIRUN:
             _fail(error)
@@ -302,10 +308,9 @@ def _fail(error: BaseException) -> NoReturn:
     sys.exit(2)
 
 
-def _interrupted(run: str) -> NoReturn:
-    arguments = sys.argv[1:]
-    if run and not any(argument.startswith("run=") for argument in arguments):
-        arguments = [*arguments, f"run={run}"]
+def _interrupted() -> NoReturn:
     program = sys.argv[0] if os.access(sys.argv[0], os.X_OK) else f"python {sys.argv[0]}"
-    print(f"\nInterrupted. To go on: {program} {shlex.join(arguments)}".rstrip(), file=sys.stderr, flush=True)
+    print(
+        f"\nInterrupted. To go on: {program} {shlex.join(sys.argv[1:])}".rstrip(), file=sys.stderr, flush=True
+    )
     sys.exit(130)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob
 from omegaconf import DictConfig
 
 from nelf.errors import atomic_path
@@ -25,19 +26,19 @@ _METRICS = {
 
 
 def first_job(overrides: list[str]) -> list[str]:
-    """The overrides of a sweep's first job: of several values, the first.
+    """The overrides of a sweep's first job: of several values, the first; patterns and ranges are left out.
 
     Example:
-        >>> first_job(["model.width=64,128", "seed=1"])
+        >>> first_job(["model.width=64,128", "seed=1", "experiment=glob(*)"])
         ['model.width=64', 'seed=1']
     """
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    return [
-        f"{item.get_key_element()}={next(item.sweep_string_iterator())}"
-        if item.is_discrete_sweep()
-        else str(text)
-        for item, text in zip(parsed, overrides, strict=True)
-    ]
+    first = []
+    for item, text in zip(OverridesParser.create().parse_overrides(overrides), overrides, strict=True):
+        if not item.is_sweep_override():
+            first.append(text)
+        elif item.is_discrete_sweep() and not isinstance(item.value(), Glob):
+            first.append(f"{item.get_key_element()}={next(item.sweep_string_iterator())}")
+    return first
 
 
 def swept_keys(overrides: list[str], cfg: DictConfig) -> list[str]:

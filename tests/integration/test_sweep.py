@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.slow
 
@@ -56,4 +60,14 @@ def test_jobs_that_fail_do_not_stop_the_others(scripts) -> None:
     assert "1 of the jobs failed" in printed.strip().splitlines()[-1]
     rows = table(scripts.folder / "out_sweep" / "table.md")
     assert {row["model.sr_factor"] for row in rows} == {"4", "2"}
+    assert "Traceback" not in printed
+
+
+def test_a_sweep_over_all_presets_composes_each(scripts) -> None:
+    """Trap: plain overrides of a sweep over a group are checked against the default choice first."""
+    shared = ["data.root=/nowhere", "stages=[report]", "run=all"]
+    printed = scripts.run(["distill", "experiment=glob(*)", *shared, "--multirun"], code=2)
+    presets = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+    for name in presets:
+        assert f"experiment={name}" in printed
     assert "Traceback" not in printed

@@ -28,7 +28,8 @@ def save(network: nn.Module, path: Path | str, config: dict[str, Any], scene: st
     """Write a network's weights.
 
     Args:
-        network: its parameters and buffers are written as they are.
+        network: its parameters and buffers are written as they are, but for those that it names in
+            ``training_state``: nothing but further training needs them.
         path: the file, ``.safetensors``.
         config: ``_target_`` and the arguments of its constructor, plain values.
         scene: the digest of the scene that it has learned.
@@ -39,7 +40,7 @@ def save(network: nn.Module, path: Path | str, config: dict[str, Any], scene: st
     Raises:
         UserError: the directory cannot be written.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _shared_state(network).items()}
     header = {"nelf": nelf.__version__, "config": json.dumps(config), "scene": scene}
     with atomic_path(path) as partial:
         partial.write_bytes(safetensors.torch.save(tensors, header))
@@ -74,7 +75,7 @@ def load(path: str | os.PathLike[str], network: nn.Module | None = None, device:
     if network is None:
         network = _describe(file, header)
     _check_fit(file, network, tensors)
-    network.load_state_dict(tensors)
+    network.load_state_dict(tensors, strict=False)
     return network.to(device).eval()
 
 
@@ -96,9 +97,15 @@ def _describe(file: Path, header: dict[str, str]) -> nn.Module:
     return kind(**config)
 
 
+def _shared_state(network: nn.Module) -> dict[str, torch.Tensor]:
+    """What a file of weights holds: the network's state without what only training needs."""
+    left_out = getattr(network, "training_state", ())
+    return {name: tensor for name, tensor in network.state_dict().items() if name not in left_out}
+
+
 def _check_fit(file: Path, network: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
     """Refuse weights of another network, with the names that differ."""
-    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in _shared_state(network).items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     names = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
     if names:

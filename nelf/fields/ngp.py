@@ -53,6 +53,7 @@ class NGP(nn.Module):
         Instant-NGP (Müller et al. 2022, arXiv 2201.05989); ngp_pl, ``models/networks.py`` and ``rendering.py``.
     """
 
+    training_state = ("occupancy.density", "occupancy.updates")
     background: Tensor
     center: Tensor
     unit: Tensor

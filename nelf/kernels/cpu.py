@@ -363,7 +363,9 @@ def _ray_bounds(ray_indices, first):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _composite_forward(sigma, rgb, starts, ends, first, early_stop, out, weights):  # type: ignore[no-untyped-def]
+def _composite_forward(  # type: ignore[no-untyped-def]
+    sigma, rgb, starts, ends, first, early_stop, out, opacities, depths, weights
+):
     for n in prange(len(first) - 1):
         transmittance = np.float32(1)
         r, g, b = np.float32(0), np.float32(0), np.float32(0)
@@ -381,18 +383,20 @@ def _composite_forward(sigma, rgb, starts, ends, first, early_stop, out, weights
             opacity += weight
             depth += weight * np.float32(0.5) * (starts[s] + ends[s])
             transmittance *= through
-        out[n, 0], out[n, 1], out[n, 2], out[n, 3], out[n, 4] = r, g, b, opacity, depth
+        out[n, 0], out[n, 1], out[n, 2] = r, g, b
+        opacities[n], depths[n] = opacity, depth
 
 
 @_jit
 def _composite_backward(  # type: ignore[no-untyped-def]
-    sigma, rgb, starts, ends, first, weights, early_stop, grad_out, grad_weights, grad_sigma, grad_rgb
-):
+    sigma, rgb, starts, ends, first, weights, early_stop,
+    grad_out, grad_opacity, grad_depth, grad_weights, grad_sigma, grad_rgb,
+):  # fmt: skip
     for n in prange(len(first) - 1):
         # With v_i = d loss / d weights_i: d loss / d sigma_i = dt_i (T_{i+1} v_i - sum of w_j v_j over j > i).
         behind = np.float32(0)
         for s in range(first[n], first[n + 1]):
-            value = grad_weights[s] + grad_out[n, 3] + grad_out[n, 4] * np.float32(0.5) * (starts[s] + ends[s])
+            value = grad_weights[s] + grad_opacity[n] + grad_depth[n] * np.float32(0.5) * (starts[s] + ends[s])
             for c in range(3):
                 value += grad_out[n, c] * rgb[s, c]
                 grad_rgb[s, c] = weights[s] * grad_out[n, c]
@@ -413,27 +417,30 @@ class _Composite(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, sigma: Tensor, rgb: Tensor, starts: Tensor, ends: Tensor, rays: Tensor, n_rays: int, stop: float
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         _threads()
         first = np.empty(n_rays + 1, np.int64)
         if not _ray_bounds(_array(rays, torch.int64), first):
             raise ValueError(f"composite: `ray_indices` must be non-decreasing and within [0, {n_rays}).")
-        out = np.empty((n_rays, 5), np.float32)
+        out = np.empty((n_rays, 3), np.float32)
+        opacity, depth = np.empty(n_rays, np.float32), np.empty(n_rays, np.float32)
         weights = np.empty(len(sigma), np.float32)
         samples = (_array(sigma), _array(rgb), _array(starts), _array(ends))
-        _composite_forward(*samples, first, np.float32(stop), out, weights)
+        _composite_forward(*samples, first, np.float32(stop), out, opacity, depth, weights)
         ctx.save_for_backward(sigma, rgb, starts, ends)
         ctx.first, ctx.weights, ctx.stop = first, weights, np.float32(stop)
-        return torch.from_numpy(out), torch.from_numpy(weights)
+        return tuple(torch.from_numpy(array) for array in (out, opacity, depth, weights))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor, grad_weights: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         _threads()
         sigma, rgb, starts, ends = (_array(tensor) for tensor in ctx.saved_tensors)
         grad_sigma, grad_rgb = np.empty_like(sigma), np.empty_like(rgb)
-        grads = (_array(grad_out), _array(grad_weights), grad_sigma, grad_rgb)
-        _composite_backward(sigma, rgb, starts, ends, ctx.first, ctx.weights, ctx.stop, *grads)
+        incoming = [_array(grad) for grad in grads]
+        _composite_backward(
+            sigma, rgb, starts, ends, ctx.first, ctx.weights, ctx.stop, *incoming, grad_sigma, grad_rgb
+        )
         return torch.from_numpy(grad_sigma), torch.from_numpy(grad_rgb), None, None, None, None, None
 
 
@@ -447,5 +454,4 @@ def composite(
     early_stop: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See ``nelf.kernels.composite``."""
-    out, weights = _Composite.apply(sigma, rgb, t_starts, t_ends, ray_indices, n_rays, early_stop)  # type: ignore[no-untyped-call]
-    return out[:, :3], out[:, 3], out[:, 4], weights
+    return _Composite.apply(sigma, rgb, t_starts, t_ends, ray_indices, n_rays, early_stop)  # type: ignore[no-any-return,no-untyped-call]

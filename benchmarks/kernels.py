@@ -15,7 +15,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import nelf  # noqa: F401  (before torch: it sets how idle threads wait)
+import nelf  # noqa: F401  before torch, since it says how idle threads wait
+
+# isort: split
 import torch
 from rich.console import Console
 from rich.table import Table

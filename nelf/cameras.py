@@ -84,9 +84,7 @@ class Camera:
                 f"Expected `intrinsics` to have shape {(*batch, 4)}, but got {tuple(self.intrinsics.shape)}."
             )
         if self.time is not None and self.time.shape != batch:
-            raise ValueError(
-                f"Expected `time` to have shape {tuple(batch)}, but got {tuple(self.time.shape)}."
-            )
+            raise ValueError(f"Expected `time` to have shape {tuple(batch)}, but got {tuple(self.time.shape)}.")
 
     @staticmethod
     def from_fov(
@@ -113,9 +111,7 @@ class Camera:
             Cameras of batch shape (...,).
         """
         focal = 0.5 * width / math.tan(0.5 * fov_x)
-        intrinsics = torch.tensor(
-            [focal, focal, 0.5 * width, 0.5 * height], dtype=c2w.dtype, device=c2w.device
-        )
+        intrinsics = torch.tensor([focal, focal, 0.5 * width, 0.5 * height], dtype=c2w.dtype, device=c2w.device)
         return Camera(c2w, intrinsics.expand(*c2w.shape[:-2], 4), width, height, near, far, time)
 
     @staticmethod
@@ -223,9 +219,7 @@ def _merge(cameras: Sequence[Camera], join: Callable[[list[Tensor]], Tensor]) ->
         raise ValueError("Expected at least one camera, but got none.")
     shared = {(c.width, c.height, c.near, c.far, c.time is None) for c in cameras}
     if len(shared) > 1:
-        raise ValueError(
-            f"Expected cameras of one size, near, far and kind of time, but got {sorted(shared)}."
-        )
+        raise ValueError(f"Expected cameras of one size, near, far and kind of time, but got {sorted(shared)}.")
     times = [c.time for c in cameras if c.time is not None]
     return replace(
         cameras[0],

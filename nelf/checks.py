@@ -94,9 +94,7 @@ def accepts(annotation: Any, value: Any) -> bool:
         return isinstance(value, bool)
     if origin in (list, tuple, Sequence):
         parts = [part for part in inner if part is not Ellipsis]
-        return isinstance(value, list) and (
-            len(set(parts)) != 1 or all(accepts(parts[0], item) for item in value)
-        )
+        return isinstance(value, list) and (len(set(parts)) != 1 or all(accepts(parts[0], item) for item in value))
     return True
 
 
@@ -132,11 +130,7 @@ def _unknown_key(key: str, overrides: list[str], compose: Callable[[list[str]], 
     node: Any = compose(others)
     parents: list[str] = []
     for part in key.replace("/", ".").split(".")[:-1]:
-        if (
-            not isinstance(node, DictConfig)
-            or part not in node
-            or not isinstance(node._get_node(part), DictConfig)
-        ):
+        if not isinstance(node, DictConfig) or part not in node or not isinstance(node._get_node(part), DictConfig):
             break
         node = node[part]
         parents.append(part)
@@ -162,9 +156,7 @@ def _check_node(node: dict[str, Any], where: str) -> None:
         if key not in known:
             if not open_ended:
                 allowed = ", ".join(known)
-                raise UserError(
-                    f"{where}.{key}: there is no such key; allowed: {allowed}.{did_you_mean(key, known)}"
-                )
+                raise UserError(f"{where}.{key}: there is no such key; allowed: {allowed}.{did_you_mean(key, known)}")
             continue
         annotation = _evaluate(known[key].annotation, target)
         nested = isinstance(value, dict) and "_target_" in value

@@ -229,9 +229,7 @@ def _job(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
         return None
 
 
-def _compose(
-    command: str, overrides: list[str], config_dir: str | None, hydra_too: bool = False
-) -> DictConfig:
+def _compose(command: str, overrides: list[str], config_dir: str | None, hydra_too: bool = False) -> DictConfig:
     searched = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
     try:
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
@@ -310,7 +308,5 @@ def _fail(error: BaseException) -> NoReturn:
 
 def _interrupted() -> NoReturn:
     program = sys.argv[0] if os.access(sys.argv[0], os.X_OK) else f"python {sys.argv[0]}"
-    print(
-        f"\nInterrupted. To go on: {program} {shlex.join(sys.argv[1:])}".rstrip(), file=sys.stderr, flush=True
-    )
+    print(f"\nInterrupted. To go on: {program} {shlex.join(sys.argv[1:])}".rstrip(), file=sys.stderr, flush=True)
     sys.exit(130)

@@ -118,6 +118,5 @@ def _check(rgb: Tensor, target: Tensor) -> None:
             raise ValueError(f"Expected `{name}` to have shape (B, 3, H, W), but got {tuple(image.shape)}.")
     if rgb.shape != target.shape:
         raise ValueError(
-            "Expected `rgb` and `target` to have the same shape, "
-            f"but got {tuple(rgb.shape)} and {tuple(target.shape)}."
+            f"Expected `rgb` and `target` to have the same shape, but got {tuple(rgb.shape)} and {tuple(target.shape)}."
         )

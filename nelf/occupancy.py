@@ -88,9 +88,7 @@ class OccupancyGrid(nn.Module):
                 x, y, z = ((points[hidden] - pose[:, 3]) @ pose[:, :3]).unbind(-1)
                 depth = -z
                 u, v = cx + fx * x / depth, cy - fy * y / depth
-                seen[hidden] = (
-                    (depth > 0.01) & (u >= 0) & (u <= cameras.width) & (v >= 0) & (v <= cameras.height)
-                )
+                seen[hidden] = (depth > 0.01) & (u >= 0) & (u <= cameras.width) & (v >= 0) & (v <= cameras.height)
             self.density[cascade].view(-1)[~seen] = -1.0
         self.occupied.copy_(self.density >= 0)
 
@@ -114,9 +112,7 @@ class OccupancyGrid(nn.Module):
         mean = float(visible.mean()) if len(visible) else 0.0
         torch.gt(self.density, min(mean, self.threshold), out=self.occupied)
 
-    def _update_half(
-        self, cascade: int, old: Tensor, density: Callable[[Tensor], Tensor], warm_up: bool
-    ) -> None:
+    def _update_half(self, cascade: int, old: Tensor, density: Callable[[Tensor], Tensor], warm_up: bool) -> None:
         """Instant-NGP's rule: a quarter of the cells anywhere, a quarter where matter is known; all of them fade."""
         if warm_up:
             cells = (old >= 0).nonzero()[:, 0]
@@ -141,9 +137,9 @@ class OccupancyGrid(nn.Module):
     def _update_coarsely(self, cascade: int, old: Tensor, density: Callable[[Tensor], Tensor]) -> None:
         """Look at one random point for each 2 x 2 x 2 cells, which is enough while the field is still smooth."""
         half = self.resolution // 2
-        corner = torch.stack(
-            torch.meshgrid(*[torch.arange(half, device=old.device)] * 3, indexing="ij"), dim=-1
-        ).view(-1, 3)
+        corner = torch.stack(torch.meshgrid(*[torch.arange(half, device=old.device)] * 3, indexing="ij"), dim=-1).view(
+            -1, 3
+        )
         inside = torch.rand(len(corner), 3, device=old.device)
         positions = ((corner + inside) * (2.0 / half) - 1.0) * self.half_size(cascade)
         seen = self._look(density, positions).view(half, half, half)

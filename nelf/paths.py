@@ -57,9 +57,7 @@ def look_at(origin: Tensor, target: Tensor, up: Tensor | None = None) -> Tensor:
     """
     back = origin - target
     if bool((back.norm(dim=-1) == 0).any()):
-        raise ValueError(
-            "Expected `origin` to differ from `target`, but got a camera that stands on its target."
-        )
+        raise ValueError("Expected `origin` to differ from `target`, but got a camera that stands on its target.")
     back = torch.nn.functional.normalize(back, dim=-1)
     up = back.new_tensor([0.0, 0.0, 1.0]) if up is None else up.to(back)
     spare = back.new_tensor([0.0, 1.0, 0.0] if float(up[1].abs()) < 0.9 else [0.0, 0.0, 1.0])
@@ -69,9 +67,7 @@ def look_at(origin: Tensor, target: Tensor, up: Tensor | None = None) -> Tensor:
     return torch.stack([right, torch.linalg.cross(back, right), back, origin.expand_as(back)], dim=-1)
 
 
-def orbit(
-    n: int, radius: float, elevation: float = 30.0, center: _Center = (0, 0, 0), turns: float = 1.0
-) -> Tensor:
+def orbit(n: int, radius: float, elevation: float = 30.0, center: _Center = (0, 0, 0), turns: float = 1.0) -> Tensor:
     """A circle around the object at one height; the last pose is one step before the first.
 
     Args:
@@ -230,9 +226,7 @@ def random_like(camera: Camera, n: int, seed: int = 0) -> Camera:
     )
 
 
-def _spherical(
-    azimuth: np.ndarray, elevation: np.ndarray, radius: np.ndarray, center: _Center = (0, 0, 0)
-) -> Tensor:
+def _spherical(azimuth: np.ndarray, elevation: np.ndarray, radius: np.ndarray, center: _Center = (0, 0, 0)) -> Tensor:
     """(N, 3, 4) float32 poses at spherical positions (degrees) around ``center``, looking at it."""
     azimuth, elevation = np.deg2rad(azimuth), np.deg2rad(elevation)
     level = np.cos(elevation)

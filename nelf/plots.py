@@ -54,9 +54,7 @@ def trade_off_svg(points: Sequence[tuple[str, float, float]], cost: str) -> str:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.plot(
-        [costs[i] for i in front], [qualities[i] for i in front], color=_BLUE, lw=1.5, alpha=0.6, zorder=1
-    )
+    axes.plot([costs[i] for i in front], [qualities[i] for i in front], color=_BLUE, lw=1.5, alpha=0.6, zorder=1)
     colours = [_BLUE if index in front else _GREY for index in range(len(points))]
     axes.scatter(costs, qualities, s=60, c=colours, zorder=2)
     # At least a factor of ten wide, so that the axis has ticks and small differences look small.

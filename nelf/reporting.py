@@ -167,14 +167,9 @@ def _with_speedup(rows: Sequence[Mapping[str, Any]], baseline: str | None) -> li
     """Copy the rows, numbers that are not finite as None, and add each row's speed-up."""
     names = [row.get("name") for row in rows]
     if not rows or None in names or len(set(names)) != len(names):
-        raise ValueError(
-            f"Expected `rows` to have different names and at least one row, but got names {names}."
-        )
+        raise ValueError(f"Expected `rows` to have different names and at least one row, but got names {names}.")
     table = [
-        {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in row.items()
-        }
+        {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
         for row in rows
     ]
     reference = table[0 if baseline is None else _index(table, baseline)].get("latency_ms")
@@ -221,9 +216,7 @@ def _html_table(rows: list[dict[str, Any]], columns: dict[str, Column]) -> str:
     return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows_html}\n</tbody>\n</table>"
 
 
-def _markdown(
-    title: str, rows: list[dict[str, Any]], columns: dict[str, Column], meta: dict[str, Any]
-) -> str:
+def _markdown(title: str, rows: list[dict[str, Any]], columns: dict[str, Column], meta: dict[str, Any]) -> str:
     """Write the same table and facts as Markdown."""
 
     def cells(row: dict[str, Any]) -> list[str]:
@@ -248,9 +241,7 @@ def _tiles(baseline: dict[str, Any], last: dict[str, Any]) -> str:
 
     tiles = []
     if last.get("psnr") is not None:
-        difference = (
-            last["psnr"] - baseline["psnr"] if last is not baseline and baseline.get("psnr") else None
-        )
+        difference = last["psnr"] - baseline["psnr"] if last is not baseline and baseline.get("psnr") else None
         note = "" if difference is None else f", {difference:+.2f} dB against {baseline['name']}"
         tiles.append((f"{last['psnr']:.2f} dB", f"PSNR of {last['name']}{note}"))
     for key, what, better, worse in (
@@ -265,8 +256,7 @@ def _tiles(baseline: dict[str, Any], last: dict[str, Any]) -> str:
     if last.get("parameters"):
         tiles.append((_si(last["parameters"]), "parameters"))
     cards = [
-        f'<div class="card"><b>{value}</b><span class="soft">{html.escape(note)}</span></div>'
-        for value, note in tiles
+        f'<div class="card"><b>{value}</b><span class="soft">{html.escape(note)}</span></div>' for value, note in tiles
     ]
     return f'<div class="tiles">{"".join(cards)}</div>' if cards else ""
 
@@ -280,14 +270,10 @@ def _trade_offs(rows: list[dict[str, Any]]) -> list[str]:
     """Plot quality against latency and against size, where at least two rows have both."""
     plots = []
     for key, label, scale in (("latency_ms", "ms per view", 1.0), ("bytes", "size in MB", 1e-6)):
-        points = [
-            (row["name"], row[key] * scale, row["psnr"]) for row in rows if row.get(key) and row.get("psnr")
-        ]
+        points = [(row["name"], row[key] * scale, row["psnr"]) for row in rows if row.get(key) and row.get("psnr")]
         if len(points) > 1:
             plots.append(
-                _html_plot(
-                    trade_off_svg(points, label), f"PSNR against {label}; the line is the Pareto front"
-                )
+                _html_plot(trade_off_svg(points, label), f"PSNR against {label}; the line is the Pareto front")
             )
     return [f'<div class="plots">{"".join(plots)}</div>'] if plots else []
 
@@ -332,9 +318,7 @@ def _html_view(view: Comparison) -> str:
     for name, image in view.predictions.items():
         errors = _small(error_map(_unit(image), _unit(view.truth)))
         value = float(psnr(_unit(image).permute(2, 0, 1)[None], _unit(view.truth).permute(2, 0, 1)[None]))
-        figures.append(
-            column(name, f"{min(value, 100.0):.2f} dB", image, _img(errors, f"{html.escape(name)}, error"))
-        )
+        figures.append(column(name, f"{min(value, 100.0):.2f} dB", image, _img(errors, f"{html.escape(name)}, error")))
     panels = "\n".join(figures)
     return f'<div class="card view"><h3>{html.escape(view.view)}</h3><div class="panels">{panels}</div></div>'
 
@@ -346,9 +330,7 @@ def _worst_window(view: Comparison) -> tuple[slice, slice]:
     last = list(view.predictions.values())[-1] if view.predictions else view.truth
     error = np.abs(last.astype(np.float64) - view.truth).sum(axis=-1)
     sums = np.pad(error, ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
-    windows = (
-        sums[rows:, columns:] - sums[:-rows, columns:] - sums[rows:, :-columns] + sums[:-rows, :-columns]
-    )
+    windows = sums[rows:, columns:] - sums[:-rows, columns:] - sums[rows:, :-columns] + sums[:-rows, :-columns]
     top, left = np.unravel_index(windows.argmax(), windows.shape)
     return slice(int(top), int(top) + rows), slice(int(left), int(left) + columns)
 
@@ -360,9 +342,7 @@ def _html_video(video: str | os.PathLike[str] | None, folder: Path) -> list[str]
     mp4, gif = Path(video), Path(video).with_suffix(".gif")
     if mp4.stat().st_size < _EMBED_BYTES:
         source = _data_uri("video/mp4", mp4.read_bytes())
-        return [
-            f'<div class="card"><video src="{source}" autoplay loop muted playsinline controls></video></div>'
-        ]
+        return [f'<div class="card"><video src="{source}" autoplay loop muted playsinline controls></video></div>']
     if gif.is_file() and gif.stat().st_size < _EMBED_BYTES:
         source = _data_uri("image/gif", gif.read_bytes())
         return [f'<div class="card"><img class="film" src="{source}" alt="orbit"></div>']

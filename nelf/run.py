@@ -204,8 +204,7 @@ class Run:
         """Whether these stages (at least one) are done with the present configuration."""
         folders = [self.find(name) for name in names]
         return bool(names) and all(
-            folder is not None and self._is_current(name, folder)
-            for name, folder in zip(names, folders, strict=True)
+            folder is not None and self._is_current(name, folder) for name, folder in zip(names, folders, strict=True)
         )
 
     def folder(self, name: str) -> Path:
@@ -226,9 +225,7 @@ class Run:
         folder = self.find(name)
         if folder is None:
             chain = ",".join(stage for stage in CHAIN if stage == name or name in CHAIN[stage].inputs)
-            raise UserError(
-                f"{self.root}: stage {name} is not done, and is needed here. Add it: stages=[{chain}]."
-            )
+            raise UserError(f"{self.root}: stage {name} is not done, and is needed here. Add it: stages=[{chain}].")
         return folder
 
     def prepare(self, name: str) -> Path:
@@ -295,9 +292,7 @@ def check_stages(names: list[str], allowed: Mapping[str, Any]) -> None:
         raise UserError(f"stages: is empty; allowed: {words}.")
     for name in names:
         if name not in allowed:
-            raise UserError(
-                f"stages: there is no stage {name!r}; allowed: {words}.{did_you_mean(name, allowed)}"
-            )
+            raise UserError(f"stages: there is no stage {name!r}; allowed: {words}.{did_you_mean(name, allowed)}")
 
 
 def refuse_other_architecture(folder: Path, previous: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -317,9 +312,7 @@ def refuse_other_architecture(folder: Path, previous: dict[str, Any], settings: 
         if not weights or old == new:
             continue
         keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-        differing = ", ".join(
-            f"{'.'.join((*path, key))} was {old.get(key)} and is {new.get(key)}" for key in keys
-        )
+        differing = ", ".join(f"{'.'.join((*path, key))} was {old.get(key)} and is {new.get(key)}" for key in keys)
         raise UserError(
             f"{folder}: was trained with another network: {differing}. "
             "Choose another directory with run=, or delete this one to train anew."
@@ -373,9 +366,7 @@ def write_yaml(path: Path, content: Any) -> None:
 def peak_memory() -> int:
     """The most memory, bytes, that this process has held since ``reset_peak_memory`` (or its start)."""
     try:
-        line = next(
-            line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
-        )
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
     except (OSError, StopIteration):
         unit = 1 if sys.platform == "darwin" else 1024

@@ -121,9 +121,7 @@ def check_trainer(config: dict[str, Any], stages: dict[str, Any], build: Callabl
     for stage in nodes:
         merged = {**config, **_limits(stage.get("max_steps"), stage.get("max_time"))}
         if merged.get("max_steps", -1) in (-1, None) and merged.get("max_time") is None:
-            raise UserError(
-                "trainer.max_steps: is -1, and trainer.max_time is null; one of them has to end it."
-            )
+            raise UserError("trainer.max_steps: is -1, and trainer.max_time is null; one of them has to end it.")
         build(merged, logger=False, enable_checkpointing=False, enable_progress_bar=False)
 
 
@@ -149,9 +147,7 @@ def quiet_lightning() -> None:
 
 def _trainer(run: Run, folder: Path, limits: dict[str, Any]) -> pl.Trainer:
     """Build the Trainer with its callbacks and logger; what writes, writes into the folder."""
-    callbacks = [
-        run.build(node, **_places(node, folder)) for node in run.config["callbacks"].values() if node
-    ]
+    callbacks = [run.build(node, **_places(node, folder)) for node in run.config["callbacks"].values() if node]
     logger = run.config.get("logger")
     return run.build(
         run.config["trainer"],

@@ -84,9 +84,7 @@ def _describe(file: Path, header: dict[str, str]) -> nn.Module:
     config = json.loads(header.get("config", "{}"))
     target = str(config.pop("_target_", ""))
     if not target.startswith(_HOMES):
-        raise UserError(
-            f"{file}: describes {target or 'no network'!r}, which is not one of nelf's; pass network=."
-        )
+        raise UserError(f"{file}: describes {target or 'no network'!r}, which is not one of nelf's; pass network=.")
     module, _, name = target.rpartition(".")
     try:
         kind = getattr(importlib.import_module(module), name, None)

@@ -28,9 +28,7 @@ def data() -> Path:
     """Folder of the real scenes: ``NELF_DATA``, or ``../shared/data`` beside the repository."""
     root = Path(os.environ.get("NELF_DATA") or Path(__file__).parents[2] / "shared" / "data")
     if not root.is_dir():
-        pytest.skip(
-            f"real scenes are not here: set NELF_DATA to a folder that holds nerf_synthetic/ (not {root})"
-        )
+        pytest.skip(f"real scenes are not here: set NELF_DATA to a folder that holds nerf_synthetic/ (not {root})")
     return root
 
 

@@ -56,9 +56,7 @@ def test_every_choice_composes_with_exactly_its_class_s_parameters(choice: str) 
             assert given <= takes, f"{where} of {choice}"
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in FILES if path.parts[0] in ("model", "system", "stage")], ids=str
-)
+@pytest.mark.parametrize("path", [path for path in FILES if path.parts[0] in ("model", "system", "stage")], ids=str)
 def test_defaults_are_those_of_the_signature(path: Path) -> None:
     """A number lives twice, in the signature and in the file: they are the same number."""
     group, name = path.parts[0], path.stem
@@ -182,9 +180,7 @@ STORED = ["data=blender", "data.root=/lego", "model=mobile_r2l", "model.width=64
         (["experiment=lego", "run=a", "stages=[teacher]", "hydra.verbose=true"], [], ["experiment=lego"]),
     ],
 )
-def test_a_short_command_means_the_run_that_it_names(
-    stored: list[str], new: list[str], kept: list[str]
-) -> None:
+def test_a_short_command_means_the_run_that_it_names(stored: list[str], new: list[str], kept: list[str]) -> None:
     """Trap: ``run=runs/lego stages=[student]`` composes the demo scene, unless the overrides are kept."""
     assert _still_meant(stored, new) == kept
 

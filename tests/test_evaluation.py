@@ -75,9 +75,7 @@ def test_means_of_per_image_metrics(tmp_path: Path) -> None:
     result = evaluation.evaluate(Shifted(split), split, "black", tmp_path)
     targets = split.images.double().numpy()
     pictures = (split.images + 0.125).clamp(0, 1).double().numpy()
-    expected_psnr = [
-        peak_signal_noise_ratio(b, a, data_range=1) for a, b in zip(pictures, targets, strict=True)
-    ]
+    expected_psnr = [peak_signal_noise_ratio(b, a, data_range=1) for a, b in zip(pictures, targets, strict=True)]
     expected_ssim = [
         structural_similarity(
             a, b, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1, channel_axis=-1
@@ -115,9 +113,7 @@ def test_sample_pictures_show_prediction_truth_and_error(tmp_path: Path) -> None
     np.testing.assert_allclose(picture[:, :WIDTH], truth + 0.125 * 255, atol=1)
     # Half the scale is the middle of matplotlib's inferno: (188, 55, 84).
     assert ERROR_SCALE == 0.25
-    np.testing.assert_allclose(
-        picture[:, 2 * WIDTH :], np.broadcast_to([188, 55, 84], (HEIGHT, WIDTH, 3)), atol=3
-    )
+    np.testing.assert_allclose(picture[:, 2 * WIDTH :], np.broadcast_to([188, 55, 84], (HEIGHT, WIDTH, 3)), atol=3)
     assert not (tmp_path / "images").exists()
 
 
@@ -191,12 +187,8 @@ def _read_mp4(path: Path) -> tuple[np.ndarray, dict]:
 
 
 @pytest.mark.parametrize(("size", "shown"), [((32, 48), (32, 96)), ((33, 51), (34, 102))])
-def test_video_has_all_frames_in_even_sizes(
-    tmp_path: Path, size: tuple[int, int], shown: tuple[int, int]
-) -> None:
-    mp4, gif = evaluation.orbit_video(
-        Ball(*size, depth=True), list(range(5)), tmp_path / "new" / "orbit", fps=10
-    )
+def test_video_has_all_frames_in_even_sizes(tmp_path: Path, size: tuple[int, int], shown: tuple[int, int]) -> None:
+    mp4, gif = evaluation.orbit_video(Ball(*size, depth=True), list(range(5)), tmp_path / "new" / "orbit", fps=10)
     assert (mp4, gif) == (tmp_path / "new" / "orbit.mp4", tmp_path / "new" / "orbit.gif")
     frames, about = _read_mp4(mp4)
     assert frames.shape == (5, *shown, 3)

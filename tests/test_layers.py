@@ -67,9 +67,7 @@ def imports(path: Path) -> Iterator[str]:
             yield node.module
             if node.module == "nelf":
                 yield from (f"nelf.{alias.name}" for alias in node.names if (PACKAGE / alias.name).exists())
-                yield from (
-                    f"nelf.{alias.name}" for alias in node.names if (PACKAGE / f"{alias.name}.py").exists()
-                )
+                yield from (f"nelf.{alias.name}" for alias in node.names if (PACKAGE / f"{alias.name}.py").exists())
 
 
 @pytest.mark.parametrize("path", FILES, ids=module)
@@ -102,18 +100,12 @@ def test_heavy_libraries_have_their_place(library: str, allowed: set[str]) -> No
 
 
 def test_importing_nelf_loads_no_torch() -> None:
-    code = (
-        "import sys, nelf; print(sorted({'torch', 'hydra', 'numpy', 'pytorch_lightning'} & set(sys.modules)))"
-    )
-    shown = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
-    )
+    code = "import sys, nelf; print(sorted({'torch', 'hydra', 'numpy', 'pytorch_lightning'} & set(sys.modules)))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
     assert shown.stdout.strip() == "[]"
 
 
 def test_a_wrong_word_on_the_command_line_does_not_wait_for_torch() -> None:
     code = "import sys, nelf.cli; print('torch' in sys.modules)"
-    shown = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
-    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
     assert shown.stdout.strip() == "False"

@@ -43,9 +43,7 @@ def _skimage_ssim(rgb: torch.Tensor, target: torch.Tensor) -> float:
 
 def test_psnr_equals_scikit_image_per_image() -> None:
     rgb, target = _pictures()
-    expected = [
-        peak_signal_noise_ratio(_numpy(b), _numpy(a), data_range=1) for a, b in zip(rgb, target, strict=True)
-    ]
+    expected = [peak_signal_noise_ratio(_numpy(b), _numpy(a), data_range=1) for a, b in zip(rgb, target, strict=True)]
     assert metrics.psnr(rgb, target).tolist() == pytest.approx(expected, abs=1e-5)
 
 
@@ -142,9 +140,7 @@ class TestLPIPS:
             def __init__(self, **_) -> None:
                 raise OSError("<urlopen error no network>\nsecond line")
 
-        monkeypatch.setattr(
-            "torchmetrics.image.LearnedPerceptualImagePatchSimilarity", NoWeights, raising=False
-        )
+        monkeypatch.setattr("torchmetrics.image.LearnedPerceptualImagePatchSimilarity", NoWeights, raising=False)
         image = torch.zeros(2, 3, 16, 16)
         with caplog.at_level(logging.WARNING):
             assert metrics.lpips(image, image) is None

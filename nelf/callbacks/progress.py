@@ -114,9 +114,7 @@ class Progress(ProgressBar):
         """Close the display."""
         self._close()
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Give the terminal back before the error is printed."""
         self._close()
 
@@ -154,9 +152,7 @@ class Progress(ProgressBar):
             return
         total = None if fraction is None else 1.0
         completed = fraction or 0.0
-        self._bar.update(
-            self._task, description=description, total=total, completed=completed, text="  ".join(words)
-        )
+        self._bar.update(self._task, description=description, total=total, completed=completed, text="  ".join(words))
         self._bar.refresh()
 
     def _show_evaluation(
@@ -187,9 +183,7 @@ def _metrics(trainer: pl.Trainer, outputs: Any) -> list[str]:
     loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
     words = [f"loss {float(loss):.4g}"] if isinstance(loss, torch.Tensor) and loss.numel() == 1 else []
     known = trainer.callback_metrics
-    return words + [
-        f"{name} {float(known[name]):.2f}" for name in ("train/psnr", "val/psnr") if name in known
-    ]
+    return words + [f"{name} {float(known[name]):.2f}" for name in ("train/psnr", "val/psnr") if name in known]
 
 
 def _timer(trainer: pl.Trainer) -> Timer | None:

@@ -88,9 +88,7 @@ def read_scene(
     """
     background_color(background)
     if holdout < 3:
-        raise UserError(
-            f"data.holdout: is {holdout}; allowed: 3 or more (one test, one val, the rest train)."
-        )
+        raise UserError(f"data.holdout: is {holdout}; allowed: 3 or more (one test, one val, the rest train).")
     files = read_transforms(Path(root))
     truth = files if eval_root is None else read_transforms(Path(eval_root))
     stated = truth["train"]
@@ -187,9 +185,7 @@ def _join(views: _Views, extra: _Views, width: int | None) -> _Views:
             "shape of its images or in having a time per frame; allowed: views of the same scene."
         )
     names = [f"extra/{name}" for name in extra.names]
-    return _Views(
-        views.names + names, views.paths + extra.paths, Camera.cat(cameras), views.alpha or extra.alpha
-    )
+    return _Views(views.names + names, views.paths + extra.paths, Camera.cat(cameras), views.alpha or extra.alpha)
 
 
 def _check_width(views: _Views, width: int) -> None:

@@ -39,9 +39,7 @@ _GREEN = Material((0.10, 0.42, 0.16), shine=0.5)
 _BLUE = Material((0.06, 0.20, 0.62), shine=0.5)
 _CREAM = Material((0.82, 0.74, 0.60), shine=0.15, gloss=20.0, mirror=0.0)
 _STRIPES = Material((0.85, 0.82, 0.78), (0.75, 0.06, 0.08), pattern=2, scale=12.0, shine=0.5)
-_BOARD = Material(
-    (0.62, 0.44, 0.27), (0.24, 0.13, 0.07), pattern=1, scale=5.0, shine=0.2, gloss=40.0, mirror=0.03
-)
+_BOARD = Material((0.62, 0.44, 0.27), (0.24, 0.13, 0.07), pattern=1, scale=5.0, shine=0.2, gloss=40.0, mirror=0.03)
 _CHROME = Material((0.92, 0.93, 0.95), shine=1.5, gloss=400.0, mirror=0.88, metal=True)
 _GOLD = Material((0.95, 0.62, 0.22), shine=1.2, gloss=120.0, mirror=0.6, metal=True)
 _STEEL = Material((0.55, 0.57, 0.60), shine=0.8, gloss=90.0, mirror=0.25, metal=True)
@@ -89,9 +87,7 @@ def _cage(place: tuple[float, float], half: float) -> list[Solid]:
         u, v, w = axes[k], axes[(k + 1) % 3], axes[(k + 2) % 3]
         for a in (-half, half):
             for b in (-half, half):
-                rod = Solid(
-                    CYLINDER, center + a * u + b * v, (0.012, half + 0.012, 0), _STEEL, np.stack([u, v, w])
-                )
+                rod = Solid(CYLINDER, center + a * u + b * v, (0.012, half + 0.012, 0), _STEEL, np.stack([u, v, w]))
                 solids.append(rod)
     return solids
 
@@ -147,9 +143,7 @@ def _packed(scene: str) -> np.ndarray:
 def _lights() -> Lights:
     """Sun and sky directions for each sample of a pixel: both spread by the golden ratio."""
     count = _SIDE**2
-    order = np.argsort(
-        np.random.default_rng(0).random(count)
-    )  # neighbours in the pixel look at unlike places
+    order = np.argsort(np.random.default_rng(0).random(count))  # neighbours in the pixel look at unlike places
     sun = np.array([0.48, -0.52, 0.80]) / np.linalg.norm([0.48, -0.52, 0.80])
     right = np.cross(sun, [0.0, 0.0, 1.0])
     right /= np.linalg.norm(right)
@@ -177,10 +171,7 @@ def render(camera: Camera, scene: str = "blocks") -> Tensor:
     c2w = camera.c2w.cpu().numpy().reshape(-1, 3, 4)
     intrinsics = camera.intrinsics.cpu().numpy().reshape(-1, 4)
     size = camera.width, camera.height
-    images = [
-        trace(_packed(scene), _lights(), pose, lens, *size)
-        for pose, lens in zip(c2w, intrinsics, strict=True)
-    ]
+    images = [trace(_packed(scene), _lights(), pose, lens, *size) for pose, lens in zip(c2w, intrinsics, strict=True)]
     batch = camera.c2w.shape[:-2]
     return torch.from_numpy(np.stack(images)).reshape(*batch, camera.height, camera.width, 4)
 
@@ -229,9 +220,7 @@ def write(root: str | Path, scene: str = "blocks", width: int = 200) -> Path:
     if (root / "transforms_train.json").is_file():
         return root
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise UserError(
-            f"data.root: {root} holds other files; allowed: a new or empty directory for the demo scene."
-        )
+        raise UserError(f"data.root: {root} holds other files; allowed: a new or empty directory for the demo scene.")
     views = cameras(width)
     with (
         atomic_path(root) as partial,

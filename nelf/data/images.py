@@ -80,9 +80,7 @@ def image_header(path: Path) -> tuple[tuple[int, int], bool]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such image file.") from None
     except _BROKEN as error:
-        raise UserError(
-            f"{path}: not a readable image ({_reason(error)}); allowed: PNG, JPEG or WebP."
-        ) from None
+        raise UserError(f"{path}: not a readable image ({_reason(error)}); allowed: PNG, JPEG or WebP.") from None
     if mode not in _WITHOUT_ALPHA + _WITH_ALPHA:
         raise UserError(f"{path}: pixels are of kind {mode}; allowed: 8 bits per channel.")
     return size, alpha
@@ -105,9 +103,7 @@ def read_image(path: Path, channels: int) -> np.ndarray:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGBA" if channels == 4 else "RGB"))
     except _BROKEN as error:
-        raise UserError(
-            f"{path}: cannot be decoded ({_reason(error)}); the file is truncated or damaged."
-        ) from None
+        raise UserError(f"{path}: cannot be decoded ({_reason(error)}); the file is truncated or damaged.") from None
 
 
 def area_average(image: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -135,9 +131,7 @@ def area_average(image: np.ndarray, width: int, height: int) -> np.ndarray:
         [[[255, 0, 0, 128]]]
     """
     if not (0 < width <= image.shape[1] and 0 < height <= image.shape[0]):
-        raise ValueError(
-            f"Expected a size within {image.shape[1]}x{image.shape[0]}, but got {width}x{height}."
-        )
+        raise ValueError(f"Expected a size within {image.shape[1]}x{image.shape[0]}, but got {width}x{height}.")
     out = np.empty((height, width, image.shape[2]), dtype=np.uint8)
     _area_average(np.ascontiguousarray(image), out)
     return out

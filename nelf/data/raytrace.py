@@ -102,9 +102,7 @@ def pack(solids: list[Solid]) -> np.ndarray:
     rows = []
     for solid in solids:
         a, b, _ = solid.size
-        bound = {SPHERE: a, TORUS: a + b, BOX: float(np.linalg.norm(solid.size))}.get(
-            solid.kind, float(np.hypot(a, b))
-        )
+        bound = {SPHERE: a, TORUS: a + b, BOX: float(np.linalg.norm(solid.size))}.get(solid.kind, float(np.hypot(a, b)))
         m = solid.material
         look = (*m.color, *m.second, m.pattern, m.scale, m.shine, m.gloss, m.mirror, m.metal)
         rows.append((solid.kind, bound, *solid.center, *solid.size, *solid.axes.ravel(), *look))
@@ -395,9 +393,7 @@ def _trace(solids, sun, sky, frame, side, out):  # type: ignore[no-untyped-def]
             for sample in range(samples):
                 x, y = column + (sample % side + 0.5) / side, row + (sample // side + 0.5) / side
                 d = _along(_along(_three(frame, 1, 0), x, _three(frame, 2, 0)), y, _three(frame, 3, 0))
-                color, hit = _shade(
-                    solids, _three(frame, 0, 0), _unit(d), _three(sun, sample, 0), sky, sample
-                )
+                color, hit = _shade(solids, _three(frame, 0, 0), _unit(d), _three(sun, sample, 0), sky, sample)
                 if hit:
                     hits += 1.0
                     red += min(1.0, color[0]) ** (1.0 / 2.2)

@@ -56,10 +56,7 @@ class Transforms:
         Raises:
             UserError: a frame has neither ``fl_x`` nor ``camera_angle_x``.
         """
-        rows = [
-            _lens(lens, width, height, f"{self.path}: frame {index}")
-            for index, lens in enumerate(self.lenses)
-        ]
+        rows = [_lens(lens, width, height, f"{self.path}: frame {index}") for index, lens in enumerate(self.lenses)]
         return np.array(rows, dtype=np.float32)
 
 
@@ -76,17 +73,13 @@ def read_transforms(root: Path) -> dict[str, Transforms]:
         UserError: see ``nelf.data.blender.read_scene``.
     """
     if not root.is_dir():
-        raise UserError(
-            f"data.root: {root} is not a directory; allowed: a folder with transforms_train.json."
-        )
+        raise UserError(f"data.root: {root} is not a directory; allowed: a folder with transforms_train.json.")
     single = root / "transforms.json"
     paths = {name: root / f"transforms_{name}.json" for name in SPLITS}
     found = {name: path for name, path in paths.items() if path.is_file()}
     if single.is_file() and found:
         first = next(iter(found.values())).name
-        raise UserError(
-            f"data.root: {root} has both transforms.json and {first}; allowed: one of the two kinds."
-        )
+        raise UserError(f"data.root: {root} has both transforms.json and {first}; allowed: one of the two kinds.")
     if single.is_file():
         found = {"train": single}
     if "train" not in found:
@@ -137,16 +130,12 @@ def _image(path: Path, index: int, frame: Any) -> tuple[str, Path]:
     """Name and file of one frame; ``file_path`` may lack the extension, and may not leave the scene."""
     stated = frame.get("file_path") if isinstance(frame, dict) else None
     if not isinstance(stated, str) or not stated:
-        raise UserError(
-            f"{path}: frame {index} has no key 'file_path'; each frame needs file_path, transform_matrix."
-        )
+        raise UserError(f"{path}: frame {index} has no key 'file_path'; each frame needs file_path, transform_matrix.")
     root = path.parent.absolute()
     # Compared by text, not resolved: a link inside the scene may point to another disk.
     target = Path(os.path.normpath(root / stated.replace("\\", "/")))
     if not target.is_relative_to(Path(os.path.normpath(root))):
-        raise UserError(
-            f"{path}: frame {index} points outside {path.parent} ({stated}); allowed: files inside it."
-        )
+        raise UserError(f"{path}: frame {index} points outside {path.parent} ({stated}); allowed: files inside it.")
     for extension in _EXTENSIONS:
         image = target.with_name(target.name + extension)
         if image.is_file():
@@ -163,18 +152,14 @@ def _pose(path: Path, index: int, frame: dict[str, Any]) -> np.ndarray:
     try:
         matrix = np.array(frame["transform_matrix"], dtype=np.float64)
     except (TypeError, ValueError):
-        raise UserError(
-            f"{where}: transform_matrix is not a matrix of numbers; allowed: 4x4 or 3x4."
-        ) from None
+        raise UserError(f"{where}: transform_matrix is not a matrix of numbers; allowed: 4x4 or 3x4.") from None
     if matrix.shape not in ((4, 4), (3, 4)):
         raise UserError(f"{where}: transform_matrix has shape {matrix.shape}; allowed: 4x4 or 3x4.")
     if not np.isfinite(matrix).all():
         raise UserError(f"{where}: transform_matrix holds NaN or infinity; allowed: finite numbers.")
     lengths = np.linalg.norm(matrix[:3, :3], axis=0)
     if lengths.min() < 1e-6:
-        raise UserError(
-            f"{where}: transform_matrix cannot be inverted; allowed: a rotation and a translation."
-        )
+        raise UserError(f"{where}: transform_matrix cannot be inverted; allowed: a rotation and a translation.")
     if np.abs(lengths - 1).max() > 1e-3:
         # Blender writes an object's scale into its matrix, but does not apply it to a camera's rays.
         matrix[:3, :3] /= lengths
@@ -191,9 +176,7 @@ def _times(path: Path, frames: list[dict[str, Any]]) -> np.ndarray | None:
     if not any(timed):
         return None
     if not all(timed):
-        raise UserError(
-            f"{path}: frame {timed.index(False)} has no key 'time', but others have; allowed: all or none."
-        )
+        raise UserError(f"{path}: frame {timed.index(False)} has no key 'time', but others have; allowed: all or none.")
     times = [_number(path, "time", frame["time"]) for frame in frames]
     outside = [index for index, time in enumerate(times) if not 0 <= time <= 1]
     if outside:
@@ -215,9 +198,7 @@ def _lens(lens: dict[str, float], width: int, height: int, where: str) -> tuple[
     elif "camera_angle_x" in lens and 0 < lens["camera_angle_x"] < math.pi:
         fx = 0.5 * w / math.tan(0.5 * lens["camera_angle_x"])
     else:
-        raise UserError(
-            f"{where}: missing key 'camera_angle_x' (0 to pi) or 'fl_x' (pixels), per frame or at the top."
-        )
+        raise UserError(f"{where}: missing key 'camera_angle_x' (0 to pi) or 'fl_x' (pixels), per frame or at the top.")
     if "fl_y" in lens:
         fy = lens["fl_y"]
     elif "fl_x" not in lens and "camera_angle_y" in lens:
@@ -232,13 +213,9 @@ def _lens(lens: dict[str, float], width: int, height: int, where: str) -> tuple[
 
 def _warn_of_distortion(path: Path, content: dict[str, Any], frames: list[dict[str, Any]]) -> None:
     """Say it where the file states a lens distortion, which is not applied."""
-    keys = [
-        key for key in ("k1", "k2", "k3", "k4", "p1", "p2") if any(f.get(key) for f in (content, *frames))
-    ]
+    keys = [key for key in ("k1", "k2", "k3", "k4", "p1", "p2") if any(f.get(key) for f in (content, *frames))]
     if keys:
-        warnings.warn(
-            f"{path}: lens distortion ({', '.join(keys)}) is ignored; undistort the images.", stacklevel=2
-        )
+        warnings.warn(f"{path}: lens distortion ({', '.join(keys)}) is ignored; undistort the images.", stacklevel=2)
 
 
 def _number(path: Path, key: str, value: Any) -> float:

@@ -85,9 +85,7 @@ class SceneWriter:
         except OSError:
             return False
         size = int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
-        return (
-            head[:16] == _PNG_START and tail == _PNG_END and size == (self.camera.width, self.camera.height)
-        )
+        return head[:16] == _PNG_START and tail == _PNG_END and size == (self.camera.width, self.camera.height)
 
     def missing(self) -> list[int]:
         """Indices of the views that are yet to be written."""
@@ -111,9 +109,7 @@ class SceneWriter:
         pixels = np.asarray(image.detach().cpu() if hasattr(image, "detach") else image)
         size = (self.camera.height, self.camera.width)
         if pixels.ndim != 3 or pixels.shape[:2] != size or pixels.shape[2] not in (3, 4):
-            raise ValueError(
-                f"Expected `image` of shape {(*size, 3)} or {(*size, 4)}, but got {pixels.shape}."
-            )
+            raise ValueError(f"Expected `image` of shape {(*size, 3)} or {(*size, 4)}, but got {pixels.shape}.")
         if pixels.dtype != np.uint8:
             pixels = (pixels.astype(np.float32).clip(0, 1) * 255 + 0.5).astype(np.uint8)
         path = self.path(index)

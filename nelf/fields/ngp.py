@@ -1,6 +1,7 @@
 """Instant-NGP: a hash grid, two tiny networks and an occupancy grid."""
 
 import math
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,6 @@ from nelf.encodings import HashEncoding, spherical_harmonics
 from nelf.kernels import Composited, HashGrid, Samples, composite, march
 from nelf.occupancy import OccupancyGrid
 from nelf.rendering import Rendering, intersect_box, render_wavefront
-
 
 _ROWS = 2048
 
@@ -114,9 +114,7 @@ class NGP(nn.Module):
         features = self._run(self.density_net, encoded)
         return _TruncatedExp.apply(features[:, 0].float()), features  # type: ignore[no-untyped-call]
 
-    def forward(
-        self, positions: Tensor, viewdirs: Tensor, ray_indices: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, positions: Tensor, viewdirs: Tensor, ray_indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Colour and density at positions, seen along directions.
 
         Args:
@@ -238,7 +236,7 @@ def _mlp(inputs: int, hidden: int, hidden_layers: int, outputs: int) -> nn.Seque
     """A network without biases, as tiny-cuda-nn's, Xavier-uniform."""
     widths = [inputs] + [hidden] * hidden_layers + [outputs]
     layers: list[nn.Module] = []
-    for width_in, width_out in zip(widths[:-1], widths[1:], strict=True):
+    for width_in, width_out in pairwise(widths):
         layers += [nn.Linear(width_in, width_out, bias=False), nn.ReLU()]
         nn.init.xavier_uniform_(layers[-2].weight)  # type: ignore[arg-type]
     return nn.Sequential(*layers[:-1])
@@ -263,5 +261,3 @@ def _has_bfloat16(device: torch.device) -> bool:
     if device.type == "cpu":
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()  # type: ignore[no-any-return]
     return device.type == "cuda" and torch.cuda.is_bf16_supported()
-
-

@@ -146,9 +146,7 @@ def hash_encode(positions: Tensor, table: Tensor, grid: HashGrid) -> Tensor:
     if positions.ndim != 2 or positions.shape[1] != 3:
         raise ValueError(f"Expected `positions` to have shape (N, 3), got {tuple(positions.shape)}.")
     if table.shape != (grid.entries, grid.features):
-        raise ValueError(
-            f"Expected `table` to have shape {(grid.entries, grid.features)}, got {tuple(table.shape)}."
-        )
+        raise ValueError(f"Expected `table` to have shape {(grid.entries, grid.features)}, got {tuple(table.shape)}.")
     return backend_for(positions.device).hash_encode(positions, table, grid)
 
 

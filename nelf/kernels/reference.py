@@ -113,5 +113,3 @@ def composite(
     per_sample = torch.cat([rgb, torch.ones_like(middle)[:, None], middle[:, None]], dim=1) * weights[:, None]
     per_ray = per_sample.new_zeros(n_rays, 5).index_add(0, ray_indices, per_sample)
     return per_ray[:, :3], per_ray[:, 3], per_ray[:, 4], weights
-
-

@@ -43,9 +43,7 @@ def report(run: Run, *, frames: int = 60) -> dict[str, Any]:
         if trained is None:
             continue
         network = load(trained, device=device(run))
-        result = evaluate(
-            network, scene.test, scene.background, folder / name, description=f"Evaluating the {name}"
-        )
+        result = evaluate(network, scene.test, scene.background, folder / name, description=f"Evaluating the {name}")
         rows.append(row(name, network, result, trained, read_json(trained / "metrics.json") or {}))
         if frames > 0:
             videos[name], _ = orbit_video(network, orbit_cameras(scene, frames), folder / f"{name}_orbit")

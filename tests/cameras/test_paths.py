@@ -78,12 +78,8 @@ def test_mobile_r2l_has_the_quantiles_of_the_original():
 def test_r2l_is_uniform_in_angle_with_focal_zoom():
     c2w, zoom = paths.random_r2l(200_000)
     polar, azimuth, radius = polar_and_azimuth(c2w)
-    np.testing.assert_allclose(
-        np.percentile(90 - polar, [0, 25, 50, 75, 100]), [0, 22.5, 45, 67.5, 90], atol=0.3
-    )
-    np.testing.assert_allclose(
-        np.percentile(azimuth, [0, 25, 50, 75, 100]), [-180, -90, 0, 90, 180], atol=1.0
-    )
+    np.testing.assert_allclose(np.percentile(90 - polar, [0, 25, 50, 75, 100]), [0, 22.5, 45, 67.5, 90], atol=0.3)
+    np.testing.assert_allclose(np.percentile(azimuth, [0, 25, 50, 75, 100]), [-180, -90, 0, 90, 180], atol=1.0)
     np.testing.assert_allclose(np.percentile(zoom, [0, 25, 50, 75, 100]), [1, 1.25, 1.5, 1.75, 2], atol=0.01)
     np.testing.assert_allclose(radius, 4.0, rtol=1e-5)
 

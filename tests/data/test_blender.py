@@ -69,9 +69,7 @@ def test_a_set_grows_and_is_resumed(tmp_path):
     with pytest.raises(UserError, match=r"2 of 6 train views are missing, the first is 00001\.png"):
         writer.finish()
     partial = json.loads(writer.write_index().read_text())
-    assert [frame["file_path"] for frame in partial["frames"]] == [
-        f"./train/0000{i}.png" for i in (0, 2, 3, 4)
-    ]
+    assert [frame["file_path"] for frame in partial["frames"]] == [f"./train/0000{i}.png" for i in (0, 2, 3, 4)]
     for index in writer.missing():
         writer.write(index, np.full((6, 8, 4), 0.5))
     writer.finish()
@@ -89,9 +87,7 @@ def test_lego(data):
     assert scene.train.images.dtype == np.uint8
     assert (len(scene.val), len(scene.test)) == (10, 25)
     full = scene.train.camera.resized(800)
-    torch.testing.assert_close(
-        full.intrinsics[0], torch.tensor([1111.111, 1111.111, 400, 400]), atol=1e-3, rtol=0
-    )
+    torch.testing.assert_close(full.intrinsics[0], torch.tensor([1111.111, 1111.111, 400, 400]), atol=1e-3, rtol=0)
     torch.testing.assert_close(scene.train.camera.intrinsics[0, 0].item(), 138.8889, atol=1e-4, rtol=0)
     radius = scene.train.camera.c2w[:, :, 3].norm(dim=-1)
     torch.testing.assert_close(radius, torch.full((100,), 4.0311289), atol=1e-4, rtol=0)
@@ -285,9 +281,7 @@ def test_width_beyond_the_images(tmp_path, width):
 
 def test_background_and_holdout(tmp_path):
     root = write_json(tmp_path / "s", [{}, {}, {}])
-    with pytest.raises(
-        UserError, match=r"unknown background 'whit'; allowed: white, black\. Did you mean 'white'\?"
-    ):
+    with pytest.raises(UserError, match=r"unknown background 'whit'; allowed: white, black\. Did you mean 'white'\?"):
         read_scene(root, background="whit")
     with pytest.raises(UserError, match=r"data\.holdout: is 2; allowed: 3 or more"):
         read_scene(root, holdout=2)

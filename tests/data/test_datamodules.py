@@ -95,9 +95,7 @@ def test_views_come_in_a_new_permutation_each_pass(tiny_scene):
 
 def test_processes_share_a_pass(tiny_scene):
     split = BlenderDataModule(tiny_scene).scene.train
-    views = [
-        Batches(split, "views", 2, rank=rank, world=2).batch(index) for rank in (0, 1) for index in (0, 1)
-    ]
+    views = [Batches(split, "views", 2, rank=rank, world=2).batch(index) for rank in (0, 1) for index in (0, 1)]
     assert len(torch.cat([batch.camera.c2w for batch in views]).flatten(1).unique(dim=0)) == 8
     rays = [Batches(split, "rays", 50, rank=rank, world=2).batch(0).rays_d for rank in (0, 1)]
     assert not torch.equal(*rays)
@@ -179,7 +177,5 @@ def test_the_demo_is_written_once_and_read(tmp_path, monkeypatch):
     stamp = (tmp_path / "demo" / "blocks_16" / "transforms_train.json").stat().st_mtime_ns
     assert DemoDataModule(width=16).scene.digest == scene.digest
     assert (tmp_path / "demo" / "blocks_16" / "transforms_train.json").stat().st_mtime_ns == stamp
-    with pytest.raises(
-        UserError, match=r"data\.scene: is 'block'; allowed: blocks\. Did you mean 'blocks'\?"
-    ):
+    with pytest.raises(UserError, match=r"data\.scene: is 'block'; allowed: blocks\. Did you mean 'blocks'\?"):
         DemoDataModule(scene="block")

@@ -17,9 +17,7 @@ def area_average_in_float64(image, width, height):
             total, area = np.zeros(channels), 0.0
             for i in range(rows):
                 for j in range(columns):
-                    weight = max(0, min(bottom, i + 1) - max(top, i)) * max(
-                        0, min(right, j + 1) - max(left, j)
-                    )
+                    weight = max(0, min(bottom, i + 1) - max(top, i)) * max(0, min(right, j + 1) - max(left, j))
                     pixel = image[i, j].astype(np.float64)
                     if channels == 4:
                         pixel[:3] *= pixel[3] / 255
@@ -54,9 +52,7 @@ def test_area_average_does_not_enlarge():
         images.area_average(np.zeros((2, 2, 3), dtype=np.uint8), 3, 1)
 
 
-@pytest.mark.parametrize(
-    ("mode", "alpha"), [("RGB", False), ("L", False), ("P", False), ("RGBA", True), ("LA", True)]
-)
+@pytest.mark.parametrize(("mode", "alpha"), [("RGB", False), ("L", False), ("P", False), ("RGBA", True), ("LA", True)])
 def test_kinds_of_pixels(tmp_path, mode, alpha):
     Image.new(mode, (3, 2)).save(tmp_path / "a.png")
     assert images.image_header(tmp_path / "a.png") == ((3, 2), alpha)

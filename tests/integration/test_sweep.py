@@ -21,9 +21,7 @@ def table(path) -> list[dict[str, str]]:
 def test_two_by_two_students_share_a_teacher(scripts) -> None:
     sweep = ["run=out", "trainer.max_steps=3", "model.width=8,16", "model.depth=2,4"]
     command = [
-        word
-        for word in scripts.distill("--multirun", *sweep)
-        if word not in ("model.width=16", "model.depth=4")
+        word for word in scripts.distill("--multirun", *sweep) if word not in ("model.width=16", "model.depth=4")
     ]
     printed = scripts.run(command)
     folder = scripts.folder / "out_sweep"
@@ -46,11 +44,7 @@ def test_two_by_two_students_share_a_teacher(scripts) -> None:
 
 def test_jobs_that_fail_do_not_stop_the_others(scripts) -> None:
     command = [
-        *(
-            word
-            for word in scripts.train("--multirun", "trainer.max_steps=2", "run=out")
-            if "sr_factor" not in word
-        ),
+        *(word for word in scripts.train("--multirun", "trainer.max_steps=2", "run=out") if "sr_factor" not in word),
         "model.sr_factor=4,3,2",
         "hydra/launcher=joblib",
         "hydra.launcher.n_jobs=2",

@@ -70,10 +70,19 @@ def test_backends_agree(cone: float, extent: float, cascades: int, monkeypatch: 
     for backend in BACKENDS:
         monkeypatch.setenv("NELF_KERNELS", backend)
         samples = march(
-            origins, directions, torch.rand(300, generator=torch.Generator().manual_seed(1)), t_max, occupied,
-            step=0.01, cone=cone, max_step=0.1, extent=extent,
+            origins,
+            directions,
+            torch.rand(300, generator=torch.Generator().manual_seed(1)),
+            t_max,
+            occupied,
+            step=0.01,
+            cone=cone,
+            max_step=0.1,
+            extent=extent,
         )
-        found[backend] = {(int(r), round(float(t), 3)) for t, r in zip(samples.t_starts, samples.ray_indices, strict=True)}
+        found[backend] = {
+            (int(r), round(float(t), 3)) for t, r in zip(samples.t_starts, samples.ray_indices, strict=True)
+        }
     # A mid-point within rounding of a cell's face may fall to either side.
     assert len(found["reference"]) > 500
     assert len(found["cpu"] ^ found["reference"]) <= 0.01 * len(found["reference"])

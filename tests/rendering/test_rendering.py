@@ -33,9 +33,7 @@ def test_wavefront_sees_the_surface_of_a_ball() -> None:
         return march(o, d, near, far, occupied, step=step, max_samples=n)
 
     bounds = intersect_box(origins, directions, 0.5)
-    rgb, depth, opacity = render_wavefront(
-        step_through, radiance, origins, directions, *bounds, pass_samples=4000
-    )
+    rgb, depth, opacity = render_wavefront(step_through, radiance, origins, directions, *bounds, pass_samples=4000)
     closest = -(origins * directions).sum(-1)
     miss_squared = 0.4**2 - ((origins**2).sum(-1) - closest**2)
     surface = closest - miss_squared.clamp(min=0).sqrt()

@@ -86,9 +86,7 @@ def test_a_finished_chain_is_skipped(chain) -> None:
         ({"trainer__accelerator": "gpu"}, []),
     ],
 )
-def test_a_changed_stage_is_redone_with_those_after_it(
-    chain, change: dict[str, Any], redone: list[str]
-) -> None:
+def test_a_changed_stage_is_redone_with_those_after_it(chain, change: dict[str, Any], redone: list[str]) -> None:
     chain()
     assert chain(**change) == redone
     assert chain(**change) == []
@@ -124,9 +122,7 @@ def test_a_failed_stage_is_not_done(chain) -> None:
 def test_another_architecture_is_refused_and_nothing_is_lost(chain) -> None:
     chain()
     before = {path: path.read_bytes() for path in chain.root.rglob("*") if path.is_file()}
-    with pytest.raises(
-        UserError, match=r"student: was trained with another network: model.width was 32 and is 64\."
-    ):
+    with pytest.raises(UserError, match=r"student: was trained with another network: model.width was 32 and is 64\."):
         chain(model={"width": 64})
     with pytest.raises(UserError, match=r"teacher.model.levels was 8 and is 4\."):
         chain(teacher={"model": {"levels": 4}, "system": {"lr": 0.01}})

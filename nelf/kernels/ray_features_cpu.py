@@ -120,7 +120,7 @@ def _kernels(channels: int) -> tuple[Any, Any, Any]:
             light, behind = _F1, grad_opacity[n] * opacity[n]  # what all points from here on give to the loss
             for c in range(channels):
                 behind += grad_out[n, c] * out[n, c]
-            t, dt, start, move = _walk(rays_o[n], rays_d[n], aabb, jitter[n], points, density.shape)
+            _, dt, start, move = _walk(rays_o[n], rays_d[n], aabb, jitter[n], points, density.shape)
             length = dt * density_scale * math.sqrt(rays_d[n, 0] ** 2 + rays_d[n, 1] ** 2 + rays_d[n, 2] ** 2)
             for i in range(points):
                 if at == end:
@@ -218,7 +218,8 @@ class _RayFeatures(torch.autograd.Function):
         first = np.concatenate([[0], np.cumsum(counts)])
         total = int(first[-1])
         cells, rays = np.empty(total, np.int64), np.empty(total, np.int64)
-        inside, weights, grads = np.empty((total, 3), np.float32), np.empty(total, np.float32), np.empty(total, np.float32)
+        inside = np.empty((total, 3), np.float32)
+        weights, grads = np.empty(total, np.float32), np.empty(total, np.float32)
         to_density, to_features = np.empty(entries, np.float32), np.empty((entries, channels), np.float32)
         grad_features = _array(grad_out)
         _, debts, scatter = _kernels(channels)

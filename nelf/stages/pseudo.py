@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -14,11 +15,13 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from torch import Tensor
 
 from nelf.cameras import Camera
 from nelf.data import Scene, SceneWriter
+from nelf.data.scene import background_color
 from nelf.paths import random_like, random_mobile_r2l, random_r2l
-from nelf.rendering import Renderable
+from nelf.rendering import Renderable, Rendering
 from nelf.run import Run
 from nelf.training import device
 from nelf.weights import load
@@ -83,6 +86,8 @@ def random_cameras(
 def write_views(model: Renderable, cameras: Camera, root: Path | str, scene: Scene | None = None) -> Path:
     """Write a model's views as a Blender data set; those that are there whole are not rendered again.
 
+    They have an alpha channel where the model's pictures have an opacity.
+
     One view is in memory at a time. Started by several processes (``RANK`` and ``WORLD_SIZE`` in the
     environment), each takes its share of the views and the last to finish writes the transforms file.
 
@@ -102,13 +107,24 @@ def write_views(model: Renderable, cameras: Camera, root: Path | str, scene: Sce
     if scene is not None:
         known = {"aabb": scene.aabb, "background": scene.background, "license": scene.license}
     writer = SceneWriter(root, cameras, **known)
+    background = background_color(known.get("background", "white"))
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     mine = [index for index in writer.missing() if index % world == rank]
     for index in _track(mine, len(cameras)):
-        writer.write(index, model.render(cameras[index]).rgb)
+        writer.write(index, _image(model.render(cameras[index]), background))
     if not writer.missing():
         writer.finish()
     return Path(root)
+
+
+def _image(rendering: Rendering, background: Tensor) -> Tensor:
+    """A picture to write: with alpha, colour not premultiplied, where the model knows its opacity."""
+    rgb = rendering.rgb
+    if rendering.opacity is None:
+        return rgb
+    alpha = rendering.opacity[..., None].clamp(0.0, 1.0)
+    own = (rgb - (1.0 - alpha) * background.to(rgb)) / alpha.clamp(min=1e-6)
+    return torch.cat([own.clamp(0.0, 1.0), alpha], dim=-1)
 
 
 def _track(indices: list[int], total: int) -> Iterable[int]:

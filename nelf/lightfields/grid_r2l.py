@@ -1,0 +1,183 @@
+"""GridR2L: a feature volume composited along each ray, a small convolutional network, pixel shuffle."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, max_pool3d, pixel_shuffle, softplus
+
+from nelf.encodings import spherical_harmonics
+from nelf.kernels.ray_features import RayFeatures, ray_features
+from nelf.lightfields.light_field import LightField
+from nelf.lightfields.mobile_r2l import activation_layer
+from nelf.lightfields.visual_hull import tight_box, visual_hull
+from nelf.rendering import Rendering
+
+if TYPE_CHECKING:
+    from nelf.cameras import Camera
+    from nelf.data.scene import Scene
+
+__all__ = ["GridR2L"]
+
+INITIAL_DENSITY = -4.6  # a softplus of 0.01: a ray through a hundred voxels keeps a third of its light
+EMPTY = 5e-3  # optical depth of a voxel below which it counts as empty
+OCCUPANCY_STEPS = 50  # between two looks at which cells are empty
+HULL_CELLS = 64
+
+
+class _Block(nn.Module):
+    """A residual block: 3x3 convolution, activation, 1x1 convolution."""
+
+    def __init__(self, width: int, activation: str) -> None:
+        super().__init__()
+        self.conv_block = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1), activation_layer(activation), nn.Conv2d(width, width, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv_block(x)
+
+
+class GridR2L(LightField):
+    """The light field that trains in minutes on a CPU.
+
+    A dense volume of learned densities and features fills the box of the scene. Features at the points of a ray are
+    composited as volume rendering composites colours, so all views share them; their sum, the ray's opacity and the
+    spherical harmonics of its direction go through a small convolutional ``body``, evaluated once per ray, and a
+    pixel shuffle.
+
+    Args:
+        width: channels of head and body.
+        depth: layers of head, body and final layer: ``(depth - 2) / 2`` residual blocks.
+        points: points per ray, between where it enters the box and where it leaves.
+        resolution: voxel corners along each side of the volume.
+        features: channels of the volume, beside the density.
+        sr_factor: pixels along one side of a ray's block.
+        activation: ``gelu`` or ``relu``.
+        feature_lr: learning rate of the features, as a multiple of the network's.
+        density_lr: learning rate of the density, as a multiple of the network's.
+        near: smallest ``t``; kept for whoever asks, rays are cut by the box.
+        far: largest ``t``, likewise.
+
+    Raises:
+        ValueError: an argument is outside what is listed above.
+
+    Source:
+        A grid of features in a light field: LightSpeed (arXiv 2310.16832). One network after compositing: SNeRG
+        (arXiv 2103.14645). Density and known free space on a dense grid: DVGO (arXiv 2111.11215).
+    """
+
+    density: Tensor
+    occupied: Tensor
+    steps: Tensor
+
+    def __init__(
+        self,
+        width: int = 32,
+        depth: int = 8,
+        points: int = 96,
+        resolution: int = 72,
+        features: int = 8,
+        sr_factor: int = 2,
+        activation: str = "relu",
+        feature_lr: float = 15.0,
+        density_lr: float = 50.0,
+        near: float | None = None,
+        far: float | None = None,
+    ) -> None:
+        if depth < 2 or depth % 2:
+            raise ValueError(f"Expected argument `depth` to be an even number from 2 on, but got {depth}.")
+        for name, value in (("points", points), ("features", features), ("resolution", resolution - 1)):
+            if value < 1:
+                raise ValueError(f"Expected argument `{name}` to be larger, but got {value}.")
+        super().__init__(sr_factor, near, far)
+        self.points = points
+        self.lr_factors = (feature_lr, density_lr)
+        self.density = nn.Parameter(torch.full((resolution,) * 3, INITIAL_DENSITY))
+        self.features = nn.Parameter(0.1 * torch.randn(*(resolution,) * 3, features))
+        self.register_buffer("occupied", torch.ones((resolution - 1,) * 3, dtype=torch.bool))
+        self.register_buffer("steps", torch.tensor(0))
+        self.head = nn.Sequential(nn.Conv2d(features + 17, width, 1), activation_layer(activation))
+        self.body = nn.Sequential(*(_Block(width, activation) for _ in range((depth - 2) // 2)))
+        self.tail = nn.Conv2d(width, 3 * sr_factor**2, 3, padding=1)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # what oneDNN is fast in
+
+    def fit_scene(self, scene: Scene) -> None:
+        """Take the box from ``scene``, shrink it to the visual hull of its training views and carve it.
+
+        Raises:
+            UserError: the images cannot be cut into blocks of ``sr_factor`` pixels.
+        """
+        fitted = bool(self.fitted)
+        super().fit_scene(scene)
+        if fitted:
+            return
+        hull = visual_hull(scene.train, self.aabb, HULL_CELLS, scene.background)
+        self.aabb.copy_(tight_box(hull, self.aabb))
+        self.occupied.copy_(visual_hull(scene.train, self.aabb, self.occupied.shape[0], scene.background))
+
+    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Give the volume its own, higher learning rates; it learns from few rays at a time, so without decay."""
+        volume = {"weight_decay": 0.0, "eps": 1e-12, "betas": (0.9, 0.99)}
+        feature_lr, density_lr = self.lr_factors
+        network = [p for p in self.parameters() if p is not self.density and p is not self.features]
+        return [
+            {"params": network, "lr": lr, "weight_decay": weight_decay},
+            {"params": [self.features], "lr": lr * feature_lr, **volume},
+            {"params": [self.density], "lr": lr * density_lr, **volume},
+        ]
+
+    def composite(self, rays_o: Tensor, rays_d: Tensor) -> RayFeatures:
+        """Look up rays of any shape (..., 3), flattened; see ``nelf.kernels.ray_features``."""
+        rays_o, rays_d = rays_o.reshape(-1, 3).float(), rays_d.reshape(-1, 3).float()
+        jitter = torch.rand_like(rays_o[:, 0]) if self.training else torch.full_like(rays_o[:, 0], 0.5)
+        voxel = ((self.aabb[3:] - self.aabb[:3]).prod() / self.occupied.numel()) ** (1 / 3)
+        return ray_features(
+            self.density, self.features, self.occupied, rays_o, rays_d, self.aabb, jitter, self.points, float(1 / voxel)
+        )
+
+    def forward(self, rays_o: Tensor, rays_d: Tensor) -> Tensor:
+        """Give the pixels of each ray's block.
+
+        Args:
+            rays_o: (B, h, w, 3) origins, scene unit.
+            rays_d: (B, h, w, 3) directions, camera z = -1.
+
+        Returns:
+            rgb (B, 3, h * sr_factor, w * sr_factor) in [0, 1].
+        """
+        if self.training:
+            self._update_occupancy()
+        return self._pixels(rays_d, self.composite(rays_o, rays_d))
+
+    def _pixels(self, rays_d: Tensor, along: RayFeatures) -> Tensor:
+        """What the network makes of the composited features."""
+        viewdirs = nn.functional.normalize(rays_d.float(), dim=-1).reshape(-1, 3)
+        inputs = torch.cat([along.features, along.opacity[:, None], spherical_harmonics(viewdirs)], dim=-1)
+        x = self.head(inputs.view(*rays_d.shape[:3], -1).permute(0, 3, 1, 2))
+        return torch.sigmoid(pixel_shuffle(self.tail(self.body(x)).float(), self.sr_factor))
+
+    @torch.no_grad()
+    def _update_occupancy(self) -> None:
+        """Every few steps drop the cells all of whose corners are empty; a running statistic, as in batch norm."""
+        self.steps += 1
+        if self.steps % OCCUPANCY_STEPS == 0 and self.steps >= 2 * OCCUPANCY_STEPS:
+            matter = (softplus(self.density) > EMPTY).float()
+            self.occupied &= max_pool3d(matter[None], 2, stride=1)[0] > 0
+
+    @torch.no_grad()
+    def render(self, camera: Camera, time: float | None = None) -> Rendering:
+        """Render one camera, see ``LightField.render``; with depth and opacity, of the low-resolution rays."""
+        training = self.training
+        self.eval()
+        try:
+            rays = camera.to(self.near.device).rays(stride=self.sr_factor)
+            along = self.composite(rays.rays_o, rays.rays_d)
+            rgb = self._pixels(rays.rays_d[None], along)[0].permute(1, 2, 0)
+        finally:
+            self.train(training)
+        low = torch.stack([along.depth, along.opacity]).view(1, 2, *rays.rays_d.shape[:2])
+        depth, opacity = interpolate(low, rgb.shape[:2], mode="bilinear")[0]
+        return Rendering(rgb, depth, opacity)

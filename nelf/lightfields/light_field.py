@@ -1,0 +1,105 @@
+"""What every light field shares: the scene it was fitted to, and how it renders an image."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from nelf.errors import UserError
+from nelf.rendering import Rendering
+
+if TYPE_CHECKING:
+    from nelf.cameras import Camera
+    from nelf.data.scene import Scene
+
+__all__ = ["LightField"]
+
+
+class LightField(nn.Module):
+    """A network that is evaluated once per ray and gives a block of pixels for it.
+
+    A subclass implements ``forward(rays_o, rays_d)``: (B, h, w, 3) each to rgb (B, 3, h * sr_factor,
+    w * sr_factor). Rays go through the centres of their blocks (``Camera.rays(stride=sr_factor)``).
+
+    The depth range, the box and whether they were set are buffers, so they travel with the weights.
+
+    Args:
+        sr_factor: pixels along one side of a ray's block.
+        near: smallest ``t`` at which something may be, or None to take the scene's.
+        far: largest ``t``, or None to take the scene's.
+
+    Raises:
+        ValueError: ``sr_factor`` is below one, or ``near`` is not before ``far``.
+    """
+
+    near: Tensor
+    far: Tensor
+    aabb: Tensor
+    fitted: Tensor
+
+    def __init__(self, sr_factor: int, near: float | None = None, far: float | None = None) -> None:
+        super().__init__()
+        if sr_factor < 1:
+            raise ValueError(f"Expected argument `sr_factor` to be a positive integer, but got {sr_factor}.")
+        if near is not None and far is not None and near >= far:
+            raise ValueError(f"Expected argument `near` to be smaller than `far`, but got {near} and {far}.")
+        self.sr_factor = sr_factor
+        self._range = (near, far)
+        # Until a scene is fitted: the values of the Blender scenes.
+        self.register_buffer("near", torch.tensor(2.0 if near is None else near))
+        self.register_buffer("far", torch.tensor(6.0 if far is None else far))
+        self.register_buffer("aabb", torch.tensor([-1.5, -1.5, -1.5, 1.5, 1.5, 1.5]))
+        self.register_buffer("fitted", torch.tensor(False))
+
+    def fit_scene(self, scene: Scene) -> None:
+        """Take depth range and box from ``scene``, where the constructor did not set them.
+
+        Only the first scene counts: weights that learned inside one box mean nothing in another.
+
+        Raises:
+            UserError: the images cannot be cut into blocks of ``sr_factor`` pixels.
+        """
+        camera = scene.train.camera
+        for side, pixels in (("width", camera.width), ("height", camera.height)):
+            if pixels % self.sr_factor:
+                allowed = [s for s in range(1, 17) if camera.width % s == 0 and camera.height % s == 0]
+                raise UserError(
+                    f"model.sr_factor: {self.sr_factor} does not divide the image {side} {pixels} of {scene.name}; "
+                    f"allowed here: {', '.join(map(str, allowed))}."
+                )
+        if self.fitted:
+            return
+        near, far = self._range
+        self.near.fill_(scene.near if near is None else near)
+        self.far.fill_(scene.far if far is None else far)
+        self.aabb.copy_(scene.aabb)
+        self.fitted.fill_(True)
+
+    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Group the parameters for a ``torch.optim`` optimiser; one group unless a subclass wants more."""
+        return [{"params": list(self.parameters()), "lr": lr, "weight_decay": weight_decay}]
+
+    @torch.no_grad()
+    def render(self, camera: Camera, time: float | None = None) -> Rendering:
+        """Render one camera.
+
+        Args:
+            camera: a single camera whose width and height ``sr_factor`` divides.
+            time: ignored, these light fields are static; there so that all models are called alike.
+
+        Returns:
+            ``rgb`` (H, W, 3) in [0, 1] on the device of the weights; no depth and no opacity.
+
+        Raises:
+            ValueError: ``sr_factor`` does not divide the width or the height.
+        """
+        rays = camera.to(self.near.device).rays(stride=self.sr_factor)
+        training = self.training
+        self.eval()
+        try:
+            rgb = self(rays.rays_o[None], rays.rays_d[None])[0]
+        finally:
+            self.train(training)
+        return Rendering(rgb.permute(1, 2, 0).float())

@@ -1,0 +1,45 @@
+"""Learning-rate schedules, by step or by how much of the Trainer's budget is spent."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from pytorch_lightning.callbacks import Timer
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Trainer
+
+__all__ = ["cosine_decay", "exponential_decay", "training_progress", "warmup"]
+
+
+def training_progress(trainer: Trainer) -> float:
+    """Say how far a training is: the larger share of ``max_steps`` and ``max_time`` that is spent.
+
+    Returns:
+        A number in [0, 1]; 0 where the Trainer has neither limit.
+    """
+    shares = [0.0]
+    if trainer.max_steps > 0:
+        shares.append(trainer.global_step / trainer.max_steps)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Timer):
+            elapsed, remaining = callback.time_elapsed(), callback.time_remaining()
+            if remaining is not None:
+                shares.append(elapsed / max(elapsed + remaining, 1e-9))
+    return min(max(shares), 1.0)
+
+
+def warmup(step: int, steps: int, start: float) -> float:
+    """Rise linearly from ``start`` to 1 over ``steps`` steps and stay there."""
+    return start + (1.0 - start) * step / steps if step < steps else 1.0
+
+
+def exponential_decay(step: int, steps: int) -> float:
+    """Fall to a tenth every ``steps`` steps: ``0.1 ** (step / steps)``."""
+    return 0.1 ** (step / steps)
+
+
+def cosine_decay(progress: float, end: float) -> float:
+    """Fall from 1 to ``end`` along half a cosine as ``progress`` goes from 0 to 1."""
+    return end + (1.0 - end) * 0.5 * (1.0 + math.cos(math.pi * progress))

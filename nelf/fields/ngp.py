@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from nelf.cameras import Camera
 from nelf.data.scene import Scene, background_color
 from nelf.encodings import HashEncoding, spherical_harmonics
-from nelf.kernels import Composited, HashGrid, Samples, composite, march
+from nelf.kernels import Composited, HashGrid, Samples, composite, march, multiplies_bfloat16
 from nelf.occupancy import OccupancyGrid
 from nelf.rendering import Rendering, intersect_box, render_wavefront
 
@@ -135,7 +135,7 @@ class NGP(nn.Module):
         return torch.sigmoid(self._run(self.color_net, torch.cat([directions, features], dim=1)).float())
 
     def _run(self, network: nn.Module, inputs: Tensor) -> Tensor:
-        low = _has_bfloat16(inputs.device) if self.low_precision is None else self.low_precision
+        low = multiplies_bfloat16(inputs.device) if self.low_precision is None else self.low_precision
         # Matrix libraries prepare a kernel for each new number of rows: keep to few of them.
         padded = F.pad(inputs, (0, 0, 0, -len(inputs) % _ROWS))
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=low):
@@ -255,9 +255,3 @@ class _TruncatedExp(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return grad * torch.exp(x.clamp(-15.0, 15.0))
-
-
-def _has_bfloat16(device: torch.device) -> bool:
-    if device.type == "cpu":
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()  # type: ignore[no-any-return]
-    return device.type == "cuda" and torch.cuda.is_bf16_supported()

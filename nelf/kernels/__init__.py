@@ -118,6 +118,13 @@ def backend_for(device: torch.device) -> ModuleType:
     return reference
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether matrices in bfloat16 are faster than in float32 on a device, since it multiplies them natively."""
+    if device.type == "cpu":
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()  # type: ignore[no-any-return]
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
 def hash_encode(positions: Tensor, table: Tensor, grid: HashGrid) -> Tensor:
     """Look positions up in a multi-resolution hash grid, trilinearly.
 

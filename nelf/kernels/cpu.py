@@ -438,7 +438,7 @@ class _Composite(torch.autograd.Function):
         sigma, rgb, starts, ends = (_array(tensor) for tensor in ctx.saved_tensors)
         grad_sigma, grad_rgb = np.empty_like(sigma), np.empty_like(rgb)
         incoming = [_array(grad) for grad in grads]
-        _composite_backward(sigma, rgb, starts, ends, ctx.first, ctx.weights, ctx.stop, *incoming, grad_sigma, grad_rgb)
+        _composite_backward(sigma, rgb, starts, ends, ctx.first, ctx.weights, ctx.stop, *incoming, grad_sigma, grad_rgb)  # type: ignore[call-arg]
         return torch.from_numpy(grad_sigma), torch.from_numpy(grad_rgb), None, None, None, None, None
 
 

@@ -15,13 +15,34 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import max_pool3d
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from nelf.kernels.cpu import _array, _jit, _threads
 from nelf.kernels.ray_features import MIN_TAU, MIN_TRANSMITTANCE, RayFeatures
 
 _F0, _F1 = np.float32(0), np.float32(1)
 _MIN_TAU, _MIN_TRANSMITTANCE = np.float32(MIN_TAU), np.float32(MIN_TRANSMITTANCE)
+MAX_CLEARANCE = 12  # cells; a walk through empty space leaps no further
 _helper = njit(fastmath=True, nogil=True)
+_clearances = WeakTensorKeyDictionary()
+
+
+def _clearance(occupied: Tensor) -> np.ndarray:
+    """How many cells each cell is from the nearest occupied one (0 there), uint8; worked out when cells change."""
+    version, clearance = _clearances.get(occupied, (None, None))
+    if version != occupied._version:
+        near = occupied.float()[None]
+        cells = torch.zeros(occupied.shape, dtype=torch.uint8)
+        for _ in range(MAX_CLEARANCE):
+            cells += (near[0] == 0).to(torch.uint8)
+            for axis in range(3):
+                kernel, padding = [1, 1, 1], [0, 0, 0]
+                kernel[axis], padding[axis] = 3, 1
+                near = max_pool3d(near, kernel, stride=1, padding=padding)
+        clearance = cells.numpy()
+        _clearances[occupied] = (occupied._version, clearance)
+    return clearance  # type: ignore[no-any-return]
 
 
 @_helper
@@ -66,52 +87,74 @@ def _softplus(raw):  # type: ignore[no-untyped-def]
     return raw if raw > np.float32(15) else math.log(_F1 + math.exp(raw))
 
 
+@_helper
+def _raw_of(density):  # type: ignore[no-untyped-def]
+    """The inverse of ``_softplus``."""
+    return density if density > np.float32(15) else math.log(math.expm1(density))
+
+
 @lru_cache
 def _kernels(channels: int) -> tuple[Any, Any, Any]:
     """The two walks and the scatter, compiled for a fixed number of channels."""
 
     @_helper
-    def feature(features, x, y, z, fx, fy, fz, c):  # type: ignore[no-untyped-def]
-        gx, gy, gz = _F1 - fx, _F1 - fy, _F1 - fz
-        return gz * (
-            gy * (gx * features[z, y, x, c] + fx * features[z, y, x + 1, c])
-            + fy * (gx * features[z, y + 1, x, c] + fx * features[z, y + 1, x + 1, c])
-        ) + fz * (
-            gy * (gx * features[z + 1, y, x, c] + fx * features[z + 1, y, x + 1, c])
-            + fy * (gx * features[z + 1, y + 1, x, c] + fx * features[z + 1, y + 1, x + 1, c])
-        )
+    def add_features(features, x, y, z, fx, fy, fz, weight, out):  # type: ignore[no-untyped-def]
+        """Add ``weight`` times the features of a point; channels lie side by side, so their loop is innermost."""
+        for corner in range(8):
+            i, j, k = corner & 1, (corner >> 1) & 1, corner >> 2
+            share = weight * (fx if i else _F1 - fx) * (fy if j else _F1 - fy) * (fz if k else _F1 - fz)
+            for c in range(channels):
+                out[c] += share * features[z + k, y + j, x + i, c]
+
+    @_helper
+    def dot_features(features, x, y, z, fx, fy, fz, vector):  # type: ignore[no-untyped-def]
+        """The features of a point times a vector."""
+        total = _F0
+        for corner in range(8):
+            i, j, k = corner & 1, (corner >> 1) & 1, corner >> 2
+            share = (fx if i else _F1 - fx) * (fy if j else _F1 - fy) * (fz if k else _F1 - fz)
+            inner = _F0
+            for c in range(channels):
+                inner += vector[c] * features[z + k, y + j, x + i, c]
+            total += share * inner
+        return total
 
     @_jit
     def forward(  # type: ignore[no-untyped-def]
-        density, features, occupied, rays_o, rays_d, aabb, jitter, points, density_scale, out, opacity, depth, counts
+        density, features, clearance, rays_o, rays_d, aabb, jitter, points, density_scale, out, opacity, depth, counts
     ):
         for n in prange(len(rays_o)):
             out[n, :] = 0
             far, kept, light = _F0, 0, _F1
             t, dt, start, move = _walk(rays_o[n], rays_d[n], aabb, jitter[n], points, density.shape)
             length = dt * density_scale * math.sqrt(rays_d[n, 0] ** 2 + rays_d[n, 1] ** 2 + rays_d[n, 2] ** 2)
-            for i in range(points if dt > 0 else 0):
+            empty = _raw_of(_MIN_TAU / length) if dt > 0 else _F0
+            fastest = max(abs(move[0]), abs(move[1]), abs(move[2]), np.float32(1e-6))  # cells from point to point
+            i = -1 if dt > 0 else points
+            while i + 1 < points:
+                i += 1
                 x, fx = _cell(start[0] + np.float32(i) * move[0], density.shape[2])
                 y, fy = _cell(start[1] + np.float32(i) * move[1], density.shape[1])
                 z, fz = _cell(start[2] + np.float32(i) * move[2], density.shape[0])
-                if not occupied[z, y, x]:
+                if clearance[z, y, x]:
+                    i += int(np.float32(clearance[z, y, x] - 1) / fastest)
                     continue
-                tau = _softplus(_density(density, x, y, z, fx, fy, fz)) * length
-                if tau < _MIN_TAU:
+                raw = _density(density, x, y, z, fx, fy, fz)
+                if raw < empty:
                     continue
+                tau = _softplus(raw) * length
                 kept += 1
                 weight = light * (_F1 - math.exp(-tau))
                 light -= weight
                 far += weight * (t + np.float32(i) * dt)
-                for c in range(channels):
-                    out[n, c] += weight * feature(features, x, y, z, fx, fy, fz, c)
+                add_features(features, x, y, z, fx, fy, fz, weight, out[n])
                 if light < _MIN_TRANSMITTANCE:
                     break
             opacity[n], depth[n], counts[n] = _F1 - light, far, kept
 
     @_jit
     def debts(  # type: ignore[no-untyped-def]
-        density, features, occupied, rays_o, rays_d, aabb, jitter, points, density_scale, out, opacity, grad_out,
+        density, features, clearance, rays_o, rays_d, aabb, jitter, points, density_scale, out, opacity, grad_out,
         grad_opacity, first, cells, inside, weights, grads, rays
     ):  # fmt: skip
         height, width = density.shape[1], density.shape[2]
@@ -122,23 +165,23 @@ def _kernels(channels: int) -> tuple[Any, Any, Any]:
                 behind += grad_out[n, c] * out[n, c]
             _, dt, start, move = _walk(rays_o[n], rays_d[n], aabb, jitter[n], points, density.shape)
             length = dt * density_scale * math.sqrt(rays_d[n, 0] ** 2 + rays_d[n, 1] ** 2 + rays_d[n, 2] ** 2)
-            for i in range(points):
-                if at == end:
-                    break
+            empty = _raw_of(_MIN_TAU / length) if dt > 0 else _F0
+            fastest = max(abs(move[0]), abs(move[1]), abs(move[2]), np.float32(1e-6))
+            i = -1
+            while i + 1 < points and at < end:
+                i += 1
                 x, fx = _cell(start[0] + np.float32(i) * move[0], width)
                 y, fy = _cell(start[1] + np.float32(i) * move[1], height)
                 z, fz = _cell(start[2] + np.float32(i) * move[2], density.shape[0])
-                if not occupied[z, y, x]:
+                if clearance[z, y, x]:
+                    i += int(np.float32(clearance[z, y, x] - 1) / fastest)
                     continue
                 raw = _density(density, x, y, z, fx, fy, fz)
-                tau = _softplus(raw) * length
-                if tau < _MIN_TAU:
+                if raw < empty:
                     continue
-                weight = light * (_F1 - math.exp(-tau))
+                weight = light * (_F1 - math.exp(-_softplus(raw) * length))
                 light -= weight
-                along = grad_opacity[n]
-                for c in range(channels):
-                    along += grad_out[n, c] * feature(features, x, y, z, fx, fy, fz, c)
+                along = grad_opacity[n] + dot_features(features, x, y, z, fx, fy, fz, grad_out[n])
                 behind -= weight * along
                 cells[at] = (z * height + y) * width + x
                 inside[at, 0], inside[at, 1], inside[at, 2] = fx, fy, fz
@@ -193,7 +236,7 @@ class _RayFeatures(torch.autograd.Function):
         arguments = (
             _array(density),
             _array(features),
-            occupied.contiguous().numpy(),
+            _clearance(occupied),
             *(_array(ray) for ray in rays),
             points,
             np.float32(density_scale),

@@ -50,9 +50,9 @@ class GridR2L(LightField):
     spherical harmonics of its direction go through a small convolutional ``body``, evaluated once per ray, and a
     pixel shuffle.
 
-    Measured on lego's own 100 views at 200 pixels (test views, equal steps): features side by side, as MobileR2L's points
-    are, 20.5 dB where composited ones reach 21.4; blocks of 4 x 4 pixels 24.8 where 2 x 2 reach 26.5 in half the steps;
-    without carving 26.2; 16 features 26.8 and width 48 26.7, both slower.
+    Measured on lego's own 100 views at 200 pixels (test views, equal steps): features side by side, as MobileR2L's
+    points are, 20.5 dB where composited ones reach 21.4; blocks of 4 x 4 pixels 24.8 where 2 x 2 reach 26.5 in half
+    the steps; without carving 26.2; 16 features 26.8 and width 48 26.7, both slower.
 
     Args:
         width: channels of head and body.

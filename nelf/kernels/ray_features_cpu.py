@@ -93,31 +93,37 @@ def _raw_of(density):  # type: ignore[no-untyped-def]
     return density if density > np.float32(15) else math.log(math.expm1(density))
 
 
+@_helper
+def _add_features(features, x, y, z, fx, fy, fz, weight, channels, out):  # type: ignore[no-untyped-def]
+    """Add ``weight`` times the features of a point; channels lie side by side, so their loop is innermost."""
+    for corner in range(8):
+        i, j, k = corner & 1, (corner >> 1) & 1, corner >> 2
+        share = weight * (fx if i else _F1 - fx) * (fy if j else _F1 - fy) * (fz if k else _F1 - fz)
+        for c in range(channels):
+            out[c] += share * features[z + k, y + j, x + i, c]
+
+
+@_helper
+def _dot_features(features, x, y, z, fx, fy, fz, channels, vector):  # type: ignore[no-untyped-def]
+    """The features of a point times a vector."""
+    total = _F0
+    for corner in range(8):
+        i, j, k = corner & 1, (corner >> 1) & 1, corner >> 2
+        share = (fx if i else _F1 - fx) * (fy if j else _F1 - fy) * (fz if k else _F1 - fz)
+        inner = _F0
+        for c in range(channels):
+            inner += vector[c] * features[z + k, y + j, x + i, c]
+        total += share * inner
+    return total
+
+
 @lru_cache
 def _kernels(channels: int) -> tuple[Any, Any, Any]:
-    """The two walks and the scatter, compiled for a fixed number of channels."""
+    """The two walks and the scatter, compiled for a fixed number of channels.
 
-    @_helper
-    def add_features(features, x, y, z, fx, fy, fz, weight, out):  # type: ignore[no-untyped-def]
-        """Add ``weight`` times the features of a point; channels lie side by side, so their loop is innermost."""
-        for corner in range(8):
-            i, j, k = corner & 1, (corner >> 1) & 1, corner >> 2
-            share = weight * (fx if i else _F1 - fx) * (fy if j else _F1 - fy) * (fz if k else _F1 - fz)
-            for c in range(channels):
-                out[c] += share * features[z + k, y + j, x + i, c]
-
-    @_helper
-    def dot_features(features, x, y, z, fx, fy, fz, vector):  # type: ignore[no-untyped-def]
-        """The features of a point times a vector."""
-        total = _F0
-        for corner in range(8):
-            i, j, k = corner & 1, (corner >> 1) & 1, corner >> 2
-            share = (fx if i else _F1 - fx) * (fy if j else _F1 - fy) * (fz if k else _F1 - fz)
-            inner = _F0
-            for c in range(channels):
-                inner += vector[c] * features[z + k, y + j, x + i, c]
-            total += share * inner
-        return total
+    They may enclose numbers only: Numba finds a kernel on disk again by what it encloses, and a helper defined in
+    here would be another one in each process.
+    """
 
     @_jit
     def forward(  # type: ignore[no-untyped-def]
@@ -147,7 +153,7 @@ def _kernels(channels: int) -> tuple[Any, Any, Any]:
                 weight = light * (_F1 - math.exp(-tau))
                 light -= weight
                 far += weight * (t + np.float32(i) * dt)
-                add_features(features, x, y, z, fx, fy, fz, weight, out[n])
+                _add_features(features, x, y, z, fx, fy, fz, weight, channels, out[n])
                 if light < _MIN_TRANSMITTANCE:
                     break
             opacity[n], depth[n], counts[n] = _F1 - light, far, kept
@@ -181,7 +187,7 @@ def _kernels(channels: int) -> tuple[Any, Any, Any]:
                     continue
                 weight = light * (_F1 - math.exp(-_softplus(raw) * length))
                 light -= weight
-                along = grad_opacity[n] + dot_features(features, x, y, z, fx, fy, fz, grad_out[n])
+                along = grad_opacity[n] + _dot_features(features, x, y, z, fx, fy, fz, channels, grad_out[n])
                 behind -= weight * along
                 cells[at] = (z * height + y) * width + x
                 inside[at, 0], inside[at, 1], inside[at, 2] = fx, fy, fz

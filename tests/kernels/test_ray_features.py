@@ -146,3 +146,15 @@ def test_wrong_shapes_are_named() -> None:
     for name, value in (("occupied", torch.ones(3, 3, 3)), ("jitter", torch.ones(7)), ("features", torch.ones(2, 2))):
         with pytest.raises(ValueError, match=f"`{name}`"):
             ray_features(**{**case, name: value})  # type: ignore[arg-type]
+
+
+def test_compiled_walks_are_found_on_disk_again() -> None:
+    """What a kernel encloses is part of its key: built anew, as in another process, it must be the same key."""
+    from nelf.kernels import ray_features_cpu as module
+
+    both(random_case())  # compiled or read, whichever: on disk from here on
+    module._kernels.cache_clear()
+    both(random_case())
+    forward, *_ = module._kernels(4)
+    assert dict(forward.stats.cache_misses) == {}
+    assert sum(forward.stats.cache_hits.values()) == 1

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["GridR2L"]
 
 INITIAL_DENSITY = -4.6  # a softplus of 0.01: a ray through a hundred voxels keeps a third of its light
-EMPTY = 5e-3  # optical depth of a voxel below which it counts as empty
+EMPTY = 1e-3  # optical depth of a voxel below which it counts as empty
 OCCUPANCY_STEPS = 50  # between two looks at which cells are empty
 HULL_CELLS = 64
 

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 from torch.optim.lr_scheduler import LambdaLR
 
 from nelf.data.scene import composite_background
-from nelf.metrics import psnr
 from nelf.systems.schedule import cosine_decay, exponential_decay, training_progress, warmup
+from nelf.systems.system import System
 
 if TYPE_CHECKING:
     from pytorch_lightning.utilities.types import OptimizerLRScheduler
 
-    from nelf.cameras import Camera
     from nelf.data.sampling import ImageBatch
-    from nelf.data.scene import View
     from nelf.lightfields import LightField
-    from nelf.rendering import Rendering
 
 __all__ = ["Student"]
 
@@ -30,7 +26,7 @@ SCHEDULES = ("exponential", "cosine")
 COSINE_END = 0.02
 
 
-class Student(pl.LightningModule):
+class Student(System):
     """Fits a light field to whole views by the mean squared error of their pixels.
 
     The ray grid of each view is shifted by a random number of pixels, at most ``sr_factor``, and the view cut to
@@ -56,6 +52,7 @@ class Student(pl.LightningModule):
     """
 
     batch_kind = "views"
+    network: LightField
 
     def __init__(
         self,
@@ -69,21 +66,12 @@ class Student(pl.LightningModule):
         weight_decay: float = 0.01,
         shift: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(network)
         if schedule not in SCHEDULES:
             raise ValueError(f"Expected argument `schedule` to be one of {SCHEDULES}, but got {schedule!r}.")
         if optimizer not in OPTIMIZERS:
             raise ValueError(f"Expected argument `optimizer` to be one of {tuple(OPTIMIZERS)}, but got {optimizer!r}.")
         self.save_hyperparameters(ignore=["network"])
-        self.network = network
-        self.background = "white"
-
-    def setup(self, stage: str) -> None:
-        """Take background, depth range and box from the scene of the datamodule."""
-        scene = self.trainer.datamodule.scene  # type: ignore[attr-defined]
-        self.background = scene.background
-        if stage == "fit":
-            self.network.fit_scene(scene)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimiser over the network's parameter groups and its per-step schedule."""
@@ -127,13 +115,3 @@ class Student(pl.LightningModule):
             view[:, dy : dy + height, dx : dx + width] for view, (dx, dy) in zip(target, offset.tolist(), strict=True)
         ]
         return rays.rays_o[:, :-1, :-1], rays.rays_d[:, :-1, :-1], torch.stack(cut)
-
-    def validation_step(self, view: View, batch_idx: int) -> None:
-        """Log the PSNR of one view, dB."""
-        rgb = self.render(view.camera).rgb.permute(2, 0, 1)[None]
-        target = view.rgb(self.background).to(rgb).permute(2, 0, 1)[None]
-        self.log("val/psnr", psnr(rgb, target).mean(), prog_bar=True, batch_size=1)
-
-    def render(self, camera: Camera, time: float | None = None) -> Rendering:
-        """Render one camera with the network, see ``LightField.render``."""
-        return self.network.render(camera, time)

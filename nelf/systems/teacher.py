@@ -4,25 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss, smooth_l1_loss
 from torch.optim.lr_scheduler import LambdaLR
 
 from nelf.data.scene import background_color, composite_background
-from nelf.metrics import psnr
 from nelf.rendering import distortion
 from nelf.systems.schedule import cosine_decay, training_progress
+from nelf.systems.system import System
 
 if TYPE_CHECKING:
     from pytorch_lightning.utilities.types import OptimizerLRScheduler
 
-    from nelf.cameras import Camera
     from nelf.data.sampling import RayBatch
-    from nelf.data.scene import View
     from nelf.fields import NGP
-    from nelf.rendering import Rendering
 
 __all__ = ["Teacher"]
 
@@ -32,7 +28,7 @@ COSINE_END = 1 / 30
 HUBER_DELTA = 0.1
 
 
-class Teacher(pl.LightningModule):
+class Teacher(System):
     """Fits a radiance field to the pixels of the training views.
 
     Each step takes as many of the batch's rays as make about ``samples_per_step`` samples: many once the empty
@@ -59,6 +55,7 @@ class Teacher(pl.LightningModule):
     """
 
     batch_kind = "rays"
+    network: NGP
 
     def __init__(
         self,
@@ -72,14 +69,12 @@ class Teacher(pl.LightningModule):
         occupancy_every: int = 16,
         occupancy_warmup: int = 256,
     ) -> None:
-        super().__init__()
+        super().__init__(network)
         if loss not in LOSSES:
             raise ValueError(f"Expected argument `loss` to be one of {LOSSES}, but got {loss!r}.")
         if background not in BACKGROUNDS:
             raise ValueError(f"Expected argument `background` to be one of {BACKGROUNDS}, but got {background!r}.")
         self.save_hyperparameters(ignore=["network"])
-        self.network = network
-        self.background = "white"
         self.samples_per_ray = float(network.max_samples)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -89,13 +84,6 @@ class Teacher(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the number of rays that filled a step."""
         self.samples_per_ray = checkpoint["samples_per_ray"]
-
-    def setup(self, stage: str) -> None:
-        """Take background and box from the scene of the datamodule."""
-        scene = self.trainer.datamodule.scene  # type: ignore[attr-defined]
-        self.background = scene.background
-        if stage == "fit":
-            self.network.fit_scene(scene)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build Adam, with Instant-NGP's constants, and its per-step schedule."""
@@ -139,13 +127,3 @@ class Teacher(pl.LightningModule):
             return mse_loss(rgb, target)
         # In the units of the squared error, so that the other weights mean the same.
         return 2 * HUBER_DELTA * smooth_l1_loss(rgb, target, beta=HUBER_DELTA)
-
-    def validation_step(self, view: View, batch_idx: int) -> None:
-        """Log the PSNR of one view, dB."""
-        rgb = self.render(view.camera).rgb.permute(2, 0, 1)[None]
-        target = view.rgb(self.background).to(rgb).permute(2, 0, 1)[None]
-        self.log("val/psnr", psnr(rgb, target).mean(), prog_bar=True, batch_size=1)
-
-    def render(self, camera: Camera, time: float | None = None) -> Rendering:
-        """Render one camera with the field, see ``NGP.render``."""
-        return self.network.render(camera, time)

@@ -18,13 +18,15 @@ def hash_encode(positions: Tensor, table: Tensor, grid: HashGrid) -> Tensor:
     """See ``nelf.kernels.hash_encode``."""
     encoded = []
     corners = torch.tensor(_CORNERS, device=positions.device)  # (8, 3)
+    # Split at once: slicing level by level would sum up a gradient of the whole table for each of them.
+    tables = table.split(grid.sizes)
     for level, scale in enumerate(grid.scales):
         in_grid = positions * scale + 0.5
         lower = in_grid.detach().floor()
         fraction = (in_grid - lower)[:, None]  # (N, 1, 3)
         index = _table_index(lower.long()[:, None] + corners, grid, level)  # (N, 8)
         weights = torch.where(corners.bool(), fraction, 1.0 - fraction).prod(-1)  # (N, 8)
-        features = F.embedding(index, table[grid.offsets[level] : grid.offsets[level + 1]])  # (N, 8, F)
+        features = F.embedding(index, tables[level])  # (N, 8, F)
         encoded.append((weights[..., None] * features).sum(1))
     return torch.cat(encoded, dim=1)
 

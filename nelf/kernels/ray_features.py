@@ -21,8 +21,6 @@ from nelf.kernels import backend_for
 
 __all__ = ["RayFeatures", "intersect_aabb", "ray_features", "ray_features_reference"]
 
-MIN_TAU = 2e-4
-"""A point of smaller optical depth is empty. Small, since what is empty learns no more: 3e-3 left holes and fog."""
 MIN_TRANSMITTANCE = 1e-2
 """A ray ends once less light is left. Against 1e-3 that costs 0.002 dB on lego and saves an eighth of the lookup."""
 
@@ -62,6 +60,7 @@ def ray_features(
     jitter: Tensor,
     points: int,
     density_scale: float,
+    min_tau: float = 0.0,
 ) -> RayFeatures:
     """Look features up at points along rays and sum them, weighted as volume rendering weights colours.
 
@@ -79,6 +78,7 @@ def ray_features(
         jitter: (N,) in [0, 1), where in its step the points of each ray lie; 0.5 is the middle.
         points: P, points per ray.
         density_scale: density per scene unit that a softplus of one stands for.
+        min_tau: a point of smaller optical depth is empty, which saves the lookup of its features.
 
     Returns:
         ``features`` (N, C), ``opacity`` (N,) in [0, 1], and ``depth`` (N,): sum of weights * t. The first two are
@@ -122,7 +122,7 @@ def ray_features(
         from nelf.kernels.ray_features_cpu import ray_features_cpu as run
     else:
         run = ray_features_reference
-    return run(density, features, occupied, rays_o, rays_d, aabb, jitter, points, density_scale)
+    return run(density, features, occupied, rays_o, rays_d, aabb, jitter, points, density_scale, min_tau)
 
 
 def ray_features_reference(
@@ -135,6 +135,7 @@ def ray_features_reference(
     jitter: Tensor,
     points: int,
     density_scale: float,
+    min_tau: float = 0.0,
 ) -> RayFeatures:
     """See ``ray_features``; the definition, in PyTorch operations that every exporter knows."""
     t_min, t_max = intersect_aabb(rays_o, rays_d, aabb)
@@ -150,7 +151,7 @@ def ray_features_reference(
     x, y, z = torch.minimum(unit * cells, cells - 1e-3).long().unbind(-1)
     _, height, width = occupied.shape
     kept = occupied.flatten()[(z * height + y) * width + x]
-    tau = torch.where(kept & (tau >= MIN_TAU), tau, 0.0)
+    tau = torch.where(kept & (tau >= min_tau), tau, 0.0)
 
     transmittance = torch.exp(tau - tau.cumsum(-1))  # of the light that reaches each point
     weights = torch.where(transmittance >= MIN_TRANSMITTANCE, -torch.expm1(-tau) * transmittance, 0.0)

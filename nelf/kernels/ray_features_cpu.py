@@ -19,10 +19,10 @@ from torch.nn.functional import max_pool3d
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from nelf.kernels.cpu import _array, _jit, _threads
-from nelf.kernels.ray_features import MIN_TAU, MIN_TRANSMITTANCE, RayFeatures
+from nelf.kernels.ray_features import MIN_TRANSMITTANCE, RayFeatures
 
 _F0, _F1 = np.float32(0), np.float32(1)
-_MIN_TAU, _MIN_TRANSMITTANCE = np.float32(MIN_TAU), np.float32(MIN_TRANSMITTANCE)
+_MIN_TRANSMITTANCE = np.float32(MIN_TRANSMITTANCE)
 MAX_CLEARANCE = 12  # cells; a walk through empty space leaps no further
 _helper = njit(fastmath=True, nogil=True)
 _clearances = WeakTensorKeyDictionary()
@@ -127,14 +127,27 @@ def _kernels(channels: int) -> tuple[Any, Any, Any]:
 
     @_jit
     def forward(  # type: ignore[no-untyped-def]
-        density, features, clearance, rays_o, rays_d, aabb, jitter, points, density_scale, out, opacity, depth, counts
+        density,
+        features,
+        clearance,
+        rays_o,
+        rays_d,
+        aabb,
+        jitter,
+        points,
+        density_scale,
+        min_tau,
+        out,
+        opacity,
+        depth,
+        counts,
     ):
         for n in prange(len(rays_o)):
             out[n, :] = 0
             far, kept, light = _F0, 0, _F1
             t, dt, start, move = _walk(rays_o[n], rays_d[n], aabb, jitter[n], points, density.shape)
             length = dt * density_scale * math.sqrt(rays_d[n, 0] ** 2 + rays_d[n, 1] ** 2 + rays_d[n, 2] ** 2)
-            empty = _raw_of(_MIN_TAU / length) if dt > 0 else _F0
+            empty = _raw_of(min_tau / length) if dt > 0 else _F0
             fastest = max(abs(move[0]), abs(move[1]), abs(move[2]), np.float32(1e-6))  # cells from point to point
             i = -1 if dt > 0 else points
             while i + 1 < points:
@@ -160,7 +173,8 @@ def _kernels(channels: int) -> tuple[Any, Any, Any]:
 
     @_jit
     def debts(  # type: ignore[no-untyped-def]
-        density, features, clearance, rays_o, rays_d, aabb, jitter, points, density_scale, out, opacity, grad_out,
+        density, features, clearance, rays_o, rays_d, aabb, jitter, points, density_scale, min_tau,
+        out, opacity, grad_out,
         grad_opacity, first, cells, inside, weights, grads, rays
     ):  # fmt: skip
         height, width = density.shape[1], density.shape[2]
@@ -171,7 +185,7 @@ def _kernels(channels: int) -> tuple[Any, Any, Any]:
                 behind += grad_out[n, c] * out[n, c]
             _, dt, start, move = _walk(rays_o[n], rays_d[n], aabb, jitter[n], points, density.shape)
             length = dt * density_scale * math.sqrt(rays_d[n, 0] ** 2 + rays_d[n, 1] ** 2 + rays_d[n, 2] ** 2)
-            empty = _raw_of(_MIN_TAU / length) if dt > 0 else _F0
+            empty = _raw_of(min_tau / length) if dt > 0 else _F0
             fastest = max(abs(move[0]), abs(move[1]), abs(move[2]), np.float32(1e-6))
             i = -1
             while i + 1 < points and at < end:
@@ -237,6 +251,7 @@ class _RayFeatures(torch.autograd.Function):
         rays: tuple[Tensor, ...],
         points: int,
         density_scale: float,
+        min_tau: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         _threads()
         arguments = (
@@ -246,6 +261,7 @@ class _RayFeatures(torch.autograd.Function):
             *(_array(ray) for ray in rays),
             points,
             np.float32(density_scale),
+            np.float32(max(min_tau, 1e-12)),  # fast maths knows no infinity
         )
         n_rays, channels = len(rays[0]), features.shape[-1]
         out = np.empty((n_rays, channels), np.float32)
@@ -279,7 +295,7 @@ class _RayFeatures(torch.autograd.Function):
         bounds = np.concatenate([[0], middle, [entries]])
         scatter(bounds, cells, inside, weights, grads, rays, grad_features, height, width, to_density, to_features)
         volume = torch.from_numpy(to_features).view(depth, height, width, channels)
-        return torch.from_numpy(to_density).view(depth, height, width), volume, None, None, None, None
+        return torch.from_numpy(to_density).view(depth, height, width), volume, None, None, None, None, None
 
 
 def ray_features_cpu(
@@ -292,7 +308,8 @@ def ray_features_cpu(
     jitter: Tensor,
     points: int,
     density_scale: float,
+    min_tau: float = 0.0,
 ) -> RayFeatures:
     """See ``nelf.kernels.ray_features.ray_features``; float32."""
     rays = (rays_o, rays_d, aabb, jitter)
-    return RayFeatures(*_RayFeatures.apply(density, features, occupied, rays, points, density_scale))  # type: ignore[no-untyped-call]
+    return RayFeatures(*_RayFeatures.apply(density, features, occupied, rays, points, density_scale, min_tau))  # type: ignore[no-untyped-call]

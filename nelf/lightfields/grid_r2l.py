@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["GridR2L"]
 
 INITIAL_DENSITY = -4.6  # a softplus of 0.01: a ray through a hundred voxels keeps a third of its light
+# A point of smaller optical depth is empty: while learning, since what is empty learns no more (3e-3 left holes and
+# fog in the demo scene), and while rendering, where it saves a fifth of the time for 0.03 dB.
+MIN_TAU, MIN_TAU_RENDERING = 2e-4, 3e-3
 EMPTY = 1e-3  # optical depth of a voxel below which it counts as empty
 OCCUPANCY_STEPS = 50  # between two looks at which cells are empty
 HULL_CELLS = 64
@@ -142,7 +145,16 @@ class GridR2L(LightField):
         jitter = torch.rand_like(rays_o[:, 0]) if self.training else torch.full_like(rays_o[:, 0], 0.5)
         voxel = ((self.aabb[3:] - self.aabb[:3]).prod() / self.occupied.numel()) ** (1 / 3)
         return ray_features(
-            self.density, self.features, self.occupied, rays_o, rays_d, self.aabb, jitter, self.points, float(1 / voxel)
+            self.density,
+            self.features,
+            self.occupied,
+            rays_o,
+            rays_d,
+            self.aabb,
+            jitter,
+            self.points,
+            float(1 / voxel),
+            min_tau=MIN_TAU if self.training else MIN_TAU_RENDERING,
         )
 
     def forward(self, rays_o: Tensor, rays_d: Tensor) -> Tensor:

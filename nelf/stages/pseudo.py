@@ -1,24 +1,16 @@
 """Stage pseudo: the teacher's views from random poses, as a data set like any other."""
 
 import os
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from torch import Tensor
 
 from nelf.cameras import Camera
 from nelf.data import Scene, SceneWriter
+from nelf.data.images import progress_bar
 from nelf.data.scene import background_color
 from nelf.paths import random_like, random_mobile_r2l, random_r2l
 from nelf.rendering import Renderable, Rendering
@@ -110,8 +102,10 @@ def write_views(model: Renderable, cameras: Camera, root: Path | str, scene: Sce
     background = background_color(known.get("background", "white"))
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     mine = [index for index in writer.missing() if index % world == rank]
-    for index in _track(mine, len(cameras)):
-        writer.write(index, _image(model.render(cameras[index]), background))
+    with progress_bar(f"rendering views (of {len(cameras)})", len(mine)) as progress:
+        for index in mine:
+            writer.write(index, _image(model.render(cameras[index]), background))
+            progress.advance(progress.task_ids[0])
     if not writer.missing():
         writer.finish()
     return Path(root)
@@ -125,10 +119,3 @@ def _image(rendering: Rendering, background: Tensor) -> Tensor:
     alpha = rendering.opacity[..., None].clamp(0.0, 1.0)
     own = (rgb - (1.0 - alpha) * background.to(rgb)) / alpha.clamp(min=1e-6)
     return torch.cat([own.clamp(0.0, 1.0), alpha], dim=-1)
-
-
-def _track(indices: list[int], total: int) -> Iterable[int]:
-    """Show how many views are written, and how long the rest will take."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()) as progress:
-        yield from progress.track(indices, total=len(indices), description=f"Rendering views (of {total})")

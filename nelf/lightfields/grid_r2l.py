@@ -169,13 +169,23 @@ class GridR2L(LightField):
         """
         if self.training:
             self._update_occupancy()
-        return self._pixels(rays_d, self.composite(rays_o, rays_d))
+        return self.decode(self._inputs(rays_d, self.composite(rays_o, rays_d)))
 
-    def _pixels(self, rays_d: Tensor, along: RayFeatures) -> Tensor:
-        """What the network makes of the composited features."""
+    def _inputs(self, rays_d: Tensor, along: RayFeatures) -> Tensor:
+        """What the network sees of rays (B, h, w, 3): features, opacity and direction, (B, features + 17, h, w)."""
         viewdirs = nn.functional.normalize(rays_d.float(), dim=-1).reshape(-1, 3)
         inputs = torch.cat([along.features, along.opacity[:, None], spherical_harmonics(viewdirs)], dim=-1)
-        inputs = inputs.view(*rays_d.shape[:3], -1).permute(0, 3, 1, 2)
+        return inputs.view(*rays_d.shape[:3], -1).permute(0, 3, 1, 2)
+
+    def decode(self, inputs: Tensor) -> Tensor:
+        """The convolutional network alone.
+
+        Args:
+            inputs: (B, features + 17, h, w): composited features, opacity, the 16 spherical harmonics of the viewdirs.
+
+        Returns:
+            rgb (B, 3, h * sr_factor, w * sr_factor) in [0, 1].
+        """
         # A trained network loses 0.001 dB in bfloat16 (lego); learning in it is the Trainer's choice.
         low = not self.training and multiplies_bfloat16(inputs.device) and not torch.onnx.is_in_onnx_export()
         with torch.autocast(inputs.device.type, torch.bfloat16) if low else nullcontext():
@@ -198,7 +208,7 @@ class GridR2L(LightField):
         try:
             rays = camera.to(self.near.device).rays(stride=self.sr_factor)
             along = self.composite(rays.rays_o, rays.rays_d)
-            rgb = self._pixels(rays.rays_d[None], along)[0].permute(1, 2, 0)
+            rgb = self.decode(self._inputs(rays.rays_d[None], along))[0].permute(1, 2, 0)
         finally:
             self.train(training)
         low = torch.stack([along.depth, along.opacity]).view(1, 2, *rays.rays_d.shape[:2])

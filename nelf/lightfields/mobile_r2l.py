@@ -42,31 +42,31 @@ def ray_points(rays_o: Tensor, rays_d: Tensor, near: Tensor, far: Tensor, points
         jitter: draw the depths instead of spacing them evenly.
 
     Returns:
-        (B, h, w, P, 3) positions, scene unit.
+        (B, 3 P, h, w) coordinates, scene unit; channel ``point * 3 + coordinate``.
     """
     t = near + (far - near) * torch.linspace(0.0, 1.0, points, device=rays_o.device)
     if jitter:
         middle = 0.5 * (t[1:] + t[:-1])
         lower, upper = torch.cat([t[:1], middle]), torch.cat([middle, t[-1:]])
         t = lower + (upper - lower) * torch.rand(*rays_o.shape[1:3], points, device=rays_o.device)
-    return rays_o[..., None, :] + rays_d[..., None, :] * t[..., None]
+    positions = rays_o[..., None, :] + rays_d[..., None, :] * t[..., None]
+    return positions.flatten(3).permute(0, 3, 1, 2)
 
 
-def embed_points(positions: Tensor, multires: int) -> Tensor:
-    """Embed the points of each ray by sines and cosines of doubling frequency.
+def embed_points(points: Tensor, multires: int) -> Tensor:
+    """Embed coordinates by sines and cosines of doubling frequency.
 
     Args:
-        positions: (B, h, w, P, 3) points.
+        points: (B, C, h, w) coordinates, one a channel.
         multires: L, the number of frequencies 2^0 .. 2^(L-1), in radians per scene unit.
 
     Returns:
-        (B, P * 3 * (2 L + 1), h, w); channel ``(point * 3 + coordinate) * (2 L + 1) + k``, where ``k`` counts
-        L sines, L cosines and the coordinate itself.
+        (B, C * (2 L + 1), h, w); channel ``c * (2 L + 1) + k``, where ``k`` counts L sines, L cosines and the
+        coordinate itself.
     """
-    frequencies = 2.0 ** torch.arange(multires, dtype=positions.dtype, device=positions.device)
-    phase = positions[..., None] * frequencies
-    embedded = torch.cat([phase.sin(), phase.cos(), positions[..., None]], dim=-1)
-    return embedded.flatten(3).permute(0, 3, 1, 2)
+    frequencies = 2.0 ** torch.arange(multires, dtype=points.dtype, device=points.device)
+    phase = points[:, :, None] * frequencies[:, None, None]
+    return torch.cat([phase.sin(), phase.cos(), points[:, :, None]], dim=2).flatten(1, 2)
 
 
 class ResidualBlock(nn.Module):
@@ -163,7 +163,19 @@ class MobileR2L(LightField):
         """
         # Half precision cannot hold the phase of the highest frequency.
         with torch.autocast(rays_o.device.type, enabled=False):
-            positions = ray_points(rays_o.float(), rays_d.float(), self.near, self.far, self.points, self.training)
-            x = embed_points(positions, self.multires)
+            points = ray_points(rays_o.float(), rays_d.float(), self.near, self.far, self.points, self.training)
+        return self.decode(points)
+
+    def decode(self, points: Tensor) -> Tensor:
+        """The network from the points of each ray on.
+
+        Args:
+            points: (B, 3 P, h, w) scene unit; channel ``point * 3 + coordinate``.
+
+        Returns:
+            rgb (B, 3, h * sr_factor, w * sr_factor) in [0, 1].
+        """
+        with torch.autocast(points.device.type, enabled=False):
+            x = embed_points(points.float(), self.multires)
         x = self.head(x)
         return self.tail(self.body(x) + x)

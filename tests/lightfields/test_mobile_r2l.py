@@ -107,7 +107,8 @@ def test_jitter_is_shared_by_the_batch_and_stays_between_the_midpoints() -> None
     rays_o = torch.zeros(2, 5, 7, 3)
     rays_d = torch.zeros(2, 5, 7, 3)
     rays_d[..., 2] = -1.0
-    t = -ray_points(rays_o, rays_d, torch.tensor(2.0), torch.tensor(6.0), 5, jitter=True)[..., 2]
+    points = ray_points(rays_o, rays_d, torch.tensor(2.0), torch.tensor(6.0), 5, jitter=True)
+    t = -points[:, 2::3].permute(0, 2, 3, 1)
     assert torch.equal(t[0], t[1])
     assert t[0].flatten(0, 1).std(dim=0).min() > 0
     edges = torch.tensor([2.0, 2.5, 3.5, 4.5, 5.5, 6.0])

@@ -34,19 +34,24 @@ __all__ = ["CHAIN", "PLACES", "Link", "Run", "peak_memory", "read_json", "write_
 PLACES = ("dirpath", "save_dir")
 
 
+# How a training draws its batches: nothing to those that only look at the scene.
+_BATCHES = ("batch_rays", "batch_views", "sampling", "batch")
+
+
 class Link(NamedTuple):
     """What a stage depends on: sections of the configuration, and stages before it."""
 
     sections: tuple[str, ...]
     inputs: tuple[str, ...] = ()
     all_inputs: bool = True  # False: it takes those that are there
+    without: tuple[str, ...] = ()  # keys of the section data that it does not look at
 
 
 CHAIN = {
-    "teacher": Link(("data", "teacher", "trainer", "seed")),
-    "pseudo": Link(("data", "seed"), ("teacher",)),
+    "teacher": Link(("data", "teacher", "trainer", "seed"), without=("batch_views",)),
+    "pseudo": Link(("data", "seed"), ("teacher",), without=_BATCHES),
     "student": Link(("data", "model", "system", "trainer", "seed"), ("pseudo",)),
-    "report": Link(("data",), ("teacher", "student"), all_inputs=False),
+    "report": Link(("data",), ("teacher", "student"), all_inputs=False, without=_BATCHES),
 }
 
 # Of these sections only what changes the result counts: a run may move to another machine, or its scene to
@@ -262,7 +267,8 @@ class Run:
         sections = {key: self.config[key] for key in CHAIN[name].sections if key in self.config}
         if "trainer" in sections:
             sections["trainer"] = {key: sections["trainer"].get(key) for key in _TRAINER_KEYS}
-        sections["data"] = {key: value for key, value in sections["data"].items() if key not in _DATA_PLACES}
+        left_out = {*_DATA_PLACES, *CHAIN[name].without}
+        sections["data"] = {key: value for key, value in sections["data"].items() if key not in left_out}
         settings = {"stage": self.config["stage"][name], **sections, "inputs": self._marks(name)}
         return json.loads(json.dumps(settings))
 

@@ -95,12 +95,16 @@ def _raw_of(density):  # type: ignore[no-untyped-def]
 
 @_helper
 def _add_features(features, x, y, z, fx, fy, fz, weight, channels, out):  # type: ignore[no-untyped-def]
-    """Add ``weight`` times the features of a point; channels lie side by side, so their loop is innermost."""
-    for corner in range(8):
-        i, j, k = corner & 1, (corner >> 1) & 1, corner >> 2
-        share = weight * (fx if i else _F1 - fx) * (fy if j else _F1 - fy) * (fz if k else _F1 - fz)
-        for c in range(channels):
-            out[c] += share * features[z + k, y + j, x + i, c]
+    """Add ``weight`` times the features of a point; one expression over all corners, which compiles to vectors."""
+    gx, gy, gz = _F1 - fx, _F1 - fy, _F1 - fz
+    w00, w01, w10, w11 = weight * gz * gy, weight * gz * fy, weight * fz * gy, weight * fz * fy
+    for c in range(channels):
+        out[c] += (
+            w00 * (gx * features[z, y, x, c] + fx * features[z, y, x + 1, c])
+            + w01 * (gx * features[z, y + 1, x, c] + fx * features[z, y + 1, x + 1, c])
+            + w10 * (gx * features[z + 1, y, x, c] + fx * features[z + 1, y, x + 1, c])
+            + w11 * (gx * features[z + 1, y + 1, x, c] + fx * features[z + 1, y + 1, x + 1, c])
+        )
 
 
 @_helper

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +88,25 @@ class ResidualBlock(nn.Module):
         return x + self.conv_block(x)
 
 
+def _transposed_tail(width: int, activation: str, sr_factor: int, sr_kernels: Sequence[int]) -> list[nn.Module]:
+    """Per doubling a transposed convolution and two residual blocks, then a 1x1 convolution to rgb."""
+    if sr_factor not in UPSAMPLING:
+        raise ValueError(f"Expected argument `sr_factor` to be 1, 2, 4, 8 or 12, but got {sr_factor}.")
+    factors = UPSAMPLING[sr_factor]
+    if len(sr_kernels) < len(factors):
+        raise ValueError(
+            f"Expected argument `sr_kernels` to have at least {len(factors)} numbers for `sr_factor` {sr_factor}, "
+            f"but got {list(sr_kernels)}."
+        )
+    tail: list[nn.Module] = []
+    for factor, kernel in zip(factors, sr_kernels, strict=False):
+        size, padding = (4, 1) if factor == 2 else (3, 0)
+        tail += [nn.ConvTranspose2d(width, kernel, size, stride=factor, padding=padding)]
+        tail += [ResidualBlock(kernel, activation) for _ in range(2)]
+        width = kernel
+    return [*tail, nn.Conv2d(width, 3, 1)]
+
+
 class MobileR2L(LightField):
     """The light field of MobileR2L, weight for weight.
 
@@ -103,6 +123,8 @@ class MobileR2L(LightField):
         activation: ``gelu`` or ``relu``.
         sr_factor: pixels along one side of a ray's block: 1, 2, 4, 8 or 12.
         sr_kernels: channels after each upsampling; a factor below 8 uses the first of them.
+        upsampling: ``transposed``, the original's tail; or ``shuffle``, one 3x3 convolution to all pixels of a block
+            (any ``sr_factor``, no ``sr_kernels``), which leaves no work at full resolution.
         near: smallest ``t`` of a point, or None to take the scene's.
         far: largest ``t`` of a point, or None to take the scene's.
 
@@ -122,17 +144,12 @@ class MobileR2L(LightField):
         activation: str = "gelu",
         sr_factor: int = 8,
         sr_kernels: Sequence[int] = (64, 64, 16),
+        upsampling: Literal["transposed", "shuffle"] = "transposed",
         near: float | None = None,
         far: float | None = None,
     ) -> None:
-        if sr_factor not in UPSAMPLING:
-            raise ValueError(f"Expected argument `sr_factor` to be 1, 2, 4, 8 or 12, but got {sr_factor}.")
-        factors = UPSAMPLING[sr_factor]
-        if len(sr_kernels) < len(factors):
-            raise ValueError(
-                f"Expected argument `sr_kernels` to have at least {len(factors)} numbers for `sr_factor` {sr_factor}, "
-                f"but got {list(sr_kernels)}."
-            )
+        if upsampling not in ("transposed", "shuffle"):
+            raise ValueError(f"Expected argument `upsampling` to be 'transposed' or 'shuffle', but got {upsampling!r}.")
         if depth < 2 or depth % 2:
             raise ValueError(f"Expected argument `depth` to be an even number from 2 on, but got {depth}.")
         if points < 2:
@@ -143,13 +160,12 @@ class MobileR2L(LightField):
         channels = points * 3 * (2 * multires + 1)
         self.head = nn.Sequential(nn.Conv2d(channels, width, 1), activation_layer(activation))
         self.body = nn.Sequential(*(ResidualBlock(width, activation) for _ in range((depth - 2) // 2)))
-        tail: list[nn.Module] = []
-        for factor, kernel in zip(factors, sr_kernels, strict=False):
-            size, padding = (4, 1) if factor == 2 else (3, 0)
-            tail += [nn.ConvTranspose2d(width, kernel, size, stride=factor, padding=padding)]
-            tail += [ResidualBlock(kernel, activation) for _ in range(2)]
-            width = kernel
-        self.tail = nn.Sequential(*tail, nn.Conv2d(width, 3, 1), nn.Sigmoid())
+        if upsampling == "shuffle":
+            # Zero-padded: the blocks at the edge learn that they are there.
+            tail: list[nn.Module] = [nn.Conv2d(width, 3 * sr_factor**2, 3, padding=1), nn.PixelShuffle(sr_factor)]
+        else:
+            tail = _transposed_tail(width, activation, sr_factor, sr_kernels)
+        self.tail = nn.Sequential(*tail, nn.Sigmoid())
 
     def forward(self, rays_o: Tensor, rays_d: Tensor) -> Tensor:
         """Give the pixels of each ray's block.

@@ -15,8 +15,12 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 import nelf
+from nelf.compression.fold import fold_batch_norm
+from nelf.compression.quantization import activation_ranges, quantize_network
+from nelf.compression.storage import Scheme, pack, unpack
 from nelf.errors import UserError, atomic_path
 
 __all__ = ["load", "save"]
@@ -24,8 +28,8 @@ __all__ = ["load", "save"]
 _HOMES = ("nelf.fields.", "nelf.lightfields.")
 
 
-def save(network: nn.Module, path: Path | str, config: dict[str, Any], scene: str) -> Path:
-    """Write a network's weights.
+def save(network: nn.Module, path: Path | str, config: dict[str, Any], scene: str, scheme: Scheme = "fp32") -> Path:
+    """Write a network's weights; and the ranges of its activations, if it has fake quantisation.
 
     Args:
         network: its parameters and buffers are written as they are, but for those that it names in
@@ -33,6 +37,7 @@ def save(network: nn.Module, path: Path | str, config: dict[str, Any], scene: st
         path: the file, ``.safetensors``.
         config: ``_target_`` and the arguments of its constructor, plain values.
         scene: the digest of the scene that it has learned.
+        scheme: how its parameters are stored, see ``nelf.compression.storage``.
 
     Returns:
         The file.
@@ -40,8 +45,11 @@ def save(network: nn.Module, path: Path | str, config: dict[str, Any], scene: st
     Raises:
         UserError: the directory cannot be written.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _shared_state(network).items()}
-    header = {"nelf": nelf.__version__, "config": json.dumps(config), "scene": scene}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in _shared_state(network).items()}
+    tensors = pack(network, state, scheme)
+    header = {"nelf": nelf.__version__, "config": json.dumps(config), "scene": scene, "scheme": scheme}
+    if ranges := activation_ranges(network):
+        header["activation_ranges"] = json.dumps(ranges)
     with atomic_path(path) as partial:
         partial.write_bytes(safetensors.torch.save(tensors, header))
     return Path(path)
@@ -49,6 +57,9 @@ def save(network: nn.Module, path: Path | str, config: dict[str, Any], scene: st
 
 def load(path: str | os.PathLike[str], network: nn.Module | None = None, device: str = "cpu") -> Any:
     """Load a network, ready to render.
+
+    It computes in 32 bits, from whatever the file holds. Where the file has ranges of activations, it computes with
+    fake quantisation, as its int8 kernels would; ``nelf.compression.quantization.restore_network`` takes that off.
 
     Args:
         path: ``model.safetensors`` of a run, or the folder that holds it.
@@ -72,10 +83,19 @@ def load(path: str | os.PathLike[str], network: nn.Module | None = None, device:
         raise UserError(f"{file}: no such file; a trained stage has a model.safetensors.") from None
     except safetensors.SafetensorError as error:
         raise UserError(f"{file}: is not a whole safetensors file ({error}).") from None
+    try:
+        tensors = unpack(tensors, header.get("scheme", "fp32"))
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
     if network is None:
         network = _describe(file, header)
+    norms = [name for name, module in network.named_modules() if isinstance(module, _BatchNorm)]
+    if not any(f"{name}.running_mean" in tensors for name in norms):  # they were folded before it was written
+        fold_batch_norm(network, inplace=True)
     _check_fit(file, network, tensors)
     network.load_state_dict(tensors, strict=False)
+    if "activation_ranges" in header:
+        quantize_network(network, json.loads(header["activation_ranges"]))
     return network.to(device).eval()
 
 

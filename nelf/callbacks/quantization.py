@@ -1,0 +1,105 @@
+"""Quantisation-aware training: learn with the rounding that int8 kernels will do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from nelf.compression.fold import fold_batch_norm
+from nelf.compression.quantization import Ranges, activation_ranges, quantize_network, quantizers
+from nelf.systems.schedule import training_progress
+
+__all__ = ["QuantizationAwareTraining"]
+
+
+class QuantizationAwareTraining(pl.Callback):
+    """Train with convolutions that round weights, inputs and outputs to 8 bits as ONNX Runtime's int8 kernels do.
+
+    Weights are rounded per channel, symmetric; activations per tensor, asymmetric, within moving averages of their
+    extremes that are frozen towards the end, so that the weights settle on the ranges they will be used with.
+    Gradients pass the rounding as if it were not there. Batch norms are folded first.
+
+    Afterwards the module still computes with fake quantisation, so that validation and test measure the int8 network.
+    Its parameters are ordinary ones under their ordinary names; ``nelf.weights.save`` keeps the ranges beside them, and
+    ``nelf.compression.quantization.restore_network`` takes the rounding off.
+
+    Args:
+        ranges: to begin with, of ``nelf.compression.quantization.calibrate`` for the same layer names (those inside
+            ``module.network`` if it has one); None begins with the first batch. Where they are given, layers without
+            a range stay in 32 bits.
+        momentum: share of each batch's extremes in the moving average.
+        freeze: share of the training after which ranges stay as they are, see ``max_steps`` and ``max_time``.
+
+    Raises:
+        ValueError: ``momentum`` or ``freeze`` is not in [0, 1].
+
+    Source:
+        Jacob et al. 2018, arXiv 1712.05877, section 3.
+    """
+
+    def __init__(self, ranges: Ranges | None = None, momentum: float = 0.01, freeze: float = 0.7) -> None:
+        for name, share in (("momentum", momentum), ("freeze", freeze)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"Expected argument `{name}` to be in [0, 1], but got {share}.")
+        self.momentum, self.freeze = momentum, freeze
+        self.frozen = False
+        self._given = ranges
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Fold norms and prepare convolutions, before the optimiser looks for parameters."""
+        network = _network(pl_module)
+        if stage == "fit" and not quantizers(network):
+            quantize_network(fold_batch_norm(network, inplace=True), self._given or {})
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Follow what passes through the layers."""
+        for layer in quantizers(_network(pl_module)).values():
+            if self._given is None or layer.ranges:
+                layer.watch = self._follow(layer.ranges, pl_module)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, index: int) -> None:
+        """Freeze the ranges when it is time; several processes go on with those of the first."""
+        if not self.frozen and training_progress(trainer) >= self.freeze:
+            self.frozen = True
+            for layer in quantizers(_network(pl_module)).values():
+                layer.ranges.update(trainer.strategy.broadcast(dict(layer.ranges)))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop following."""
+        for layer in quantizers(_network(pl_module)).values():
+            layer.watch = None
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep the ranges, and whether they are frozen."""
+        ranges = activation_ranges(_network(pl_module))
+        checkpoint["quantization"] = {"ranges": ranges, "frozen": self.frozen}
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Go on with them."""
+        kept = checkpoint.get("quantization", {"ranges": {}, "frozen": False})
+        self.frozen = kept["frozen"]
+        quantize_network(_network(pl_module), kept["ranges"])
+
+    def _follow(self, ranges: dict[str, Tensor], module: pl.LightningModule) -> Any:
+        """What a layer shows its values to: moves its ranges while the module trains."""
+
+        def watch(side: str, values: Tensor) -> None:
+            if not module.training or self.frozen:
+                return
+            seen = torch.stack(values.aminmax())
+            ranges[side] = torch.lerp(ranges[side].to(seen), seen, self.momentum) if side in ranges else seen
+
+        return watch
+
+
+def _network(module: pl.LightningModule) -> torch.nn.Module:
+    """The part of a module that is saved and exported: its ``network``, or all of it where it has none."""
+    network = getattr(module, "network", module)
+    return network if isinstance(network, torch.nn.Module) else module

@@ -1,0 +1,80 @@
+"""How many bits a file of weights spends on each: 32, 16, or 8 with a scale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from nelf.compression.quantization import channel_axes, dequantize, quantize
+from nelf.errors import UserError
+
+__all__ = ["SCHEMES", "Scheme", "pack", "unpack"]
+
+Scheme = Literal["fp32", "fp16", "bf16", "int8_per_tensor", "int8_per_channel"]
+SCHEMES = get_args(Scheme)
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_SCALE = "{}.scale"
+
+
+def pack(network: nn.Module, tensors: Mapping[str, Tensor], scheme: str) -> dict[str, Tensor]:
+    """Turn the parameters among a network's tensors into what a scheme stores; buffers stay as they are.
+
+    ``int8_per_tensor`` stores every parameter in 8 bits, with one scale each; ``int8_per_channel`` those of two and
+    more dimensions, with a scale for each output channel, and leaves biases and the weights of norms in 32 bits.
+
+    Args:
+        network: whose tensors they are.
+        tensors: its state, or a part of it.
+        scheme: one of ``SCHEMES``.
+
+    Returns:
+        The tensors to write; the scale of an 8-bit one is called NAME.scale.
+
+    Raises:
+        UserError: an unknown scheme, or a number that is too large for it.
+    """
+    _check_scheme(scheme)
+    parameters = dict(network.named_parameters())
+    axes = channel_axes(network)
+    packed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if name not in parameters:
+            packed[name] = tensor
+        elif scheme in _DTYPES:
+            packed[name] = tensor.to(_DTYPES[scheme])
+            if not packed[name].isfinite().all():
+                raise UserError(f"{name}: holds numbers beyond {scheme}; bf16 has the range of fp32.")
+        elif scheme == "int8_per_tensor":
+            packed[name], packed[_SCALE.format(name)] = quantize(tensor)
+        elif name in axes:
+            packed[name], packed[_SCALE.format(name)] = quantize(tensor, axes[name])
+        else:
+            packed[name] = tensor
+    return packed
+
+
+def unpack(tensors: Mapping[str, Tensor], scheme: str) -> dict[str, Tensor]:
+    """Undo ``pack``, but for what rounding took.
+
+    Raises:
+        UserError: an unknown scheme, or an 8-bit tensor without its scale.
+    """
+    _check_scheme(scheme)
+    if scheme in _DTYPES:
+        return dict(tensors)  # a network's load_state_dict converts
+    unpacked = dict(tensors)
+    for name, tensor in tensors.items():
+        if tensor.dtype is torch.int8:
+            if _SCALE.format(name) not in tensors:
+                raise UserError(f"{name}: is stored in 8 bits, but its scale {_SCALE.format(name)} is missing.")
+            unpacked[name] = dequantize(tensor, unpacked.pop(_SCALE.format(name)))
+    return unpacked
+
+
+def _check_scheme(scheme: str) -> None:
+    """Refuse a scheme that does not exist."""
+    if scheme not in SCHEMES:
+        raise UserError(f"scheme: there is no {scheme!r} in this version of nelf; allowed: {', '.join(SCHEMES)}.")

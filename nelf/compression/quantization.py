@@ -257,7 +257,7 @@ def activation_ranges(network: nn.Module) -> Ranges | Literal["dynamic"]:
 
 @torch.no_grad()
 def calibrate(
-    network: nn.Module, cameras: Iterable[Camera], method: Method = "mse", percentile: float = 99.99
+    network: nn.Module, cameras: Iterable[Camera], method: Method = "percentile", percentile: float = 99.99
 ) -> Ranges:
     """Find the range of every convolution's input and output while a network renders views.
 
@@ -299,8 +299,10 @@ class _Seen:
         low, high = values.aminmax()
         self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
         flat = values.flatten()
-        # Drawn, not strided: a stride that divides the number of channels or columns would always see the same ones.
-        self.sample.append(flat[torch.randint(len(flat), (min(_SAMPLE, len(flat)),), device=flat.device)])
+        # Drawn, as a stride might always see the same column; alike for a layer's output and the next one's input,
+        # which are one tensor and need one range.
+        drawn = torch.randint(len(flat), (_SAMPLE,), generator=torch.Generator().manual_seed(len(self.sample)))
+        self.sample.append(flat[drawn.to(flat.device)])
 
     def limits(self, method: Method, percentile: float) -> tuple[float, float]:
         if method == "minmax":
@@ -309,7 +311,7 @@ class _Seen:
         if method == "percentile":
             low, high = np.percentile(sample.cpu().numpy(), (100 - percentile, percentile))
             return float(low), float(high)
-        candidates = [(share * self.low, share * self.high) for share in np.linspace(0.3, 1.0, 71)]
+        candidates = [(share * self.low, share * self.high) for share in np.linspace(0.3, 1.0, 71).tolist()]
         return min(candidates, key=lambda limits: _rounding_error(sample, limits))
 
 

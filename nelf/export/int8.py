@@ -1,0 +1,186 @@
+"""ONNX files that compute in 8-bit integers.
+
+What makes ONNX Runtime fast here: unsigned activations with signed weights (signed activations run at 0.8 times the
+speed of fp32 on a CPU with AVX-512 VNNI), and quantised tensors on both sides of each convolution and each sum, so that
+convolution, ReLU and residual sum become one integer kernel each. GELU and transposed convolution have no such kernel:
+they are computed in fp32 between two conversions.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from nelf.errors import UserError, atomic_path
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["quantize_dynamic", "quantize_static"]
+
+Feed = Mapping[str, np.ndarray]
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
+
+
+def quantize_dynamic(path: Path | str, out: Path | str) -> Path:
+    """Write an ONNX file with 8-bit weights, whose activations are rounded within each input's own range.
+
+    Args:
+        path: the fp32 file.
+        out: the file to write.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        UserError: ``path`` is no ONNX file, or the directory cannot be written.
+    """
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization import quantize_dynamic as quantize
+
+    with _prepared(path) as prepared, atomic_path(out) as partial:
+        quantize(prepared, partial, weight_type=QuantType.QUInt8)  # its kernel takes unsigned weights only
+    return Path(out)
+
+
+def quantize_static(
+    path: Path | str,
+    out: Path | str,
+    feeds: Iterable[Feed],
+    ranges: Mapping[str, Sequence[float]] | None = None,
+    *,
+    method: Literal["minmax", "percentile", "entropy"] = "percentile",
+    percentile: float = 99.99,
+    keep: Sequence[Literal["first", "last"]] = (),
+) -> Path:
+    """Write an ONNX file with 8-bit weights (per channel) and activations (per tensor, ranges fixed), format QDQ.
+
+    Args:
+        path: the fp32 file; batch norms folded.
+        out: the file to write.
+        feeds: inputs by name, float32, to find the ranges with; one is enough where ``ranges`` has them.
+        ranges: by "LAYER.input" and "LAYER.output", of ``nelf.compression.quantization``; layers that are not in it
+            stay in 32 bits. None finds them here.
+        method: how to find them: all that occurs, without ``100 - percentile`` % on each side, or by least entropy.
+        percentile: for that method.
+        keep: convolutions that stay in 32 bits: the first, the last.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        UserError: ``path`` is no ONNX file, there are no feeds, or ``ranges`` names a layer that it does not have.
+    """
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType
+    from onnxruntime.quantization import quantize_static as quantize
+
+    reader = _Reader(feeds if ranges is None else list(feeds)[:1])
+    methods = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
+    with _prepared(path) as prepared, atomic_path(out) as partial:
+        nodes = _convolutions(prepared)
+        chosen = set(nodes)
+        options: dict[str, Any] = {"CalibPercentile": percentile}
+        if ranges is not None:
+            chosen, options["TensorQuantOverrides"] = _overrides(path, nodes, ranges)
+            methods[method] = "MinMax"
+        left = {list(nodes)[{"first": 0, "last": -1}[end]] for end in keep} if nodes else set()
+        quantize(
+            prepared,
+            partial,
+            reader,
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=[*_CONVOLUTIONS, "Relu"],
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=[name for name in nodes if name not in chosen or name in left],
+            calibrate_method=CalibrationMethod[methods[method]],
+            extra_options=options,
+        )
+    return Path(out)
+
+
+class _Reader:
+    """Feeds, in the form in which ONNX Runtime asks for them."""
+
+    def __init__(self, feeds: Iterable[Feed]) -> None:
+        self._feeds = [dict(feed) for feed in feeds]
+        if not self._feeds:
+            raise UserError("int8: calibration has no views; at least one is needed.")
+        self._next = iter(self._feeds)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self._next, None)
+
+
+class _Convolution:
+    """A convolution of a graph: where its weight comes from, and the tensors before and after it."""
+
+    def __init__(self, node: onnx.NodeProto, consumers: Mapping[str, list[onnx.NodeProto]]) -> None:
+        self.weight = node.input[1]
+        following = consumers.get(node.output[0], [])
+        rectified = len(following) == 1 and following[0].op_type == "Relu"
+        self.tensors = {"input": node.input[0], "output": following[0].output[0] if rectified else node.output[0]}
+
+
+def _convolutions(path: Path) -> dict[str, _Convolution]:
+    """The convolutions of a file by the names of their nodes, in order."""
+    import onnx
+
+    nodes = onnx.load(path).graph.node
+    consumers: dict[str, list[onnx.NodeProto]] = {}
+    for node in nodes:
+        for tensor in node.input:
+            consumers.setdefault(tensor, []).append(node)
+    return {node.name: _Convolution(node, consumers) for node in nodes if node.op_type in _CONVOLUTIONS}
+
+
+def _overrides(
+    path: Path | str, nodes: Mapping[str, _Convolution], ranges: Mapping[str, Sequence[float]]
+) -> tuple[set[str], dict[str, list[dict[str, Any]]]]:
+    """The nodes that ``ranges`` names, and its ranges by the names of the tensors."""
+    chosen, overrides = set(), {}
+    for key, (low, high) in ranges.items():
+        layer, _, side = key.rpartition(".")
+        # An exporter may put the name of a wrapping module before the layer's.
+        found = [name for name, node in nodes.items() if f".{node.weight}".endswith(f".{layer}.weight")]
+        if len(found) != 1 or side not in ("input", "output"):
+            raise UserError(
+                f"{path}: has no convolution {layer!r} with a weight of that name, for which there is a range; "
+                "export the network that was calibrated, its batch norms folded."
+            )
+        chosen.add(found[0])
+        overrides[nodes[found[0]].tensors[side]] = [{"rmin": np.float32(low), "rmax": np.float32(high)}]
+    return chosen, overrides
+
+
+@contextmanager
+def _prepared(path: Path | str) -> Iterator[Path]:
+    """A copy of a file with shapes inferred and constants folded; ONNX Runtime says nothing while it is used."""
+    import onnx
+    import onnxruntime
+    from google.protobuf.message import DecodeError
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    try:
+        onnx.load(path, load_external_data=False)
+    except (OSError, DecodeError) as error:
+        raise UserError(f"{path}: is not an ONNX file ({error}).") from None
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    onnxruntime.set_default_logger_severity(3)
+    try:
+        with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+            prepared = Path(folder) / "prepared.onnx"
+            quant_pre_process(path, prepared, skip_symbolic_shape=True)
+            yield prepared
+    finally:
+        logging.disable(level)
+        onnxruntime.set_default_logger_severity(2)

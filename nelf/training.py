@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ def fit(
     *,
     max_steps: int | None = None,
     max_time: str | None = None,
+    system: Any = None,
+    callbacks: Sequence[pl.Callback] = (),
 ) -> tuple[Any, dict[str, Any]]:
     """Train one of a run's systems in a folder, from its last good checkpoint where there is one.
 
@@ -47,6 +49,8 @@ def fit(
         data: a datamodule; None for that of the scene.
         max_steps: instead of the Trainer's.
         max_time: instead of the Trainer's, days:hours:minutes:seconds.
+        system: what to train; None builds the run's own, untrained.
+        callbacks: beside the run's own.
 
     Returns:
         The trained system, on the Trainer's device, and its metrics on the validation views.
@@ -58,8 +62,8 @@ def fit(
     quiet_lightning()
     pl.seed_everything(run.config.get("seed", 0), verbose=False)
     data = run.data() if data is None else data
-    system = run.system(name)
-    trainer = _trainer(run, folder, _limits(max_steps, max_time))
+    system = run.system(name) if system is None else system
+    trainer = _trainer(run, folder, _limits(max_steps, max_time), callbacks)
     checkpoint = last_good_checkpoint(folder / "checkpoints", system)
     if checkpoint is not None:
         print(f"{folder}: goes on from {checkpoint.name}", flush=True)
@@ -145,14 +149,14 @@ def quiet_lightning() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def _trainer(run: Run, folder: Path, limits: dict[str, Any]) -> pl.Trainer:
+def _trainer(run: Run, folder: Path, limits: dict[str, Any], more: Sequence[pl.Callback] = ()) -> pl.Trainer:
     """Build the Trainer with its callbacks and logger; what writes, writes into the folder."""
     callbacks = [run.build(node, **_places(node, folder)) for node in run.config["callbacks"].values() if node]
     logger = run.config.get("logger")
     return run.build(
         run.config["trainer"],
         **limits,
-        callbacks=callbacks,
+        callbacks=[*callbacks, *more],
         logger=run.build(logger, **_places(logger, folder)) if logger else False,
         default_root_dir=str(folder),
     )

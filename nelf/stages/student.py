@@ -6,7 +6,7 @@ from nelf.data import BlenderDataModule
 from nelf.run import Run
 from nelf.training import fit
 
-__all__ = ["student"]
+__all__ = ["student", "student_data"]
 
 _SCENE_ONLY = ("_target_", "root", "eval_root", "extra_views", "scene", "width")
 
@@ -28,14 +28,24 @@ def student(
     Raises:
         UserError: as ``nelf.training.fit``; the pseudo set is missing or damaged.
     """
+    _, metrics = fit(
+        run, run.folder("student"), "student", student_data(run, real_views), max_steps=max_steps, max_time=max_time
+    )
+    return metrics
+
+
+def student_data(run: Run, real_views: bool = True) -> BlenderDataModule:
+    """What a student of this run learns from: the pseudo set, evaluated on the scene's own views.
+
+    Raises:
+        UserError: the pseudo set is missing or damaged.
+    """
     scene = run.data()
     options = {key: value for key, value in run.config["data"].items() if key not in _SCENE_ONLY}
-    pseudo = BlenderDataModule(
+    return BlenderDataModule(
         run.input("pseudo"),
         eval_root=scene.root,
         extra_views=scene.root if real_views else None,
         width=scene.scene.train.camera.width,
         **options,
     )
-    _, metrics = fit(run, run.folder("student"), "student", pseudo, max_steps=max_steps, max_time=max_time)
-    return metrics

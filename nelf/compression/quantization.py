@@ -67,7 +67,8 @@ def quantize(values: Tensor, axis: int | None = None) -> tuple[Tensor, Tensor]:
     others = [dimension for dimension in range(values.dim()) if axis is None or dimension != axis % values.dim()]
     largest = values.abs().amax(others, keepdim=axis is not None) if others else values.abs()
     zero = largest <= _TINY
-    scale = torch.where(zero, 0.0, LARGEST / largest)
+    # A tensor over a tensor is a division; a number over one is a product with the reciprocal, one bit off at times.
+    scale = torch.where(zero, 0.0, torch.full_like(largest, LARGEST) / largest)
     integers = (values * scale).round().clamp(-LARGEST, LARGEST).to(torch.int8)
     return integers, torch.where(zero, 1.0, scale)
 
@@ -195,7 +196,7 @@ def prepare(network: nn.Module) -> dict[str, Quantizer]:
         id(layer)
         for block in network.modules()
         if isinstance(block, nn.Sequential)
-        for layer, following in pairwise(block)
+        for layer, following in pairwise(part for part in block if not isinstance(part, nn.Identity))
         if isinstance(following, nn.ReLU)
     }
     for layer in list(network.modules()):

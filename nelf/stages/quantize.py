@@ -112,7 +112,8 @@ def train_quantized(
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             layer.requires_grad_(True)
     system = run.build(run.config["system"], network=network, lr=lr, warmup_steps=0, schedule="cosine")
-    callback = QuantizationAwareTraining(ranges)
+    # Ranges that were found over many views stay: the extremes of single batches would only widen them.
+    callback = QuantizationAwareTraining(ranges, freeze=0.0)
     folder = run.folder("quantize") / "qat"
     fit(run, folder, "student", data, max_steps=max_steps, max_time=max_time, system=system, callbacks=[callback])
     return load(folder, device=device(run))  # type: ignore[no-any-return]

@@ -1,0 +1,204 @@
+"""8-bit numbers against their formulas, written with numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nelf.cameras import Camera
+from nelf.compression.fold import fold_batch_norm
+from nelf.compression.quantization import (
+    activation_ranges,
+    asymmetric,
+    calibrate,
+    dequantize,
+    fake_quantize,
+    quantize,
+    quantize_network,
+    restore_network,
+)
+from nelf.errors import UserError
+from nelf.lightfields import GridR2L, MobileR2L
+
+
+def original(values: np.ndarray) -> np.ndarray:
+    """R2L-quant's rounding of a tensor, in float32 and in the order of its operations."""
+    largest = np.abs(values).max()
+    if largest <= np.float32(2.0**-24):
+        return np.zeros_like(values)
+    scale = np.float32(127.0) / largest
+    return np.clip(np.round(values * scale), np.float32(-127.0), np.float32(127.0)) / scale
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_tensor_is_rounded_as_the_original_does_bit_for_bit(seed: int) -> None:
+    values = np.random.default_rng(seed).normal(0, 10.0 ** (seed - 2), (64, 33, 3)).astype(np.float32)
+    got = dequantize(*quantize(torch.from_numpy(values))).numpy()
+    assert np.array_equal(got, original(values))  # every bit but the sign of zero, which integers do not have
+
+
+def test_halves_go_to_even_and_the_ends_are_127() -> None:
+    integers, scale = quantize(torch.tensor([127.0, -127.0, 0.5, 1.5, 2.5, -0.5, -1.5]))
+    assert integers.tolist() == [127, -127, 0, 2, 2, 0, -2]
+    assert float(scale) == 1.0
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1])
+def test_zeros_stay_zeros(axis: int | None) -> None:
+    values = torch.randn(3, 4)
+    values[1] = 0.0
+    values[:, 2] = 2.0**-25
+    got = dequantize(*quantize(values, axis))
+    assert torch.isfinite(got).all()
+    assert (got[1] == 0).all()
+    assert torch.equal(quantize(torch.zeros(3))[1], torch.tensor(1.0))
+
+
+def test_per_channel_is_per_tensor_of_each_channel() -> None:
+    values = torch.randn(5, 7, 3, 3) * torch.logspace(-3, 2, 7)[:, None, None]
+    got = dequantize(*quantize(values, axis=1)).numpy()
+    for channel in range(7):
+        assert np.array_equal(got[:, channel], original(values.numpy()[:, channel]))
+
+
+def test_gradients_pass_the_rounding() -> None:
+    values = torch.randn(6, 5, requires_grad=True)
+    factors = torch.randn(6, 5)
+    (fake_quantize(values, 0) * factors).sum().backward()
+    assert torch.equal(values.grad, factors)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 3.0), (0.5, 2.0), (-2.0, -1.0), (-0.17, 4.0)])
+def test_activations_hit_zero_and_both_ends(low: float, high: float) -> None:
+    scale, zero = asymmetric(torch.tensor(low), torch.tensor(high))
+    levels = (np.arange(256) - int(zero)) * float(scale)
+    assert 0.0 in levels
+    assert levels[0] == pytest.approx(min(low, 0.0), abs=0.51 * float(scale))
+    assert levels[-1] == pytest.approx(max(high, 0.0), abs=0.51 * float(scale))
+
+
+def rounded(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    scale = (max(high, 0.0) - min(low, 0.0)) / 255
+    zero = np.round(-min(low, 0.0) / scale)
+    return (np.clip(np.round(values / scale) + zero, 0, 255) - zero) * scale
+
+
+@pytest.mark.parametrize("rectified", [True, False])
+def test_a_convolution_computes_as_integers_would(rectified: bool) -> None:
+    """1 x 1: a matrix product, so that numpy can say what an integer kernel gives."""
+    block = nn.Sequential(nn.Conv2d(6, 4, 1), nn.ReLU(inplace=True) if rectified else nn.GELU())
+    x = torch.randn(1, 6, 5, 5)
+    quantize_network(block, {"0.input": (-2.0, 1.5), "0.output": (0.0 if rectified else -1.5, 1.2)})
+    weight = np.stack([original(row) for row in block[0].weight.detach().numpy()[:, :, 0, 0]])
+    y = (
+        np.einsum("oc,bchw->bohw", weight, rounded(x.numpy(), -2.0, 1.5))
+        + block[0].bias.detach().numpy()[:, None, None]
+    )
+    y = rounded(np.maximum(y, 0) if rectified else y, 0.0 if rectified else -1.5, 1.2)
+    with torch.no_grad():
+        got = block[0](x).numpy()
+    step = 2.7 / 255
+    assert (np.abs(got - y) < 1e-5).mean() > 0.97  # a sum on the edge between two levels may fall to either side
+    assert np.abs(got - y).max() < 1.01 * step
+
+
+def test_dynamic_takes_the_range_of_what_it_sees() -> None:
+    layer = nn.Sequential(nn.ConvTranspose2d(3, 2, 2, stride=2, bias=False))
+    x = torch.randn(1, 3, 4, 4)
+    expected = nn.functional.conv_transpose2d(
+        torch.from_numpy(rounded(x.numpy(), float(x.min()), float(x.max()))).float(),
+        fake_quantize(layer[0].weight, 1),
+        stride=2,
+    )
+    quantize_network(layer, "dynamic")
+    torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-5)
+
+
+def cameras(n: int = 2) -> Camera:
+    c2w = torch.eye(3, 4).repeat(n, 1, 1)
+    c2w[:, 2, 3] = 4.0 + torch.arange(n)
+    return Camera.from_fov(c2w, 0.7, 16, 16)
+
+
+def small() -> GridR2L:
+    network = GridR2L(width=8, depth=4, points=8, resolution=8, features=4)
+    nn.init.normal_(network.density, std=2.0)
+    return network.eval()
+
+
+def test_calibration_sees_what_passes_through_every_layer() -> None:
+    network = small()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    seen = {}
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(lambda _, x, y, name=name: seen.setdefault(name, []).append((x[0], y)))
+    batch = cameras()
+    ranges = calibrate(network, [batch[0], batch[1]], "minmax")
+    assert type(network.tail) is nn.Conv2d
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    seen.clear()
+    network.train(False)
+    for index in range(2):
+        rays = batch[index].rays(stride=2)
+        with torch.no_grad():
+            inputs = network._inputs(rays.rays_d[None], network.composite(rays.rays_o, rays.rays_d))
+            network.train().decode(inputs)  # in training it computes in 32 bits on every processor
+            network.eval()
+    assert {key.rpartition(".")[0] for key in ranges} == set(seen)
+    x, y = zip(*seen["tail"], strict=True)
+    assert ranges["tail.input"] == pytest.approx((float(torch.stack(x).min()), float(torch.stack(x).max())), abs=1e-5)
+    assert ranges["tail.output"] == pytest.approx((float(torch.stack(y).min()), float(torch.stack(y).max())), abs=1e-5)
+    assert ranges["head.0.output"] == ranges["body.0.conv_block.0.input"]  # the ReLU between belongs to the first
+    assert ranges["head.0.output"][0] == 0.0
+
+
+def test_percentile_and_mse_cut_outliers() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 1, 1))
+    values = torch.randn(1, 1, 256, 256)
+    values[0, 0, 0, 0] = 1000.0
+    network.render = network.forward
+    full = calibrate(network, [values], "minmax")["0.input"]
+    cut = calibrate(network, [values], "percentile", percentile=99.0)["0.input"]
+    assert full[1] == 1000.0
+    assert cut == pytest.approx(np.percentile(values.numpy(), [1.0, 99.0]), abs=0.15)
+    few = values.clamp(-2.0, 2.0)
+    few[0, 0, :2] = 6.0
+    least = calibrate(network, [few], "mse")["0.input"]
+    assert 2.0 < least[1] <= 6.0
+
+
+def test_calibration_without_views_or_with_another_word_is_refused() -> None:
+    with pytest.raises(UserError, match="no views"):
+        calibrate(small(), [])
+    with pytest.raises(ValueError, match="`method`"):
+        calibrate(small(), [cameras()[0]], "best")
+
+
+def test_the_quantised_network_is_near_and_comes_back() -> None:
+    network = fold_batch_norm(MobileR2L(width=16, depth=6, sr_factor=4, activation="relu").eval())
+    camera = cameras()[0]
+    plain = network.render(camera).rgb
+    keys = list(network.state_dict())
+    ranges = calibrate(network, [camera], "minmax")
+    quantize_network(network, ranges)
+    assert list(network.state_dict()) == keys
+    assert activation_ranges(network).keys() == ranges.keys()
+    block = "body.0.conv_block"
+    assert ranges[f"{block}.0.output"] == ranges[f"{block}.3.input"]  # a folded norm does not hide the ReLU
+    rounded_rgb = network.render(camera).rgb
+    assert 0 < float((rounded_rgb - plain).abs().max()) < 0.1
+    assert torch.equal(restore_network(network).render(camera).rgb, plain)
+    assert activation_ranges(network) == {}
+
+
+def test_a_layer_without_a_range_computes_in_full() -> None:
+    network = nn.Sequential(nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1))
+    x = torch.randn(1, 2, 3, 3)
+    plain = network[1](x)
+    quantize_network(network, {"0.input": (-1.0, 1.0)})
+    assert torch.equal(network[1](x), plain)
+    with pytest.raises(ValueError, match=r"'2\.input'"):
+        quantize_network(network, {"2.input": (0.0, 1.0)})

@@ -1,1 +1,1 @@
-"""Trained networks as files that need no PyTorch."""
+"""x"""

@@ -59,7 +59,7 @@ def ray_features(
     aabb: Tensor,
     jitter: Tensor,
     points: int,
-    density_scale: float,
+    density_scale: float | Tensor,
     min_tau: float = 0.0,
 ) -> RayFeatures:
     """Look features up at points along rays and sum them, weighted as volume rendering weights colours.
@@ -134,7 +134,7 @@ def ray_features_reference(
     aabb: Tensor,
     jitter: Tensor,
     points: int,
-    density_scale: float,
+    density_scale: float | Tensor,
     min_tau: float = 0.0,
 ) -> RayFeatures:
     """See ``ray_features``; the definition, in PyTorch operations that every exporter knows."""

@@ -311,9 +311,9 @@ def ray_features_cpu(
     aabb: Tensor,
     jitter: Tensor,
     points: int,
-    density_scale: float,
+    density_scale: float | Tensor,
     min_tau: float = 0.0,
 ) -> RayFeatures:
     """See ``nelf.kernels.ray_features.ray_features``; float32."""
     rays = (rays_o, rays_d, aabb, jitter)
-    return RayFeatures(*_RayFeatures.apply(density, features, occupied, rays, points, density_scale, min_tau))  # type: ignore[no-untyped-call]
+    return RayFeatures(*_RayFeatures.apply(density, features, occupied, rays, points, float(density_scale), min_tau))  # type: ignore[no-untyped-call]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nelf.cameras import Camera
     from nelf.data.scene import Scene
 
-__all__ = ["GridR2L"]
+__all__ = ["GridR2L", "decoder_inputs"]
 
 INITIAL_DENSITY = -4.6  # a softplus of 0.01: a ray through a hundred voxels keeps a third of its light
 # A point of smaller optical depth is empty: while learning, since what is empty learns no more (3e-3 left holes and
@@ -43,6 +43,21 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv_block(x)
+
+
+def decoder_inputs(rays_d: Tensor, along: RayFeatures) -> Tensor:
+    """What the network of ``GridR2L`` sees of rays.
+
+    Args:
+        rays_d: (B, h, w, 3) directions.
+        along: what lies along the B * h * w rays, C features each.
+
+    Returns:
+        (B, C + 17, h, w): composited features, opacity, the 16 spherical harmonics of the viewdirs.
+    """
+    viewdirs = nn.functional.normalize(rays_d.float(), dim=-1).reshape(-1, 3)
+    inputs = torch.cat([along.features, along.opacity[:, None], spherical_harmonics(viewdirs)], dim=-1)
+    return inputs.view(*rays_d.shape[:3], -1).permute(0, 3, 1, 2)
 
 
 class GridR2L(LightField):
@@ -139,11 +154,15 @@ class GridR2L(LightField):
             {"params": [self.density], "lr": lr * density_lr, **volume},
         ]
 
+    @property
+    def density_scale(self) -> Tensor:
+        """Density per scene unit that a softplus of one stands for, (): that of one voxel of this side."""
+        return (self.occupied.numel() / (self.aabb[3:] - self.aabb[:3]).prod()) ** (1 / 3)
+
     def composite(self, rays_o: Tensor, rays_d: Tensor) -> RayFeatures:
         """Look up rays of any shape (..., 3), flattened; see ``nelf.kernels.ray_features``."""
         rays_o, rays_d = rays_o.reshape(-1, 3).float(), rays_d.reshape(-1, 3).float()
         jitter = torch.rand_like(rays_o[:, 0]) if self.training else torch.full_like(rays_o[:, 0], 0.5)
-        voxel = ((self.aabb[3:] - self.aabb[:3]).prod() / self.occupied.numel()) ** (1 / 3)
         return ray_features(
             self.density,
             self.features,
@@ -153,7 +172,7 @@ class GridR2L(LightField):
             self.aabb,
             jitter,
             self.points,
-            float(1 / voxel),
+            self.density_scale,
             min_tau=MIN_TAU if self.training else MIN_TAU_RENDERING,
         )
 
@@ -169,25 +188,19 @@ class GridR2L(LightField):
         """
         if self.training:
             self._update_occupancy()
-        return self.decode(self._inputs(rays_d, self.composite(rays_o, rays_d)))
-
-    def _inputs(self, rays_d: Tensor, along: RayFeatures) -> Tensor:
-        """What the network sees of rays (B, h, w, 3): features, opacity and direction, (B, features + 17, h, w)."""
-        viewdirs = nn.functional.normalize(rays_d.float(), dim=-1).reshape(-1, 3)
-        inputs = torch.cat([along.features, along.opacity[:, None], spherical_harmonics(viewdirs)], dim=-1)
-        return inputs.view(*rays_d.shape[:3], -1).permute(0, 3, 1, 2)
+        return self.decode(decoder_inputs(rays_d, self.composite(rays_o, rays_d)))
 
     def decode(self, inputs: Tensor) -> Tensor:
         """The convolutional network alone.
 
         Args:
-            inputs: (B, features + 17, h, w): composited features, opacity, the 16 spherical harmonics of the viewdirs.
+            inputs: (B, features + 17, h, w), see ``decoder_inputs``.
 
         Returns:
             rgb (B, 3, h * sr_factor, w * sr_factor) in [0, 1].
         """
         # A trained network loses 0.001 dB in bfloat16 (lego); learning in it is the Trainer's choice.
-        low = not self.training and multiplies_bfloat16(inputs.device) and not torch.onnx.is_in_onnx_export()
+        low = self.low_precision and not self.training and multiplies_bfloat16(inputs.device)
         with torch.autocast(inputs.device.type, torch.bfloat16) if low else nullcontext():
             x = self.tail(self.body(self.head(inputs)))
         return torch.sigmoid(pixel_shuffle(x.float(), self.sr_factor))
@@ -208,7 +221,7 @@ class GridR2L(LightField):
         try:
             rays = camera.to(self.near.device).rays(stride=self.sr_factor)
             along = self.composite(rays.rays_o, rays.rays_d)
-            rgb = self.decode(self._inputs(rays.rays_d[None], along))[0].permute(1, 2, 0)
+            rgb = self.decode(decoder_inputs(rays.rays_d[None], along))[0].permute(1, 2, 0)
         finally:
             self.train(training)
         low = torch.stack([along.depth, along.opacity]).view(1, 2, *rays.rays_d.shape[:2])

@@ -34,6 +34,9 @@ class LightField(nn.Module):
         ValueError: ``sr_factor`` is below one, or ``near`` is not before ``far``.
     """
 
+    #: Whether rendering may compute in bfloat16 where the processor multiplies it.
+    low_precision = True
+
     near: Tensor
     far: Tensor
     aabb: Tensor
@@ -76,6 +79,10 @@ class LightField(nn.Module):
         self.far.fill_(scene.far if far is None else far)
         self.aabb.copy_(scene.aabb)
         self.fitted.fill_(True)
+
+    def decode(self, inputs: Tensor) -> Tensor:
+        """The network from the points or features of each ray on, (B, C, h, w), to rgb; see the subclass."""
+        raise NotImplementedError
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Group the parameters for a ``torch.optim`` optimiser; one group unless a subclass wants more."""

@@ -1,0 +1,216 @@
+"""A light field as an ONNX graph: what was trained, with its embedding inside, checked when it is written."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from copy import deepcopy
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nelf.cameras import Camera
+from nelf.compression.fold import fold_batch_norm
+from nelf.compression.quantization import restore_network
+from nelf.errors import UserError, atomic_path
+from nelf.export.inputs import KINDS, Kind, check_kind, feed_of, kinds_of
+from nelf.lightfields import LightField
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+__all__ = ["half_weights", "onnx", "quiet", "session"]
+
+OPSET = 20  # GridSample of volumes; GELU as one node
+
+
+class _FromPose(nn.Module):
+    """A light field from the pose on, for cameras of one size and lens."""
+
+    directions: Tensor
+
+    def __init__(self, network: LightField, camera: Camera) -> None:
+        super().__init__()
+        self.network = network
+        here = replace(camera, c2w=torch.eye(3, 4), time=None)
+        self.register_buffer("directions", here.rays(network.sr_factor).rays_d)
+
+    def forward(self, c2w: Tensor) -> Tensor:
+        rays_d = self.directions @ c2w[:, None, :, :3].mT
+        return self.network(c2w[:, None, None, :, 3].expand_as(rays_d), rays_d)
+
+
+class _Decoder(nn.Module):
+    """A light field from its points or features on."""
+
+    def __init__(self, network: LightField) -> None:
+        super().__init__()
+        self.decode = network.decode
+        self.network = network
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.decode(inputs)
+
+
+def onnx(
+    network: LightField,
+    path: Path | str,
+    cameras: Camera,
+    kind: Kind | None = None,
+    fixed_size: bool = False,
+    tolerance: float = 1e-4,
+) -> float:
+    """Write a light field as an ONNX file, and compare what the file draws with what the network draws.
+
+    Batch norms are folded and fake quantisation is left out: the graph computes in 32 bits.
+
+    Args:
+        network: a trained light field, in evaluation mode or not.
+        path: the file to write, ``.onnx``.
+        cameras: a batch of cameras of one size: the size to trace, and the views to compare.
+        kind: where the graph begins, see ``nelf.export.inputs``; None for the one that suits a viewer.
+        fixed_size: take images of this size only; ``pose`` always does.
+        tolerance: the largest difference of a colour that is accepted.
+
+    Returns:
+        The largest difference of any colour in any of the views, in [0, 1].
+
+    Raises:
+        UserError: the network has no such kind of input, the file cannot be written, or it draws something else.
+    """
+    kind = kind or kinds_of(network)[0]
+    check_kind(network, kind)
+    network = exact(network)
+    names = KINDS[kind]
+    example = tuple(torch.from_numpy(array) for array in feed_of(network, kind, cameras[0]).values())
+    with atomic_path(path) as partial, quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            _graph(network, kind, cameras[0]),
+            example,
+            input_names=list(names),
+            output_names=["rgb"],
+            dynamic_shapes=None if fixed_size or kind == "pose" else _any_size(kind),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+        assert program is not None
+        program.save(partial, external_data=False)
+        error = largest_difference(session(partial), network, kind, cameras)
+        if not error <= tolerance:
+            raise UserError(
+                f"{path}: draws colours that differ by {error:.2g} from the network's, more than export.tolerance "
+                f"{tolerance:.2g}; it is not written."
+            )
+    return error
+
+
+def exact(network: LightField) -> LightField:
+    """Copy a light field: in evaluation mode, without fake quantisation and norms, all in 32 bits."""
+    network = fold_batch_norm(restore_network(deepcopy(network)).cpu().eval(), inplace=True)
+    network.low_precision = False
+    return network
+
+
+def largest_difference(graph: InferenceSession, network: LightField, kind: Kind, cameras: Camera) -> float:
+    """Compare a graph with a network over a batch of cameras: the largest difference of any colour."""
+    differences = []
+    for index in range(len(cameras)):
+        drawn = graph.run(None, feed_of(network, kind, cameras[index]))[0][0]
+        expected = network.render(cameras[index]).rgb.permute(2, 0, 1).numpy()
+        differences.append(np.abs(drawn - expected).max())
+    return float(np.max(differences))
+
+
+def _graph(network: LightField, kind: Kind, camera: Camera) -> nn.Module:
+    """What to trace."""
+    if kind == "pose":
+        return _FromPose(network, camera)
+    return network if kind == "rays" else _Decoder(network)
+
+
+def _any_size(kind: Kind) -> tuple[dict[int, object], ...] | dict[str, tuple[dict[int, object], ...]]:
+    """The axes of each input that may have any size."""
+    first = 1 if kind == "rays" else 2
+    axes: dict[int, object] = {first: torch.export.Dim.DYNAMIC, first + 1: torch.export.Dim.DYNAMIC}
+    return tuple(axes for _ in KINDS[kind])
+
+
+def half_weights(path: Path | str, out: Path | str) -> Path:
+    """Store the weights of an ONNX file in 16 bits; it still computes in 32.
+
+    Args:
+        path: the fp32 file.
+        out: the file to write, of about half the size.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        UserError: the directory cannot be written.
+    """
+    import onnx as onnx_format
+    from onnx import TensorProto, helper, numpy_helper
+
+    model = onnx_format.load(path)
+    casts = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < 16:
+            continue  # a cast would take more room than it saves
+        values = numpy_helper.to_array(tensor).astype(np.float16)
+        name, half = tensor.name, f"{tensor.name}_fp16"
+        tensor.CopyFrom(numpy_helper.from_array(values, half))
+        casts.append(helper.make_node("Cast", [half], [name], to=TensorProto.FLOAT))
+        for known in [value for value in model.graph.value_info if value.name == name]:
+            model.graph.value_info.remove(known)
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    with atomic_path(out) as partial:
+        onnx_format.save(model, partial)
+    return Path(out)
+
+
+def session(path: Path | str, threads: int | None = None) -> InferenceSession:
+    """Open an ONNX file in ONNX Runtime, on the processor.
+
+    Args:
+        path: the file.
+        threads: how many to compute with; None for as many as PyTorch uses.
+
+    Raises:
+        UserError: no such file, or it is not a whole ONNX file.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.log_severity_level = 3
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file; stage export writes .onnx files.")
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors have no common base
+        raise UserError(f"{path}: ONNX Runtime cannot open it ({str(error).splitlines()[0][:200]}).") from error
+
+
+@contextmanager
+def quiet(loggers: Sequence[str] = ("torch.onnx", "onnxscript", "onnx_ir")) -> Iterator[None]:
+    """Keep the exporter's remarks to itself."""
+    levels = {name: logging.getLogger(name).level for name in loggers}
+    for name in loggers:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ def fit(
     name: str = "student",
     data: Any = None,
     *,
+    system: Any = None,
+    callbacks: Sequence[Any] = (),
     max_steps: int | None = None,
     max_time: str | None = None,
 ) -> tuple[Any, dict[str, Any]]:
@@ -45,6 +47,9 @@ def fit(
         folder: gets ``checkpoints/``, ``logs/``, ``samples/`` and at the end ``model.safetensors``.
         name: ``teacher`` or ``student``.
         data: a datamodule; None for that of the scene.
+        system: what to train, if it is not a new one; a light field of another size than the run's is described by
+            its own ``arguments``.
+        callbacks: beside those of the configuration.
         max_steps: instead of the Trainer's.
         max_time: instead of the Trainer's, days:hours:minutes:seconds.
 
@@ -58,15 +63,16 @@ def fit(
     quiet_lightning()
     pl.seed_everything(run.config.get("seed", 0), verbose=False)
     data = run.data() if data is None else data
-    system = run.system(name)
-    trainer = _trainer(run, folder, _limits(max_steps, max_time))
+    system = run.system(name) if system is None else system
+    trainer = _trainer(run, folder, _limits(max_steps, max_time), callbacks)
     checkpoint = last_good_checkpoint(folder / "checkpoints", system)
     if checkpoint is not None:
         print(f"{folder}: goes on from {checkpoint.name}", flush=True)
     _uninterrupted(trainer, system, data, checkpoint)
     validated = trainer.validate(system, datamodule=data, verbose=False)
     if trainer.is_global_zero:
-        save(system.network, folder / "model.safetensors", run.model_config(name), data.scene.digest)
+        config = {**run.model_config(name), **getattr(system.network, "arguments", {})}
+        save(system.network, folder / "model.safetensors", config, data.scene.digest)
     metrics = {**(validated[0] if validated else {}), "steps": trainer.global_step}
     return system.to(trainer.strategy.root_device), metrics
 
@@ -145,14 +151,14 @@ def quiet_lightning() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def _trainer(run: Run, folder: Path, limits: dict[str, Any]) -> pl.Trainer:
+def _trainer(run: Run, folder: Path, limits: dict[str, Any], more: Sequence[Any]) -> pl.Trainer:
     """Build the Trainer with its callbacks and logger; what writes, writes into the folder."""
     callbacks = [run.build(node, **_places(node, folder)) for node in run.config["callbacks"].values() if node]
     logger = run.config.get("logger")
     return run.build(
         run.config["trainer"],
         **limits,
-        callbacks=callbacks,
+        callbacks=[*callbacks, *more],
         logger=run.build(logger, **_places(logger, folder)) if logger else False,
         default_root_dir=str(folder),
     )

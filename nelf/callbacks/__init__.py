@@ -2,5 +2,6 @@
 
 from nelf.callbacks.previews import Previews
 from nelf.callbacks.progress import Progress
+from nelf.callbacks.pruning import IterativePruning
 
-__all__ = ["Previews", "Progress"]
+__all__ = ["IterativePruning", "Previews", "Progress"]

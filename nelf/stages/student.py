@@ -6,7 +6,7 @@ from nelf.data import BlenderDataModule
 from nelf.run import Run
 from nelf.training import fit
 
-__all__ = ["student"]
+__all__ = ["student", "student_data"]
 
 _SCENE_ONLY = ("_target_", "root", "eval_root", "extra_views", "scene", "width")
 
@@ -28,14 +28,29 @@ def student(
     Raises:
         UserError: as ``nelf.training.fit``; the pseudo set is missing or damaged.
     """
+    data = student_data(run, real_views)
+    _, metrics = fit(run, run.folder("student"), "student", data, max_steps=max_steps, max_time=max_time)
+    return metrics
+
+
+def student_data(run: Run, real_views: bool | None = None) -> BlenderDataModule:
+    """What a student learns from: the teacher's views, validated on the scene's own.
+
+    Args:
+        run: whose pseudo stage is done.
+        real_views: mix the scene's own training views in; None as the configuration of stage ``student`` says.
+
+    Raises:
+        UserError: the pseudo set is missing.
+    """
+    if real_views is None:
+        real_views = run.config["stage"]["student"]["real_views"]
     scene = run.data()
     options = {key: value for key, value in run.config["data"].items() if key not in _SCENE_ONLY}
-    pseudo = BlenderDataModule(
+    return BlenderDataModule(
         run.input("pseudo"),
         eval_root=scene.root,
         extra_views=scene.root if real_views else None,
         width=scene.scene.train.camera.width,
         **options,
     )
-    _, metrics = fit(run, run.folder("student"), "student", pseudo, max_steps=max_steps, max_time=max_time)
-    return metrics

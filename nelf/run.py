@@ -51,6 +51,7 @@ CHAIN = {
     "teacher": Link(("data", "teacher", "trainer", "seed"), without=("batch_views",)),
     "pseudo": Link(("data", "seed"), ("teacher",), without=_BATCHES),
     "student": Link(("data", "model", "system", "trainer", "seed"), ("pseudo",)),
+    "prune": Link(("data", "model", "system", "trainer", "seed"), ("pseudo", "student")),
     "report": Link(("data",), ("teacher", "student"), all_inputs=False, without=_BATCHES),
 }
 

@@ -58,10 +58,11 @@ class IterativePruning(pl.Callback):
         layers: Sequence[str] = ("head", "body", "norms"),
         schedule: Literal["geometric", "uniform", "cubic"] = "geometric",
     ) -> None:
-        if rounds < 1 or (steps is not None and steps < 1):
-            raise ValueError(f"Expected `rounds` and `steps` to be at least 1, but got {rounds} and {steps}.")
+        for key, value in {"rounds": rounds, "steps": steps}.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{key}: is {value}; allowed: 1 or more.")
         if lr is not None and lr <= 0:
-            raise ValueError(f"Expected `lr` to be positive, but got {lr}.")
+            raise ValueError(f"lr: is {lr}; allowed: a positive number.")
         self._targets = [sparsity_after(number, rounds, amount, schedule) for number in range(1, rounds + 1)]
         self.rounds, self.steps, self.lr, self.layers = rounds, steps, lr, tuple(layers)
         self.round = 0
@@ -140,7 +141,9 @@ class IterativePruning(pl.Callback):
         self.masks = global_l1(self._weights, self._targets[self.round - 1], _unread(pl_module))
         self._hold()
         for logger in trainer.loggers:
-            logger.log_metrics({f"sparsity/{name}": share for name, share in self.sparsity.items()}, trainer.global_step)
+            logger.log_metrics(
+                {f"sparsity/{name}": share for name, share in self.sparsity.items()}, trainer.global_step
+            )
 
     def _hold(self, *_: Any) -> None:
         """After an optimiser's step."""

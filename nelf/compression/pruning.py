@@ -83,7 +83,7 @@ def sparsity_after(number: int, rounds: int, amount: float, schedule: str = "geo
     """
     check_amount(amount)
     if not 1 <= number <= rounds:
-        raise ValueError(f"Expected a round from 1 to `rounds`, but got round {number} of {rounds}.")
+        raise ValueError(f"rounds: are {rounds}, there is no round {number}; allowed: 1 or more.")
     share = number / rounds
     if schedule == "geometric":
         return 1.0 - (1.0 - amount) ** share

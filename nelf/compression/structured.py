@@ -39,7 +39,7 @@ def prune_channels(network: LightField, ratio: float, round_to: int = 8) -> Any:
 
     check_amount(ratio, "ratio")
     if round_to < 1:
-        raise ValueError(f"Expected argument `round_to` to be at least 1, but got {round_to}.")
+        raise ValueError(f"round_to: is {round_to}; allowed: 1 or more.")
     pruned: Any = copy.deepcopy(network).eval()
     *inner, last = (part for part in pruned.modules() if isinstance(part, nn.Conv2d | nn.ConvTranspose2d))
     kept = {layer: max(round(layer.out_channels * (1 - ratio) / round_to), 1) * round_to for layer in inner}
@@ -52,14 +52,14 @@ def prune_channels(network: LightField, ratio: float, round_to: int = 8) -> Any:
         )
     inputs = 3 * pruned.points if isinstance(pruned, MobileR2L) else pruned.head[0].in_channels
     torch_pruning.pruner.BasePruner(
-        pruned,
+        nn.ModuleList([pruned.head, pruned.body, pruned.tail]),  # without the volume
         torch.zeros(1, inputs, 4, 4, device=network.near.device),
         torch_pruning.importance.GroupMagnitudeImportance(p=2),
         pruning_ratio=0.0,
         # Half a channel more, because the library rounds what remains down.
         pruning_ratio_dict={layer: 1 - (remain + 0.5) / layer.out_channels for layer, remain in kept.items()},
-        ignored_layers=[last, *pruned.parameters(recurse=False)],
-        forward_fn=lambda light_field, sample: light_field.decode(sample),
+        ignored_layers=[last],
+        forward_fn=lambda _, sample: pruned.decode(sample),
     ).step()
     smaller = type(network)(**{**network.arguments, **_widths(pruned)})  # type: ignore[arg-type]
     smaller.load_state_dict(pruned.state_dict())

@@ -11,7 +11,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from nelf.compression.pruning import apply_masks, choose_weights, global_l1, sparsities, sparsity_after
+from nelf.compression.pruning import apply_masks, choose_weights, find_masks, sparsities, sparsity_after
 from nelf.systems.schedule import training_progress
 
 __all__ = ["IterativePruning"]
@@ -25,8 +25,8 @@ class IterativePruning(pl.Callback):
     Nothing is reparametrised, so checkpoints and saved weights have the keys and the sizes of the dense
     network. The masks are in the callback's own part of a checkpoint, so that a resumed training keeps them.
 
-    Entries that a module calls unread (its method ``unread()``: by parameter name, True where an entry has no
-    influence on the output) go before all others.
+    Entries that a part of the module calls unread (its method ``unread()``: by parameter name, True where an entry has
+    no influence on the output) go before all others. A feature volume is ranked by itself.
 
     The sparsity of each layer goes to the Trainer's loggers at the beginning of each round
     (``sparsity/LAYER`` and ``sparsity/total``).
@@ -138,7 +138,7 @@ class IterativePruning(pl.Callback):
         if self.round >= self._due(trainer):
             return
         self.round = self._due(trainer)
-        self.masks = global_l1(self._weights, self._targets[self.round - 1], _unread(pl_module))
+        self.masks = find_masks(pl_module, self._weights, self._targets[self.round - 1])
         self._hold()
         for logger in trainer.loggers:
             logger.log_metrics(
@@ -148,16 +148,6 @@ class IterativePruning(pl.Callback):
     def _hold(self, *_: Any) -> None:
         """After an optimiser's step."""
         apply_masks(self._weights, self.masks)
-
-
-def _unread(module: nn.Module) -> dict[str, Tensor]:
-    """What the parts of a module say is never read, by the names of its parameters."""
-    return {
-        f"{path}.{name}".lstrip("."): entries
-        for path, part in module.named_modules()
-        if callable(getattr(part, "unread", None))
-        for name, entries in part.unread().items()
-    }
 
 
 def _set_learning_rates(trainer: pl.Trainer, lr: float) -> None:

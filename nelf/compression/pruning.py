@@ -22,6 +22,7 @@ __all__ = [
     "check_amount",
     "choose_weights",
     "compressed_bytes",
+    "find_masks",
     "global_l1",
     "sparsities",
     "sparsity_after",
@@ -171,6 +172,31 @@ def global_l1(
     keep[torch.argsort(saliency, stable=True)[: round(amount * len(saliency))]] = False
     sizes = [value.numel() for value in weights.values()]
     return {name: mask.view(weights[name].shape) for name, mask in zip(weights, keep.split(sizes), strict=True)}
+
+
+def find_masks(module: nn.Module, weights: Mapping[str, Tensor], amount: float) -> dict[str, Tensor]:
+    """Choose what of a module's weights goes, see ``global_l1``.
+
+    A volume is ranked by itself, and gives the same share: its features are not of a size with the network's weights.
+    On lego, ranked together, 80 % of both took every weight of the network.
+
+    Args:
+        module: says what is never read, if its parts have a method ``unread()``: by parameter name, True there.
+        weights: of ``choose_weights``.
+        amount: share of them, between 0 and 1.
+
+    Returns:
+        Masks by name, of the same shapes: False where a weight is to be zero.
+    """
+    unread = {
+        f"{path}.{name}".lstrip("."): entries
+        for path, part in module.named_modules()
+        if callable(getattr(part, "unread", None))
+        for name, entries in part.unread().items()
+    }
+    volume = {name: value for name, value in weights.items() if _matches(name, WORDS["volume"][0])}
+    network = {name: value for name, value in weights.items() if name not in volume}
+    return {name: mask for pool in (network, volume) if pool for name, mask in global_l1(pool, amount, unread).items()}
 
 
 def _saliency(weight: Tensor, unread: Tensor | None) -> Tensor:

@@ -85,11 +85,14 @@ class IterativePruning(pl.Callback):
         self.masks, self.round = state_dict["masks"], state_dict["round"]
         self._first_step = state_dict["first_step"]
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Find the weights, hold the masks of a resumed training, begin the first round of a new one."""
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find the weights, and hold the masks of a resumed training, even one that has no step left."""
         self._weights = choose_weights(pl_module, self.layers)
         self.masks = {name: mask.to(self._weights[name].device) for name, mask in self.masks.items()}
-        apply_masks(self._weights, self.masks)
+        self._hold()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Set the learning rates, watch the optimisers and begin the round that is due."""
         if self._first_step is None:
             self._first_step = trainer.global_step
         self._check_budget(trainer)

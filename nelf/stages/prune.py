@@ -89,8 +89,8 @@ def prune(
     write_json(folder / "artefacts.json", artefacts)
     with atomic_path(folder / "pruning.svg") as partial:
         partial.write_text(sparsity_svg([(each["sparsity"], each["val/psnr"]) for each in results]), encoding="utf-8")
-    last: dict[str, Any] = {key: results[-1][key] for key in ("sparsity", "val/psnr")}
-    return {**last, "rounds": results, **({"structured": narrow} if narrow else {})}
+    summary = {"sparsity": results[-1]["sparsity"], "val/psnr": results[-1]["val/psnr"], "rounds": results}
+    return {**summary, "structured": narrow} if narrow else summary
 
 
 def check(run: Run) -> None:
@@ -147,5 +147,5 @@ def _sparsity(file: Path, layers: Sequence[str]) -> dict[str, Any]:
 
 def _artefact(name: str, file: Path, metrics: dict[str, Any]) -> dict[str, Any]:
     """What the report needs to know of a file."""
-    known = {key: metrics[key] for key in ("sparsity", "val/psnr") if key in metrics}
+    known: dict[str, Any] = {key: metrics[key] for key in ("sparsity", "val/psnr") if key in metrics}
     return {"name": name, "file": file.name, "kind": "prune", **known, "compressed_bytes": compressed_bytes(file)}

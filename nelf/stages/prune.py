@@ -76,8 +76,8 @@ def prune(
         masks = IterativePruning(share, rounds=1, steps=None, lr=None, layers=layers)
         data.seed += 1  # else each round would see the views that the student began with
         tuned = _fine_tune(run, data, file, network, lr, [masks], max_steps=max_steps, max_time=max_time)
-        results.append({"round": number, **tuned, **_sparsity(file, layers)})
-        artefacts.append(_artefact(f"pruned {100 * share:.0f} %", file, results[-1]))
+        results.append({"round": number, "val/psnr": None, **tuned, **_sparsity(file, layers)})
+        artefacts.append(_artefact(f"pruned {100 * share:.3g} %", file, results[-1]))
     narrow: dict[str, Any] = {}
     if structured_ratio is not None:
         network, file = load(student), folder / "structured.safetensors"
@@ -85,7 +85,7 @@ def prune(
         data.seed += 1
         limits = {"max_steps": structured_max_steps, "max_time": structured_max_time}
         narrow = _fine_tune(run, data, file, network, structured_lr, [], **limits)
-        artefacts.append(_artefact(f"structured {100 * structured_ratio:.0f} %", file, narrow))
+        artefacts.append(_artefact(f"structured {100 * structured_ratio:.3g} %", file, narrow))
     write_json(folder / "artefacts.json", artefacts)
     with atomic_path(folder / "pruning.svg") as partial:
         partial.write_text(sparsity_svg([(each["sparsity"], each["val/psnr"]) for each in results]), encoding="utf-8")
@@ -147,5 +147,5 @@ def _sparsity(file: Path, layers: Sequence[str]) -> dict[str, Any]:
 
 def _artefact(name: str, file: Path, metrics: dict[str, Any]) -> dict[str, Any]:
     """What the report needs to know of a file."""
-    known: dict[str, Any] = {key: metrics[key] for key in ("sparsity", "val/psnr") if key in metrics}
+    known: dict[str, Any] = {key: metrics[key] for key in ("sparsity", "val/psnr") if metrics.get(key) is not None}
     return {"name": name, "file": file.name, "kind": "prune", **known, "compressed_bytes": compressed_bytes(file)}

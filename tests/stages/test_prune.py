@@ -95,7 +95,7 @@ def test_every_round_is_a_file_as_sparse_as_asked(prepared: Path, tiny_scene: Pa
     assert metrics["structured"]["steps"] == 3
 
     artefacts = json.loads((folder / "artefacts.json").read_text())
-    assert [each["name"] for each in artefacts] == ["pruned 55 %", "pruned 80 %", "structured 50 %"]
+    assert [each["name"] for each in artefacts] == ["pruned 55.3 %", "pruned 80 %", "structured 50 %"]
     for each in artefacts:
         assert each["kind"] == "prune"
         assert each["compressed_bytes"] == compressed_bytes(folder / each["file"])

@@ -29,7 +29,7 @@ _NAMES = {
     "write_views": "nelf.stages.pseudo",
 }
 _MODULES = (
-    *("callbacks", "cameras", "checks", "cli", "data", "encodings", "errors", "evaluation", "fields"),
+    *("callbacks", "cameras", "checks", "cli", "compression", "data", "encodings", "errors", "evaluation", "fields"),
     *("kernels", "lightfields", "metrics", "occupancy", "paths", "pictures", "rendering", "reporting"),
     *("run", "stages", "sweeps", "systems", "training", "weights"),
 )

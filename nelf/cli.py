@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -132,6 +132,9 @@ def start(cfg: DictConfig) -> Run:
     root = os.path.relpath(HydraConfig.get().runtime.output_dir) if job else plain["run"]
     run = Run(root, plain, build, shared=plain["run"] if job else None)
     run.check()
+    for name in plain.get("stages", ()):
+        stage = get_object(plain["stage"][name]["_target_"])
+        getattr(sys.modules[stage.__module__], "check", lambda run: None)(run)
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
         run.open()
         if HydraConfig.initialized():

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-__all__ = ["curves_svg", "pareto_front", "trade_off_svg"]
+__all__ = ["curves_svg", "pareto_front", "sparsity_svg", "trade_off_svg"]
 
 _GREY = "#868e99"
 _BLUE = "#3d82e8"
@@ -100,6 +100,22 @@ def curves_svg(path: Path) -> str | None:
     if not drawn:
         return None
     axes.legend(frameon=False, labelcolor=_GREY)
+    return _svg(figure)
+
+
+def sparsity_svg(rounds: Sequence[tuple[float, float]]) -> str:
+    """Draw PSNR over sparsity, a point for each round of pruning.
+
+    Args:
+        rounds: (sparsity from 0 to 1, PSNR in dB) of each, the dense network first.
+
+    Returns:
+        An SVG document.
+    """
+    figure, axes = _axes("zeros among the chosen weights (%)")
+    axes.plot([100 * share for share, _ in rounds], [psnr for _, psnr in rounds], "o-", color=_BLUE, lw=1.5, ms=6)
+    axes.set_xlim(0, 100)
+    axes.margins(y=0.22)
     return _svg(figure)
 
 

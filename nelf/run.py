@@ -43,7 +43,7 @@ class Link(NamedTuple):
 
     sections: tuple[str, ...]
     inputs: tuple[str, ...] = ()
-    all_inputs: bool = True  # False: it takes those that are there
+    optional: tuple[str, ...] = ()  # of these it takes what is there; one of them, if it has no other input
     without: tuple[str, ...] = ()  # keys of the section data that it does not look at
 
 
@@ -51,8 +51,10 @@ CHAIN = {
     "teacher": Link(("data", "teacher", "trainer", "seed"), without=("batch_views",)),
     "pseudo": Link(("data", "seed"), ("teacher",), without=_BATCHES),
     "student": Link(("data", "model", "system", "trainer", "seed"), ("pseudo",)),
+    "prune": Link(("data", "model", "system", "trainer", "seed"), ("pseudo", "student")),
     "quantize": Link(("data", "model", "system", "trainer", "seed"), ("pseudo", "student")),
-    "report": Link(("data",), ("teacher", "student"), all_inputs=False, without=_BATCHES),
+    "export": Link(("data",), ("pseudo", "student"), ("prune", "quantize"), without=_BATCHES),
+    "report": Link(("data",), (), ("prune", "quantize", "export", "teacher", "student"), without=_BATCHES),
 }
 
 # Of these sections only what changes the result counts: a run may move to another machine, or its scene to
@@ -222,15 +224,15 @@ class Run:
         roots = [self.root] if self.shared is None else [self.root, self.shared]
         return next((root / name for root in roots if (root / name / "done.json").is_file()), None)
 
-    def input(self, name: str) -> Path:
-        """The folder of a finished stage that another one needs.
+    def input(self, name: str, needed_by: str | None = None) -> Path:
+        """The folder of a finished stage that another one, ``needed_by``, needs.
 
         Raises:
             UserError: it is not done.
         """
         folder = self.find(name)
         if folder is None:
-            chain = ",".join(stage for stage in CHAIN if stage == name or name in CHAIN[stage].inputs)
+            chain = ",".join(stage for stage in CHAIN if stage in (name, needed_by))
             raise UserError(f"{self.root}: stage {name} is not done, and is needed here. Add it: stages=[{chain}].")
         return folder
 
@@ -254,9 +256,10 @@ class Run:
     def _check_inputs(self, name: str, before: Sequence[str] = ()) -> None:
         """Refuse to begin where a stage is missing, and is not among those that will be done before."""
         link = CHAIN[name]
-        missing = [needed for needed in link.inputs if needed not in before and self.find(needed) is None]
-        if missing and (link.all_inputs or len(missing) == len(link.inputs)):
-            self.input(missing[-1])
+        needed = link.inputs or link.optional
+        missing = [one for one in needed if one not in before and self.find(one) is None]
+        if missing and (link.inputs or len(missing) == len(needed)):
+            self.input(missing[-1], name)
 
     def _is_current(self, name: str, folder: Path) -> bool:
         """Whether a finished stage was made with the present configuration and inputs."""
@@ -275,7 +278,7 @@ class Run:
 
     def _marks(self, name: str) -> dict[str, str]:
         """The mark of each input that is done."""
-        found = {needed: self.find(needed) for needed in CHAIN[name].inputs}
+        found = {needed: self.find(needed) for needed in (*CHAIN[name].inputs, *CHAIN[name].optional)}
         return {
             needed: (read_json(folder / "done.json") or {}).get("mark", "")
             for needed, folder in found.items()

@@ -16,6 +16,9 @@ from nelf.run import CHAIN, read_json, read_yaml
 __all__ = ["first_job", "shared_stages", "swept_keys", "write_table"]
 
 _METRICS = {
+    "name": ("artefact", "s"),
+    "sparsity": ("sparsity", ".1%"),
+    "val/psnr": ("validation PSNR, dB", ".2f"),
     "psnr": ("PSNR, dB", ".2f"),
     "ssim": ("SSIM", ".4f"),
     "lpips": ("LPIPS", ".4f"),
@@ -81,6 +84,8 @@ def shared_stages(stages: list[str], swept: list[str]) -> list[str]:
 def write_table(folder: Path) -> int:
     """Write and print ``table.md``: a line for each job of a sweep's directory.
 
+    A job whose own keys are those of a stage with artefacts (such as ``stage.prune.amount``) has a line for each.
+
     Each job is read by its own list of overrides, not by its folder's name. Jobs of earlier sweeps into the
     same directory stand in it too.
 
@@ -98,13 +103,14 @@ def write_table(folder: Path) -> int:
         for key in dict.fromkeys(itertools.chain.from_iterable(options))
         if len({row.get(key) for row in options}) > 1
     ]
-    results = [_result(job) for job in jobs]
-    shown = [name for name in _METRICS if any(isinstance(row.get(name), int | float) for row in results)]
+    results = [_results(job, keys) for job in jobs]
+    shown = [name for name in _METRICS if any(_format(name, row) for rows in results for row in rows)]
     lines = [
         [*keys, *(_METRICS[name][0] for name in shown), "folder"],
         *(
             [*(row.get(key, "") for key in keys), *(_format(name, result) for name in shown), job.name]
-            for row, result, job in zip(options, results, jobs, strict=True)
+            for row, rows, job in zip(options, results, jobs, strict=True)
+            for result in rows or [{}]
         ),
     ]
     rows = ["| " + " | ".join(line) + " |" for line in lines]
@@ -121,15 +127,26 @@ def _split(override: str) -> tuple[str, str]:
     return key, value
 
 
-def _result(job: Path) -> dict[str, Any]:
-    """A job's figures: of ``train`` its own, of a chain those of its student, or else of its last row."""
+def _results(job: Path, keys: list[str]) -> list[dict[str, Any]]:
+    """A job's figures; none where it has failed.
+
+    Of the artefacts of the stages that the sweep's keys concern, if there are such; else of ``train`` its own, of a
+    chain those of its student or of its last row.
+    """
     report = read_json(job / "report.json")
+    rows: list[dict[str, Any]] = [] if report is None else report["rows"]
+    stages = dict.fromkeys(key.split(".")[1] for key in keys if key.startswith("stage."))
+    artefacts = [each for stage in stages for each in read_json(job / stage / "artefacts.json") or []]
+    if artefacts:
+        measured = {row["name"]: row for row in rows}
+        return [{**artefact, **measured.get(artefact["name"], {})} for artefact in artefacts]
     if report is None:
-        return read_json(job / "metrics.json") or {}
-    rows = report["rows"]
-    return next((row for row in rows if row["name"] == "student"), rows[-1] if rows else {})
+        own = read_json(job / "metrics.json")
+        return [own] if own else []
+    student = next((row for row in rows if row["name"] == "student"), rows[-1] if rows else {})
+    return [{key: value for key, value in student.items() if key != "name"}]
 
 
 def _format(name: str, result: dict[str, Any]) -> str:
     value = result.get(name)
-    return format(value, _METRICS[name][1]) if isinstance(value, int | float) else ""
+    return format(value, _METRICS[name][1]) if isinstance(value, int | float | str) else ""

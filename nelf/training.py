@@ -35,10 +35,10 @@ def fit(
     name: str = "student",
     data: Any = None,
     *,
+    system: Any = None,
+    callbacks: Sequence[Any] = (),
     max_steps: int | None = None,
     max_time: str | None = None,
-    system: Any = None,
-    callbacks: Sequence[pl.Callback] = (),
 ) -> tuple[Any, dict[str, Any]]:
     """Train one of a run's systems in a folder, from its last good checkpoint where there is one.
 
@@ -47,10 +47,11 @@ def fit(
         folder: gets ``checkpoints/``, ``logs/``, ``samples/`` and at the end ``model.safetensors``.
         name: ``teacher`` or ``student``.
         data: a datamodule; None for that of the scene.
+        system: what to train, if it is not a new one; a light field of another size than the run's is described by
+            its own ``arguments``.
+        callbacks: beside those of the configuration.
         max_steps: instead of the Trainer's.
         max_time: instead of the Trainer's, days:hours:minutes:seconds.
-        system: what to train; None builds the run's own, untrained.
-        callbacks: beside the run's own.
 
     Returns:
         The trained system, on the Trainer's device, and its metrics on the validation views.
@@ -70,7 +71,8 @@ def fit(
     _uninterrupted(trainer, system, data, checkpoint)
     validated = trainer.validate(system, datamodule=data, verbose=False)
     if trainer.is_global_zero:
-        save(system.network, folder / "model.safetensors", run.model_config(name), data.scene.digest)
+        config = {**run.model_config(name), **getattr(system.network, "arguments", {})}
+        save(system.network, folder / "model.safetensors", config, data.scene.digest)
     metrics = {**(validated[0] if validated else {}), "steps": trainer.global_step}
     return system.to(trainer.strategy.root_device), metrics
 
@@ -149,7 +151,7 @@ def quiet_lightning() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def _trainer(run: Run, folder: Path, limits: dict[str, Any], more: Sequence[pl.Callback] = ()) -> pl.Trainer:
+def _trainer(run: Run, folder: Path, limits: dict[str, Any], more: Sequence[Any]) -> pl.Trainer:
     """Build the Trainer with its callbacks and logger; what writes, writes into the folder."""
     callbacks = [run.build(node, **_places(node, folder)) for node in run.config["callbacks"].values() if node]
     logger = run.config.get("logger")

@@ -2,6 +2,7 @@
 
 from nelf.callbacks.previews import Previews
 from nelf.callbacks.progress import Progress
+from nelf.callbacks.pruning import IterativePruning
 from nelf.callbacks.quantization import QuantizationAwareTraining
 
-__all__ = ["Previews", "Progress", "QuantizationAwareTraining"]
+__all__ = ["IterativePruning", "Previews", "Progress", "QuantizationAwareTraining"]

@@ -1,1 +1,1 @@
-"""Make a trained network smaller or faster: pruning, quantisation, files that hold fewer bits."""
+"""Smaller and faster light fields: pruning, numbers of fewer bits, folded norms. Import the module that is needed."""

@@ -213,6 +213,15 @@ class GridR2L(LightField):
             matter = (softplus(self.density) > EMPTY).float()
             self.occupied &= max_pool3d(matter[None], 2, stride=1)[0] > 0
 
+    def unread(self) -> dict[str, Tensor]:
+        """Find the entries of the volume at corners that no occupied cell touches: no ray ever reads them.
+
+        Returns:
+            By parameter name, True there: ``density`` (D, H, W), ``features`` (D, H, W, C).
+        """
+        touched = max_pool3d(self.occupied.float()[None], 2, stride=1, padding=1)[0] > 0
+        return {"density": ~touched, "features": ~touched[..., None].expand_as(self.features)}
+
     @torch.no_grad()
     def render(self, camera: Camera, time: float | None = None) -> Rendering:
         """Render one camera, see ``LightField.render``; with depth and opacity, of the low-resolution rays."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,8 @@ from nelf.errors import UserError
 from nelf.rendering import Rendering
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from nelf.cameras import Camera
     from nelf.data.scene import Scene
 
@@ -23,7 +26,8 @@ class LightField(nn.Module):
     A subclass implements ``forward(rays_o, rays_d)``: (B, h, w, 3) each to rgb (B, 3, h * sr_factor,
     w * sr_factor). Rays go through the centres of their blocks (``Camera.rays(stride=sr_factor)``).
 
-    The depth range, the box and whether they were set are buffers, so they travel with the weights.
+    The depth range, the box and whether they were set are buffers, so they travel with the weights. The arguments of
+    the constructor, which describe the architecture completely, are in ``arguments``.
 
     Args:
         sr_factor: pixels along one side of a ray's block.
@@ -41,6 +45,15 @@ class LightField(nn.Module):
     far: Tensor
     aabb: Tensor
     fitted: Tensor
+    arguments: dict[str, Any]
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        """Note the arguments of the constructor, those left out with their defaults."""
+        network = super().__new__(cls)
+        bound = inspect.signature(cls.__init__).bind_partial(network, *args, **options)
+        bound.apply_defaults()
+        network.arguments = dict(list(bound.arguments.items())[1:])  # without self
+        return network
 
     def __init__(self, sr_factor: int, near: float | None = None, far: float | None = None) -> None:
         super().__init__()

@@ -28,18 +28,23 @@ def student(
     Raises:
         UserError: as ``nelf.training.fit``; the pseudo set is missing or damaged.
     """
-    _, metrics = fit(
-        run, run.folder("student"), "student", student_data(run, real_views), max_steps=max_steps, max_time=max_time
-    )
+    data = student_data(run, real_views)
+    _, metrics = fit(run, run.folder("student"), "student", data, max_steps=max_steps, max_time=max_time)
     return metrics
 
 
-def student_data(run: Run, real_views: bool = True) -> BlenderDataModule:
-    """What a student of this run learns from: the pseudo set, evaluated on the scene's own views.
+def student_data(run: Run, real_views: bool | None = None) -> BlenderDataModule:
+    """What a student learns from: the teacher's views, validated on the scene's own.
+
+    Args:
+        run: whose pseudo stage is done.
+        real_views: mix the scene's own training views in; None as the configuration of stage ``student`` says.
 
     Raises:
-        UserError: the pseudo set is missing or damaged.
+        UserError: the pseudo set is missing.
     """
+    if real_views is None:
+        real_views = run.config["stage"]["student"]["real_views"]
     scene = run.data()
     options = {key: value for key, value in run.config["data"].items() if key not in _SCENE_ONLY}
     return BlenderDataModule(

@@ -1,0 +1,165 @@
+"""Prune while training: some weights go, the others learn to do without, some more go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Timer
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from nelf.compression.pruning import apply_masks, choose_weights, find_masks, sparsities, sparsity_after
+from nelf.systems.schedule import training_progress
+
+__all__ = ["IterativePruning"]
+
+
+class IterativePruning(pl.Callback):
+    """Set the smallest weights to zero, in rounds, and keep them there while the others are fine-tuned.
+
+    A round begins by zeroing the weights of smallest absolute value among all chosen layers together; every
+    optimiser step after it ends with exact zeros in their places, whatever momentum or weight decay wanted.
+    Nothing is reparametrised, so checkpoints and saved weights have the keys and the sizes of the dense
+    network. The masks are in the callback's own part of a checkpoint, so that a resumed training keeps them.
+
+    Entries that a part of the module calls unread (its method ``unread()``: by parameter name, True where an entry has
+    no influence on the output) go before all others. A feature volume is ranked by itself.
+
+    The sparsity of each layer goes to the Trainer's loggers at the beginning of each round
+    (``sparsity/LAYER`` and ``sparsity/total``).
+
+    Args:
+        amount: share of the chosen weights that is zero in the end, between 0 and 1.
+        rounds: how many times weights are removed.
+        steps: optimiser steps of each round; training ends after the last. None spreads the rounds evenly over
+            the Trainer's own budget of steps, epochs or time, which it ends with.
+        lr: learning rate of the fine-tuning, of the optimiser's first parameter group; the other groups keep
+            their ratio to it, schedules their shape. None keeps the module's own.
+        layers: which weights, see ``nelf.compression.pruning.choose_weights``.
+        schedule: how the rounds share the amount, see ``nelf.compression.pruning.sparsity_after``.
+
+    Raises:
+        ValueError: an argument is out of range; when training begins, ``layers`` match nothing or the Trainer
+            has no end that rounds could be spread over.
+
+    Source:
+        The pruning extension of MobileR2L (3 rounds of 50,000 steps at 5e-6), whose zeros did not last.
+    """
+
+    def __init__(
+        self,
+        amount: float = 0.3,
+        rounds: int = 3,
+        steps: int | None = 50_000,
+        lr: float | None = 5e-6,
+        layers: Sequence[str] = ("head", "body", "norms"),
+        schedule: Literal["geometric", "uniform", "cubic"] = "geometric",
+    ) -> None:
+        for key, value in {"rounds": rounds, "steps": steps}.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{key}: is {value}; allowed: 1 or more.")
+        if lr is not None and lr <= 0:
+            raise ValueError(f"lr: is {lr}; allowed: a positive number.")
+        self._targets = [sparsity_after(number, rounds, amount, schedule) for number in range(1, rounds + 1)]
+        self.rounds, self.steps, self.lr, self.layers = rounds, steps, lr, tuple(layers)
+        self.round = 0
+        self.masks: dict[str, Tensor] = {}
+        self._first_step: int | None = None
+        self._weights: dict[str, nn.Parameter] = {}
+        self._hooks: list[RemovableHandle] = []
+
+    @property
+    def sparsity(self) -> dict[str, float]:
+        """Share of exact zeros in each chosen layer and, under ``"total"``, in all of them together."""
+        return sparsities(self._weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The masks and how far the rounds are: plain tensors and numbers."""
+        return {"masks": self.masks, "round": self.round, "first_step": self._first_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the masks of a checkpoint."""
+        self.masks, self.round = state_dict["masks"], state_dict["round"]
+        self._first_step = state_dict["first_step"]
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find the weights, and hold the masks of a resumed training, even one that has no step left."""
+        self._weights = choose_weights(pl_module, self.layers)
+        self.masks = {name: mask.to(self._weights[name].device) for name, mask in self.masks.items()}
+        self._hold()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Set the learning rates, watch the optimisers and begin the round that is due."""
+        if self._first_step is None:
+            self._first_step = trainer.global_step
+        self._check_budget(trainer)
+        if self.lr is not None:
+            _set_learning_rates(trainer, self.lr)
+        self._hooks = [optimizer.register_step_post_hook(self._hold) for optimizer in trainer.optimizers]
+        self._begin_due_rounds(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Begin a round when it is due."""
+        self._begin_due_rounds(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """End the training with the last round's steps."""
+        if self.steps is not None and trainer.global_step - (self._first_step or 0) >= self.rounds * self.steps:
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say so where the training ended before the last round."""
+        if self.round < self.rounds:
+            rank_zero_warn(f"IterativePruning: training ended in round {self.round} of {self.rounds}.")
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Let the optimisers go, however the training ended."""
+        while self._hooks:
+            self._hooks.pop().remove()
+
+    def _check_budget(self, trainer: pl.Trainer) -> None:
+        """Refuse a Trainer that would never come to the last round, before the first one."""
+        timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        if self.steps is None and trainer.estimated_stepping_batches == float("inf") and not timed:
+            raise ValueError("Expected `steps`, or a Trainer with max_steps, max_epochs or max_time, but got neither.")
+
+    def _due(self, trainer: pl.Trainer) -> int:
+        """Which round it is time for."""
+        if self.steps is not None:
+            return min(1 + (trainer.global_step - (self._first_step or 0)) // self.steps, self.rounds)
+        share = max(training_progress(trainer), trainer.global_step / trainer.estimated_stepping_batches)
+        return min(1 + int(share * self.rounds), self.rounds)
+
+    def _begin_due_rounds(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.round >= self._due(trainer):
+            return
+        self.round = self._due(trainer)
+        self.masks = find_masks(pl_module, self._weights, self._targets[self.round - 1])
+        self._hold()
+        for logger in trainer.loggers:
+            logger.log_metrics(
+                {f"sparsity/{name}": share for name, share in self.sparsity.items()}, trainer.global_step
+            )
+
+    def _hold(self, *_: Any) -> None:
+        """After an optimiser's step."""
+        apply_masks(self._weights, self.masks)
+
+
+def _set_learning_rates(trainer: pl.Trainer, lr: float) -> None:
+    """Scale all learning rates and their schedules so that the first group's is ``lr``; once is enough."""
+    schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+    for optimizer in trainer.optimizers:
+        factor = lr / optimizer.param_groups[0].get("initial_lr", optimizer.param_groups[0]["lr"])
+        for group in optimizer.param_groups:
+            group.update({key: group[key] * factor for key in ("lr", "initial_lr") if key in group})
+        for scheduler in schedulers:
+            if getattr(scheduler, "optimizer", None) is optimizer and hasattr(scheduler, "base_lrs"):
+                scheduler.base_lrs = [base * factor for base in scheduler.base_lrs]

@@ -1,0 +1,72 @@
+"""Structured pruning: remove whole channels, so that a smaller dense network remains."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from nelf.compression.pruning import check_amount
+from nelf.lightfields import LightField, MobileR2L
+
+__all__ = ["prune_channels"]
+
+
+def prune_channels(network: LightField, ratio: float, round_to: int = 8) -> Any:
+    """Make a narrower copy of a light field from its strongest channels.
+
+    Channels that are added to each other (the skips of residual blocks, the skip around the body) go together; a
+    channel's strength is the L2 norm of all weights that write, scale and read it. Every layer gives the same share,
+    so the result is what the constructor makes with smaller ``width`` and ``sr_kernels``.
+
+    Args:
+        network: its convolutions are pruned, its volume stays as it is; it is not changed.
+        ratio: share of the channels to remove, between 0 and 1.
+        round_to: what remains is a multiple of it, the nearest one, since kernels work in blocks of 8 or 16.
+
+    Returns:
+        A network of the same class with fewer channels, on the same device; its ``arguments`` describe it.
+
+    Raises:
+        ValueError: ``ratio`` or ``round_to`` is out of range, or there is no channel left to give.
+
+    Source:
+        Dependency graph and group norm: DepGraph (arXiv 2301.12900), by the library torch-pruning.
+    """
+    import torch_pruning
+
+    check_amount(ratio, "ratio")
+    if round_to < 1:
+        raise ValueError(f"round_to: is {round_to}; allowed: 1 or more.")
+    pruned: Any = copy.deepcopy(network).eval()
+    *inner, last = (part for part in pruned.modules() if isinstance(part, nn.Conv2d | nn.ConvTranspose2d))
+    kept = {layer: max(round(layer.out_channels * (1 - ratio) / round_to), 1) * round_to for layer in inner}
+    kept = {layer: channels for layer, channels in kept.items() if channels < layer.out_channels}
+    if not kept:
+        widths = ", ".join(map(str, sorted({layer.out_channels for layer in inner})))
+        raise ValueError(
+            f"ratio: {ratio} leaves a network of {widths} channels as it is, there is none to give in steps of "
+            f"{round_to}; allowed: a larger ratio, a smaller round_to, or a wider network."
+        )
+    inputs = 3 * pruned.points if isinstance(pruned, MobileR2L) else pruned.head[0].in_channels
+    torch_pruning.pruner.BasePruner(
+        nn.ModuleList([pruned.head, pruned.body, pruned.tail]),  # without the volume
+        torch.zeros(1, inputs, 4, 4, device=network.near.device),
+        torch_pruning.importance.GroupMagnitudeImportance(p=2),
+        pruning_ratio=0.0,
+        # Half a channel more, because the library rounds what remains down.
+        pruning_ratio_dict={layer: 1 - (remain + 0.5) / layer.out_channels for layer, remain in kept.items()},
+        ignored_layers=[last],
+        forward_fn=lambda _, sample: pruned.decode(sample),
+    ).step()
+    smaller = type(network)(**{**network.arguments, **_widths(pruned)})  # type: ignore[arg-type]
+    smaller.load_state_dict(pruned.state_dict())
+    return smaller.to(network.near.device).train(network.training)
+
+
+def _widths(network: Any) -> dict[str, Any]:
+    """The arguments of the constructor that say how many channels there are."""
+    kernels = [part.out_channels for part in network.tail.modules() if isinstance(part, nn.ConvTranspose2d)]
+    return {"width": network.head[0].out_channels, **({"sr_kernels": kernels} if kernels else {})}

@@ -1,1 +1,7 @@
-"""x"""
+"""Trained light fields as files that need no PyTorch: ONNX graphs, and bundles that describe how to draw them."""
+
+from nelf.export.bundle import read_bundle, write_bundle
+from nelf.export.graph import onnx
+from nelf.export.runtime import load
+
+__all__ = ["load", "onnx", "read_bundle", "write_bundle"]

@@ -52,11 +52,10 @@ class _Decoder(nn.Module):
 
     def __init__(self, network: LightField) -> None:
         super().__init__()
-        self.decode = network.decode
         self.network = network
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.decode(inputs)
+        return self.network.decode(inputs)
 
 
 def onnx(
@@ -114,9 +113,10 @@ def onnx(
 
 def exact(network: LightField) -> LightField:
     """Copy a light field: in evaluation mode, without fake quantisation and norms, all in 32 bits."""
-    network = fold_batch_norm(restore_network(deepcopy(network)).cpu().eval(), inplace=True)
-    network.low_precision = False
-    return network
+    copy = deepcopy(network)
+    restore_network(copy)
+    copy.low_precision = False
+    return fold_batch_norm(copy.cpu().eval(), inplace=True)
 
 
 def largest_difference(graph: InferenceSession, network: LightField, kind: Kind, cameras: Camera) -> float:
@@ -136,7 +136,7 @@ def _graph(network: LightField, kind: Kind, camera: Camera) -> nn.Module:
     return network if kind == "rays" else _Decoder(network)
 
 
-def _any_size(kind: Kind) -> tuple[dict[int, object], ...] | dict[str, tuple[dict[int, object], ...]]:
+def _any_size(kind: Kind) -> tuple[dict[int, object], ...]:
     """The axes of each input that may have any size."""
     first = 1 if kind == "rays" else 2
     axes: dict[int, object] = {first: torch.export.Dim.DYNAMIC, first + 1: torch.export.Dim.DYNAMIC}

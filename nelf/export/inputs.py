@@ -52,9 +52,7 @@ def check_kind(network: LightField, kind: str) -> None:
     """
     allowed = kinds_of(network)
     if kind not in allowed:
-        raise UserError(
-            f"export: {type(network).__name__} cannot begin at {kind!r}; allowed: {', '.join(allowed)}."
-        )
+        raise UserError(f"export: {type(network).__name__} cannot begin at {kind!r}; allowed: {', '.join(allowed)}.")
 
 
 @torch.no_grad()

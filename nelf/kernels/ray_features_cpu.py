@@ -28,7 +28,7 @@ _helper = njit(fastmath=True, nogil=True)
 _clearances = WeakTensorKeyDictionary()
 
 
-def _clearance(occupied: Tensor) -> np.ndarray:
+def clearance(occupied: Tensor) -> np.ndarray:
     """How many cells each cell is from the nearest occupied one (0 there), uint8; worked out when cells change."""
     version, clearance = _clearances.get(occupied, (None, None))
     if version != occupied._version:
@@ -261,7 +261,7 @@ class _RayFeatures(torch.autograd.Function):
         arguments = (
             _array(density),
             _array(features),
-            _clearance(occupied),
+            clearance(occupied),
             *(_array(ray) for ray in rays),
             points,
             np.float32(density_scale),

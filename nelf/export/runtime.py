@@ -1,0 +1,126 @@
+"""Draw with an exported file: the same ``render(camera)`` as everything else, through ONNX Runtime."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from nelf.cameras import Camera
+from nelf.errors import UserError
+from nelf.export.bundle import Volume, read_bundle, read_volume
+from nelf.export.graph import session
+from nelf.export.inputs import feed
+from nelf.kernels.ray_features import RayFeatures, ray_features
+from nelf.rendering import Rendering
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+__all__ = ["ExportedLightField", "load"]
+
+
+class ExportedLightField:
+    """A light field of a bundle. Has ``render(camera)``, and takes the place of a network where one is looked at.
+
+    Args:
+        graph: the opened ONNX file.
+        bundle: of ``read_bundle``.
+        entry: the artefact's entry in it.
+        volume: the arrays that its graph's features come from, if it begins there.
+    """
+
+    def __init__(
+        self, graph: InferenceSession, bundle: dict[str, Any], entry: dict[str, Any], volume: Volume | None = None
+    ) -> None:
+        self.bundle, self.entry = bundle, entry
+        self.sr_factor: int = bundle["sr_factor"]
+        self._graph, self._volume = graph, volume
+        self._aabb = torch.tensor(bundle["aabb"])
+
+    def render(self, camera: Camera, time: float | None = None) -> Rendering:
+        """Render one camera.
+
+        Args:
+            camera: a single camera; both sides multiples of ``sr_factor``. A graph that begins at the pose, or was
+                exported for one size, takes only cameras of that size (and, from the pose on, of that lens).
+            time: moment in [0, 1], for graphs that have the input ``time``.
+
+        Returns:
+            ``rgb`` (H, W, 3) in [0, 1]; neither depth nor opacity.
+
+        Raises:
+            UserError: a camera of another size than the graph takes.
+        """
+        self._check(camera)
+        kind = self.entry["input"]
+        inputs = self._graph.get_inputs()
+        points = inputs[0].shape[1] // 3 if kind == "points" else 0
+        camera = replace(camera.to("cpu"), time=None)
+        near, far = self.bundle["near"], self.bundle["far"]
+        arrays = feed(kind, camera, self.sr_factor, points, near, far, self._composite)
+        if any(each.name == "time" for each in inputs):
+            arrays["time"] = torch.tensor([0.0 if time is None else time]).numpy()
+        rgb = torch.from_numpy(self._graph.run(["rgb"], arrays)[0])[0]
+        return Rendering(rgb.permute(1, 2, 0))
+
+    def _check(self, camera: Camera) -> None:
+        """Refuse a camera that the graph cannot draw."""
+        file, size, factor = self.entry["file"], self.entry["size"], self.sr_factor
+        asked = f"the camera has {camera.width}x{camera.height}"
+        if size is not None and tuple(size) != (camera.width, camera.height):
+            raise UserError(f"{file}: draws {size[0]}x{size[1]} pixels only, but {asked}.")
+        if camera.width % factor or camera.height % factor:
+            raise UserError(
+                f"{file}: draws blocks of {factor}x{factor} pixels, but {asked}; use multiples of {factor}."
+            )
+
+    def _composite(self, rays_o: Tensor, rays_d: Tensor) -> RayFeatures:
+        """Composite the bundle's volume along rays."""
+        assert self._volume is not None
+        about = self.entry["volume"]
+        rays_o, rays_d = rays_o.reshape(-1, 3).contiguous(), rays_d.reshape(-1, 3).contiguous()
+        return ray_features(
+            *self._volume,
+            rays_o,
+            rays_d,
+            self._aabb,
+            jitter=torch.full_like(rays_o[:, 0], 0.5),
+            points=about["points"],
+            density_scale=about["density_scale"],
+            min_tau=about["min_tau"],
+        )
+
+
+def load(path: Path | str, threads: int | None = None) -> ExportedLightField:
+    """Open an exported light field.
+
+    Args:
+        path: a bundle, for its first artefact, or one of the ``.onnx`` files in it.
+        threads: how many to compute with; None for as many as PyTorch uses.
+
+    Returns:
+        Something with ``render(camera)``.
+
+    Raises:
+        UserError: a file is missing, damaged, or of a newer version of nelf; or bundle.json does not name ``path``.
+
+    Example:
+        >>> load("no/such/bundle")
+        Traceback (most recent call last):
+        nelf.errors.UserError: no/such/bundle: no such file or folder.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder.")
+    folder = path if path.is_dir() else path.parent
+    bundle = read_bundle(folder)
+    entries = {entry["file"]: entry for entry in bundle["artefacts"]}
+    entry = next(iter(entries.values()), None) if path.is_dir() else entries.get(path.name)
+    if entry is None:
+        raise UserError(f"{path}: bundle.json does not name it; it names {', '.join(entries) or 'nothing'}.")
+    volume = read_volume(folder, entry["volume"]) if entry["volume"] else None
+    return ExportedLightField(session(folder / entry["file"], threads), bundle, entry, volume)

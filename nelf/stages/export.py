@@ -1,0 +1,162 @@
+"""Stage export: the networks of a run as ONNX files, in a bundle that is drawn without nelf."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nelf.cameras import Camera
+from nelf.compression.quantization import activation_ranges
+from nelf.data import Scene, read_scene
+from nelf.errors import UserError, did_you_mean
+from nelf.evaluation import evaluate
+from nelf.export.bundle import artefact, write_bundle, write_volume
+from nelf.export.graph import exact, half_weights, onnx
+from nelf.export.inputs import KINDS, Kind, check_kind, feed_of, kinds_of
+from nelf.export.int8 import quantize_dynamic, quantize_static
+from nelf.export.runtime import ExportedLightField, load
+from nelf.lightfields import GridR2L, LightField
+from nelf.run import Run, read_json, write_json
+from nelf.weights import load as load_weights
+from nelf.weights import save
+
+__all__ = ["PRECISIONS", "check", "export"]
+
+PRECISIONS = ("fp32", "fp16", "int8 dynamic", "int8 static", "int8 QAT")
+
+
+def export(
+    run: Run,
+    *,
+    inputs: Sequence[Kind] | None = None,
+    fixed_size: bool = False,
+    precisions: Sequence[str] = PRECISIONS,
+    calibration_views: int = 16,
+    tolerance: float = 1e-4,
+) -> dict[str, Any]:
+    """Export the student, and its pruned versions where they are, into the bundle ``export/``.
+
+    Where a graph begins at the features of a volume, the volume lies beside it. ``int8 QAT`` is written if stage
+    quantize has trained it.
+
+    Args:
+        run: the run to write into.
+        inputs: where the student's graphs begin, see ``nelf.export.inputs``; all precisions are written for the first
+            of them, fp32 for the others. None for what suits a viewer and, where that needs a volume, the whole
+            graph from the rays on.
+        fixed_size: for images of the scene's size only.
+        precisions: some of ``PRECISIONS``; fp32 is always written.
+        calibration_views: of the pseudo set, for ``int8 static``.
+        tolerance: largest difference of a colour between a 32-bit graph and its network, on all test views.
+
+    Returns:
+        ``max_abs_error`` of the student's graph, and ``artefacts``: how many.
+
+    Raises:
+        UserError: an unknown input or precision, a graph that draws something else, or the directory cannot be written.
+    """
+    check(run)
+    folder, scene = run.folder("export"), run.data().scene
+    student: LightField = load_weights(run.input("student"))
+    save(student, folder / "model.safetensors", run.model_config(), scene.digest)
+    kinds: list[Kind] = list(
+        inputs or (["features", "rays"] if isinstance(student, GridR2L) else kinds_of(student)[:1])
+    )
+    cameras = scene.test.camera
+    entries: list[dict[str, Any]] = []
+
+    def graph(name: str, network: LightField, kind: Kind, stem: str) -> Path:
+        """Write one network in 32 bits."""
+        path = folder / f"{stem}.onnx"
+        print(f"export: {path}", flush=True)
+        error = onnx(network, path, cameras, kind, fixed_size, tolerance)
+        volume = None
+        if kind == "features":
+            assert isinstance(network, GridR2L)
+            volume = write_volume(network, folder / f"{stem}_volume.bin.gz")
+        size = (cameras.width, cameras.height) if fixed_size or kind == "pose" else None
+        entries.append(artefact(name, path, kind, "fp32", volume, size, max_abs_error=error))
+        return path
+
+    def derived(precision: str, path: Path) -> None:
+        """Note a file that was made from the student's."""
+        first = entries[0]
+        entries.append(artefact(precision, path, first["input"], precision, first["volume"], first["size"]))
+
+    model = graph("fp32", student, kinds[0], "model")
+    if "fp16" in precisions:
+        derived("fp16", half_weights(model, folder / "model_fp16.onnx"))
+    if "int8 dynamic" in precisions:
+        derived("int8 dynamic", quantize_dynamic(model, folder / "model_int8_dynamic.onnx"))
+    feeds = _feeds(run, exact(student), kinds[0], calibration_views)
+    if "int8 static" in precisions:
+        derived("int8 static", quantize_static(model, folder / "model_int8.onnx", feeds))
+    trained = _artefacts(run, "quantize").get("int8 QAT")
+    if "int8 QAT" in precisions and trained is not None:
+        network = load_weights(trained)
+        ranges = activation_ranges(network)
+        assert ranges != "dynamic"
+        dense = graph("fp32 QAT", network, kinds[0], "model_qat")
+        derived("int8 QAT", quantize_static(dense, folder / "model_int8_qat.onnx", feeds[:1], ranges))
+        entries[-1]["volume"] = entries[-2]["volume"]
+    for kind in kinds[1:]:
+        graph(f"fp32 from {kind}", student, kind, f"model_{kind}")
+    for name, file in _artefacts(run, "prune").items():
+        graph(name, load_weights(file), kinds[0], file.stem)
+
+    write_bundle(folder, scene, student, entries)
+    _measure(folder, scene, entries)
+    write_bundle(folder, scene, student, entries)
+    write_json(folder / "artefacts.json", [_row(entry) for entry in entries])
+    return {"max_abs_error": entries[0]["max_abs_error"], "artefacts": len(entries)}
+
+
+def check(run: Run) -> None:
+    """Refuse options that the stage would stumble over, before anything is trained.
+
+    Raises:
+        UserError: names the key and what is allowed.
+    """
+    options = run.config["stage"]["export"]
+    for key, allowed in (("inputs", tuple(KINDS)), ("precisions", PRECISIONS)):
+        for word in options[key] or ():
+            if word not in allowed:
+                words = ", ".join(allowed)
+                hint = did_you_mean(word, allowed)
+                raise UserError(f"stage.export.{key}: there is no {word!r}; allowed: {words}.{hint}")
+    for kind in options["inputs"] or ():
+        check_kind(run.system().network, kind)
+    if options["calibration_views"] < 1:
+        raise UserError(f"stage.export.calibration_views: is {options['calibration_views']}; allowed: 1 or more.")
+
+
+def _artefacts(run: Run, stage: str) -> dict[str, Path]:
+    """The files of a finished stage by the names of the artefacts; none where it is not done."""
+    folder = run.find(stage)
+    if folder is None:
+        return {}
+    return {each["name"]: folder / each["file"] for each in read_json(folder / "artefacts.json") or []}
+
+
+def _feeds(run: Run, network: LightField, kind: Kind, views: int) -> list[dict[str, np.ndarray]]:
+    """Inputs from cameras of the pseudo set, evenly chosen."""
+    camera: Camera = read_scene(run.input("pseudo")).train.camera.resized(run.data().scene.train.camera.width)
+    chosen = np.linspace(0, len(camera) - 1, min(views, len(camera))).round().astype(int)
+    return [feed_of(network, kind, camera[int(index)]) for index in chosen]
+
+
+def _measure(folder: Path, scene: Scene, entries: list[dict[str, Any]]) -> None:
+    """Add quality and time on the validation views, which a viewer shows."""
+    for entry in entries:
+        model: ExportedLightField = load(folder / entry["file"])
+        result = evaluate(model, scene.val, scene.background, description=f"Measuring {entry['name']}")
+        entry.update(psnr=result["psnr"], latency_ms=1000 * result["seconds_per_view"])
+
+
+def _row(entry: dict[str, Any]) -> dict[str, Any]:
+    """What the report needs to know of a file."""
+    known = {key: entry[key] for key in ("file", "bytes", "max_abs_error") if entry[key] is not None}
+    return {"name": f"onnx {entry['name']}", "kind": "export", **known}

@@ -1,0 +1,95 @@
+"""ONNX graphs draw what their networks draw, of any size; and are refused where they do not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx as onnx_format
+import onnxruntime
+import pytest
+import torch
+
+from nelf.errors import UserError
+from nelf.export import graph, onnx
+from nelf.export.graph import exact, half_weights
+from nelf.export.inputs import KINDS, feed_of
+
+NAMES = ["features", "rays", "points", "pose"]
+
+
+def run(path: Path, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(["rgb"], feeds)[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_graph_has_the_names_and_the_colours_of_its_kind(bundles, scene, name: str) -> None:
+    network, path, kind, error = bundles[name]
+    declared = onnx_format.load(path).graph
+    assert tuple(value.name for value in declared.input) == KINDS[kind]
+    camera = scene.train.camera[3]
+    rays = camera.rays(network.sr_factor)
+    network = exact(network)
+    with torch.no_grad():
+        expected = network(rays.rays_o[None], rays.rays_d[None]).numpy()
+    drawn = run(path, feed_of(network, kind, camera))
+    assert drawn.shape == (1, 3, 16, 16)
+    assert expected.std() > 0.02  # else all greys would pass
+    np.testing.assert_allclose(drawn, expected, atol=1e-4)
+    assert error <= 1e-4
+
+
+@pytest.mark.parametrize("name", ["features", "rays", "points"])
+def test_a_graph_draws_other_sizes(bundles, scene, name: str) -> None:
+    network, path, kind, _ = bundles[name]
+    camera = scene.train.camera[2].resized(24)
+    network = exact(network)
+    drawn = run(path, feed_of(network, kind, camera))[0]
+    np.testing.assert_allclose(drawn, network.render(camera).rgb.permute(2, 0, 1).numpy(), atol=1e-4)
+
+
+def test_no_norm_is_left_and_gelu_stays_gelu(bundles) -> None:
+    nodes = {node.op_type for node in onnx_format.load(bundles["points"].path).graph.node}
+    assert "BatchNormalization" not in nodes
+    assert "Gelu" in nodes
+    assert "Relu" not in nodes
+
+
+def test_half_of_the_bytes_draw_nearly_the_same(bundles, scene, tmp_path) -> None:
+    network, path, kind, _ = bundles["points"]
+    half = half_weights(path, tmp_path / "half.onnx")
+    weights = [tensor for tensor in onnx_format.load(half).graph.initializer if np.prod(tensor.dims) >= 16]
+    assert weights
+    kept = [tensor.name for tensor in weights if tensor.data_type == onnx_format.TensorProto.FLOAT]
+    assert not kept
+
+    def raw(file: Path) -> int:
+        return sum(len(tensor.raw_data) for tensor in onnx_format.load(file).graph.initializer)
+
+    assert raw(half) < 0.55 * raw(path)
+    feeds = feed_of(network, kind, scene.test.camera[0])
+    difference = np.abs(run(half, feeds) - run(path, feeds)).max()
+    assert 0 < difference < 5e-3
+
+
+def test_a_graph_that_draws_something_else_is_not_written(bundles, scene, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(graph, "largest_difference", lambda *_: 0.5)
+    with pytest.raises(UserError, match=r"differ by 0.5 .* tolerance 0.0001; it is not written"):
+        onnx(bundles["features"].network, tmp_path / "model.onnx", scene.test.camera)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_beginning_is_refused(bundles, scene, tmp_path) -> None:
+    with pytest.raises(UserError, match="GridR2L cannot begin at 'points'; allowed: features, rays, pose"):
+        onnx(bundles["features"].network, tmp_path / "model.onnx", scene.test.camera, "points")
+
+
+def test_a_wrong_graph_is_noticed(bundles, scene) -> None:
+    """The check compares pictures: another network's graph differs."""
+    network, path, kind, _ = bundles["points"]
+    other = exact(network)
+    with torch.no_grad():
+        other.head[0].bias += 1.0
+    session = graph.session(path)
+    assert graph.largest_difference(session, exact(network), kind, scene.test.camera) < 1e-4
+    assert graph.largest_difference(session, other, kind, scene.test.camera) > 1e-2

@@ -1,0 +1,75 @@
+"""Exported files render as everything else does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import nelf
+from nelf.errors import UserError
+from nelf.export import load
+from nelf.export.graph import exact
+
+
+@pytest.mark.parametrize("name", ["features", "rays", "points", "pose"])
+def test_a_bundle_renders_what_its_network_renders(bundles, scene, name: str) -> None:
+    network, path, _, _ = bundles[name]
+    camera = scene.test.camera[1]
+    rendering = load(path.parent).render(camera)
+    assert rendering.rgb.shape == (16, 16, 3)
+    torch.testing.assert_close(rendering.rgb, exact(network).render(camera).rgb, atol=1e-4, rtol=0)
+
+
+def test_an_exported_file_is_scored_like_any_model(bundles, scene) -> None:
+    network, path, _, _ = bundles["points"]
+    exported = nelf.evaluate(load(path), scene.test)
+    assert exported["psnr"] == pytest.approx(nelf.evaluate(network, scene.test)["psnr"], abs=1e-3)
+
+
+def test_cameras_of_another_size_are_refused_where_the_graph_is_fixed(bundles, scene) -> None:
+    model = load(bundles["pose"].path)
+    with pytest.raises(UserError, match=r"model.onnx: draws 16x16 pixels only, but the camera has 24x24"):
+        model.render(scene.test.camera[0].resized(24))
+    with pytest.raises(UserError, match="draws blocks of 4x4 pixels, but the camera has 18x18; use multiples of 4"):
+        load(bundles["points"].path).render(scene.test.camera[0].resized(18))
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "model.onnx"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def forget(folder: Path) -> None:
+    (folder / "model.onnx").unlink()
+
+
+def rename(folder: Path) -> None:
+    bundle = json.loads((folder / "bundle.json").read_text())
+    bundle["artefacts"][0]["file"] = "other.onnx"
+    (folder / "bundle.json").write_text(json.dumps(bundle))
+
+
+def empty(folder: Path) -> None:
+    (folder / "bundle.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncate, "model.onnx: ONNX Runtime cannot open it"),
+        (forget, "model.onnx: no such file"),
+        (rename, "bundle.json does not name it; it names other.onnx"),
+        (empty, "bundle.json: no such file; stage export writes it"),
+    ],
+)
+def test_damage_is_named_in_one_line(bundles, tmp_path, damage, message: str) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundles["points"].path.parent, folder)
+    damage(folder)
+    with pytest.raises(UserError, match=message) as caught:
+        load(folder / "model.onnx")
+    assert "\n" not in str(caught.value)

@@ -222,15 +222,15 @@ class Run:
         roots = [self.root] if self.shared is None else [self.root, self.shared]
         return next((root / name for root in roots if (root / name / "done.json").is_file()), None)
 
-    def input(self, name: str) -> Path:
-        """The folder of a finished stage that another one needs.
+    def input(self, name: str, by: str | None = None) -> Path:
+        """The folder of a finished stage that another one, ``by``, needs.
 
         Raises:
             UserError: it is not done.
         """
         folder = self.find(name)
         if folder is None:
-            chain = ",".join(stage for stage in CHAIN if stage == name or name in CHAIN[stage].inputs)
+            chain = name if by is None else f"{name},{by}"
             raise UserError(f"{self.root}: stage {name} is not done, and is needed here. Add it: stages=[{chain}].")
         return folder
 
@@ -256,7 +256,7 @@ class Run:
         link = CHAIN[name]
         missing = [needed for needed in link.inputs if needed not in before and self.find(needed) is None]
         if missing and (link.all_inputs or len(missing) == len(link.inputs)):
-            self.input(missing[-1])
+            self.input(missing[-1], name)
 
     def _is_current(self, name: str, folder: Path) -> bool:
         """Whether a finished stage was made with the present configuration and inputs."""

@@ -5,8 +5,8 @@ speed of fp32 on a CPU with AVX-512 VNNI), and quantised tensors on both sides o
 convolution, ReLU and residual sum become one integer kernel each. GELU and transposed convolution have no such kernel:
 they are computed in fp32 between two conversions. Measured against fp32 in one interleaved run, two threads: GridR2L
 2.0 times as fast; a MobileR2L of width 128 with ReLU and pixel shuffle 2.1, with GELU 1.7; with transposed convolutions
-1.3 and 1.2. The last convolution in 32 bits costs a fifth of the speed and halves the squared error. Dynamic ranges gain
-nothing.
+1.3 and 1.2. The last convolution in 32 bits costs a fifth of the speed and halves the squared error. Dynamic ranges
+gain nothing.
 """
 
 from __future__ import annotations

@@ -116,7 +116,8 @@ class Quantizer:
     """What a convolution with fake quantisation carries beside its parameters.
 
     Args:
-        rectified: a ReLU follows; int8 kernels do it in the same step, and round after it.
+        rectified: a ReLU follows; int8 kernels do it in the same step, so that nothing is rounded between the two,
+            and what is rounded after it is the next layer's input.
         axis: of the weight's output channels.
 
     Attributes:
@@ -138,12 +139,11 @@ class Quantizer:
         with torch.autocast(x.device.type, enabled=False):
             x = self._round("input", x.float())
             y = convolve(x, fake_quantize(weight, self.axis) if self.ranges or self.dynamic else weight)
-            return self._round("output", y)
+            return y if self.rectified else self._round("output", y)
 
     def _round(self, name: str, values: Tensor) -> Tensor:
         if self.watch is not None:
-            seen = values.detach()
-            self.watch(name, seen.clamp(min=0.0) if self.rectified and name == "output" else seen)
+            self.watch(name, values.detach())
         if self.dynamic and name == "input":
             limits = torch.stack(values.detach().aminmax())
         elif name in self.ranges:
@@ -270,7 +270,7 @@ def calibrate(
         percentile: for that method.
 
     Returns:
-        Ranges by "LAYER.input" and "LAYER.output".
+        Ranges by "LAYER.input" and "LAYER.output"; a layer before a ReLU has no output of its own.
 
     Raises:
         UserError: there are no cameras.
@@ -300,8 +300,7 @@ class _Seen:
         low, high = values.aminmax()
         self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
         flat = values.flatten()
-        # Drawn, as a stride might always see the same column; alike for a layer's output and the next one's input,
-        # which are one tensor and need one range.
+        # Drawn, as a stride might always see the same column; the same draw for the same network.
         drawn = torch.randint(len(flat), (_SAMPLE,), generator=torch.Generator().manual_seed(len(self.sample)))
         self.sample.append(flat[drawn.to(flat.device)])
 

@@ -105,7 +105,7 @@ def onnx(
         error = largest_difference(session(partial), network, kind, cameras)
         if not error <= tolerance:
             raise UserError(
-                f"{path}: draws colours that differ by {error:.2g} from the network's, more than export.tolerance "
+                f"{path}: draws colours that differ by {error:.2g} from the network's, more than tolerance "
                 f"{tolerance:.2g}; it is not written."
             )
     return error

@@ -3,7 +3,10 @@
 What makes ONNX Runtime fast here: unsigned activations with signed weights (signed activations run at 0.8 times the
 speed of fp32 on a CPU with AVX-512 VNNI), and quantised tensors on both sides of each convolution and each sum, so that
 convolution, ReLU and residual sum become one integer kernel each. GELU and transposed convolution have no such kernel:
-they are computed in fp32 between two conversions.
+they are computed in fp32 between two conversions. Measured against fp32 in one interleaved run, two threads: GridR2L
+2.0 times as fast; a MobileR2L of width 128 with ReLU and pixel shuffle 2.1, with GELU 1.7; with transposed convolutions
+1.3 and 1.2. The last convolution in 32 bits costs a fifth of the speed and halves the squared error. Dynamic ranges
+gain nothing.
 """
 
 from __future__ import annotations
@@ -120,44 +123,31 @@ class _Reader:
         return next(self._next, None)
 
 
-class _Convolution:
-    """A convolution of a graph: where its weight comes from, and the tensors before and after it."""
-
-    def __init__(self, node: onnx.NodeProto, consumers: Mapping[str, list[onnx.NodeProto]]) -> None:
-        self.weight = node.input[1]
-        following = consumers.get(node.output[0], [])
-        rectified = len(following) == 1 and following[0].op_type == "Relu"
-        self.tensors = {"input": node.input[0], "output": following[0].output[0] if rectified else node.output[0]}
-
-
-def _convolutions(path: Path) -> dict[str, _Convolution]:
+def _convolutions(path: Path) -> dict[str, onnx.NodeProto]:
     """The convolutions of a file by the names of their nodes, in order."""
     import onnx
 
-    nodes = onnx.load(path).graph.node
-    consumers: dict[str, list[onnx.NodeProto]] = {}
-    for node in nodes:
-        for tensor in node.input:
-            consumers.setdefault(tensor, []).append(node)
-    return {node.name: _Convolution(node, consumers) for node in nodes if node.op_type in _CONVOLUTIONS}
+    return {node.name: node for node in onnx.load(path).graph.node if node.op_type in _CONVOLUTIONS}
 
 
 def _overrides(
-    path: Path | str, nodes: Mapping[str, _Convolution], ranges: Mapping[str, Sequence[float]]
+    path: Path | str, nodes: Mapping[str, onnx.NodeProto], ranges: Mapping[str, Sequence[float]]
 ) -> tuple[set[str], dict[str, list[dict[str, Any]]]]:
     """The nodes that ``ranges`` names, and its ranges by the names of the tensors."""
     chosen, overrides = set(), {}
     for key, (low, high) in ranges.items():
         layer, _, side = key.rpartition(".")
         # An exporter may put the name of a wrapping module before the layer's.
-        found = [name for name, node in nodes.items() if f".{node.weight}".endswith(f".{layer}.weight")]
+        found = [name for name, node in nodes.items() if f".{node.input[1]}".endswith(f".{layer}.weight")]
         if len(found) != 1 or side not in ("input", "output"):
             raise UserError(
                 f"{path}: has no convolution {layer!r} with a weight of that name, for which there is a range; "
                 "export the network that was calibrated, its batch norms folded."
             )
         chosen.add(found[0])
-        overrides[nodes[found[0]].tensors[side]] = [{"rmin": np.float32(low), "rmax": np.float32(high)}]
+        node = nodes[found[0]]
+        tensor = node.input[0] if side == "input" else node.output[0]
+        overrides[tensor] = [{"rmin": np.float32(low), "rmax": np.float32(high)}]
     return chosen, overrides
 
 

@@ -32,7 +32,7 @@ def quantize(
     method: Literal["minmax", "percentile", "mse"] = "percentile",
     qat_steps: int | None = 1000,
     qat_time: str | None = None,
-    qat_lr: float = 1e-4,
+    qat_lr: float = 5e-4,
 ) -> dict[str, Any]:
     """Write the student in 16 and 8 bits, and measure each file on the validation views.
 

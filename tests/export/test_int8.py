@@ -1,0 +1,207 @@
+"""int8 ONNX files: what is stored, what is computed, and that it is what PyTorch foretold."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nelf.compression.fold import fold_batch_norm
+from nelf.compression.quantization import calibrate, fake_quantize, quantize_network
+from nelf.errors import UserError
+from nelf.export.int8 import quantize_dynamic, quantize_static
+from nelf.lightfields import GridR2L, MobileR2L
+
+
+class Decoder(nn.Module):
+    """The network behind the rays, alone; calibration renders feature images with it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.network.decode(features)
+
+    def render(self, features: Tensor) -> Tensor:
+        return self(features)
+
+
+def export(module: nn.Module, example: Tensor, path: Path) -> Path:
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        names = {"input_names": ["features"], "output_names": ["rgb"]}
+        torch.onnx.export(module, (example,), path, dynamo=True, external_data=False, verbose=False, **names)
+    return path
+
+
+def run(path: Path, features: Tensor) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return session.run(None, {"features": features.numpy()})[0]
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Decoder:
+    torch.manual_seed(0)
+    network = GridR2L(width=16, depth=6, points=4, resolution=4, features=8).train()  # train: in 32 bits everywhere
+    with torch.no_grad():
+        for parameter in network.tail.parameters():
+            parameter *= 5  # so that the picture is not grey
+    return Decoder(network)
+
+
+@pytest.fixture(scope="module")
+def features() -> Tensor:
+    return torch.randn(3, 1, 25, 12, 14, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def fp32(decoder: Decoder, features: Tensor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(decoder, features[0], tmp_path_factory.mktemp("int8") / "model.onnx")
+
+
+def feeds(features: Tensor) -> list[dict[str, np.ndarray]]:
+    return [{"features": each.numpy()} for each in features]
+
+
+def operations(path: Path) -> list[str]:
+    return [node.op_type for node in onnx.load(path).graph.node]
+
+
+def convolution_weights(path: Path) -> list[np.ndarray]:
+    """What the convolutions' weights are stored as, before their DequantizeLinear."""
+    graph = onnx.load(path).graph
+    values = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+    made = {node.output[0]: node for node in graph.node}
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    return [values[made[n.input[1]].input[0] if n.input[1] in made else n.input[1]] for n in convolutions]
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
+def test_static_stores_8_bits_and_stays_near(
+    method: str, fp32: Path, features: Tensor, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = quantize_static(fp32, tmp_path / "int8.onnx", feeds(features), method=method)
+    assert capfd.readouterr().out == ""  # ONNX Runtime tells a lot
+    assert {weight.dtype for weight in convolution_weights(out)} == {np.dtype(np.int8)}
+    assert "Relu" not in operations(out)  # an unsigned output's lower end is the ReLU
+    error = np.abs(run(out, features[0]) - run(fp32, features[0]))
+    assert 0 < error.max() < 0.25
+    assert error.mean() < 0.02
+
+
+def test_weights_are_rounded_per_channel(fp32: Path, decoder: Decoder, features: Tensor, tmp_path: Path) -> None:
+    out = quantize_static(fp32, tmp_path / "int8.onnx", feeds(features), method="minmax")
+    for stored, layer in zip(
+        convolution_weights(out), [m for m in decoder.modules() if isinstance(m, nn.Conv2d)], strict=True
+    ):
+        weight = layer.weight.detach().numpy()
+        largest = np.abs(weight).max((1, 2, 3), keepdims=True)
+        assert np.abs(stored - weight * 127 / largest).max() <= 0.501
+        assert (np.abs(stored).max((1, 2, 3)) == 127).all()
+
+
+def foretell(module: Decoder, ranges: dict[str, tuple[float, float]], features: Tensor) -> np.ndarray:
+    with torch.no_grad():
+        return quantize_network(Decoder(fold_batch_norm(module.network)), ranges)(features).numpy()
+
+
+def test_without_residuals_the_fake_quantised_network_is_the_file(tmp_path: Path, features: Tensor) -> None:
+    module = Decoder(GridR2L(width=16, depth=2, points=4, resolution=4, features=8).train())
+    path = export(module, features[0], tmp_path / "model.onnx")
+    ranges = calibrate(module, features, "minmax")
+    computed = run(quantize_static(path, tmp_path / "int8.onnx", feeds(features), ranges), features[1])
+    equal = np.abs(computed - foretell(module, ranges, features[1])) < 1e-5
+    assert equal.mean() > 0.95  # a sum on the edge between two levels may fall to either side
+    assert (np.abs(computed - run(path, features[1])) < 1e-5).mean() < 0.1
+
+
+def test_the_fake_quantised_network_foretells_the_error(
+    fp32: Path, decoder: Decoder, features: Tensor, tmp_path: Path
+) -> None:
+    ranges = calibrate(decoder, features, "minmax")
+    out = quantize_static(fp32, tmp_path / "int8.onnx", feeds(features), ranges)
+    plain = run(fp32, features[1])
+    error = np.abs(run(out, features[1]) - plain).mean()
+    assert error > 2e-3
+    assert np.abs(foretell(decoder, ranges, features[1]) - plain).mean() == pytest.approx(error, rel=0.3)
+
+
+def test_given_ranges_are_exactly_those_of_the_file(fp32: Path, features: Tensor, tmp_path: Path) -> None:
+    ranges = {"tail.input": (-3.0, 5.0), "tail.output": (-7.0, 1.0), "head.0.input": (-4.0, 4.0)}
+    out = quantize_static(fp32, tmp_path / "int8.onnx", feeds(features), ranges)
+    graph = onnx.load(out).graph
+    values = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+    quantizers = {node.input[0]: node for node in graph.node if node.op_type == "QuantizeLinear"}
+    convolutions = [node for node in onnx.load(fp32).graph.node if node.op_type == "Conv"]
+    for tensor, (low, high) in zip(
+        (convolutions[-1].input[0], convolutions[-1].output[0], "features"), ranges.values(), strict=True
+    ):
+        node = quantizers[tensor]
+        scale, zero = values[node.input[1]], values[node.input[2]]
+        assert zero.dtype == np.uint8
+        assert float(scale) == pytest.approx((high - low) / 255, rel=1e-6)
+        assert int(zero) == round(-low / (high - low) * 255)
+    # The layers between have no ranges: they stay as they were.
+    assert [weight.dtype.kind for weight in convolution_weights(out)] == ["i", "f", "f", "f", "f", "i"]
+
+
+def test_ends_may_stay_in_32_bits(fp32: Path, features: Tensor, tmp_path: Path) -> None:
+    out = quantize_static(fp32, tmp_path / "int8.onnx", feeds(features), keep=["first", "last"])
+    assert [weight.dtype.kind for weight in convolution_weights(out)] == ["f", "i", "i", "i", "i", "f"]
+
+
+def test_dynamic_has_8_bit_weights(fp32: Path, features: Tensor, tmp_path: Path) -> None:
+    out = quantize_dynamic(fp32, tmp_path / "dynamic.onnx")
+    assert operations(out).count("ConvInteger") == 6
+    assert out.stat().st_size < 0.75 * fp32.stat().st_size
+    assert np.abs(run(out, features[0]) - run(fp32, features[0])).max() < 0.1
+
+
+def test_a_mobile_r2l_with_transposed_convolutions(tmp_path: Path) -> None:
+    network = fold_batch_norm(MobileR2L(width=16, depth=4, sr_factor=4, sr_kernels=(8, 8, 8)).eval())
+    points = torch.randn(2, 1, 24, 6, 6)
+    module = Decoder(network)
+    fp32 = export(module, points[0], tmp_path / "model.onnx")
+    ranges = calibrate(module, points, "minmax")
+    out = quantize_static(fp32, tmp_path / "int8.onnx", feeds(points), ranges)
+    assert operations(out).count("ConvTranspose") == 2
+    with torch.no_grad():
+        foretold = quantize_network(module, ranges)(points[0]).numpy()
+    np.testing.assert_allclose(run(out, points[0]), foretold, atol=0.02)
+
+
+def test_a_bad_input_is_named(fp32: Path, features: Tensor, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="calibration has no views"):
+        quantize_static(fp32, tmp_path / "x.onnx", [])
+    with pytest.raises(UserError, match=r"has no convolution 'body\.7'.*norms folded"):
+        quantize_static(fp32, tmp_path / "x.onnx", feeds(features), {"body.7.input": (0.0, 1.0)})
+    other = tmp_path / "other.onnx"
+    other.write_bytes(b"no such thing")
+    for path in (other, tmp_path / "absent.onnx"):
+        with pytest.raises(UserError, match=f"{path.name}: is not an ONNX file"):
+            quantize_dynamic(path, tmp_path / "x.onnx")
+    assert not (tmp_path / "x.onnx").exists()
+
+
+def test_a_weight_on_the_grid_is_stored_as_it_is(decoder: Decoder, features: Tensor, tmp_path: Path) -> None:
+    """Rounding twice is rounding once: an int8 file loaded, exported and rounded again is the same."""
+    network = fold_batch_norm(decoder.network)
+    with torch.no_grad():
+        network.tail.weight.copy_(fake_quantize(network.tail.weight, 0))
+    path = export(Decoder(network), features[0], tmp_path / "model.onnx")
+    stored = convolution_weights(quantize_static(path, tmp_path / "int8.onnx", feeds(features)))[-1]
+    weight = network.tail.weight.detach().numpy()
+    scale = np.abs(weight).max((1, 2, 3), keepdims=True) / 127
+    np.testing.assert_allclose(stored * scale, weight, atol=1e-6)

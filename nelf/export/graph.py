@@ -120,7 +120,17 @@ def exact(network: LightField) -> LightField:
 
 
 def largest_difference(graph: InferenceSession, network: LightField, kind: Kind, cameras: Camera) -> float:
-    """Compare a graph with a network over a batch of cameras: the largest difference of any colour."""
+    """Compare what a graph draws with what a network draws.
+
+    Args:
+        graph: the opened file.
+        network: of ``exact``.
+        kind: where the graph begins.
+        cameras: a batch of cameras.
+
+    Returns:
+        The largest difference of any colour in any view.
+    """
     differences = []
     for index in range(len(cameras)):
         drawn = graph.run(None, feed_of(network, kind, cameras[index]))[0][0]

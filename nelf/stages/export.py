@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from nelf.cameras import Camera
-from nelf.compression.quantization import activation_ranges
+from nelf.compression.quantization import Ranges, activation_ranges
 from nelf.data import Scene, read_scene
 from nelf.errors import UserError, did_you_mean
 from nelf.evaluation import evaluate
@@ -18,7 +20,8 @@ from nelf.export.graph import exact, half_weights, onnx
 from nelf.export.inputs import KINDS, Kind, check_kind, feed_of, kinds_of
 from nelf.export.int8 import quantize_dynamic, quantize_static
 from nelf.export.runtime import ExportedLightField, load
-from nelf.lightfields import GridR2L, LightField
+from nelf.interop.mobile_r2l import save_tar
+from nelf.lightfields import GridR2L, LightField, MobileR2L
 from nelf.run import Run, read_json, write_json
 from nelf.weights import load as load_weights
 from nelf.weights import save
@@ -36,11 +39,12 @@ def export(
     precisions: Sequence[str] = PRECISIONS,
     calibration_views: int = 16,
     tolerance: float = 1e-4,
+    tar: bool = False,
 ) -> dict[str, Any]:
     """Export the student, and its pruned versions where they are, into the bundle ``export/``.
 
-    Where a graph begins at the features of a volume, the volume lies beside it. ``int8 QAT`` is written if stage
-    quantize has trained it.
+    Where a graph begins at the features of a volume, the volume lies beside it. ``int8 static`` takes the ranges of
+    stage quantize where that is done, and finds its own elsewhere; ``int8 QAT`` is written if it has trained it.
 
     Args:
         run: the run to write into.
@@ -51,6 +55,7 @@ def export(
         precisions: some of ``PRECISIONS``; fp32 is always written.
         calibration_views: of the pseudo set, for ``int8 static``.
         tolerance: largest difference of a colour between a 32-bit graph and its network, on all test views.
+        tar: write a checkpoint of MobileR2L's own code, too.
 
     Returns:
         ``max_abs_error`` of the student's graph, and ``artefacts``: how many.
@@ -62,6 +67,8 @@ def export(
     folder, scene = run.folder("export"), run.data().scene
     student: LightField = load_weights(run.input("student"))
     save(student, folder / "model.safetensors", run.model_config(), scene.digest)
+    if tar and isinstance(student, MobileR2L):
+        save_tar(student, folder / "model.tar")
     kinds: list[Kind] = list(
         inputs or (["features", "rays"] if isinstance(student, GridR2L) else kinds_of(student)[:1])
     )
@@ -81,33 +88,32 @@ def export(
         entries.append(artefact(name, path, kind, "fp32", volume, size, max_abs_error=error))
         return path
 
-    def derived(precision: str, path: Path) -> None:
-        """Note a file that was made from the student's."""
-        first = entries[0]
-        entries.append(artefact(precision, path, first["input"], precision, first["volume"], first["size"]))
+    def derived(precision: str, make: Callable[[Path], Path]) -> None:
+        """Write the student's first graph in other numbers."""
+        if precision in precisions:
+            path = make(folder / f"model_{precision.replace(' ', '_').lower()}.onnx")
+            first = entries[0]
+            entries.append(artefact(precision, path, first["input"], precision, first["volume"], first["size"]))
 
     model = graph("fp32", student, kinds[0], "model")
-    if "fp16" in precisions:
-        derived("fp16", half_weights(model, folder / "model_fp16.onnx"))
-    if "int8 dynamic" in precisions:
-        derived("int8 dynamic", quantize_dynamic(model, folder / "model_int8_dynamic.onnx"))
+    derived("fp16", partial(half_weights, model))
+    derived("int8 dynamic", partial(quantize_dynamic, model))
     feeds = _feeds(run, exact(student), kinds[0], calibration_views)
-    if "int8 static" in precisions:
-        derived("int8 static", quantize_static(model, folder / "model_int8.onnx", feeds))
-    trained = _artefacts(run, "quantize").get("int8 QAT")
-    if "int8 QAT" in precisions and trained is not None:
-        network = load_weights(trained)
-        ranges = activation_ranges(network)
-        assert ranges != "dynamic"
-        dense = graph("fp32 QAT", network, kinds[0], "model_qat")
-        derived("int8 QAT", quantize_static(dense, folder / "model_int8_qat.onnx", feeds[:1], ranges))
-        entries[-1]["volume"] = entries[-2]["volume"]
+    quantized = _artefacts(run, "quantize")
+    ranges = _ranges(quantized["int8 static"]) if "int8 static" in quantized else None
+    derived("int8 static", lambda out: quantize_static(model, out, feeds, ranges))
+    if "int8 QAT" in quantized:
+        trained = quantized["int8 QAT"]
+        with TemporaryDirectory() as temporary:
+            dense = Path(temporary) / "dense.onnx"
+            onnx(load_weights(trained), dense, cameras, kinds[0], fixed_size, tolerance)
+            derived("int8 QAT", lambda out: quantize_static(dense, out, feeds, _ranges(trained)))
     for kind in kinds[1:]:
         graph(f"fp32 from {kind}", student, kind, f"model_{kind}")
     for name, file in _artefacts(run, "prune").items():
         graph(name, load_weights(file), kinds[0], file.stem)
 
-    write_bundle(folder, scene, student, entries)
+    write_bundle(folder, scene, student, entries)  # without figures: what is measured is read from it
     _measure(folder, scene, entries)
     write_bundle(folder, scene, student, entries)
     write_json(folder / "artefacts.json", [_row(entry) for entry in entries])
@@ -129,8 +135,17 @@ def check(run: Run) -> None:
                 raise UserError(f"stage.export.{key}: there is no {word!r}; allowed: {words}.{hint}")
     for kind in options["inputs"] or ():
         check_kind(run.system().network, kind)
+    if options["tar"] and not isinstance(run.system().network, MobileR2L):
+        raise UserError("stage.export.tar: only mobile_r2l has a checkpoint of its authors' code.")
     if options["calibration_views"] < 1:
         raise UserError(f"stage.export.calibration_views: is {options['calibration_views']}; allowed: 1 or more.")
+
+
+def _ranges(file: Path) -> Ranges:
+    """The ranges of activations in a file of stage quantize."""
+    ranges = activation_ranges(load_weights(file))
+    assert ranges != "dynamic"
+    return ranges
 
 
 def _artefacts(run: Run, stage: str) -> dict[str, Path]:

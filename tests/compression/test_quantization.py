@@ -21,6 +21,7 @@ from nelf.compression.quantization import (
 )
 from nelf.errors import UserError
 from nelf.lightfields import GridR2L, MobileR2L
+from nelf.lightfields.grid_r2l import decoder_inputs
 
 
 def original(values: np.ndarray) -> np.ndarray:
@@ -145,7 +146,7 @@ def test_calibration_sees_what_passes_through_every_layer() -> None:
     for index in range(2):
         rays = batch[index].rays(stride=2)
         with torch.no_grad():
-            inputs = network._inputs(rays.rays_d[None], network.composite(rays.rays_o, rays.rays_d))
+            inputs = decoder_inputs(rays.rays_d[None], network.composite(rays.rays_o, rays.rays_d))
             network.train().decode(inputs)  # in training it computes in 32 bits on every processor
             network.eval()
     assert {key.rpartition(".")[0] for key in ranges} == set(seen)

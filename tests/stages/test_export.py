@@ -1,0 +1,105 @@
+"""Stage export: which files, from which stages, and what is refused before it begins."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+import nelf
+from nelf import cli, weights
+from nelf.compression.fold import fold_batch_norm
+from nelf.compression.quantization import calibrate, quantize_network
+from nelf.data import read_scene
+from nelf.errors import UserError
+from nelf.export import load
+from nelf.lightfields import GridR2L
+from nelf.run import Run, write_json
+from nelf.stages.export import check
+
+MODEL = {"width": 8, "depth": 4, "points": 16, "resolution": 10, "features": 4}
+
+
+def run_in(root: Path, scene: Path, *more: str) -> Run:
+    overrides = [
+        "data=blender",
+        f"data.root={scene}",
+        "model=grid_r2l",
+        *(f"model.{key}={value}" for key, value in MODEL.items()),
+        "trainer=cpu",
+        "stages=[export]",
+        "stage.export.calibration_views=2",
+        *more,
+    ]
+    plain: dict[str, Any] = OmegaConf.to_container(nelf.config("distill", overrides), resolve=True)  # type: ignore[assignment]
+    return Run(root, plain, cli.build)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_scene: Path) -> Path:
+    """A run whose student, one pruned network and one trained in 8 bits are done."""
+    root = tmp_path_factory.mktemp("export") / "run"
+    shutil.copytree(tiny_scene, root / "pseudo")
+    torch.manual_seed(5)
+    network = GridR2L(**MODEL).eval()
+    torch.nn.init.normal_(network.density, std=3.0)
+    config = {"_target_": "nelf.lightfields.GridR2L", **network.arguments}
+    weights.save(network, root / "student" / "model.safetensors", config, "digest")
+    narrow = GridR2L(**{**MODEL, "width": 4})
+    config = {**config, **narrow.arguments}
+    weights.save(narrow, root / "prune" / "structured.safetensors", config, "digest")
+    write_json(root / "prune" / "artefacts.json", [{"name": "structured 50 %", "file": "structured.safetensors"}])
+    folded = fold_batch_norm(network)
+    quantize_network(folded, calibrate(folded, [read_scene(tiny_scene).train.camera[0]]))
+    config = {**config, **network.arguments}
+    weights.save(folded, root / "quantize" / "int8_qat.safetensors", config, "digest")
+    write_json(root / "quantize" / "artefacts.json", [{"name": "int8 QAT", "file": "int8_qat.safetensors"}])
+    for name in ("pseudo", "student", "prune", "quantize"):
+        write_json(root / name / "done.json", {"mark": name})
+    return root
+
+
+def test_every_network_of_a_run_is_exported_and_drawn(prepared: Path, tiny_scene: Path) -> None:
+    run = run_in(prepared, tiny_scene)
+    metrics = run.do("export", cli.build(run.config["stage"]["export"]))
+    assert metrics["max_abs_error"] <= 1e-4
+    folder = prepared / "export"
+    bundle = json.loads((folder / "bundle.json").read_text())
+    names = ["fp32", "fp16", "int8 dynamic", "int8 static", "int8 QAT", "fp32 from rays", "structured 50 %"]
+    assert [entry["name"] for entry in bundle["artefacts"]] == names
+    entries = {entry["name"]: entry for entry in bundle["artefacts"]}
+    scene = read_scene(tiny_scene)
+    expected = nelf.load(folder / "model.safetensors").render(scene.test.camera[0]).rgb
+    for name, entry in entries.items():
+        assert entry["psnr"] > 0
+        assert entry["latency_ms"] > 0
+        difference = (load(folder / entry["file"]).render(scene.test.camera[0]).rgb - expected).abs().max()
+        if name == "structured 50 %":
+            assert difference > 1e-2  # another network
+        else:
+            assert difference < (0.1 if "int8" in name else 2e-2), name
+    assert entries["int8 QAT"]["volume"] == entries["fp32"]["volume"]
+    assert entries["structured 50 %"]["volume"]["file"] == "structured_volume.bin.gz"
+    artefacts = json.loads((folder / "artefacts.json").read_text())
+    assert [each["name"] for each in artefacts] == [f"onnx {name}" for name in names]
+    assert all((folder / each["file"]).is_file() for each in artefacts)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stage.export.inputs=[ray]", "stage.export.inputs: there is no 'ray'; .* Did you mean 'rays'"),
+        ("stage.export.inputs=[points]", "GridR2L cannot begin at 'points'; allowed: features, rays, pose"),
+        ("stage.export.precisions=[int4]", "stage.export.precisions: there is no 'int4'; allowed: fp32, fp16"),
+        ("stage.export.calibration_views=0", "calibration_views: is 0; allowed: 1 or more"),
+        ("stage.export.tar=true", "stage.export.tar: only mobile_r2l"),
+    ],
+)
+def test_options_are_refused_before_anything_runs(tmp_path, tiny_scene, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check(run_in(tmp_path, tiny_scene, override))

@@ -18,7 +18,8 @@ def distill(cfg: DictConfig) -> dict[str, Any]:
     """
     run = cli.start(cfg)
     metrics = {name: run.do(name, cli.build(run.config["stage"][name])) for name in cfg.stages}
-    for words, pattern in [("report", "report.html"), ("video", "*_orbit.mp4"), ("model", "*.safetensors")]:
+    patterns = {"report": "report.html", "video": "*_orbit.mp4", "model": "model.safetensors", "bundle": "bundle.json"}
+    for words, pattern in patterns.items():
         for path in sorted([*run.root.glob(pattern), *run.root.glob(f"*/{pattern}")]):
             print(f"{words}: {path}")
     return {"run": run, "metrics": metrics}

@@ -25,10 +25,11 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
     scene, start = run.data().scene, time.perf_counter()
     system, metrics = fit(run, run.root)
-    training = {"seconds": time.perf_counter() - start}
+    seconds = time.perf_counter() - start
     result = evaluate(system, scene.test, scene.background, run.root)
-    training["peak_memory_bytes"] = peak_memory()
-    metrics |= row("model", system.network, result, run.root, training) | {"views": result["views"]}
+    known = {"train_seconds": seconds, "peak_memory_mb": peak_memory() / 1e6}
+    figures = row("model", system.network, result, run.root / "model.safetensors", known, scene.test.camera[0])
+    metrics |= figures | {"views": result["views"]}
     write_json(run.root / "metrics.json", metrics)
     print(f"test ({len(scene.test)} views): PSNR {result['psnr']:.2f} dB, SSIM {result['ssim']:.4f}")
     print(f"model: {run.root / 'model.safetensors'}  pictures: {run.root / 'samples'}")

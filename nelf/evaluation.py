@@ -8,7 +8,7 @@ import os
 import re
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +16,10 @@ import imageio.v3 as iio
 import imageio_ffmpeg
 import numpy as np
 import torch
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from torch import Tensor
 
 from nelf import metrics
+from nelf.data.images import track
 from nelf.errors import UserError, atomic_path
 from nelf.pictures import block_mean, comparison, depth_map, to_uint8, write_png
 
@@ -35,7 +28,7 @@ if TYPE_CHECKING:
     from nelf.data.scene import Split
     from nelf.rendering import Renderable
 
-__all__ = ["evaluate", "orbit_video"]
+__all__ = ["evaluate", "latencies", "orbit_video"]
 
 _EQUAL_PICTURES_DB = 100.0  # JSON has no infinity
 _VISIBLE = 0.5  # the opacity from which a pixel's depth means something
@@ -82,7 +75,7 @@ def evaluate(
     folder = None if out_dir is None else Path(out_dir)
     sampled = set(np.linspace(0, len(split) - 1, min(samples, len(split))).round().astype(int).tolist())
     views = []
-    for index in _track(range(len(split)), description):
+    for index in track(len(split), description):
         view = split.view(index)
         rgb, seconds = _timed_render(model, view.camera, view.name)
         target = view.rgb(background).to(rgb.device)
@@ -102,6 +95,27 @@ def evaluate(
         with atomic_path(folder / "metrics.json") as temporary:
             temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
+
+
+def latencies(models: Mapping[str, Renderable], cameras: Camera, rounds: int = 9) -> dict[str, float]:
+    """Time one ``render`` call of each model.
+
+    The models take turns, so that all of them meet the same moods of a shared machine: only the ratios mean much.
+
+    Args:
+        models: by name, anything with ``render(camera)``.
+        cameras: a batch of cameras; each round renders the next one.
+        rounds: how many calls of each are timed, after one that is not.
+
+    Returns:
+        The median of each, seconds, by name.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for turn in track(rounds + 1, f"Timing {len(models)} models in turns"):
+        for name, model in models.items():
+            _, each = _timed_render(model, cameras[turn % len(cameras)], name)
+            seconds[name].append(each)
+    return {name: statistics.median(each[1:]) for name, each in seconds.items()}
 
 
 def orbit_video(
@@ -129,7 +143,7 @@ def orbit_video(
     if len(cameras) == 0:
         raise UserError("orbit_video: the camera path is empty; at least one camera is needed.")
     frames, depths = [], []
-    for index in _track(range(len(cameras)), "Rendering video"):
+    for index in track(len(cameras), "Rendering video"):
         rendering = model.render(cameras[index])
         frames.append(to_uint8(_finite(rendering.rgb, f"frame {index}")))
         if rendering.depth is not None:
@@ -240,17 +254,3 @@ def _write_gif(path: Path, frames: list[np.ndarray], fps: int) -> None:
 def _file_stem(name: str) -> str:
     """Turn a view's name, which may contain folders, into one file name without extension."""
     return re.sub(r"[^\w.-]+", "_", name).strip("_.")
-
-
-def _track(indices: range, description: str) -> Iterator[int]:
-    """Show a progress bar with the time left while going through the indices."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns) as progress:
-        yield from progress.track(indices, description=description)

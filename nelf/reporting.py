@@ -54,13 +54,18 @@ _COLUMNS = {
     "psnr": Column("PSNR (dB)", lambda value: f"{value:.2f}", True),
     "ssim": Column("SSIM", lambda value: f"{value:.4f}", True),
     "lpips": Column("LPIPS", lambda value: f"{value:.4f}", False),
+    "delta_db": Column("\N{GREEK CAPITAL LETTER DELTA} PSNR (dB)", lambda value: f"{value:+.2f}"),
     "parameters": Column("Parameters", _si, False),
+    "nonzero": Column("Not zero", _si, False),
     "sparsity": Column("Sparsity", lambda value: f"{100 * value:.0f} %"),
     "bytes": Column("Size (MB)", lambda value: f"{value / 1e6:.2f}", False),
+    "compressed_bytes": Column("Deflated (MB)", lambda value: f"{value / 1e6:.2f}", False),
+    "macs": Column("MACs / view", _si, False),
     "latency_ms": Column("ms / view", lambda value: f"{value:.1f}" if value < 100 else f"{value:.0f}", False),
     "speedup": Column("Speed-up", lambda value: f"{value:.1f}\N{MULTIPLICATION SIGN}", True),
     "train_seconds": Column("Training (min)", lambda value: f"{value / 60:.1f}"),
     "peak_memory_mb": Column("Memory (MB)", lambda value: f"{value:.0f}", False),
+    "max_abs_error": Column("Max. error", lambda value: f"{value:.1g}", False),
 }
 
 
@@ -95,6 +100,7 @@ def write_report(
     *,
     title: str = "nelf report",
     baseline: str | None = None,
+    subject: str | None = None,
     video: str | os.PathLike[str] | None = None,
     curves: Mapping[str, str | os.PathLike[str]] | None = None,
     meta: Mapping[str, Any] | None = None,
@@ -112,6 +118,7 @@ def write_report(
         pictures: the views to show; see :func:`comparisons`.
         title: the page's headline.
         baseline: name of the row that speed-ups refer to; the first row if None.
+        subject: name of the row whose figures stand at the top; the last row if None.
         video: an mp4, embedded up to 8 MB; above, the GIF beside it, and if that is too large too, a link.
         curves: name of a training -> the ``metrics.csv`` of its CSV logger, for plots of its PSNR.
         meta: what else should be known (scene, machine, command, threads ...), shown as it is.
@@ -120,7 +127,7 @@ def write_report(
         The paths under "json", "md" and "html".
 
     Raises:
-        ValueError: no rows, a row without name, two rows of one name, or an unknown baseline.
+        ValueError: no rows, a row without name, two rows of one name, or an unknown baseline or subject.
         UserError: the folder cannot be written to.
     """
     table = _with_speedup(rows, baseline)
@@ -130,7 +137,7 @@ def write_report(
     page = Template(files("nelf").joinpath("report.html").read_text(encoding="utf-8")).substitute(
         title=html.escape(title),
         subtitle=f"{len(table)} artefacts, compared on the same test views" if len(table) > 1 else "",
-        tiles=_tiles(table[0 if baseline is None else _index(table, baseline)], table[-1]),
+        tiles=_tiles(table[_index(table, baseline, 0)], table[_index(table, subject, -1)]),
         table=_html_table(table, columns),
         columns=1 + max((len(view.predictions) for view in pictures), default=0),
         sections="\n".join(
@@ -155,11 +162,13 @@ def write_report(
     return paths
 
 
-def _index(rows: Sequence[Mapping[str, Any]], name: str) -> int:
-    """Find a row by name."""
+def _index(rows: Sequence[Mapping[str, Any]], name: str | None, otherwise: int) -> int:
+    """Find a row by name, or take another where none is named."""
+    if name is None:
+        return otherwise
     names = [row["name"] for row in rows]
     if name not in names:
-        raise ValueError(f"Expected `baseline` to be one of {names}, but got {name!r}.")
+        raise ValueError(f"Expected `baseline` and `subject` to be one of {names}, but got {name!r}.")
     return names.index(name)
 
 
@@ -172,7 +181,7 @@ def _with_speedup(rows: Sequence[Mapping[str, Any]], baseline: str | None) -> li
         {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
         for row in rows
     ]
-    reference = table[0 if baseline is None else _index(table, baseline)].get("latency_ms")
+    reference = table[_index(table, baseline, 0)].get("latency_ms")
     for row in table:
         if reference and row.get("latency_ms"):
             row["speedup"] = reference / row["latency_ms"]

@@ -75,7 +75,10 @@ TABLE = [
     (TRAIN + "trainer.max_steps=-1", "trainer.max_steps: is -1, and trainer.max_time is null"),
     (TRAIN + "trainer.max_time=2min", "DD:HH:MM:SS"),
     (TRAIN + "trainer.precision=banana", "trainer.precision: is 'banana'; allowed: 64, 32, 16"),
-    (CHAIN + "stages=[foo]", "there is no stage 'foo'; allowed: teacher, pseudo, student, prune, quantize, export, report"),
+    (
+        CHAIN + "stages=[foo]",
+        "there is no stage 'foo'; allowed: teacher, pseudo, student, prune, quantize, export, report",
+    ),
     (CHAIN + "stages=[]", "stages: is empty"),
     (
         CHAIN + "stages=[student]",

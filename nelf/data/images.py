@@ -61,6 +61,14 @@ def progress_bar(text: str, total: int) -> Iterator[Progress]:
         yield progress
 
 
+def track(count: int, text: str) -> Iterator[int]:
+    """Go through ``range(count)`` beside a ``progress_bar``."""
+    with progress_bar(text, count) as progress:
+        for index in range(count):
+            yield index
+            progress.advance(progress.task_ids[0])
+
+
 def image_header(path: Path) -> tuple[tuple[int, int], bool]:
     """Size and kind of an image, without decoding it.
 

@@ -193,5 +193,5 @@ class MobileR2L(LightField):
         """
         with torch.autocast(points.device.type, enabled=False):
             x = embed_points(points.float(), self.multires)
-        x = self.head(x)
-        return self.tail(self.body(x) + x)
+        x = self.head(x.to(next(self.head.parameters()).dtype))
+        return self.tail(self.body(x) + x).float()

@@ -1,94 +1,176 @@
 """Stage report: measure every model of the run on the test views, and write it down with pictures."""
 
+from __future__ import annotations
+
 import os
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import nelf
+import nelf.export
 from nelf.cameras import Camera
+from nelf.compression.inference import optimize_for_inference
+from nelf.compression.pruning import compressed_bytes
 from nelf.data import Scene
-from nelf.evaluation import evaluate, orbit_video
+from nelf.evaluation import evaluate, latencies, orbit_video
+from nelf.lightfields import LightField
 from nelf.paths import orbit
+from nelf.rendering import Renderable
 from nelf.reporting import comparisons, write_report
 from nelf.run import Run, read_json
 from nelf.training import device
 from nelf.weights import load
 
-__all__ = ["orbit_cameras", "report", "row"]
+__all__ = ["Artefact", "artefacts", "orbit_cameras", "report", "row"]
+
+
+class Artefact(NamedTuple):
+    """A model of a run: what it is called, its file, something that renders, and the figures that are known of it."""
+
+    name: str
+    file: Path
+    model: Renderable
+    known: Mapping[str, Any]
 
 
 def report(run: Run, *, frames: int = 60) -> dict[str, Any]:
-    """Evaluate teacher and student, whichever are done, and write ``report.json`` and ``report.html``.
+    """Evaluate all models whose stages are done, and write ``report.json``, ``report.md`` and ``report.html``.
 
     Args:
         run: the run to write into: sample pictures and videos into ``report/``, the report into its root.
-        frames: of the orbit video of each model; 0 for none.
+        frames: of the orbit video of teacher and student; 0 for none.
 
     Returns:
-        The row of the last model.
+        The row of the student, or of the last model if there is none.
 
     Raises:
         UserError: a model cannot be loaded, or the directory cannot be written.
     """
-    scene = run.data().scene
-    folder = run.folder("report")
+    scene, folder = run.data().scene, run.folder("report")
     rows, videos, curves = [], {}, {}
-    for name in ("teacher", "student"):
-        trained = run.find(name)
-        if trained is None:
-            continue
-        network = load(trained, device=device(run))
-        result = evaluate(network, scene.test, scene.background, folder / name, description=f"Evaluating the {name}")
-        rows.append(row(name, network, result, trained, read_json(trained / "metrics.json") or {}))
-        if frames > 0:
-            videos[name], _ = orbit_video(network, orbit_cameras(scene, frames), folder / f"{name}_orbit")
-        logs = sorted(trained.glob("logs/*/metrics.csv"))
-        curves.update({name: logs[-1]} if logs else {})
+    models = artefacts(run)
+    for name, file, model, known in models:
+        result = evaluate(model, scene.test, scene.background, folder / _slug(name), description=f"Evaluating {name}")
+        rows.append(row(name, model, result, file, known, scene.test.camera[0]))
+        if name in ("teacher", "student"):
+            if frames > 0:
+                videos[name], _ = orbit_video(model, orbit_cameras(scene, frames), folder / f"{name}_orbit")
+            logs = sorted(file.parent.glob("logs/*/metrics.csv"))
+            curves.update({name: logs[-1]} if logs else {})
+    timed = latencies({each.name: each.model for each in models}, scene.test.camera)
+    by_name = {each["name"]: each for each in rows}
+    for each in rows:
+        each["latency_ms"] = 1000 * timed[each["name"]]
+        if "student" in by_name and each["name"] not in ("teacher", "student"):
+            each["delta_db"] = each["psnr"] - by_name["student"]["psnr"]
+    subject = by_name.get("student", rows[-1])
     write_report(
         run.root,
         rows,
-        comparisons({each["name"]: folder / each["name"] / "samples" for each in rows}),
+        comparisons({name: folder / _slug(name) / "samples" for name in _shown(models)}),
         title=f"{scene.name}: from a radiance field to a light field",
-        video=videos.get(rows[-1]["name"]),
+        subject=subject["name"],
+        video=videos.get(subject["name"]),
         curves=curves,
         meta=_circumstances(scene),
     )
-    return rows[-1]
+    return subject
+
+
+def artefacts(run: Run) -> list[Artefact]:
+    """Open the models of all finished stages, in the order of the chain.
+
+    Args:
+        run: whose directory is searched.
+
+    Returns:
+        Teacher and student; the student made ready for inference; then what pruning, quantisation and export wrote.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    found = []
+    for name in ("teacher", "student"):
+        folder = run.find(name)
+        if folder is None:
+            continue
+        training = read_json(folder / "metrics.json") or {}
+        memory = training.get("peak_memory_bytes", 0) / 1e6
+        known = {"train_seconds": training.get("seconds"), "peak_memory_mb": memory}
+        network = load(folder, device=device(run))
+        found.append(Artefact(name, folder / "model.safetensors", network, known))
+        if isinstance(network, LightField):
+            fast = optimize_for_inference(network)
+            words = {"changes": ", ".join(fast.changes)}
+            found.append(Artefact("student, optimised", folder / "model.safetensors", fast.network, words))
+    for stage in ("prune", "quantize", "export"):
+        folder = run.find(stage)
+        for each in (read_json(folder / "artefacts.json") or []) if folder else []:
+            file = folder / each["file"]  # type: ignore[operator]
+            known = {key: each[key] for key in ("kind", "bytes", "sparsity", "max_abs_error") if key in each}
+            exported = file.suffix != ".safetensors"
+            model = nelf.export.load(file) if exported else load(file, device=device(run))
+            found.append(Artefact(each["name"], file, model, known))
+    return found
 
 
 def row(
     name: str,
-    network: torch.nn.Module,
+    model: Renderable,
     result: Mapping[str, Any],
-    folder: Path,
-    training: Mapping[str, Any],
+    file: Path,
+    known: Mapping[str, Any],
+    camera: Camera,
 ) -> dict[str, Any]:
     """One model's figures, as a row of the report.
 
     Args:
         name: what to call it.
-        network: the model.
+        model: what renders.
         result: of ``nelf.evaluation.evaluate``.
-        folder: holds its ``model.safetensors``.
-        training: ``seconds`` and ``peak_memory_bytes`` of its training.
+        file: its weights.
+        known: figures that are not measured here; they win.
+        camera: the view whose multiplications are counted.
 
     Returns:
-        Numbers by the names that ``nelf.reporting.write_report`` knows.
+        Numbers by the names that ``nelf.reporting.write_report`` knows. ``macs`` counts matrix products and
+        convolutions of PyTorch, not lookups and encodings.
     """
-    return {
+    figures = {
         "name": name,
         **{key: result[key] for key in ("psnr", "ssim", "lpips")},
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "bytes": (folder / "model.safetensors").stat().st_size,
+        "bytes": file.stat().st_size,
         "latency_ms": 1000 * result["seconds_per_view"],
-        "train_seconds": training.get("seconds"),
-        "peak_memory_mb": training.get("peak_memory_bytes", 0) / 1e6,
     }
+    if isinstance(model, torch.nn.Module):
+        parameters = list(model.parameters())
+        with FlopCounterMode(display=False) as counter:
+            model.render(camera)  # type: ignore[attr-defined, operator, unused-ignore]
+        figures |= {
+            "parameters": sum(parameter.numel() for parameter in parameters),
+            "nonzero": sum(int(parameter.count_nonzero()) for parameter in parameters),
+            "compressed_bytes": compressed_bytes(file),
+            "macs": counter.get_total_flops() // 2,
+        }
+    return {**figures, **known}
+
+
+def _shown(models: list[Artefact]) -> list[str]:
+    """The models whose pictures stand in the report: teacher, student, and the last of each stage after them."""
+    last = {each.known["kind"]: each.name for each in models if "kind" in each.known}
+    return [each.name for each in models if each.name in ("teacher", "student", *last.values())]
+
+
+def _slug(name: str) -> str:
+    """A folder for a model's pictures."""
+    return re.sub(r"[^\w.-]+", "_", name).strip("_")
 
 
 def orbit_cameras(scene: Scene, frames: int) -> Camera:
@@ -120,5 +202,6 @@ def _circumstances(scene: Scene) -> dict[str, Any]:
         "image": f"{scene.test.camera.width} x {scene.test.camera.height}",
         "processor": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "latency": "median of render calls that all models make in turns",
         "versions": f"nelf {nelf.__version__}, torch {torch.__version__}, python {platform.python_version()}",
     }

@@ -1,0 +1,55 @@
+"""A trained light field made as fast as it gets on the device that it will run on."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from nelf.compression.fold import fold_batch_norm
+from nelf.compression.quantization import restore_network
+from nelf.kernels import multiplies_bfloat16
+from nelf.lightfields import LightField
+
+__all__ = ["Optimized", "optimize_for_inference"]
+
+
+class Optimized(NamedTuple):
+    """What ``optimize_for_inference`` returns: the ``network``, and in words what was done to it."""
+
+    network: LightField
+    changes: tuple[str, ...]
+
+
+def optimize_for_inference(network: LightField) -> Optimized:
+    """Fold norms, lay images out channels-last, and compute in bfloat16 where the device multiplies it.
+
+    Args:
+        network: a trained light field; it is left as it is.
+
+    Returns:
+        A copy that only renders, and what was done. It draws the same picture but for the rounding of bfloat16 (about
+        50 dB between the two).
+
+    Example:
+        >>> from nelf.lightfields import MobileR2L
+        >>> optimize_for_inference(MobileR2L(width=16, depth=4)).changes[0]
+        'folded 14 batch norms'
+    """
+    fast = deepcopy(network)
+    restore_network(fast)
+    norms = sum(isinstance(module, _BatchNorm) for module in fast.modules())
+    fast = fold_batch_norm(fast, inplace=True).eval().requires_grad_(False)
+    changes = [f"folded {norms} batch norms"] if norms else []
+    device = fast.near.device
+    low = fast.low_precision and multiplies_bfloat16(device)
+    for part in (module for module in fast.children() if isinstance(module, nn.Module)):
+        part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if low:
+            part.to(torch.bfloat16)
+    changes.append("channels last")
+    changes.append(f"bfloat16 on {device.type}" if low else f"float32, as {device.type} has no fast bfloat16")
+    return Optimized(fast, tuple(changes))

@@ -2,6 +2,6 @@
 
 from nelf.export.bundle import read_bundle, write_bundle
 from nelf.export.graph import onnx
-from nelf.export.runtime import load
+from nelf.export.runtime import ExportedLightField, load
 
-__all__ = ["load", "onnx", "read_bundle", "write_bundle"]
+__all__ = ["ExportedLightField", "load", "onnx", "read_bundle", "write_bundle"]

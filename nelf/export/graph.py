@@ -203,6 +203,7 @@ def session(path: Path | str, threads: int | None = None) -> InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle, it would take others' time
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file; stage export writes .onnx files.")
     try:

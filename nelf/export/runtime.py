@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,17 +56,28 @@ class ExportedLightField:
         Raises:
             UserError: a camera of another size than the graph takes.
         """
+        return Rendering(self.run(self.inputs(camera, time)).permute(1, 2, 0))
+
+    def inputs(self, camera: Camera, time: float | None = None) -> dict[str, np.ndarray]:
+        """Make the inputs of the graph for one camera, see ``render``; arrays by name.
+
+        Raises:
+            UserError: a camera of another size than the graph takes.
+        """
         self._check(camera)
         kind = self.entry["input"]
-        inputs = self._graph.get_inputs()
-        points = inputs[0].shape[1] // 3 if kind == "points" else 0
+        declared = self._graph.get_inputs()
+        points = declared[0].shape[1] // 3 if kind == "points" else 0
         camera = replace(camera.to("cpu"), time=None)
         near, far = self.bundle["near"], self.bundle["far"]
         arrays = feed(kind, camera, self.sr_factor, points, near, far, self._composite)
-        if any(each.name == "time" for each in inputs):
-            arrays["time"] = torch.tensor([0.0 if time is None else time]).numpy()
-        rgb = torch.from_numpy(self._graph.run(["rgb"], arrays)[0])[0]
-        return Rendering(rgb.permute(1, 2, 0))
+        if any(each.name == "time" for each in declared):
+            arrays["time"] = np.array([0.0 if time is None else time], np.float32)
+        return arrays
+
+    def run(self, inputs: dict[str, np.ndarray]) -> Tensor:
+        """Run the graph alone, from ``inputs`` to rgb (3, H, W)."""
+        return torch.from_numpy(self._graph.run(["rgb"], inputs)[0])[0]
 
     def _check(self, camera: Camera) -> None:
         """Refuse a camera that the graph cannot draw."""

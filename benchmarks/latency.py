@@ -1,0 +1,103 @@
+"""Time the artefacts of a run side by side, and write a table and JSON.
+
+    python benchmarks/latency.py runs/lego_cpu [--threads 2] [--rounds 21] [--out latency.json]
+
+All artefacts render one view in each round, so that a busy machine slows all of them alike: compare ratios, not
+milliseconds. ``network`` is what lies behind the points or features of the rays; ``view`` is all of ``render``.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nelf  # noqa: F401  before torch, since it says how idle threads wait
+
+# isort: split
+import torch
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from nelf import cli
+from nelf.cameras import Camera
+from nelf.export import ExportedLightField
+from nelf.export.inputs import feed_of, kinds_of
+from nelf.lightfields import LightField
+from nelf.run import Run
+from nelf.stages.report import artefacts
+
+
+def network_of(model: Any, camera: Camera) -> Callable[[], Any] | None:
+    """A call of the network alone, its inputs made beforehand; None for a radiance field."""
+    if isinstance(model, ExportedLightField):
+        inputs = model.inputs(camera)
+        return lambda: model.run(inputs)
+    if isinstance(model, LightField):
+        (array,) = feed_of(model, kinds_of(model)[0], camera).values()
+        tensor = torch.from_numpy(array)
+        return lambda: model.decode(tensor)
+    return None
+
+
+def seconds_of(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+@torch.no_grad()
+def main() -> None:
+    """Open the run, and time its artefacts in turns."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--out", type=Path, default=Path("latency.json"))
+    options = parser.parse_args()
+
+    torch.set_num_threads(options.threads)
+    run = Run(options.run, yaml.safe_load((options.run / "config.yaml").read_text()), cli.build)
+    camera = run.data().scene.test.camera[0]
+    models = {each.name: each.model for each in artefacts(run)}
+    networks = {name: network_of(model, camera) for name, model in models.items()}
+    times: dict[str, dict[str, list[float]]] = {name: {"network": [], "view": []} for name in models}
+    for turn in range(options.rounds + 1):
+        for name, model in models.items():
+            network = networks[name]
+            network_seconds = seconds_of(network) if network else None
+            view_seconds = seconds_of(lambda model=model: model.render(camera))
+            if turn:  # the first round compiles
+                times[name]["view"].append(view_seconds)
+                times[name]["network"] += [] if network_seconds is None else [network_seconds]
+
+    medians = {
+        name: {part: 1e3 * statistics.median(each) if each else None for part, each in parts.items()}
+        for name, parts in times.items()
+    }
+    rows = [{"artefact": name, **_figures(parts, medians)} for name, parts in medians.items()]
+    table = Table(*rows[0], title=f"{options.run}, {options.threads} threads, medians of {options.rounds}")
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row.values()))
+    Console(width=120).print(table)
+    machine = platform.processor() or platform.machine()
+    options.out.write_text(json.dumps({"machine": machine, "threads": options.threads, "rows": rows}, indent=1))
+    print(f"written to {options.out}")
+
+
+def _figures(parts: dict[str, float | None], medians: dict[str, dict[str, float | None]]) -> dict[str, float | None]:
+    """Milliseconds, and how many times as fast as the student in PyTorch and in ONNX Runtime."""
+    figures = {f"{part} ms": None if ms is None else round(ms, 2) for part, ms in parts.items()}
+    for part, ms in parts.items():
+        for other in ("student", "onnx fp32"):
+            base = medians.get(other, {}).get(part)
+            figures[f"{part} / {other}"] = round(base / ms, 2) if base and ms else None
+    return figures
+
+
+if __name__ == "__main__":
+    main()

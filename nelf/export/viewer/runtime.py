@@ -1,0 +1,88 @@
+"""ONNX Runtime Web: where its files are, and how they get there.
+
+A wheel of nelf carries them; a source tree fetches them once, with npm, into the cache folder. Either way their
+checksums are compared with those below. Imports the standard library and ``nelf.errors`` only: the build of the wheel
+runs this file by itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from pathlib import Path
+
+from nelf.errors import UserError, atomic_path
+
+__all__ = ["FILES", "VERSION", "fetch", "runtime_folder"]
+
+VERSION = "1.30.0"
+#: SHA-256 of each file: the module and the WebAssembly of the two builds, without and with WebGPU.
+FILES = {
+    "ort.wasm.min.mjs": "219e6a1fc8a9938268d18efca3c91d310bd2f4a59bbd13744df5b2b7fc6cee3b",
+    "ort-wasm-simd-threaded.mjs": "e13f7f94fc51b4ca72b12faeb1ee95f4ace6dfbc8939bc718aabdc0a27c4299b",
+    "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
+    "ort.webgpu.min.mjs": "3dffff71811bc13a3a3d9591c57ca5ee5735b8f5f3eaf789510b02bb040ae3a0",
+    "ort-wasm-simd-threaded.asyncify.mjs": "3d1c85995364bb643302fc6fd877a0c3ba5ae72401815e0f24828a53d9191e28",
+    "ort-wasm-simd-threaded.asyncify.wasm": "39f9f0894d478800487ed9f7dbe92618498db320cf55c8e3d89adff8dce658da",
+}
+_PACKAGED = Path(__file__).parent / "runtime"
+
+
+def runtime_folder() -> Path:
+    """Find the files, fetching them on first use.
+
+    Returns:
+        The folder that holds exactly ``FILES``.
+
+    Raises:
+        UserError: they are not here and npm cannot bring them.
+    """
+    if _PACKAGED.is_dir():
+        return _PACKAGED
+    cache = Path(os.environ.get("NELF_CACHE") or Path.home() / ".cache" / "nelf")
+    folder = cache / f"onnxruntime-web-{VERSION}"
+    if not all((folder / name).is_file() for name in FILES):
+        print(f"Fetching ONNX Runtime Web {VERSION} for the viewer, once for this machine: {folder}", flush=True)
+        fetch(folder)
+    return folder
+
+
+def fetch(folder: Path) -> None:
+    """Fetch the files from the npm registry that npm is set up with.
+
+    Args:
+        folder: where to put them.
+
+    Raises:
+        UserError: npm is missing or fails, or a file is not the one that is known.
+    """
+    what = f"onnxruntime-web@{VERSION}"
+    npm = shutil.which("npm")
+    if npm is None:
+        raise UserError(
+            f"viewer: {what} is not in {folder}, and npm, which would fetch it, is not installed. Install Node.js, "
+            f"or put {', '.join(FILES)} there."
+        )
+    with tempfile.TemporaryDirectory() as temporary:
+        done = subprocess.run(
+            [npm, "pack", what, "--silent", "--pack-destination", temporary],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        archives = list(Path(temporary).glob("*.tgz"))
+        if done.returncode or not archives:
+            words = (done.stderr or done.stdout).strip().splitlines() or ["no reason given"]
+            raise UserError(f"viewer: npm could not fetch {what} ({words[-1][:200]}).")
+        with tarfile.open(archives[0]) as archive:
+            for name, digest in FILES.items():
+                member = archive.extractfile(f"package/dist/{name}")
+                content = member.read() if member else b""
+                if hashlib.sha256(content).hexdigest() != digest:
+                    raise UserError(f"viewer: {name} of {what} is not the file that this nelf knows; it is not used.")
+                with atomic_path(folder / name) as partial:
+                    partial.write_bytes(content)

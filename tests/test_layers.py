@@ -31,7 +31,7 @@ LAYERS = [
         "weights",
     },
     {"run", "stages", "training"},
-    {"cli", "checks", "sweeps"},
+    {"cli", "checks", "sweeps", "view"},
 ]
 ORDER = {name: level for level, names in enumerate(LAYERS) for name in names}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

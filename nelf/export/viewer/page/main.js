@@ -110,12 +110,13 @@ const handlers = {
   },
 };
 
-/** Put a picture onto the canvas. */
+/** Put a picture onto the canvas, and note beside it where it was taken. */
 function show(image) {
   if (canvas.width !== image.width || canvas.height !== image.height) {
     [canvas.width, canvas.height] = [image.width, image.height];
   }
-  pen.putImageData(image, 0, 0);
+  if (image instanceof ImageData) pen.putImageData(image, 0, 0);
+  else pen.drawImage(image, 0, 0);
   const { azimuth, elevation, radius } = orbit;
   Object.assign(canvas.dataset, { azimuth, elevation, radius, time: values.time, frame: ++frame, sharp });
 }
@@ -160,9 +161,7 @@ async function requestServer(camera) {
       const response = await fetch(new URL(`${artefact.file}?${query}`, page));
       if (!response.ok) throw new Error(`The server cannot draw the ${artefact.name} (it says ${response.status}).`);
       const bitmap = await createImageBitmap(await response.blob());
-      [canvas.width, canvas.height] = [bitmap.width, bitmap.height];
-      pen.drawImage(bitmap, 0, 0);
-      Object.assign(canvas.dataset, { frame: ++frame });
+      show(bitmap);
       status.textContent = `${bitmap.width} × ${bitmap.height} · drawn by the server`;
       if (movedAt > begun) break;
     }
@@ -308,6 +307,7 @@ try {
   bundle = await readBundle();
   document.title = `${bundle.name} · nelf`;
   at("name").textContent = bundle.name;
+  document.querySelector("main").style.background = bundle.background;
   orbit = new Orbit(bundle.orbit);
   choose();
   makeInputs();

@@ -61,7 +61,8 @@ async function start(kind, model) {
   const block = bundle.sr_factor;
   const [width, height] = artefact.size ?? [4 * block, 4 * block];
   const c2w = new Float32Array([1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 4]);
-  await network({ c2w, width, height, fx: width, fy: width, cx: width / 2, cy: height / 2 }, 0, []);
+  const camera = { c2w, width, height, fx: width, fy: width, cx: width / 2, cy: height / 2 };
+  await network(camera, bundle.time?.value ?? 0, bundle.controls.map((control) => control.value));
 }
 
 const label = () =>

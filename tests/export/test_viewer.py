@@ -1,0 +1,242 @@
+"""The page, in a real browser: it draws what PyTorch draws, follows the hand, and says what is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from nelf.cameras import Camera
+from nelf.errors import UserError
+from nelf.export.bundle import artefact, read_bundle, write_bundle
+from nelf.export.graph import exact
+from nelf.export.viewer.runtime import runtime_folder
+from nelf.view import Server
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if executable is None:
+        pytest.skip("no browser is here: install chromium")
+    try:
+        runtime_folder()
+    except UserError as error:
+        pytest.skip(str(error))
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=executable, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+class Tab:
+    """A page on a bundle, with all that it asked for and complained about."""
+
+    def __init__(self, page: Any, server: Server) -> None:
+        self.page, self.server = page, server
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        page.on("console", lambda message: message.type == "error" and self.complaints.append(message.text))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("request", lambda request: self.requests.append(request.url))
+
+    def go(self, query: str = "") -> Tab:
+        self.page.goto(self.server.address + query)
+        return self
+
+    @property
+    def data(self) -> dict[str, str]:
+        return self.page.evaluate("({...document.getElementById('view').dataset})")
+
+    def drawn(self, condition: str = "true") -> Tab:
+        """Wait for a full frame of the present view."""
+        data = "const d = document.getElementById('view').dataset"
+        self.page.wait_for_function(f"(() => {{ {data}; return d.sharp === 'true' && ({condition}) }})()")
+        return self
+
+    def pixels(self) -> np.ndarray:
+        """(H, W, 3) uint8 of the canvas."""
+        flat = self.page.evaluate(
+            "(() => { const c = document.getElementById('view');"
+            " return Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data) })()"
+        )
+        side = int(np.sqrt(len(flat) / 4))
+        return np.array(flat, np.uint8).reshape(side, side, 4)[..., :3]
+
+    def words(self) -> str:
+        self.page.wait_for_selector("#message.failed", timeout=20_000)
+        return self.page.inner_text("#words")
+
+
+@pytest.fixture
+def tab(browser) -> Iterator[Callable[[Path], Tab]]:
+    opened: list[tuple[Any, Server]] = []
+
+    def open_tab(folder: Path) -> Tab:
+        server = Server(folder)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page = browser.new_page(viewport={"width": 800, "height": 600})
+        page.set_default_timeout(20_000)
+        opened.append((page, server))
+        return Tab(page, server)
+
+    yield open_tab
+    for page, server in opened:
+        page.close()
+        server.shutdown()
+        server.server_close()
+
+
+def orbit_pose(target: list[float], azimuth: float, elevation: float, radius: float) -> torch.Tensor:
+    """Camera to world of an orbit with z up, from its definition: (3, 4)."""
+    a, e = np.radians([azimuth, elevation])
+    back = np.array([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)])
+    right = np.array([-np.sin(a), np.cos(a), 0.0])
+    above = np.cross(back, right)
+    return torch.tensor(np.stack([right, above, back, np.array(target) + radius * back], -1), dtype=torch.float32)
+
+
+def pose_of(data: dict[str, str], bundle: dict[str, Any]) -> torch.Tensor:
+    return orbit_pose(bundle["orbit"]["target"], *(float(data[key]) for key in ("azimuth", "elevation", "radius")))
+
+
+@pytest.mark.parametrize("name", ["features", "rays", "points", "pose"])
+def test_the_canvas_shows_what_pytorch_renders(tab, bundles, name: str) -> None:
+    network, path, _, _ = bundles[name]
+    opened = tab(path.parent).go("?runtime=wasm").drawn()
+    about = read_bundle(path.parent)
+    intrinsics = torch.tensor([about["intrinsics"][key] for key in ("fx", "fy", "cx", "cy")])
+    camera = Camera(pose_of(opened.data, about), intrinsics, 16, 16)
+    expected = 255 * exact(network).render(camera).rgb.numpy()
+    assert expected.std() > 5
+    error = np.mean((opened.pixels() - expected) ** 2) / 255**2
+    assert -10 * np.log10(error) > 50  # rounding to 8 bits alone gives 59
+    assert opened.complaints == []
+    assert all(url.startswith((opened.server.address, "data:", "blob:")) for url in opened.requests)
+    assert any(url.endswith("ort-wasm-simd-threaded.wasm") for url in opened.requests)
+    assert "WASM" in opened.data["runtime"]
+
+
+def test_a_drag_turns_the_camera_and_a_double_click_brings_it_back(tab, bundles) -> None:
+    opened = tab(bundles["points"].path.parent).go().drawn()
+    page, before = opened.page, opened.data
+    page.mouse.move(400, 250)
+    page.mouse.down()
+    page.mouse.move(425, 240, steps=5)
+    page.mouse.up()
+    azimuth, elevation = float(before["azimuth"]) - 25 * 0.4, float(before["elevation"]) - 10 * 0.4
+    limits = read_bundle(bundles["points"].path.parent)["orbit"]["elevation"]
+    opened.drawn(f"Math.abs(d.azimuth - {azimuth}) < 1e-6")
+    assert float(opened.data["elevation"]) == pytest.approx(np.clip(elevation, limits["min"], limits["max"]))
+    pixels = opened.pixels()
+    page.mouse.dblclick(400, 250)
+    opened.drawn(f"d.azimuth === '{before['azimuth']}'")
+    assert (opened.pixels() != pixels).any()
+    assert opened.complaints == []
+
+
+def test_keys_and_wheel_move_within_the_limits(tab, bundles) -> None:
+    opened = tab(bundles["points"].path.parent).go().drawn()
+    before, limits = opened.data, read_bundle(bundles["points"].path.parent)["orbit"]
+    opened.page.focus("#view")
+    opened.page.keyboard.press("ArrowRight")
+    opened.drawn(f"Math.abs(d.azimuth - {float(before['azimuth'])} - 5) < 1e-6")
+    for _ in range(40):
+        opened.page.keyboard.press("ArrowUp")
+    opened.drawn(f"Math.abs(d.elevation - {limits['elevation']['max']}) < 1e-6")
+    opened.page.mouse.move(400, 250)
+    opened.page.mouse.wheel(0, 10_000)
+    opened.drawn(f"Math.abs(d.radius - {limits['radius']['max']}) < 1e-6")
+
+
+@pytest.fixture
+def moving(tmp_path, scene, bundles) -> Path:
+    """A bundle of a scene that is all of one colour: red is the time, green a control."""
+    nodes = [
+        helper.make_node("Slice", ["points", "zero", "one", "axis"], ["x"]),
+        helper.make_node("Mul", ["x", "nought"], ["blank"]),
+        helper.make_node("Add", ["blank", "time"], ["red"]),
+        helper.make_node("Add", ["blank", "controls"], ["green"]),
+        helper.make_node("Concat", ["red", "green", "blank"], ["rgb"], axis=1),
+    ]
+    constants = {"zero": np.array([0]), "one": np.array([1]), "axis": np.array([1]), "nought": np.float32(0)}
+    graph = helper.make_graph(
+        nodes,
+        "moving",
+        [
+            helper.make_tensor_value_info("points", TensorProto.FLOAT, [1, 6, "h", "w"]),
+            helper.make_tensor_value_info("time", TensorProto.FLOAT, [1]),
+            helper.make_tensor_value_info("controls", TensorProto.FLOAT, [1, 1]),
+        ],
+        [helper.make_tensor_value_info("rgb", TensorProto.FLOAT, [1, 3, "h", "w"])],
+        [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, tmp_path / "model.onnx")
+    write_bundle(tmp_path, scene, bundles["points"].network, [artefact("m", tmp_path / "model.onnx", "points", "fp32")])
+    about = json.loads((tmp_path / "bundle.json").read_text())
+    about |= {"sr_factor": 1, "time": {"min": 0, "max": 1, "value": 0.2}}
+    about["controls"] = [{"name": "jaw", "min": 0, "max": 2, "value": 1}]
+    (tmp_path / "bundle.json").write_text(json.dumps(about))
+    return tmp_path
+
+
+def test_sliders_set_the_moment_and_the_controls(tab, moving) -> None:
+    opened = tab(moving).go().drawn()
+    assert np.abs(opened.pixels()[..., 0].astype(int) - 51).max() <= 1
+    assert (opened.pixels()[..., 1] == 255).all()
+    assert (opened.pixels()[..., 2] == 0).all()
+    opened.page.locator("#time").fill("0.8")
+    opened.drawn("d.time === '0.8'")
+    assert np.abs(opened.pixels()[..., 0].astype(int) - 204).max() <= 1
+    opened.page.get_by_label("jaw").fill("0.5")
+    opened.page.wait_for_timeout(400)
+    assert np.abs(opened.pixels()[..., 1].astype(int) - 127).max() <= 1
+    opened.page.click("#play")
+    opened.page.wait_for_function("Number(document.getElementById('view').dataset.time) !== 0.8")
+    assert opened.complaints == []
+
+
+@pytest.fixture
+def damaged(tmp_path, bundles) -> Path:
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundles["points"].path.parent, folder)
+    return folder
+
+
+def test_what_is_wrong_is_said_in_words(tab, damaged) -> None:
+    opened = tab(damaged)
+    about = opened.server.bundle
+    opened.server.files["model.onnx"] = damaged / "gone.onnx"
+    assert opened.go().words() == "model.onnx: is missing from the bundle (the server says 404)."
+    opened.server.files["model.onnx"] = damaged / "bundle.json"  # not an ONNX file
+    assert opened.go().words().startswith("model.onnx: no runtime can draw it. wasm: ")
+    opened.server.bundle = {**about, "version": 7}
+    assert opened.go().words() == "This bundle has version 7; this page reads versions up to 1."
+    opened.server.bundle = {"format": "else"}
+    assert opened.go().words() == "bundle.json is damaged, or not that of a nelf bundle."
+    opened.server.bundle = {**about, "artefacts": []}
+    assert opened.go().words() == "bundle.json names no model."
+
+
+def test_a_browser_without_webgpu_says_so_and_draws_with_wasm(tab, bundles) -> None:
+    opened = tab(bundles["points"].path.parent)
+    assert "offers no WebGPU adapter" in opened.go("?runtime=webgpu").words()
+    opened.page.select_option("#runtime", "auto")
+    opened.drawn()
+    assert opened.page.is_hidden("#message")
+    assert "WASM" in opened.page.inner_text("#status")

@@ -29,9 +29,9 @@ _NAMES = {
     "write_views": "nelf.stages.pseudo",
 }
 _MODULES = (
-    *("callbacks", "cameras", "checks", "cli", "compression", "data", "encodings", "errors", "evaluation", "fields"),
-    *("kernels", "lightfields", "metrics", "occupancy", "paths", "pictures", "rendering", "reporting"),
-    *("run", "stages", "sweeps", "systems", "training", "weights"),
+    *("callbacks", "cameras", "checks", "cli", "compression", "data", "encodings", "errors", "evaluation", "export"),
+    *("fields", "interop", "kernels", "lightfields", "metrics", "occupancy", "paths", "pictures", "rendering"),
+    *("reporting", "run", "stages", "sweeps", "systems", "training", "view", "weights"),
 )
 
 __all__ = ["__version__", *_NAMES, *_MODULES]

@@ -223,8 +223,14 @@ def test_what_is_wrong_is_said_in_words(tab, damaged) -> None:
     about = opened.server.bundle
     opened.server.files["model.onnx"] = damaged / "gone.onnx"
     assert opened.go().words() == "model.onnx: is missing from the bundle (the server says 404)."
-    opened.server.files["model.onnx"] = damaged / "bundle.json"  # not an ONNX file
-    assert opened.go().words().startswith("model.onnx: no runtime can draw it. wasm: ")
+    opened.server.files["model.onnx"] = damaged / "bundle.json"
+    assert opened.go().words() == "model.onnx: is damaged, or not the file that bundle.json describes."
+    other = {**about["artefacts"][0], "sha256": None}  # a bundle made by hand
+    opened.server.bundle = {**about, "artefacts": [other]}
+    assert opened.go().words().startswith("model.onnx: cannot be opened with wasm. ")
+    del opened.server.files["runtime/ort.wasm.min.mjs"]
+    opened.server.files["model.onnx"] = damaged / "model.onnx"
+    assert opened.go().words() == "runtime/ort.wasm.min.mjs: is missing beside the page."
     opened.server.bundle = {**about, "version": 7}
     assert opened.go().words() == "This bundle has version 7; this page reads versions up to 1."
     opened.server.bundle = {"format": "else"}

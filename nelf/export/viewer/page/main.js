@@ -1,32 +1,31 @@
-// The page: reads bundle.json, listens to hand and keyboard, asks the worker for frames and shows them.
+// The page: reads bundle.json, asks the worker for frames and shows them.
 
 import { Orbit, cameraOf } from "./camera.js";
+import { listen } from "./gestures.js";
+import { Inputs, Models } from "./panel.js";
 
 const VERSION = 1; // of bundle.json, that this page reads
-const DEGREES_PER_PIXEL = 0.4;
 const REST = 180; // milliseconds without a movement, after which a full frame is drawn
 const FLUENT = 80; // milliseconds that a frame may take while moving, where the resolution is automatic
+const WARM_UP = 500; // milliseconds; models that take longer are not drawn again only to be measured
 const PREVIEW_WIDTHS = [50, 100, 200]; // of the teacher, coarse to fine
 
 const at = (id) => document.getElementById(id);
 const [canvas, status, message, words, bar] = ["view", "status", "message", "words", "progress"].map(at);
 const pen = canvas.getContext("2d");
-const asked = new URLSearchParams(location.search);
 const page = new URL(".", location.href);
 
 let bundle;
 let orbit;
-let artefact;
+let models;
+let inputs;
 let worker;
 let ready = false;
-let busy = false; // the worker is drawing
+let busy = false; // a frame is being drawn
 let dirty = false; // something has changed since it began
-let sharp = false; // the last frame was a full one
+let sharp = false; // it is, or the last one was, a full one
 let movedAt = 0;
-let frame = 0;
-let fullMs = 0; // how long the last full frame took
-let playing = false;
-const values = { time: 0, controls: [] };
+let frames = 0;
 
 /** Show a sentence over the picture; a failure stays, progress has a bar. */
 function say(text, { failed = false, part = null } = {}) {
@@ -37,10 +36,10 @@ function say(text, { failed = false, part = null } = {}) {
   if (part !== null) bar.value = part;
 }
 
-const fail = (text) => {
+function fail(text) {
   status.textContent = "";
   say(text, { failed: true });
-};
+}
 
 /** Read what the bundle holds, or say why it cannot be read. */
 async function readBundle() {
@@ -56,28 +55,32 @@ async function readBundle() {
   return { ...described, base: page.href };
 }
 
-/** Let the worker open the chosen model; a picture that is there stays until the new one comes. */
+/** Open the chosen model; the picture that is there stays until the new one comes. */
 function open() {
-  artefact = bundle.artefacts[Number(at("model").value)];
-  ready = busy = false;
-  fullMs = 0;
-  showFacts();
-  at("runtime").disabled = artefact.input === "server";
-  if (artefact.input === "server") return openServer();
-  say(`Loading ${artefact.name} …`, { part: 0 });
+  const artefact = models.chosen;
+  const server = artefact.input === "server";
   worker?.terminate(); // what it was drawing is of no interest any more
+  ready = busy = false;
+  at("chosen").textContent = artefact.name;
+  at("runtime").disabled = at("resolution").disabled = server;
+  tell([]);
+  if (server) {
+    say("");
+    ready = true;
+    redraw();
+    return;
+  }
+  say(`Loading ${artefact.name} …`, { part: 0 });
   worker = new Worker("worker.js", { type: "module" });
   worker.onmessage = ({ data }) => handlers[data.type](data);
   worker.onerror = () => fail("The page's worker did not start; the browser may be too old.");
-  worker.postMessage({ type: "open", bundle, artefact, wish: at("runtime").value });
+  const trial = cameraOf(bundle, orbit.pose(), artefact.size ? 1 : 0.25);
+  worker.postMessage({ type: "open", bundle, artefact, wish: at("runtime").value, trial });
 }
 
-function openServer() {
-  worker?.terminate();
-  say("");
-  ready = true;
-  status.textContent = "drawn by the server";
-  redraw();
+/** What is worth knowing beside the figures: the scene's licence, and runtimes that were tried and left. */
+function tell(notes) {
+  at("notes").textContent = [bundle.license, ...notes].filter(Boolean).join(" · ");
 }
 
 const handlers = {
@@ -87,30 +90,29 @@ const handlers = {
       part: total ? received / total : 0,
     });
   },
-  ready({ runtime, failures }) {
+  ready({ runtime, notes }) {
     ready = true;
     say("");
+    tell(notes);
     canvas.dataset.runtime = runtime;
-    for (const failure of failures) console.info(failure);
     redraw();
   },
   frame({ width, height, pixels, ms, lookup }) {
     busy = false;
     show(new ImageData(pixels, width, height));
-    const rate = `${ms.toFixed(0)} ms (${Math.round(1000 / ms)} frames/s)`;
-    status.textContent = `${width} × ${height} · ${rate} · ${canvas.dataset.runtime}`;
+    status.textContent = `${width} × ${height} · ${ms.toFixed(0)} ms · ${canvas.dataset.runtime}`;
     Object.assign(canvas.dataset, { ms, lookup });
-    if (sharp) fullMs = ms;
-    if (dirty) request();
+    if (sharp) models.measured(ms);
+    // The first frames are slower than those to come, so a few more are drawn to know how long one takes.
+    if (dirty || (sharp && ms < WARM_UP && models.count < 5)) request();
   },
   failed({ message: text }) {
-    busy = false;
-    ready = false;
+    ready = busy = false;
     fail(text);
   },
 };
 
-/** Put a picture onto the canvas, and note beside it where it was taken. */
+/** Put a picture onto the canvas, and note beside it where and when it was taken. */
 function show(image) {
   if (canvas.width !== image.width || canvas.height !== image.height) {
     [canvas.width, canvas.height] = [image.width, image.height];
@@ -118,15 +120,17 @@ function show(image) {
   if (image instanceof ImageData) pen.putImageData(image, 0, 0);
   else pen.drawImage(image, 0, 0);
   const { azimuth, elevation, radius } = orbit;
-  Object.assign(canvas.dataset, { azimuth, elevation, radius, time: values.time, frame: ++frame, sharp });
+  Object.assign(canvas.dataset, { azimuth, elevation, radius, time: inputs.time, frame: ++frames, sharp });
 }
 
 /** Something has moved: draw, coarsely while it goes on, in full once it rests. */
 function moved() {
   movedAt = performance.now();
   redraw();
-  setTimeout(() => performance.now() - movedAt >= REST - 5 && !sharp && redraw(), REST);
+  setTimeout(() => !moving() && !sharp && redraw(), REST);
 }
+
+const moving = () => performance.now() - movedAt < REST - 5; // timers may be a little early
 
 function redraw() {
   dirty = true;
@@ -136,170 +140,44 @@ function redraw() {
 function request() {
   dirty = false;
   busy = true;
-  const moving = playing || performance.now() - movedAt < REST - 5;
-  const fixed = Boolean(artefact.size); // this graph draws one size only
-  const scale = moving && !fixed ? coarse() : 1;
+  const scale = moving() && !models.chosen.size ? coarse() : 1; // some graphs draw one size only
   sharp = scale === 1;
   const camera = cameraOf(bundle, orbit.pose(), scale);
-  if (artefact.input === "server") return requestServer(camera);
-  worker.postMessage({ type: "draw", id: frame, camera, time: values.time, controls: values.controls });
+  if (models.chosen.input === "server") requestServer(camera);
+  else worker.postMessage({ type: "draw", camera, time: inputs.time, controls: inputs.controls });
 }
 
-/** The share of the full resolution that is drawn while something moves. */
+/** The share of the full resolution, along a side, that is drawn while something moves. */
 function coarse() {
   const wish = at("resolution").value;
   if (wish !== "auto") return Number(wish);
-  return [1, 0.5].find((scale) => fullMs * scale ** 2 <= FLUENT) ?? 0.25;
+  return [1, 0.5].find((scale) => models.frameTime * scale ** 2 <= FLUENT) ?? 0.25;
 }
 
-/** A radiance field is slow: ask the server for ever finer pictures until something moves. */
+/** A radiance field is slow: ask the server for ever finer pictures until something changes. */
 async function requestServer(camera) {
-  const begun = performance.now();
+  const asked = models.chosen;
+  const widths = [...PREVIEW_WIDTHS.filter((width) => width < bundle.image.width), bundle.image.width];
   try {
-    for (const width of PREVIEW_WIDTHS.filter((each) => each <= bundle.image.width)) {
-      const query = new URLSearchParams({ c2w: [...camera.c2w].join(), width });
-      const response = await fetch(new URL(`${artefact.file}?${query}`, page));
-      if (!response.ok) throw new Error(`The server cannot draw the ${artefact.name} (it says ${response.status}).`);
+    for (const width of widths.slice(0, PREVIEW_WIDTHS.length)) {
+      const begin = performance.now();
+      const query = new URLSearchParams({ c2w: camera.c2w.join(), width });
+      const response = await fetch(new URL(`${asked.file}?${query}`, page));
+      if (!response.ok) throw new Error(`The server cannot draw the ${asked.name} (it says ${response.status}).`);
       const bitmap = await createImageBitmap(await response.blob());
+      if (asked !== models.chosen) return; // another model draws by now
       show(bitmap);
-      status.textContent = `${bitmap.width} × ${bitmap.height} · drawn by the server`;
-      if (movedAt > begun) break;
+      const seconds = (performance.now() - begin) / 1000;
+      status.textContent = `${bitmap.width} × ${bitmap.height} · ${seconds.toFixed(1)} s · drawn by the server`;
+      if (dirty) break;
     }
     busy = false;
     if (dirty) request();
   } catch (error) {
+    if (asked !== models.chosen) return;
     busy = false;
     fail(error.message);
   }
-}
-
-/** Size and quality of the chosen model. */
-function showFacts() {
-  const facts = [];
-  if (artefact.bytes) facts.push(`${(artefact.bytes / 1e6).toFixed(2)} MB`);
-  if (artefact.psnr) facts.push(`${artefact.psnr.toFixed(2)} dB`);
-  if (artefact.latency_ms) facts.push(`${artefact.latency_ms.toFixed(0)} ms natively`);
-  if (bundle.license) facts.push(bundle.license);
-  at("facts").textContent = facts.join(" · ");
-}
-
-/** Drag to turn, pinch or wheel to zoom, keys for both. */
-function listen() {
-  const pointers = new Map();
-  let spread = 0;
-  const apart = () => {
-    const [a, b] = [...pointers.values()];
-    return Math.hypot(a.x - b.x, a.y - b.y);
-  };
-  canvas.onpointerdown = (event) => {
-    canvas.setPointerCapture(event.pointerId);
-    pointers.set(event.pointerId, { x: event.clientX, y: event.clientY });
-    if (pointers.size === 2) spread = apart();
-  };
-  canvas.onpointermove = (event) => {
-    const last = pointers.get(event.pointerId);
-    if (!last) return;
-    pointers.set(event.pointerId, { x: event.clientX, y: event.clientY });
-    if (pointers.size === 2) {
-      const now = apart();
-      orbit.zoom(spread / now);
-      spread = now;
-    } else {
-      orbit.turn((last.x - event.clientX) * DEGREES_PER_PIXEL, (event.clientY - last.y) * DEGREES_PER_PIXEL);
-    }
-    moved();
-  };
-  canvas.onpointerup = canvas.onpointercancel = (event) => pointers.delete(event.pointerId);
-  canvas.addEventListener(
-    "wheel",
-    (event) => {
-      event.preventDefault();
-      orbit.zoom(Math.exp(event.deltaY * 0.001));
-      moved();
-    },
-    { passive: false },
-  );
-  const reset = () => {
-    orbit.reset();
-    moved();
-  };
-  canvas.ondblclick = at("reset").onclick = reset;
-  const keys = {
-    ArrowLeft: () => orbit.turn(-5, 0),
-    ArrowRight: () => orbit.turn(5, 0),
-    ArrowUp: () => orbit.turn(0, 5),
-    ArrowDown: () => orbit.turn(0, -5),
-    "+": () => orbit.zoom(0.95),
-    "-": () => orbit.zoom(1 / 0.95),
-    Home: () => orbit.reset(),
-    " ": () => at("play")?.click(),
-  };
-  canvas.onkeydown = (event) => {
-    const act = keys[event.key];
-    if (!act) return;
-    event.preventDefault();
-    act();
-    moved();
-  };
-  at("model").onchange = at("runtime").onchange = open;
-  at("resolution").onchange = redraw;
-}
-
-/** A slider for the time, with a play button, and one for each other control. */
-function makeInputs() {
-  values.controls = bundle.controls.map((control) => control.value);
-  const place = at("inputs");
-  if (bundle.time) {
-    values.time = bundle.time.value;
-    const slider = addSlider("Time", "time", bundle.time, (value) => (values.time = value));
-    const button = Object.assign(document.createElement("button"), { type: "button", id: "play", textContent: "Play" });
-    place.append(button);
-    button.onclick = () => {
-      playing = !playing;
-      button.textContent = playing ? "Pause" : "Play";
-      if (playing) requestAnimationFrame(play);
-      else moved();
-    };
-    let last = 0;
-    const play = (now) => {
-      if (!playing) return;
-      if (last && now - last < 500) {
-        const { min, max } = bundle.time;
-        const next = values.time + ((max - min) * (now - last)) / 4000; // four seconds from end to end
-        values.time = next > max ? min : next;
-        slider.value = values.time;
-        redraw();
-      }
-      last = now;
-      requestAnimationFrame(play);
-    };
-  }
-  bundle.controls.forEach((control, index) =>
-    addSlider(control.name, `control_${index}`, control, (value) => (values.controls[index] = value)),
-  );
-  place.hidden = !place.querySelector("input");
-
-  function addSlider(text, id, { min, max, value }, set) {
-    const label = document.createElement("label");
-    const slider = Object.assign(document.createElement("input"), { type: "range", id, min, max, step: "any" });
-    slider.value = value;
-    slider.oninput = () => {
-      set(Number(slider.value));
-      moved();
-    };
-    label.append(text, slider);
-    place.append(label);
-    return slider;
-  }
-}
-
-/** Choose what the address asks for, such as ?model=fp32&runtime=wasm. */
-function choose() {
-  const picker = at("model");
-  bundle.artefacts.forEach((each, index) => picker.add(new Option(each.name, index)));
-  const index = bundle.artefacts.findIndex((each) => each.name === asked.get("model"));
-  if (index >= 0) picker.value = index;
-  for (const id of ["runtime", "resolution"]) if (asked.has(id)) at(id).value = asked.get(id);
 }
 
 try {
@@ -307,11 +185,24 @@ try {
   bundle = await readBundle();
   document.title = `${bundle.name} · nelf`;
   at("name").textContent = bundle.name;
-  document.querySelector("main").style.background = bundle.background;
+  document.body.style.background = bundle.background;
   orbit = new Orbit(bundle.orbit);
-  choose();
-  makeInputs();
-  listen();
+  // An address may ask for something, such as ?model=fp32&runtime=wasm.
+  const asked = new URLSearchParams(location.search);
+  for (const id of ["runtime", "resolution"]) if (asked.has(id)) at(id).value = asked.get(id);
+  models = new Models(at("models"), bundle.artefacts, asked.get("model"), open);
+  inputs = new Inputs(at("inputs"), bundle, moved);
+  at("runtime").onchange = () => {
+    models.forgetTimes();
+    open();
+  };
+  at("resolution").onchange = redraw;
+  at("panel").open = matchMedia("(min-width: 720px)").matches;
+  listen(canvas, orbit, moved, () => inputs.toggle());
+  at("reset").onclick = () => {
+    orbit.reset();
+    moved();
+  };
   open();
 } catch (error) {
   fail(error.message);

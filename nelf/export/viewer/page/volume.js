@@ -5,7 +5,9 @@
 /** Read a volume file, gzip of little-endian arrays, as bundle.json describes it. */
 export async function readVolume(compressed, about, aabb) {
   const stream = new Blob([compressed]).stream().pipeThrough(new DecompressionStream("gzip"));
-  const content = await new Response(stream).arrayBuffer();
+  const content = await new Response(stream).arrayBuffer().catch(() => {
+    throw new Error(`${about.file}: is not a whole gzip file.`);
+  });
   const [depth, height, width] = about.resolution;
   const corners = depth * height * width;
   const cells = (depth - 1) * (height - 1) * (width - 1);

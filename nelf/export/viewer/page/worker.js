@@ -1,78 +1,113 @@
 // Draws: owns the ONNX session and the volume, so that the page never waits. It answers {type: "draw"} with
-// {type: "frame"}, and tells {type: "progress" | "ready" | "failed"} of what it loads.
+// {type: "frame"}, and tells {type: "progress" | "ready" | "failed"} of what it opens.
 
 import { raysOf } from "./camera.js";
+import { load } from "./files.js";
 import { decoderInputs, readVolume } from "./volume.js";
 
+const FLUENT = 50; // milliseconds for a quarter of the rays along a side; no other runtime need be quicker
+const PATIENCE = 15_000; // milliseconds until WebGPU must have drawn twice; some adapters never do
+const ALIKE = 1e-3; // mean squared difference of colours (30 dB), above which two pictures are not the same
+
 let bundle;
-let ort;
-let session;
 let artefact;
+let model; // content of its file
 let volume;
+let wish; // "webgpu", "wasm" or "auto"
+/** @type {{ort: object, session: object, kind: string}} */
 let runtime;
-const files = new Map(); // what is loaded stays: the picker goes back and forth
 
 onmessage = async ({ data }) => {
   try {
     if (data.type === "open") await open(data);
-    if (data.type === "draw") await draw(data);
+    else await draw(data);
   } catch (error) {
-    postMessage({ type: "failed", during: data.type, message: readable(error) });
+    postMessage({ type: "failed", message: readable(error) });
   }
 };
 
-/** Load an artefact's files and make a session of it on the first runtime that draws. */
-async function open({ bundle: described, artefact: wanted, wish }) {
-  [bundle, artefact, session] = [described, wanted, null];
-  const parts = [artefact.file, artefact.volume?.file].filter(Boolean);
-  const loaded = await Promise.all(parts.map((name) => load(name)));
-  if (artefact.volume) volume = await readVolume(loaded[1], artefact.volume, bundle.aabb);
-  const failures = [];
-  for (const kind of await candidates(wish)) {
-    try {
-      await start(kind, loaded[0]);
-      postMessage({ type: "ready", runtime: label(), failures });
-      return;
-    } catch (error) {
-      failures.push(`${kind}: ${readable(error)}`);
-      session = null;
-    }
+/** Load an artefact's files, and take the runtime that draws it best. */
+async function open(message) {
+  ({ bundle, artefact, wish } = message);
+  const progress = (about) => postMessage({ type: "progress", ...about });
+  const [graph, packed] = await Promise.all([
+    load(bundle.base, artefact.file, artefact.sha256, progress),
+    artefact.volume && load(bundle.base, artefact.volume.file, null, progress),
+  ]);
+  model = graph;
+  if (packed) volume = await readVolume(packed, artefact.volume, bundle.aabb);
+  const adapter = wish === "wasm" ? null : await navigator.gpu?.requestAdapter().catch(() => null);
+  let refusal = null;
+  if (wish === "webgpu") {
+    if (!adapter) throw new Error("This browser offers no WebGPU adapter; choose WASM or automatic.");
+    runtime = await start("webgpu");
+  } else {
+    if (adapter) refusal = await tryWebGPU(message.trial).catch(readable);
+    if (refusal || !adapter) runtime = await start("wasm");
   }
-  throw new Error(`${artefact.file}: no runtime can draw it. ${failures.join(" ")}`);
+  ready(refusal);
 }
 
-/** The runtimes worth trying, the wished one first. */
-async function candidates(wish) {
-  if (wish === "wasm") return ["wasm"];
-  const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
-  if (wish === "webgpu" && !adapter) throw new Error("This browser offers no WebGPU adapter; choose WASM or automatic.");
-  return adapter ? ["webgpu", "wasm"] : ["wasm"];
+/**
+ * Begin with WebGPU, and draw a small picture with it and without: drivers exist that draw another one, or never.
+ * @returns {Promise<string | null>} why it is not to be used, if so
+ */
+async function tryWebGPU(trial) {
+  const times = [bundle.time?.value ?? 0, bundle.controls.map((control) => control.value)];
+  const attempt = await within(PATIENCE, async () => {
+    const gpu = await start("webgpu");
+    await network(gpu, trial, ...times); // compiles
+    return { gpu, drawn: await network(gpu, trial, ...times) };
+  });
+  if (!attempt) return "it does not come to an end";
+  const plain = await start("wasm", "webgpu"); // the same build, so no second download
+  const expected = await network(plain, trial, ...times);
+  plain.session.release();
+  const { gpu, drawn } = attempt;
+  const error = expected.rgb.reduce((sum, value, i) => sum + (value - drawn.rgb[i]) ** 2, 0) / expected.rgb.length;
+  if (!(error < ALIKE)) return "it draws something else";
+  if (drawn.ms > FLUENT && drawn.ms > expected.ms) {
+    return `it is slower here (a small picture takes ${drawn.ms.toFixed(0)} ms, with WASM ${expected.ms.toFixed(0)})`;
+  }
+  runtime = gpu;
+  return null;
 }
 
-/** Make a session, and draw once: some adapters only fail then. */
-async function start(kind, model) {
+/** The result of an action, or null where it takes too long. */
+function within(limit, act) {
+  return Promise.race([act(), new Promise((resolve) => setTimeout(() => resolve(null), limit))]);
+}
+
+/** Make a session on a runtime, of the build of that name or of another one that has it too. */
+async function start(kind, build = kind) {
   const base = new URL("./runtime/", self.location.href).href;
-  ort = await import(`${base}ort.${kind}.min.mjs`);
+  const ort = await import(`${base}ort.${build}.min.mjs`).catch(() => {
+    throw new Error(`runtime/ort.${build}.min.mjs: is missing beside the page.`);
+  });
   ort.env.wasm.wasmPaths = base;
   ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1;
-  ort.env.logLevel = "error";
-  session = await ort.InferenceSession.create(model, { executionProviders: [kind], graphOptimizationLevel: "all" });
-  runtime = kind;
-  const block = bundle.sr_factor;
-  const [width, height] = artefact.size ?? [4 * block, 4 * block];
-  const c2w = new Float32Array([1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 4]);
-  const camera = { c2w, width, height, fx: width, fy: width, cx: width / 2, cy: height / 2 };
-  await network(camera, bundle.time?.value ?? 0, bundle.controls.map((control) => control.value));
+  const options = { executionProviders: [kind], logSeverityLevel: 3 };
+  const session = await ort.InferenceSession.create(model, options).catch((error) => {
+    throw new Error(`${artefact.file}: cannot be opened with ${kind}. ${readable(error)}`);
+  });
+  return { ort, session, kind };
 }
 
-const label = () =>
-  runtime === "webgpu" ? "WebGPU" : `WASM, ${ort.env.wasm.numThreads} thread${ort.env.wasm.numThreads > 1 ? "s" : ""}`;
+/** Tell the page with what it draws, and why not with WebGPU where that was tried. */
+function ready(refusal) {
+  const threads = runtime.ort.env.wasm.numThreads;
+  const label = runtime.kind === "webgpu" ? "WebGPU" : `WASM, ${threads} thread${threads > 1 ? "s" : ""}`;
+  postMessage({ type: "ready", runtime: label, notes: refusal ? [`WebGPU is not used: ${refusal}`] : [] });
+}
 
 /** Draw one frame and hand its pixels over. */
-async function draw({ id, camera, time, controls }) {
-  if (!session) return;
-  const begin = performance.now();
-  const { rgb, lookup } = await network(camera, time, controls);
+async function draw({ camera, time, controls }) {
+  const { rgb, lookup, begin } = await network(runtime, camera, time, controls).catch(async (error) => {
+    if (runtime.kind !== "webgpu" || wish === "webgpu") throw error;
+    runtime = await start("wasm"); // adapters are taken away, and their memory ends
+    ready(readable(error));
+    return network(runtime, camera, time, controls);
+  });
   const { width, height } = camera;
   const pixels = new Uint8ClampedArray(4 * width * height);
   const plane = width * height;
@@ -82,42 +117,39 @@ async function draw({ id, camera, time, controls }) {
     pixels[4 * i + 2] = 255 * rgb[2 * plane + i];
     pixels[4 * i + 3] = 255;
   }
-  const message = { type: "frame", id, width, height, pixels, ms: performance.now() - begin, lookup };
+  const message = { type: "frame", width, height, pixels, ms: performance.now() - begin, lookup };
   postMessage(message, [pixels.buffer]);
 }
 
-/** Inputs for a camera, then the graph; gives rgb (3, H, W) and the milliseconds spent before the graph. */
-async function network(camera, time, controls) {
+/** Inputs for a camera, then the graph: rgb (3, H, W), when it began, and the milliseconds of both and of the first. */
+async function network({ ort, session }, camera, time, controls) {
   const begin = performance.now();
-  const feeds = inputs(camera);
+  const feeds = inputs(ort, session, camera);
   const lookup = performance.now() - begin;
   if (session.inputNames.includes("time")) feeds.time = new ort.Tensor("float32", [time], [1]);
   if (session.inputNames.includes("controls")) {
     feeds.controls = new ort.Tensor("float32", controls, [1, controls.length]);
   }
   const { rgb } = await session.run(feeds);
-  return { rgb: await rgb.getData(), lookup };
+  return { rgb: await rgb.getData(), begin, lookup, ms: performance.now() - begin };
 }
 
 /** The inputs of the artefact's kind, see nelf/export/inputs.py. */
-function inputs(camera) {
-  if (artefact.input === "pose") return { c2w: new ort.Tensor("float32", camera.c2w, [1, 3, 4]) };
+function inputs(ort, session, camera) {
+  const tensor = (data, ...shape) => new ort.Tensor("float32", data, shape);
+  if (artefact.input === "pose") return { c2w: tensor(camera.c2w, 1, 3, 4) };
   const rays = raysOf(camera, bundle.sr_factor);
   const { width, height } = rays;
   if (artefact.input === "features") {
-    const features = decoderInputs(volume, rays);
-    return { features: new ort.Tensor("float32", features, [1, volume.channels + 17, height, width]) };
+    return { features: tensor(decoderInputs(volume, rays), 1, volume.channels + 17, height, width) };
   }
   if (artefact.input === "points") {
     const channels = session.inputMetadata[0].shape[1];
-    return { points: new ort.Tensor("float32", pointsOf(rays, channels / 3), [1, channels, height, width]) };
+    return { points: tensor(pointsOf(rays, channels / 3), 1, channels, height, width) };
   }
   const origins = new Float32Array(3 * width * height);
   for (let i = 0; i < origins.length; i++) origins[i] = rays.origin[i % 3];
-  return {
-    rays_o: new ort.Tensor("float32", origins, [1, height, width, 3]),
-    rays_d: new ort.Tensor("float32", rays.directions, [1, height, width, 3]),
-  };
+  return { rays_o: tensor(origins, 1, height, width, 3), rays_d: tensor(rays.directions, 1, height, width, 3) };
 }
 
 /** Points on rays, linear from near to far; channel point * 3 + coordinate. */
@@ -132,36 +164,6 @@ function pointsOf({ width, height, origin, directions }, points) {
     }
   }
   return out;
-}
-
-/** Fetch a file of the bundle, and tell how far it is. */
-async function load(name) {
-  if (files.has(name)) return files.get(name);
-  let response;
-  try {
-    response = await fetch(new URL(name, bundle.base));
-  } catch {
-    throw new Error(`${name}: the server does not answer.`);
-  }
-  if (!response.ok) throw new Error(`${name}: is missing from the bundle (the server says ${response.status}).`);
-  const total = Number(response.headers.get("Content-Length")) || 0;
-  const chunks = [];
-  let received = 0;
-  for (const reader = response.body.getReader(); ; ) {
-    const { done, value } = await reader.read();
-    if (done) break;
-    chunks.push(value);
-    received += value.length;
-    postMessage({ type: "progress", name, received, total });
-  }
-  const content = new Uint8Array(received);
-  let at = 0;
-  for (const chunk of chunks) {
-    content.set(chunk, at);
-    at += chunk.length;
-  }
-  files.set(name, content);
-  return content;
 }
 
 /** What to show of an error: ONNX Runtime throws numbers when memory ends. */

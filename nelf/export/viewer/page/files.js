@@ -1,0 +1,40 @@
+// Files of a bundle: fetched with progress, and checked.
+
+/**
+ * Fetch a file.
+ * @param {string} base address of the bundle
+ * @param {string} name
+ * @param {string | null} sha256 of its content, where it is known
+ * @param {(about: {name: string, received: number, total: number}) => void} progress total is 0 where it is unknown
+ * @returns {Promise<Uint8Array>}
+ */
+export async function load(base, name, sha256, progress) {
+  const response = await fetch(new URL(name, base)).catch(() => {
+    throw new Error(`${name}: the server does not answer.`);
+  });
+  if (!response.ok) throw new Error(`${name}: is missing from the bundle (the server says ${response.status}).`);
+  const total = Number(response.headers.get("Content-Length")) || 0;
+  const chunks = [];
+  let received = 0;
+  for (const reader = response.body.getReader(); ; ) {
+    const { done, value } = await reader.read().catch(() => {
+      throw new Error(`${name}: the connection broke off. Load the page again.`);
+    });
+    if (done) break;
+    chunks.push(value);
+    received += value.length;
+    progress({ name, received, total });
+  }
+  const content = new Uint8Array(await new Blob(chunks).arrayBuffer());
+  // Only pages of this machine and of https hosts may compute digests.
+  if (sha256 && self.crypto.subtle && (await digest(content)) !== sha256) {
+    throw new Error(`${name}: is damaged, or not the file that bundle.json describes.`);
+  }
+  return content;
+}
+
+/** SHA-256 in hexadecimal digits. */
+async function digest(content) {
+  const bytes = new Uint8Array(await self.crypto.subtle.digest("SHA-256", content));
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}

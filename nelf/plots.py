@@ -15,6 +15,7 @@ __all__ = ["curves_svg", "pareto_front", "sparsity_svg", "trade_off_svg"]
 _GREY = "#868e99"
 _BLUE = "#3d82e8"
 _ORANGE = "#e8853d"
+_NAMED = 6  # points; the names of more would cover each other
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -38,7 +39,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def trade_off_svg(points: Sequence[tuple[str, float, float]], cost: str) -> str:
-    """Draw PSNR over a cost, with the Pareto front.
+    """Draw PSNR over a cost, with the Pareto front; of many points only those on it are named.
 
     Args:
         points: (name, cost > 0, PSNR in dB) of each artefact.
@@ -62,7 +63,8 @@ def trade_off_svg(points: Sequence[tuple[str, float, float]], cost: str) -> str:
     axes.set_xlim(centre / reach, centre * reach)
     axes.margins(y=0.22)
     # Neighbours get their names above and below in turn, so that they do not cover each other.
-    for place, index in enumerate(sorted(range(len(points)), key=costs.__getitem__)):
+    named = range(len(points)) if len(points) <= _NAMED else front
+    for place, index in enumerate(sorted(named, key=costs.__getitem__)):
         above = place % 2 == 0
         axes.annotate(
             points[index][0],

@@ -25,6 +25,7 @@ from nelf.plots import curves_svg, trade_off_svg
 __all__ = ["Comparison", "comparisons", "write_report"]
 
 _EMBED_BYTES = 8 * 2**20
+_FEW = 4  # rows
 _PICTURE_WIDTH = 400  # an overview; what is lost by it is shown by the crop below it
 
 
@@ -103,6 +104,7 @@ def write_report(
     subject: str | None = None,
     video: str | os.PathLike[str] | None = None,
     curves: Mapping[str, str | os.PathLike[str]] | None = None,
+    plots: Mapping[str, str | os.PathLike[str]] | None = None,
     meta: Mapping[str, Any] | None = None,
 ) -> dict[str, Path]:
     """Write ``report.json``, ``report.md`` and ``report.html``, each whole or not at all.
@@ -121,6 +123,7 @@ def write_report(
         subject: name of the row whose figures stand at the top; the last row if None.
         video: an mp4, embedded up to 8 MB; above, the GIF beside it, and if that is too large too, a link.
         curves: name of a training -> the ``metrics.csv`` of its CSV logger, for plots of its PSNR.
+        plots: words -> an SVG file, to stand beside those of quality against cost.
         meta: what else should be known (scene, machine, command, threads ...), shown as it is.
 
     Returns:
@@ -142,7 +145,7 @@ def write_report(
         columns=1 + max((len(view.predictions) for view in pictures), default=0),
         sections="\n".join(
             [
-                *_section("Quality against cost", _trade_offs(table)),
+                *_section("Quality against cost", _trade_offs(table, plots or {})),
                 *_section("Test views", [_html_view(view) for view in pictures]),
                 *_section("Around the scene", _html_video(video, Path(folder))),
                 *_section("Training", _html_curves(curves or {})),
@@ -275,15 +278,20 @@ def _section(title: str, parts: list[str]) -> list[str]:
     return [f"<h2>{title}</h2>", *parts] if parts else []
 
 
-def _trade_offs(rows: list[dict[str, Any]]) -> list[str]:
-    """Plot quality against latency and against size, where at least two rows have both."""
+def _trade_offs(rows: list[dict[str, Any]], more: Mapping[str, str | os.PathLike[str]]) -> list[str]:
+    """Plot quality against latency and against size, where at least two rows have both; then the plots that are there.
+
+    Beside many others the first row, what all were made from, would press them into a corner.
+    """
     plots = []
+    shown = rows[1:] if len(rows) > _FEW else rows
     for key, label, scale in (("latency_ms", "ms per view", 1.0), ("bytes", "size in MB", 1e-6)):
-        points = [(row["name"], row[key] * scale, row["psnr"]) for row in rows if row.get(key) and row.get("psnr")]
+        points = [(row["name"], row[key] * scale, row["psnr"]) for row in shown if row.get(key) and row.get("psnr")]
         if len(points) > 1:
             plots.append(
                 _html_plot(trade_off_svg(points, label), f"PSNR against {label}; the line is the Pareto front")
             )
+    plots += [_html_plot(Path(path).read_text(encoding="utf-8"), words) for words, path in more.items()]
     return [f'<div class="plots">{"".join(plots)}</div>'] if plots else []
 
 

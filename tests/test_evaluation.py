@@ -222,3 +222,23 @@ def test_video_of_nothing_or_of_nan_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="frame 2"):
         evaluation.orbit_video(Shifted(split, nan_at=2), list(range(5)), tmp_path / "orbit")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_latencies_are_medians_of_calls_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that each model moves on: slow takes 3 s, fast takes 1 s, the first call of each a minute more."""
+    clock, calls = [0.0], []
+
+    class Model:
+        def __init__(self, name: str, seconds: float) -> None:
+            self.name, self.seconds = name, seconds
+
+        def render(self, camera: int) -> Rendering:
+            clock[0] += self.seconds + (60 if (self.name, 10) not in calls else 0)
+            calls.append((self.name, camera))
+            return Rendering(torch.zeros(2, 2, 3))
+
+    monkeypatch.setattr(evaluation.time, "perf_counter", lambda: clock[0])
+    found = evaluation.latencies({"slow": Model("slow", 3), "fast": Model("fast", 1)}, [10, 11], rounds=4)
+    assert found == {"slow": 3, "fast": 1}
+    assert calls[:4] == [("slow", 10), ("fast", 10), ("slow", 11), ("fast", 11)]
+    assert len(calls) == 10

@@ -6,7 +6,6 @@ from copy import deepcopy
 from typing import NamedTuple
 
 import torch
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nelf.compression.fold import fold_batch_norm
@@ -46,10 +45,10 @@ def optimize_for_inference(network: LightField) -> Optimized:
     changes = [f"folded {norms} batch norms"] if norms else []
     device = fast.near.device
     low = fast.low_precision and multiplies_bfloat16(device)
-    for part in (module for module in fast.children() if isinstance(module, nn.Module)):
+    for part in fast.children():
         part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if low:
             part.to(torch.bfloat16)
     changes.append("channels last")
-    changes.append(f"bfloat16 on {device.type}" if low else f"float32, as {device.type} has no fast bfloat16")
+    changes.append("bfloat16" if low else "float32")
     return Optimized(fast, tuple(changes))

@@ -70,8 +70,8 @@ class GridR2L(LightField):
 
     Measured on lego's own 100 views at 200 pixels (test views, equal steps): features side by side, as MobileR2L's
     points are, 20.5 dB where composited ones reach 21.4; blocks of 4 x 4 pixels 24.8 where 2 x 2 reach 26.5 in half
-    the steps; without carving 26.2; 16 features 26.8 and width 48 26.7, both slower. In five minutes of training: 96 points
-    28.7 dB, 72 points 28.6 and a fifth less time a view.
+    the steps; without carving 26.2; 16 features 26.8 and width 48 26.7, both slower. In five minutes of training 96
+    points give 28.7 dB, 72 points 28.6 and a fifth less time a view.
 
     Args:
         width: channels of head and body.

@@ -79,6 +79,7 @@ def report(run: Run, *, frames: int = 60) -> dict[str, Any]:
         subject=subject["name"],
         video=videos.get(subject["name"]),
         curves=curves,
+        plots=_pruning_plot(run),
         meta=_circumstances(scene),
     )
     return subject
@@ -168,6 +169,12 @@ def _shown(models: list[Artefact]) -> list[str]:
     return [each.name for each in models if each.name in ("teacher", "student", *last.values())]
 
 
+def _pruning_plot(run: Run) -> dict[str, Path]:
+    """The plot of stage prune by its caption, if that stage is done."""
+    folder = run.find("prune")
+    return {"PSNR against sparsity, validation views": folder / "pruning.svg"} if folder else {}
+
+
 def _slug(name: str) -> str:
     """A folder for a model's pictures."""
     return re.sub(r"[^\w.-]+", "_", name).strip("_")
@@ -197,7 +204,7 @@ def _circumstances(scene: Scene) -> dict[str, Any]:
     """What the figures depend on beside the models."""
     return {
         "scene": scene.name,
-        "licence": scene.license,
+        **({"licence": scene.license} if scene.license else {}),
         "test views": len(scene.test),
         "image": f"{scene.test.camera.width} x {scene.test.camera.height}",
         "processor": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",

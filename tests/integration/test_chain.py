@@ -19,9 +19,9 @@ def test_one_command_from_a_scene_to_a_report(scripts) -> None:
     printed = scripts.run(command)
     out = scripts.folder / "out"
     report = json.loads((out / "report.json").read_text())
-    assert [row["name"] for row in report["rows"]] == ["teacher", "student"]
-    for row in report["rows"]:
-        assert {"psnr", "ssim", "parameters", "bytes", "latency_ms", "peak_memory_mb"} <= set(row)
+    assert [row["name"] for row in report["rows"]] == ["teacher", "student", "student, optimised"]
+    for row in report["rows"][:2]:
+        assert {"psnr", "ssim", "parameters", "nonzero", "macs", "bytes", "latency_ms", "peak_memory_mb"} <= set(row)
         assert row["bytes"] == (out / row["name"] / "model.safetensors").stat().st_size
         assert 100 < row["peak_memory_mb"] < 4000
     for words in ("out/report.html", "student_orbit.mp4", "out/student/model.safetensors"):
@@ -53,6 +53,32 @@ def test_one_command_from_a_scene_to_a_report(scripts) -> None:
     refused = scripts.run(["distill", "run=out", "model.width=8"], code=2)
     assert "student: was trained with another network: model.width was 16 and is 8" in refused
     assert (out / "student" / "model.safetensors").is_file()
+
+
+def test_an_existing_run_is_compressed_and_exported(scripts) -> None:
+    scripts.run(scripts.distill("run=out", "trainer.max_steps=8", "stages=[teacher,pseudo,student]"))
+    out = scripts.folder / "out"
+    trained = (out / "student" / "model.safetensors").stat().st_mtime_ns
+    options = {
+        "prune": {"amount": 0.5, "rounds": 2, "max_steps": 2, "structured_ratio": 0.5, "structured_max_steps": 2},
+        "quantize": {"views": 2, "qat_steps": 2},
+        "export": {"calibration_views": 2},
+    }
+    settings = [f"stage.{stage}.{key}={value}" for stage, keys in options.items() for key, value in keys.items()]
+    command = ["distill", "run=out", "stages=[prune,quantize,export,report]", "stage.report.frames=0", *settings]
+    scripts.run(command)
+    assert (out / "student" / "model.safetensors").stat().st_mtime_ns == trained
+    rows = {row["name"]: row for row in json.loads((out / "report.json").read_text())["rows"]}
+    assert list(rows)[:5] == ["teacher", "student", "student, optimised", "pruned 29.3 %", "pruned 50 %"]
+    assert {"structured 50 %", "fp16", "bf16", "int8 per tensor", "int8 static", "int8 QAT"} < set(rows)
+    assert {"onnx fp32", "onnx fp16", "onnx int8 static", "onnx int8 QAT", "onnx structured 50 %"} < set(rows)
+    assert all(row["psnr"] > 0 and row["latency_ms"] > 0 for row in rows.values())
+    assert rows["pruned 50 %"]["sparsity"] == pytest.approx(0.5, abs=1e-3)
+    assert rows["pruned 50 %"]["nonzero"] < rows["student"]["nonzero"]
+    assert rows["structured 50 %"]["parameters"] < 0.5 * rows["student"]["parameters"]
+    assert rows["onnx fp32"]["psnr"] == pytest.approx(rows["student"]["psnr"], abs=1e-3)
+    assert rows["onnx fp32"]["delta_db"] == rows["onnx fp32"]["psnr"] - rows["student"]["psnr"]
+    assert scripts.run(command).count(": done, out/") == 4
 
 
 def test_a_single_training_ends_with_test_metrics(scripts) -> None:

@@ -71,6 +71,11 @@ class Server(ThreadingHTTPServer):
                 f"port {port}: cannot be listened on ({error.strerror}). Choose another with --port."
             ) from None
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A page that is left before its answer has come is no error; everything else keeps its traceback."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
     @property
     def address(self) -> str:
         """Where the page is."""

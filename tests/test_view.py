@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import shutil
+import socket
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,6 +122,17 @@ def test_the_teacher_is_drawn_as_asked(server, run) -> None:
 @pytest.mark.parametrize("query", ["", "?c2w=1,2&width=8", "?c2w=" + ",".join(["nan"] * 12) + "&width=8", "?width=x"])
 def test_a_senseless_camera_is_refused(server, query: str) -> None:
     assert get(server, "/teacher.png" + query)[0] == 400
+
+
+def test_a_page_that_is_left_early_leaves_no_traceback(server, run, capfd) -> None:
+    (run / "export" / "model.onnx").write_bytes(bytes(50_000_000))  # more than any socket holds
+    with socket.create_connection(server.server_address[:2]) as connection:
+        connection.sendall(b"GET /model.onnx HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        connection.recv(1000)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # ends at once
+    assert get(server, "/")[0] == 200
+    server.shutdown()
+    assert capfd.readouterr().err == ""
 
 
 def test_a_run_without_a_bundle_ends_in_one_line(tmp_path, capsys) -> None:

@@ -20,6 +20,7 @@ from nelf.export.graph import exact, half_weights, onnx
 from nelf.export.inputs import KINDS, Kind, check_kind, feed_of, kinds_of
 from nelf.export.int8 import quantize_dynamic, quantize_static
 from nelf.export.runtime import ExportedLightField, load
+from nelf.export.viewer import page_files, write
 from nelf.interop.mobile_r2l import save_tar
 from nelf.lightfields import GridR2L, LightField, MobileR2L
 from nelf.run import Run, read_json, write_json
@@ -40,6 +41,7 @@ def export(
     calibration_views: int = 16,
     tolerance: float = 1e-4,
     tar: bool = False,
+    viewer: bool = False,
 ) -> dict[str, Any]:
     """Export the student, and its pruned versions where they are, into the bundle ``export/``.
 
@@ -56,6 +58,7 @@ def export(
         calibration_views: of the pseudo set, for ``int8 static``.
         tolerance: largest difference of a colour between a 32-bit graph and its network, on all test views.
         tar: write a checkpoint of MobileR2L's own code, too.
+        viewer: put the page and its runtime into the bundle, which any static host then serves as it is.
 
     Returns:
         ``max_abs_error`` of the student's graph, and ``artefacts``: how many.
@@ -117,6 +120,8 @@ def export(
     _measure(folder, scene, entries)
     write_bundle(folder, scene, student, entries)
     write_json(folder / "artefacts.json", [_row(entry) for entry in entries])
+    if viewer:
+        print(f"export: {write(folder)}", flush=True)
     return {"max_abs_error": entries[0]["max_abs_error"], "artefacts": len(entries)}
 
 
@@ -137,6 +142,8 @@ def check(run: Run) -> None:
         check_kind(run.system().network, kind)
     if options["tar"] and not isinstance(run.system().network, MobileR2L):
         raise UserError("stage.export.tar: only mobile_r2l has a checkpoint of its authors' code.")
+    if options["viewer"]:
+        page_files()  # its runtime may have to be fetched
     if options["calibration_views"] < 1:
         raise UserError(f"stage.export.calibration_views: is {options['calibration_views']}; allowed: 1 or more.")
 

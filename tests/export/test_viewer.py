@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +22,21 @@ from nelf.cameras import Camera
 from nelf.errors import UserError
 from nelf.export.bundle import artefact, read_bundle, write_bundle
 from nelf.export.graph import exact
+from nelf.export.viewer import write
 from nelf.export.viewer.runtime import runtime_folder
 from nelf.view import Server
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+FLAGS = ["--no-sandbox", "--disable-background-networking", "--disable-component-update"]
+
+
+SOFTWARE_WEBGPU = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def launch() -> Iterator[Callable[..., Any]]:
+    """Starts a browser with some flags; all of them end with the module."""
     executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if executable is None:
         pytest.skip("no browser is here: install chromium")
@@ -38,15 +46,20 @@ def browser() -> Iterator[Any]:
         pytest.skip(str(error))
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=executable, args=FLAGS)
-        yield opened
-        opened.close()
+        yield lambda *flags: playwright.chromium.launch(executable_path=executable, args=[*FLAGS, *flags])
+
+
+@pytest.fixture(scope="module")
+def browser(launch) -> Iterator[Any]:
+    opened = launch("--disable-gpu")
+    yield opened
+    opened.close()
 
 
 class Tab:
     """A page on a bundle, with all that it asked for and complained about."""
 
-    def __init__(self, page: Any, server: Server) -> None:
+    def __init__(self, page: Any, server: Any) -> None:
         self.page, self.server = page, server
         self.complaints: list[str] = []
         self.requests: list[str] = []
@@ -246,3 +259,110 @@ def test_a_browser_without_webgpu_says_so_and_draws_with_wasm(tab, bundles) -> N
     opened.drawn()
     assert opened.page.is_hidden("#message")
     assert "WASM" in opened.page.inner_text("#status")
+
+
+def test_the_table_of_models_tells_size_quality_and_time(tab, bundles, tmp_path) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundles["points"].path.parent, folder)
+    about = json.loads((folder / "bundle.json").read_text())
+    first = about["artefacts"][0] | {"bytes": 2_345_678, "psnr": 28.473}
+    about["artefacts"] = [first, first | {"name": "again", "psnr": None}]
+    (folder / "bundle.json").write_text(json.dumps(about))
+    opened = tab(folder).go("?model=again").drawn()
+    rows = opened.page.locator("#models tr")
+    assert opened.page.inner_text("#chosen") == "again"
+    assert rows.nth(0).inner_text().split("\t") == ["fp32", "2.3 MB", "28.47 dB", "–"]
+    opened.page.wait_for_function("/^[0-9]+ ms$/.test(document.querySelectorAll('#models td')[7].textContent)")
+    assert rows.nth(1).inner_text().split("\t")[:3] == ["again", "2.3 MB", "–"]
+    opened.page.get_by_label("again").press("ArrowUp")  # as in any group of radio buttons
+    opened.page.wait_for_function("/^[0-9]+ ms$/.test(document.querySelectorAll('#models td')[3].textContent)")
+    assert opened.page.inner_text("#chosen") == "fp32"
+    assert opened.complaints == []
+
+
+def test_fewer_rays_are_drawn_while_it_moves(tab, bundles) -> None:
+    opened = tab(bundles["points"].path.parent).go("?resolution=0.5").drawn()
+    opened.page.mouse.move(400, 250)
+    opened.page.mouse.down()
+    opened.page.mouse.move(420, 250)
+    opened.page.wait_for_function("document.getElementById('view').width === 8")
+    opened.drawn("document.getElementById('view').width === 16")
+
+
+@pytest.fixture
+def plain_host(tmp_path, bundles) -> Iterator[ThreadingHTTPServer]:
+    """A host that knows nothing of nelf, and has the bundle in a folder of its own."""
+    shutil.copytree(bundles["features"].path.parent, tmp_path / "host" / "scenes" / "lego")
+    write(tmp_path / "host" / "scenes" / "lego")
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path / "host")))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_any_static_host_serves_the_folder(browser, plain_host, tab, bundles) -> None:
+    page = browser.new_page()
+    opened = Tab(page, plain_host)
+    address = f"http://127.0.0.1:{plain_host.server_address[1]}/"
+    page.goto(address + "scenes/lego/")
+    opened.drawn()
+    assert opened.data["runtime"] == "WASM, 1 thread"  # memory is shared only where the host says so
+    assert opened.complaints == []
+    assert all(url.startswith((address, "data:", "blob:")) for url in opened.requests)
+    there = tab(bundles["features"].path.parent).go().drawn()
+    assert np.array_equal(opened.pixels(), there.pixels())
+    page.close()
+
+
+def test_a_phone_has_the_picture_and_two_fingers_zoom(browser, tab, bundles) -> None:
+    opened = tab(bundles["points"].path.parent)
+    context = browser.new_context(viewport={"width": 360, "height": 640}, has_touch=True, color_scheme="dark")
+    page = context.new_page()
+    page.goto(opened.server.address)
+    phone = Tab(page, opened.server).drawn()
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    assert page.locator("#panel").bounding_box()["height"] < 64  # closed at first
+    before = float(phone.data["radius"])
+    fingers = context.new_cdp_session(page)
+    for kind, gap in (("touchStart", 60), ("touchMove", 61), ("touchMove", 60.5)):
+        points = [{"x": 180 - gap / 2, "y": 300, "id": 0}, {"x": 180 + gap / 2, "y": 300, "id": 1}]
+        fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    fingers.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    phone.drawn(f"d.radius !== '{before}'")
+    assert float(phone.data["radius"]) == pytest.approx(before * 60 / 60.5, rel=1e-3)
+    card = page.locator("#panel").evaluate("each => getComputedStyle(each).backgroundColor")
+    assert sum(map(float, re.findall(r"[\d.]+", card)[:3])) < 200  # dark
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def software_gpu(launch) -> Iterator[Any]:
+    """A browser whose WebGPU is computed by the processor, slowly."""
+    opened = launch(*SOFTWARE_WEBGPU)
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize("name", ["features", "points"])
+def test_webgpu_draws_what_wasm_draws(software_gpu, tab, bundles, name: str) -> None:
+    server = tab(bundles[name].path.parent).server
+    page = software_gpu.new_page()
+    page.set_default_timeout(60_000)
+    opened = Tab(page, server).go("?runtime=wasm").drawn()
+    if not page.evaluate("navigator.gpu?.requestAdapter().then(Boolean)"):
+        pytest.skip("this browser has no WebGPU adapter")
+    expected = opened.pixels().astype(int)
+    opened.go("?runtime=webgpu").drawn()
+    assert opened.data["runtime"] == "WebGPU"
+    assert np.abs(opened.pixels() - expected).max() <= 1
+    opened.go().drawn()  # by trying: either is right
+    assert np.abs(opened.pixels() - expected).max() <= 1
+    if opened.data["runtime"] != "WebGPU":
+        assert "WebGPU is not used: it is slower here" in page.text_content("#notes")
+    assert opened.complaints == []
+    page.close()

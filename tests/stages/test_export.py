@@ -12,6 +12,7 @@ import torch
 from omegaconf import OmegaConf
 
 import nelf
+import nelf.export.viewer
 from nelf import cli, weights
 from nelf.compression.fold import fold_batch_norm
 from nelf.compression.quantization import calibrate, quantize_network
@@ -88,6 +89,28 @@ def test_every_network_of_a_run_is_exported_and_drawn(prepared: Path, tiny_scene
     artefacts = json.loads((folder / "artefacts.json").read_text())
     assert [each["name"] for each in artefacts] == [f"onnx {name}" for name in names]
     assert all((folder / each["file"]).is_file() for each in artefacts)
+
+
+def test_a_bundle_with_the_viewer_is_a_page(tmp_path, prepared: Path, tiny_scene: Path, monkeypatch) -> None:
+    (tmp_path / "runtime").mkdir()
+    (tmp_path / "runtime" / "ort.wasm.min.mjs").write_text("export {}")
+    monkeypatch.setattr(nelf.export.viewer, "runtime_folder", lambda: tmp_path / "runtime")
+    root = tmp_path / "run"
+    shutil.copytree(prepared, root, ignore=shutil.ignore_patterns("export"))
+    run = run_in(root, tiny_scene, "stage.export.viewer=true", "stage.export.precisions=[fp32]")
+    run.do("export", cli.build(run.config["stage"]["export"]))
+    assert (root / "export" / "index.html").read_text().startswith("<!doctype html>")
+    assert (root / "export" / "runtime" / "ort.wasm.min.mjs").is_file()
+    assert (root / "export" / "bundle.json").is_file()
+
+
+def test_a_viewer_whose_runtime_is_not_to_be_had_is_refused_first(tmp_path, tiny_scene, monkeypatch) -> None:
+    def missing() -> Path:
+        raise UserError("viewer: npm is not installed.")
+
+    monkeypatch.setattr(nelf.export.viewer, "runtime_folder", missing)
+    with pytest.raises(UserError, match="npm is not installed"):
+        check(run_in(tmp_path, tiny_scene, "stage.export.viewer=true"))
 
 
 @pytest.mark.parametrize(

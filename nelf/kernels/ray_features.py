@@ -22,7 +22,11 @@ from nelf.kernels import backend_for
 __all__ = ["RayFeatures", "intersect_aabb", "ray_features", "ray_features_reference"]
 
 MIN_TRANSMITTANCE = 1e-2
-"""A ray ends once less light is left. Against 1e-3 that costs 0.002 dB on lego and saves an eighth of the lookup."""
+"""A ray ends once less light is left. Against 1e-3 that costs 0.002 dB on lego and saves an eighth of the lookup.
+
+What reaches a point fades out between twice this and this, and so does optical depth above ``min_tau``: a hard end
+would turn the last digit of a sum, which differs between backends and exported graphs, into a visible step.
+"""
 
 
 class RayFeatures(NamedTuple):
@@ -78,7 +82,8 @@ def ray_features(
         jitter: (N,) in [0, 1), where in its step the points of each ray lie; 0.5 is the middle.
         points: P, points per ray.
         density_scale: density per scene unit that a softplus of one stands for.
-        min_tau: a point of smaller optical depth is empty, which saves the lookup of its features.
+        min_tau: a point of smaller optical depth is empty, which saves the lookup of its features; from there to
+            twice as much it fades in.
 
     Returns:
         ``features`` (N, C), ``opacity`` (N,) in [0, 1], and ``depth`` (N,): sum of weights * t. The first two are
@@ -151,10 +156,15 @@ def ray_features_reference(
     x, y, z = torch.minimum(unit * cells, cells - 1e-3).long().unbind(-1)
     _, height, width = occupied.shape
     kept = occupied.flatten()[(z * height + y) * width + x]
-    tau = torch.where(kept & (tau >= min_tau), tau, 0.0)
+    tau = torch.where(kept, tau * _fade(tau, max(min_tau, 1e-12)), 0.0)
 
     transmittance = torch.exp(tau - tau.cumsum(-1))  # of the light that reaches each point
-    weights = torch.where(transmittance >= MIN_TRANSMITTANCE, -torch.expm1(-tau) * transmittance, 0.0)
+    weights = -torch.expm1(-tau) * transmittance * _fade(transmittance, MIN_TRANSMITTANCE)
     values = grid_sample(features.permute(3, 0, 1, 2)[None], at, align_corners=True)[0, ..., 0]  # (C, N, P)
     depth = (weights * t).sum(-1).detach()
     return RayFeatures((values * weights).sum(-1).T, weights.sum(-1), depth)
+
+
+def _fade(values: Tensor, least: float) -> Tensor:
+    """From 0 at ``least`` to 1 at twice as much."""
+    return (values / least - 1.0).clamp(0.0, 1.0)

@@ -88,6 +88,12 @@ def _softplus(raw):  # type: ignore[no-untyped-def]
 
 
 @_helper
+def _fade(value, least):  # type: ignore[no-untyped-def]
+    """From 0 at ``least`` to 1 at twice as much."""
+    return min(max(value / least - _F1, _F0), _F1)
+
+
+@_helper
 def _raw_of(density):  # type: ignore[no-untyped-def]
     """The inverse of ``_softplus``."""
     return density if density > np.float32(15) else math.log(math.expm1(density))
@@ -148,7 +154,7 @@ def _kernels(channels: int) -> tuple[Any, Any, Any]:
     ):
         for n in prange(len(rays_o)):
             out[n, :] = 0
-            far, kept, light = _F0, 0, _F1
+            far, seen, kept, light = _F0, _F0, 0, _F1
             t, dt, start, move = _walk(rays_o[n], rays_d[n], aabb, jitter[n], points, density.shape)
             length = dt * density_scale * math.sqrt(rays_d[n, 0] ** 2 + rays_d[n, 1] ** 2 + rays_d[n, 2] ** 2)
             empty = _raw_of(min_tau / length) if dt > 0 else _F0
@@ -166,27 +172,28 @@ def _kernels(channels: int) -> tuple[Any, Any, Any]:
                 if raw < empty:
                     continue
                 tau = _softplus(raw) * length
+                tau *= _fade(tau, min_tau)
                 kept += 1
+                reaches = _fade(light, _MIN_TRANSMITTANCE)
                 weight = light * (_F1 - math.exp(-tau))
                 light -= weight
+                weight *= reaches
+                seen += weight
                 far += weight * (t + np.float32(i) * dt)
                 _add_features(features, x, y, z, fx, fy, fz, weight, channels, out[n])
                 if light < _MIN_TRANSMITTANCE:
                     break
-            opacity[n], depth[n], counts[n] = _F1 - light, far, kept
+            opacity[n], depth[n], counts[n] = seen, far, kept
 
     @_jit
     def debts(  # type: ignore[no-untyped-def]
         density, features, clearance, rays_o, rays_d, aabb, jitter, points, density_scale, min_tau,
-        out, opacity, grad_out,
-        grad_opacity, first, cells, inside, weights, grads, rays
+        grad_out, grad_opacity, first, cells, inside, weights, grads, terms, rays
     ):  # fmt: skip
         height, width = density.shape[1], density.shape[2]
         for n in prange(len(rays_o)):
             at, end = first[n], first[n + 1]
-            light, behind = _F1, grad_opacity[n] * opacity[n]  # what all points from here on give to the loss
-            for c in range(channels):
-                behind += grad_out[n, c] * out[n, c]
+            light = _F1
             _, dt, start, move = _walk(rays_o[n], rays_d[n], aabb, jitter[n], points, density.shape)
             length = dt * density_scale * math.sqrt(rays_d[n, 0] ** 2 + rays_d[n, 1] ** 2 + rays_d[n, 2] ** 2)
             empty = _raw_of(min_tau / length) if dt > 0 else _F0
@@ -203,16 +210,26 @@ def _kernels(channels: int) -> tuple[Any, Any, Any]:
                 raw = _density(density, x, y, z, fx, fy, fz)
                 if raw < empty:
                     continue
-                weight = light * (_F1 - math.exp(-_softplus(raw) * length))
-                light -= weight
-                along = grad_opacity[n] + _dot_features(features, x, y, z, fx, fy, fz, channels, grad_out[n])
-                behind -= weight * along
+                tau = _softplus(raw) * length
+                dense, reaches = _fade(tau, min_tau), _fade(light, _MIN_TRANSMITTANCE)
+                weight = light * (_F1 - math.exp(-tau * dense))
                 cells[at] = (z * height + y) * width + x
                 inside[at, 0], inside[at, 1], inside[at, 2] = fx, fy, fz
-                weights[at] = weight
-                grads[at] = (light * along - behind) * length / (_F1 + math.exp(-raw))
+                weights[at] = weight * reaches
+                grads[at] = grad_opacity[n] + _dot_features(features, x, y, z, fx, fy, fz, channels, grad_out[n])
+                # Of the loss in this point's tau: what it adds itself, what it takes from a point behind it (where
+                # light fades, twice), and the derivative of tau in the density.
+                terms[at, 0] = (light - weight) * reaches
+                terms[at, 1] = weight * (reaches + (light / _MIN_TRANSMITTANCE if _F0 < reaches < _F1 else _F0))
+                terms[at, 2] = (dense + (tau / min_tau if _F0 < dense < _F1 else _F0)) * length / (_F1 + math.exp(-raw))
+                light -= weight
                 rays[at] = n
                 at += 1
+            behind = _F0  # what all points after this one give to the loss
+            for k in range(at - 1, first[n] - 1, -1):
+                along = grads[k]
+                grads[k] = (terms[k, 0] * along - behind) * terms[k, 2]
+                behind += terms[k, 1] * along
             while at < end:  # only if rounding kept one point less than the forward walk
                 cells[at], weights[at], grads[at], rays[at] = 0, _F0, _F0, n
                 inside[at, :] = 0
@@ -272,7 +289,7 @@ class _RayFeatures(torch.autograd.Function):
         opacity, depth = np.empty(n_rays, np.float32), np.empty(n_rays, np.float32)
         counts = np.empty(n_rays, np.int64)
         _kernels(channels)[0](*arguments, out, opacity, depth, counts)
-        ctx.walk = (arguments, out, opacity, counts)
+        ctx.walk = (arguments, counts)
         results = torch.from_numpy(out), torch.from_numpy(opacity), torch.from_numpy(depth)
         ctx.mark_non_differentiable(results[2])
         return results
@@ -281,9 +298,9 @@ class _RayFeatures(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor, grad_opacity: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         threads = _threads()
-        arguments, out, opacity, counts = ctx.walk
+        arguments, counts = ctx.walk
         depth, height, width = arguments[0].shape
-        entries, channels = depth * height * width, out.shape[1]
+        entries, channels = depth * height * width, grad_out.shape[1]
         first = np.concatenate([[0], np.cumsum(counts)])
         total = int(first[-1])
         cells, rays = np.empty(total, np.int64), np.empty(total, np.int64)
@@ -292,7 +309,9 @@ class _RayFeatures(torch.autograd.Function):
         to_density, to_features = np.empty(entries, np.float32), np.empty((entries, channels), np.float32)
         grad_features = _array(grad_out)
         _, debts, scatter = _kernels(channels)
-        debts(*arguments, out, opacity, grad_features, _array(grad_opacity), first, cells, inside, weights, grads, rays)
+        terms = np.empty((total, 3), np.float32)
+        opaque = _array(grad_opacity)
+        debts(*arguments, grad_features, opaque, first, cells, inside, weights, grads, terms, rays)
         # Slices of equal work, not of equal size: most of a volume is empty.
         shares = np.arange(1, threads) / threads
         middle = np.quantile(cells[::31], shares).astype(np.int64) if total else np.zeros(threads - 1, np.int64)

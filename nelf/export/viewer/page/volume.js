@@ -1,6 +1,7 @@
 // The volume of a GridR2L: its file, and compositing along rays. The walk is that of nelf/kernels/ray_features.py:
-// evenly spaced points between entry and exit of the box, the density interpolated before its softplus, points below
-// min_tau and empty cells skipped, a ray ended once less than min_transmittance of its light is left.
+// evenly spaced points between entry and exit of the box, the density interpolated before its softplus, empty cells and
+// points below min_tau skipped, a ray ended once less than min_transmittance of its light is left. Points near either
+// limit fade, so that no rounding shows.
 
 /** Read a volume file, gzip of little-endian arrays, as bundle.json describes it. */
 export async function readVolume(compressed, about, aabb) {
@@ -51,6 +52,9 @@ export function decoderInputs(volume, rays) {
   return inputs;
 }
 
+/** From 0 at a limit to 1 at twice as much. */
+const fade = (value, least) => Math.min(Math.max(value / least - 1, 0), 1);
+
 /** Write composited features and opacity of all rays, channel by channel. */
 function composite(volume, rays, out) {
   const { density, features, clearance, aabb, points, density_scale: scale, min_tau: minTau } = volume;
@@ -86,7 +90,7 @@ function composite(volume, rays, out) {
     const my = dy * step * sy;
     const mz = dz * step * sz;
     const slow = 1 / Math.max(Math.abs(mx), Math.abs(my), Math.abs(mz), 1e-6);
-    let light = 1;
+    let [light, seen] = [1, 0];
     sum.fill(0);
     for (let i = 0; i < points; i++) {
       const x = Math.min(Math.max(px + i * mx, 0), endX);
@@ -107,8 +111,11 @@ function composite(volume, rays, out) {
           (gy * (gx * density[c + slice] + fx * density[c + slice + 1]) +
             fy * (gx * density[c + slice + row] + fx * density[c + slice + row + 1]));
       if (raw < empty) continue;
-      const weight = light * (1 - Math.exp(-length * (raw > 15 ? raw : Math.log(1 + Math.exp(raw)))));
-      light -= weight;
+      const tau = length * (raw > 15 ? raw : Math.log(1 + Math.exp(raw)));
+      const absorbed = light * (1 - Math.exp(-tau * fade(tau, minTau)));
+      const weight = absorbed * fade(light, minLight);
+      light -= absorbed;
+      seen += weight;
       const [w00, w01, w10, w11] = [weight * gz * gy, weight * gz * fy, weight * fz * gy, weight * fz * fy];
       let a = c * channels;
       for (let k = 0; k < channels; k++, a++) {
@@ -124,7 +131,7 @@ function composite(volume, rays, out) {
       if (light < minLight) break;
     }
     for (let k = 0; k < channels; k++) out[k * count + n] = sum[k];
-    out[channels * count + n] = 1 - light;
+    out[channels * count + n] = seen;
   }
 }
 

@@ -271,9 +271,9 @@ def test_the_table_of_models_tells_size_quality_and_time(tab, bundles, tmp_path)
     opened = tab(folder).go("?model=again").drawn()
     rows = opened.page.locator("#models tr")
     assert opened.page.inner_text("#chosen") == "again"
-    assert rows.nth(0).inner_text().split("\t") == ["fp32", "2.3 MB", "28.47 dB", "–"]
+    assert rows.nth(0).inner_text().split("\t") == ["fp32", "2.3 MB", "28.47 dB", "\u2013"]
     opened.page.wait_for_function("/^[0-9]+ ms$/.test(document.querySelectorAll('#models td')[7].textContent)")
-    assert rows.nth(1).inner_text().split("\t")[:3] == ["again", "2.3 MB", "–"]
+    assert rows.nth(1).inner_text().split("\t")[:3] == ["again", "2.3 MB", "\u2013"]
     opened.page.get_by_label("again").press("ArrowUp")  # as in any group of radio buttons
     opened.page.wait_for_function("/^[0-9]+ ms$/.test(document.querySelectorAll('#models td')[3].textContent)")
     assert opened.page.inner_text("#chosen") == "fp32"

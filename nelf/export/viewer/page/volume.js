@@ -55,7 +55,7 @@ export function decoderInputs(volume, rays) {
 /** From 0 at a limit to 1 at twice as much. */
 const fade = (value, least) => Math.min(Math.max(value / least - 1, 0), 1);
 
-/** Write composited features and opacity of all rays, channel by channel. */
+/** Write composited features and opacity of all rays, channel by channel. In the loop no array is made: an eighth. */
 function composite(volume, rays, out) {
   const { density, features, clearance, aabb, points, density_scale: scale, min_tau: minTau } = volume;
   const [depth, height, width] = volume.resolution;
@@ -73,11 +73,14 @@ function composite(volume, rays, out) {
     const dx = directions[3 * n] || 1e-12;
     const dy = directions[3 * n + 1] || 1e-12;
     const dz = directions[3 * n + 2] || 1e-12;
-    const [x0, x1] = dx > 0 ? [(ax - ox) / dx, (bx - ox) / dx] : [(bx - ox) / dx, (ax - ox) / dx];
-    const [y0, y1] = dy > 0 ? [(ay - oy) / dy, (by - oy) / dy] : [(by - oy) / dy, (ay - oy) / dy];
-    const [z0, z1] = dz > 0 ? [(az - oz) / dz, (bz - oz) / dz] : [(bz - oz) / dz, (az - oz) / dz];
-    const near = Math.max(x0, y0, z0, 0);
-    const step = (Math.min(x1, y1, z1) - near) / points;
+    const enterX = ((dx > 0 ? ax : bx) - ox) / dx;
+    const enterY = ((dy > 0 ? ay : by) - oy) / dy;
+    const enterZ = ((dz > 0 ? az : bz) - oz) / dz;
+    const leaveX = ((dx > 0 ? bx : ax) - ox) / dx;
+    const leaveY = ((dy > 0 ? by : ay) - oy) / dy;
+    const leaveZ = ((dz > 0 ? bz : az) - oz) / dz;
+    const near = Math.max(enterX, enterY, enterZ, 0);
+    const step = (Math.min(leaveX, leaveY, leaveZ) - near) / points;
     if (!(step > 0)) continue;
     const first = near + 0.5 * step;
     const length = step * scale * Math.sqrt(dx * dx + dy * dy + dz * dz);
@@ -90,20 +93,27 @@ function composite(volume, rays, out) {
     const my = dy * step * sy;
     const mz = dz * step * sz;
     const slow = 1 / Math.max(Math.abs(mx), Math.abs(my), Math.abs(mz), 1e-6);
-    let [light, seen] = [1, 0];
+    let light = 1;
+    let seen = 0;
     sum.fill(0);
     for (let i = 0; i < points; i++) {
       const x = Math.min(Math.max(px + i * mx, 0), endX);
       const y = Math.min(Math.max(py + i * my, 0), endY);
       const z = Math.min(Math.max(pz + i * mz, 0), endZ);
-      const [ix, iy, iz] = [x | 0, y | 0, z | 0];
+      const ix = x | 0;
+      const iy = y | 0;
+      const iz = z | 0;
       const clear = clearance[(iz * (height - 1) + iy) * (width - 1) + ix];
       if (clear) {
         i += ((clear - 1) * slow) | 0;
         continue;
       }
-      const [fx, fy, fz] = [x - ix, y - iy, z - iz];
-      const [gx, gy, gz] = [1 - fx, 1 - fy, 1 - fz];
+      const fx = x - ix;
+      const fy = y - iy;
+      const fz = z - iz;
+      const gx = 1 - fx;
+      const gy = 1 - fy;
+      const gz = 1 - fz;
       const c = iz * slice + iy * row + ix;
       const raw =
         gz * (gy * (gx * density[c] + fx * density[c + 1]) + fy * (gx * density[c + row] + fx * density[c + row + 1])) +
@@ -116,7 +126,10 @@ function composite(volume, rays, out) {
       const weight = absorbed * fade(light, minLight);
       light -= absorbed;
       seen += weight;
-      const [w00, w01, w10, w11] = [weight * gz * gy, weight * gz * fy, weight * fz * gy, weight * fz * fy];
+      const w00 = weight * gz * gy;
+      const w01 = weight * gz * fy;
+      const w10 = weight * fz * gy;
+      const w11 = weight * fz * fy;
       let a = c * channels;
       for (let k = 0; k < channels; k++, a++) {
         const b = a + row * channels;

@@ -309,12 +309,13 @@ def test_any_static_host_serves_the_folder(browser, plain_host, tab, bundles) ->
     page = browser.new_page()
     opened = Tab(page, plain_host)
     address = f"http://127.0.0.1:{plain_host.server_address[1]}/"
-    page.goto(address + "scenes/lego/")
+    page.goto(address + "scenes/lego/?threads=2")
     opened.drawn()
     assert opened.data["runtime"] == "WASM, 1 thread"  # memory is shared only where the host says so
     assert opened.complaints == []
     assert all(url.startswith((address, "data:", "blob:")) for url in opened.requests)
-    there = tab(bundles["features"].path.parent).go().drawn()
+    there = tab(bundles["features"].path.parent).go("?threads=2").drawn()
+    assert there.data["runtime"] == "WASM, 2 threads"
     assert np.array_equal(opened.pixels(), there.pixels())
     page.close()
 

@@ -14,6 +14,7 @@ const at = (id) => document.getElementById(id);
 const [canvas, status, message, words, bar] = ["view", "status", "message", "words", "progress"].map(at);
 const pen = canvas.getContext("2d");
 const page = new URL(".", location.href);
+const asked = new URLSearchParams(location.search); // such as ?model=fp32&runtime=wasm&resolution=1&threads=2
 
 let bundle;
 let orbit;
@@ -75,7 +76,8 @@ function open() {
   worker.onmessage = ({ data }) => handlers[data.type](data);
   worker.onerror = () => fail("The page's worker did not start; the browser may be too old.");
   const trial = cameraOf(bundle, orbit.pose(), artefact.size ? 1 : 0.25);
-  worker.postMessage({ type: "open", bundle, artefact, wish: at("runtime").value, trial });
+  const threads = Number(asked.get("threads"));
+  worker.postMessage({ type: "open", bundle, artefact, wish: at("runtime").value, threads, trial });
 }
 
 /** What is worth knowing beside the figures: the scene's licence, and runtimes that were tried and left. */
@@ -187,8 +189,6 @@ try {
   at("name").textContent = bundle.name;
   document.body.style.background = bundle.background;
   orbit = new Orbit(bundle.orbit);
-  // An address may ask for something, such as ?model=fp32&runtime=wasm.
-  const asked = new URLSearchParams(location.search);
   for (const id of ["runtime", "resolution"]) if (asked.has(id)) at(id).value = asked.get(id);
   models = new Models(at("models"), bundle.artefacts, asked.get("model"), open);
   inputs = new Inputs(at("inputs"), bundle, moved);

@@ -14,6 +14,7 @@ let artefact;
 let model; // content of its file
 let volume;
 let wish; // "webgpu", "wasm" or "auto"
+let threads; // for WASM
 /** @type {{ort: object, session: object, kind: string}} */
 let runtime;
 
@@ -29,6 +30,8 @@ onmessage = async ({ data }) => {
 /** Load an artefact's files, and take the runtime that draws it best. */
 async function open(message) {
   ({ bundle, artefact, wish } = message);
+  // One core is left to the page and to whatever else runs: threads wait for each other after each layer.
+  threads = message.threads || Math.min(Math.max(navigator.hardwareConcurrency - 1, 1), 4);
   const progress = (about) => postMessage({ type: "progress", ...about });
   const [graph, packed] = await Promise.all([
     load(bundle.base, artefact.file, artefact.sha256, progress),
@@ -85,7 +88,7 @@ async function start(kind, build = kind) {
     throw new Error(`runtime/ort.${build}.min.mjs: is missing beside the page.`);
   });
   ort.env.wasm.wasmPaths = base;
-  ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1;
+  ort.env.wasm.numThreads = self.crossOriginIsolated ? threads : 1; // only such pages share memory between threads
   const options = { executionProviders: [kind], logSeverityLevel: 3 };
   const session = await ort.InferenceSession.create(model, options).catch((error) => {
     throw new Error(`${artefact.file}: cannot be opened with ${kind}. ${readable(error)}`);
@@ -95,8 +98,8 @@ async function start(kind, build = kind) {
 
 /** Tell the page with what it draws, and why not with WebGPU where that was tried. */
 function ready(refusal) {
-  const threads = runtime.ort.env.wasm.numThreads;
-  const label = runtime.kind === "webgpu" ? "WebGPU" : `WASM, ${threads} thread${threads > 1 ? "s" : ""}`;
+  const count = runtime.ort.env.wasm.numThreads;
+  const label = runtime.kind === "webgpu" ? "WebGPU" : `WASM, ${count} thread${count > 1 ? "s" : ""}`;
   postMessage({ type: "ready", runtime: label, notes: refusal ? [`WebGPU is not used: ${refusal}`] : [] });
 }
 

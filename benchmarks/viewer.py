@@ -1,0 +1,164 @@
+"""Time the models of a bundle in the browser page, beside ONNX Runtime without a browser, in turns.
+
+    python benchmarks/viewer.py runs/lego_cpu [--models fp32 "int8 static"] [--frames 21] [--webgpu]
+
+A frame is all from the camera to the pixels; ``lookup`` is the part before the graph. With ``--webgpu`` frames are
+drawn by a WebGPU adapter, too, in software where Chromium finds no other, and compared with those of WASM.
+"""
+
+import argparse
+import shutil
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import nelf  # noqa: F401  before torch, since it says how idle threads wait
+
+# isort: split
+import numpy as np
+import torch
+from playwright.sync_api import Browser, Page, sync_playwright
+from rich.console import Console
+from rich.table import Table
+
+from nelf.cameras import Camera
+from nelf.export import load
+from nelf.view import Server
+
+FLAGS = ["--no-sandbox", "--disable-background-networking"]
+WEBGPU = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
+DATA = "({...document.getElementById('view').dataset})"
+PATIENCE = 300_000  # milliseconds
+
+
+@contextmanager
+def serving(bundle: Path) -> Iterator[str]:
+    server = Server(bundle)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.address
+    server.shutdown()
+    server.server_close()
+
+
+def opened(browser: Browser, address: str, query: str) -> tuple[Page, float]:
+    """A tab that has drawn its first frame, and after how many seconds."""
+    page = browser.new_page(viewport={"width": 900, "height": 700})
+    page.set_default_timeout(PATIENCE)
+    begin = time.perf_counter()
+    page.goto(f"{address}?resolution=1&{query}")
+    page.wait_for_function("document.getElementById('view').dataset.frame")
+    return page, time.perf_counter() - begin
+
+
+def next_frame(page: Page) -> dict[str, str]:
+    """Turn a little, wait for the picture, and give what the page says of it."""
+    azimuth = page.evaluate(DATA)["azimuth"]
+    page.focus("#view")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function(f"document.getElementById('view').dataset.azimuth !== '{azimuth}'")
+    return page.evaluate(DATA)
+
+
+def pixels(page: Page) -> np.ndarray:
+    """(n, 4) uint8 of the canvas, once nothing moves."""
+    page.wait_for_timeout(1000)
+    flat = page.evaluate("""() => { const c = document.getElementById('view');
+        return Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data) }""")
+    return np.array(flat, np.uint8).reshape(-1, 4)
+
+
+def frames_while_dragging(page: Page, seconds: float = 3.0) -> float:
+    """Frames a second under a mouse that moves all the time."""
+    page.mouse.move(200, 300)
+    page.mouse.down()
+    first, begin = int(page.evaluate(DATA)["frame"]), time.perf_counter()
+    for step in range(100_000):
+        page.mouse.move(200 + step % 400, 300)
+        if time.perf_counter() - begin > seconds:
+            break
+    drawn = int(page.evaluate(DATA)["frame"]) - first
+    elapsed = time.perf_counter() - begin
+    page.mouse.up()
+    return drawn / elapsed
+
+
+def measured(browsers: dict[str, Browser], folder: Path, entry: dict[str, Any], frames: int) -> list[list[str]]:
+    """Rows of one model: how it is drawn, first frame, median frame, its lookup, frames a second while dragging."""
+    model = load(folder / entry["file"])
+    about = model.bundle
+    intrinsics = torch.tensor([about["intrinsics"][key] for key in ("fx", "fy", "cx", "cy")])
+    size = about["image"]["width"], about["image"]["height"]
+    c2w = torch.cat([torch.eye(3), torch.tensor([[0.0], [0.0], [about["orbit"]["radius"]["value"]]])], -1)
+    camera = Camera(c2w, intrinsics, *size, about["near"], about["far"])
+    with serving(folder) as address:
+        name = quote(entry["name"])
+        tabs = {
+            f"WASM, {threads} threads": opened(
+                browsers["wasm"], address, f"runtime=wasm&threads={threads}&model={name}"
+            )
+            for threads in (1, 2)
+        }
+        if "webgpu" in browsers:
+            tabs["WebGPU"] = opened(browsers["webgpu"], address, f"runtime=webgpu&model={name}")
+        said: dict[str, list[dict[str, str]]] = {how: [] for how in tabs}
+        native = []
+        for _ in range(frames):
+            for how, (page, _) in tabs.items():
+                said[how].append(next_frame(page))
+            begin = time.perf_counter()
+            model.render(camera)
+            native.append(time.perf_counter() - begin)
+        rows = [[entry["name"], "no browser", "", f"{1000 * statistics.median(native[1:]):.0f}", "", ""]]
+        for how, (page, first) in tabs.items():
+            middle = [statistics.median(float(each[key]) for each in said[how]) for key in ("ms", "lookup")]
+            rate = "" if how == "WebGPU" else f"{frames_while_dragging(page):.0f}"
+            rows.append(
+                [entry["name"], said[how][0]["runtime"], f"{first:.1f}", f"{middle[0]:.0f}", f"{middle[1]:.0f}", rate]
+            )
+        if "webgpu" in browsers:
+            pages = [page for page, _ in tabs.values()]
+            for page in pages:
+                page.click("#reset")
+            drawn = [pixels(page).astype(int) for page in pages]
+            rows[-1][-1] = f"differs by {np.abs(drawn[2] - drawn[0]).max()} of 255"
+        for page, _ in tabs.values():
+            page.close()
+    return rows
+
+
+def main() -> None:
+    """Open the bundle in Chromium, and time its models one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path, help="a run directory or a bundle")
+    parser.add_argument("--models", nargs="+", help="names in bundle.json; all if they are left out")
+    parser.add_argument("--frames", type=int, default=21)
+    parser.add_argument("--webgpu", action="store_true")
+    options = parser.parse_args()
+    with Server(options.bundle) as server:
+        folder, entries = server.folder, [each for each in server.bundle["artefacts"] if each["input"] != "server"]
+    chosen = [each for each in entries if options.models is None or each["name"] in options.models]
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    table = Table(
+        "model", "drawn by", "first frame s", "frame ms", "lookup ms", "dragging, frames/s", title=str(folder)
+    )
+    with sync_playwright() as playwright:
+        flags = {"wasm": ["--disable-gpu"], **({"webgpu": WEBGPU} if options.webgpu else {})}
+        browsers = {
+            kind: playwright.chromium.launch(executable_path=chromium, args=[*FLAGS, *more])
+            for kind, more in flags.items()
+        }
+        for entry in chosen:
+            for row in measured(browsers, folder, entry, options.frames):
+                table.add_row(*row)
+        for browser in browsers.values():
+            browser.close()
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -158,16 +158,16 @@ function coarse() {
 
 /** A radiance field is slow: ask the server for ever finer pictures until something changes. */
 async function requestServer(camera) {
-  const asked = models.chosen;
+  const model = models.chosen;
   const widths = [...PREVIEW_WIDTHS.filter((width) => width < bundle.image.width), bundle.image.width];
   try {
     for (const width of widths.slice(0, PREVIEW_WIDTHS.length)) {
       const begin = performance.now();
       const query = new URLSearchParams({ c2w: camera.c2w.join(), width });
-      const response = await fetch(new URL(`${asked.file}?${query}`, page));
-      if (!response.ok) throw new Error(`The server cannot draw the ${asked.name} (it says ${response.status}).`);
+      const response = await fetch(new URL(`${model.file}?${query}`, page));
+      if (!response.ok) throw new Error(`The server cannot draw the ${model.name} (it says ${response.status}).`);
       const bitmap = await createImageBitmap(await response.blob());
-      if (asked !== models.chosen) return; // another model draws by now
+      if (model !== models.chosen) return; // another model draws by now
       show(bitmap);
       const seconds = (performance.now() - begin) / 1000;
       status.textContent = `${bitmap.width} × ${bitmap.height} · ${seconds.toFixed(1)} s · drawn by the server`;
@@ -176,7 +176,7 @@ async function requestServer(camera) {
     busy = false;
     if (dirty) request();
   } catch (error) {
-    if (asked !== models.chosen) return;
+    if (model !== models.chosen) return;
     busy = false;
     fail(error.message);
   }

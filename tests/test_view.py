@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import json
 import shutil
 import socket
 import struct
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
@@ -147,6 +150,24 @@ def test_a_run_without_a_bundle_ends_in_one_line(tmp_path, capsys) -> None:
 def test_a_port_that_is_taken_is_named(server, run) -> None:
     with pytest.raises(UserError, match=f"port {server.server_address[1]}: cannot be listened on"):
         Server(run, server.server_address[1])
+
+
+def bundle_behind(frame: Any) -> dict[str, Any]:
+    """What the page in a notebook's frame will read."""
+    with urllib.request.urlopen(frame.src + "bundle.json") as answer:
+        return json.loads(answer.read())
+
+
+def test_a_notebook_shows_a_run_or_a_light_field(run, tiny_scene) -> None:
+    assert bundle_behind(nelf.view(run))["name"] == "sphere"
+    network = MobileR2L(width=8, depth=2, sr_factor=4).eval()
+    frame = nelf.view(network, nelf.data.read_scene(tiny_scene))
+    (entry,) = bundle_behind(frame)["artefacts"]
+    assert (entry["name"], entry["input"]) == ("MobileR2L", "points")
+    with urllib.request.urlopen(frame.src + entry["file"]) as answer:
+        assert hashlib.sha256(answer.read()).hexdigest() == entry["sha256"]
+    with pytest.raises(UserError, match=r"a light field needs its scene: nelf.view\(network, data.scene\)"):
+        nelf.view(network)
 
 
 def test_a_static_folder_has_the_page_and_its_runtime(run, tmp_path) -> None:

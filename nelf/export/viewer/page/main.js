@@ -7,7 +7,8 @@ import { Inputs, Models } from "./panel.js";
 const VERSION = 1; // of bundle.json, that this page reads
 const REST = 180; // milliseconds without a movement, after which a full frame is drawn
 const FLUENT = 80; // milliseconds that a frame may take while moving, where the resolution is automatic
-const WARM_UP = 500; // milliseconds; models that take longer are not drawn again only to be measured
+const MEASURED = 10; // frames drawn of each model at first, since the first ones are slower than those to come
+const SLOW = 250; // milliseconds; a model that takes longer is not drawn again only to be measured
 const PREVIEW_WIDTHS = [50, 100, 200]; // of the teacher, coarse to fine
 
 const at = (id) => document.getElementById(id);
@@ -105,8 +106,7 @@ const handlers = {
     status.textContent = `${width} × ${height} · ${ms.toFixed(0)} ms · ${canvas.dataset.runtime}`;
     Object.assign(canvas.dataset, { ms, lookup });
     if (sharp) models.measured(ms);
-    // The first frames are slower than those to come, so a few more are drawn to know how long one takes.
-    if (dirty || (sharp && ms < WARM_UP && models.count < 5)) request();
+    if (dirty || (sharp && ms < SLOW && models.count < MEASURED)) request();
   },
   failed({ message: text }) {
     ready = busy = false;

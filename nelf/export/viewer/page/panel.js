@@ -1,7 +1,7 @@
 // What is set beside the picture: the table of models, and sliders for the moment and other controls.
 
 const LOOP = 4000; // milliseconds from the first moment to the last, while playing
-const TIMES = 9; // frame times kept of each model; their median is shown
+const TIMES = 5; // frame times kept of each model; their median is shown
 
 /** The models of a bundle as rows to choose from, each with its size, its PSNR and its frame time in this browser. */
 export class Models {
@@ -43,6 +43,7 @@ export class Models {
   measured(milliseconds) {
     const index = this.#index;
     this.times[index] = [...this.times[index].slice(1 - TIMES), milliseconds];
+    this.counts[index]++;
     this.rows[index].time.textContent = `${this.frameTime.toFixed(0)} ms`;
   }
 
@@ -52,14 +53,15 @@ export class Models {
     return sorted.length ? sorted[sorted.length >> 1] : 0;
   }
 
-  /** How many frames of the chosen model have been measured, at most ``TIMES``. */
+  /** How many frames of the chosen model have been measured. */
   get count() {
-    return this.times[this.#index].length;
+    return this.counts[this.#index];
   }
 
   /** Begin anew, since another runtime draws. */
   forgetTimes() {
     this.times = this.artefacts.map(() => []);
+    this.counts = this.artefacts.map(() => 0);
     for (const { time } of this.rows) time.textContent = "–";
   }
 }

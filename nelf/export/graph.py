@@ -26,7 +26,7 @@ from nelf.lightfields import LightField
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-__all__ = ["half_weights", "onnx", "quiet", "session"]
+__all__ = ["exact", "graph_module", "half_weights", "largest_difference", "onnx", "quiet", "session"]
 
 OPSET = 20  # GridSample of volumes; GELU as one node
 
@@ -91,7 +91,7 @@ def onnx(
     example = tuple(torch.from_numpy(array) for array in feed_of(network, kind, cameras[0]).values())
     with atomic_path(path) as partial, quiet(), torch.no_grad():
         program = torch.onnx.export(
-            _graph(network, kind, cameras[0]),
+            graph_module(network, kind, cameras[0]),
             example,
             input_names=list(names),
             output_names=["rgb"],
@@ -139,8 +139,8 @@ def largest_difference(graph: InferenceSession, network: LightField, kind: Kind,
     return float(np.max(differences))
 
 
-def _graph(network: LightField, kind: Kind, camera: Camera) -> nn.Module:
-    """What to trace."""
+def graph_module(network: LightField, kind: Kind, camera: Camera) -> nn.Module:
+    """What to trace, so that the graph begins at ``kind``; where that is the pose, ``camera`` gives size and lens."""
     if kind == "pose":
         return _FromPose(network, camera)
     return network if kind == "rays" else _Decoder(network)

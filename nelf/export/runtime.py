@@ -13,6 +13,7 @@ from torch import Tensor
 from nelf.cameras import Camera
 from nelf.errors import UserError
 from nelf.export.bundle import Volume, read_bundle, read_volume
+from nelf.export.executorch import Program
 from nelf.export.graph import session
 from nelf.export.inputs import feed
 from nelf.kernels.ray_features import RayFeatures, ray_features
@@ -28,14 +29,18 @@ class ExportedLightField:
     """A light field of a bundle. Has ``render(camera)``, and takes the place of a network where one is looked at.
 
     Args:
-        graph: the opened ONNX file.
+        graph: the opened ONNX file or ExecuTorch program.
         bundle: of ``read_bundle``.
         entry: the artefact's entry in it.
         volume: the arrays that its graph's features come from, if it begins there.
     """
 
     def __init__(
-        self, graph: InferenceSession, bundle: dict[str, Any], entry: dict[str, Any], volume: Volume | None = None
+        self,
+        graph: InferenceSession | Program,
+        bundle: dict[str, Any],
+        entry: dict[str, Any],
+        volume: Volume | None = None,
     ) -> None:
         self.bundle, self.entry = bundle, entry
         self.sr_factor: int = bundle["sr_factor"]
@@ -111,7 +116,7 @@ def load(path: Path | str, threads: int | None = None) -> ExportedLightField:
     """Open an exported light field.
 
     Args:
-        path: a bundle, for its first artefact, or one of the ``.onnx`` files in it.
+        path: a bundle, for its first artefact, or one of the ``.onnx`` and ``.pte`` files in it.
         threads: how many to compute with; None for as many as PyTorch uses.
 
     Returns:
@@ -135,4 +140,6 @@ def load(path: Path | str, threads: int | None = None) -> ExportedLightField:
     if entry is None:
         raise UserError(f"{path}: bundle.json does not name it; it names {', '.join(entries) or 'nothing'}.")
     volume = read_volume(folder, entry["volume"]) if entry["volume"] else None
-    return ExportedLightField(session(folder / entry["file"], threads), bundle, entry, volume)
+    file = folder / entry["file"]
+    graph = Program(file, entry["input"]) if file.suffix == ".pte" else session(file, threads)
+    return ExportedLightField(graph, bundle, entry, volume)

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
+import torch
 
 from nelf.cameras import Camera
 from nelf.compression.quantization import Ranges, activation_ranges
@@ -16,11 +16,13 @@ from nelf.data import Scene, read_scene
 from nelf.errors import UserError, did_you_mean
 from nelf.evaluation import evaluate
 from nelf.export.bundle import artefact, write_bundle, write_volume
+from nelf.export.executorch import check_installed, pte
 from nelf.export.graph import exact, half_weights, onnx
 from nelf.export.inputs import KINDS, Kind, check_kind, feed_of, kinds_of
 from nelf.export.int8 import quantize_dynamic, quantize_static
 from nelf.export.runtime import ExportedLightField, load
-from nelf.export.viewer import page_files, write
+from nelf.export.viewer import write as write_viewer
+from nelf.export.viewer.runtime import runtime_folder
 from nelf.interop.mobile_r2l import save_tar
 from nelf.lightfields import GridR2L, LightField, MobileR2L
 from nelf.run import Run, read_json, write_json
@@ -40,6 +42,7 @@ def export(
     precisions: Sequence[str] = PRECISIONS,
     calibration_views: int = 16,
     tolerance: float = 1e-4,
+    executorch: bool = False,
     tar: bool = False,
     viewer: bool = False,
 ) -> dict[str, Any]:
@@ -57,8 +60,9 @@ def export(
         precisions: some of ``PRECISIONS``; fp32 is always written.
         calibration_views: of the pseudo set, for ``int8 static``.
         tolerance: largest difference of a colour between a 32-bit graph and its network, on all test views.
+        executorch: write ``.pte`` programs for phones, in 32 and 8 bits; needs the extra of that name.
         tar: write a checkpoint of MobileR2L's own code, too.
-        viewer: put the page and its runtime into the bundle, which any static host then serves as it is.
+        viewer: put the page that draws the bundle into it, and its runtime: a folder for any static host.
 
     Returns:
         ``max_abs_error`` of the student's graph, and ``artefacts``: how many.
@@ -72,9 +76,7 @@ def export(
     save(student, folder / "model.safetensors", run.model_config(), scene.digest)
     if tar and isinstance(student, MobileR2L):
         save_tar(student, folder / "model.tar")
-    kinds: list[Kind] = list(
-        inputs or (["features", "rays"] if isinstance(student, GridR2L) else kinds_of(student)[:1])
-    )
+    kinds = list(inputs or _suitable(student))
     cameras = scene.test.camera
     entries: list[dict[str, Any]] = []
 
@@ -101,7 +103,8 @@ def export(
     model = graph("fp32", student, kinds[0], "model")
     derived("fp16", partial(half_weights, model))
     derived("int8 dynamic", partial(quantize_dynamic, model))
-    feeds = _feeds(run, exact(student), kinds[0], calibration_views)
+    views = _pseudo_cameras(run, calibration_views)
+    feeds = [feed_of(exact(student), kinds[0], views[index]) for index in range(len(views))]
     quantized = _artefacts(run, "quantize")
     ranges = _ranges(quantized["int8 static"]) if "int8 static" in quantized else None
     derived("int8 static", lambda out: quantize_static(model, out, feeds, ranges))
@@ -113,6 +116,8 @@ def export(
             derived("int8 QAT", lambda out: quantize_static(dense, out, feeds, _ranges(trained)))
     for kind in kinds[1:]:
         graph(f"fp32 from {kind}", student, kind, f"model_{kind}")
+    if executorch:
+        entries += _programs(student, folder, views, entries[0])
     for name, file in _artefacts(run, "prune").items():
         graph(name, load_weights(file), kinds[0], file.stem)
 
@@ -121,7 +126,7 @@ def export(
     write_bundle(folder, scene, student, entries)
     write_json(folder / "artefacts.json", [_row(entry) for entry in entries])
     if viewer:
-        print(f"export: {write(folder)}", flush=True)
+        write_viewer(folder)
     return {"max_abs_error": entries[0]["max_abs_error"], "artefacts": len(entries)}
 
 
@@ -142,10 +147,27 @@ def check(run: Run) -> None:
         check_kind(run.system().network, kind)
     if options["tar"] and not isinstance(run.system().network, MobileR2L):
         raise UserError("stage.export.tar: only mobile_r2l has a checkpoint of its authors' code.")
+    if options["executorch"]:
+        check_installed()
     if options["viewer"]:
-        page_files()  # its runtime may have to be fetched
+        runtime_folder()
     if options["calibration_views"] < 1:
         raise UserError(f"stage.export.calibration_views: is {options['calibration_views']}; allowed: 1 or more.")
+
+
+def _suitable(student: LightField) -> tuple[Kind, ...]:
+    """Where its graphs begin if nobody says it: what suits a viewer; the whole graph, too, if that needs a volume."""
+    return ("features", "rays") if isinstance(student, GridR2L) else kinds_of(student)[:1]
+
+
+def _programs(student: LightField, folder: Path, views: Camera, first: dict[str, Any]) -> list[dict[str, Any]]:
+    """Write the student for ExecuTorch, in 32 and 8 bits."""
+    entries = []
+    for precision, stem in (("fp32", "model"), ("int8", "model_int8")):
+        path = pte(student, folder / f"{stem}.pte", views, first["input"], precision == "int8")
+        size = (views.width, views.height)
+        entries.append(artefact(f"pte {precision}", path, first["input"], precision, first["volume"], size))
+    return entries
 
 
 def _ranges(file: Path) -> Ranges:
@@ -163,11 +185,10 @@ def _artefacts(run: Run, stage: str) -> dict[str, Path]:
     return {each["name"]: folder / each["file"] for each in read_json(folder / "artefacts.json") or []}
 
 
-def _feeds(run: Run, network: LightField, kind: Kind, views: int) -> list[dict[str, np.ndarray]]:
-    """Inputs from cameras of the pseudo set, evenly chosen."""
+def _pseudo_cameras(run: Run, views: int) -> Camera:
+    """Cameras of the pseudo set, evenly chosen."""
     camera: Camera = read_scene(run.input("pseudo")).train.camera.resized(run.data().scene.train.camera.width)
-    chosen = np.linspace(0, len(camera) - 1, min(views, len(camera))).round().astype(int)
-    return [feed_of(network, kind, camera[int(index)]) for index in chosen]
+    return camera[torch.linspace(0, len(camera) - 1, min(views, len(camera))).round().long()]
 
 
 def _measure(folder: Path, scene: Scene, entries: list[dict[str, Any]]) -> None:
@@ -181,4 +202,5 @@ def _measure(folder: Path, scene: Scene, entries: list[dict[str, Any]]) -> None:
 def _row(entry: dict[str, Any]) -> dict[str, Any]:
     """What the report needs to know of a file."""
     known = {key: entry[key] for key in ("file", "bytes", "max_abs_error") if entry[key] is not None}
-    return {"name": f"onnx {entry['name']}", "kind": "export", **known}
+    name = entry["name"] if entry["file"].endswith(".pte") else f"onnx {entry['name']}"
+    return {"name": name, "kind": "export", **known}

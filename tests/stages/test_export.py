@@ -108,7 +108,7 @@ def test_a_viewer_whose_runtime_is_not_to_be_had_is_refused_first(tmp_path, tiny
     def missing() -> Path:
         raise UserError("viewer: npm is not installed.")
 
-    monkeypatch.setattr(nelf.export.viewer, "runtime_folder", missing)
+    monkeypatch.setattr("nelf.stages.export.runtime_folder", missing)
     with pytest.raises(UserError, match="npm is not installed"):
         check(run_in(tmp_path, tiny_scene, "stage.export.viewer=true"))
 

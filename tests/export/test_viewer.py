@@ -249,7 +249,7 @@ def test_what_is_wrong_is_said_in_words(tab, damaged) -> None:
     opened.server.bundle = {"format": "else"}
     assert opened.go().words() == "bundle.json is damaged, or not that of a nelf bundle."
     opened.server.bundle = {**about, "artefacts": []}
-    assert opened.go().words() == "bundle.json names no model."
+    assert opened.go().words() == "bundle.json names no model that a browser can draw."
 
 
 def test_a_browser_without_webgpu_says_so_and_draws_with_wasm(tab, bundles) -> None:
@@ -266,7 +266,11 @@ def test_the_table_of_models_tells_size_quality_and_time(tab, bundles, tmp_path)
     shutil.copytree(bundles["points"].path.parent, folder)
     about = json.loads((folder / "bundle.json").read_text())
     first = about["artefacts"][0] | {"bytes": 2_345_678, "psnr": 28.473}
-    about["artefacts"] = [first, first | {"name": "again", "psnr": None}]
+    about["artefacts"] = [
+        first,
+        first | {"name": "for a phone", "file": "m.pte"},
+        first | {"name": "again", "psnr": None},
+    ]
     (folder / "bundle.json").write_text(json.dumps(about))
     opened = tab(folder).go("?model=again").drawn()
     rows = opened.page.locator("#models tr")

@@ -53,8 +53,10 @@ async function readBundle() {
   if (!(described.version <= VERSION)) {
     throw new Error(`This bundle has version ${described.version}; this page reads versions up to ${VERSION}.`);
   }
-  if (!described.artefacts?.length) throw new Error("bundle.json names no model.");
-  return { ...described, base: page.href };
+  // A bundle may hold programs for other runtimes, too.
+  const artefacts = (described.artefacts ?? []).filter(({ file, input }) => file.endsWith(".onnx") || input === "server");
+  if (!artefacts.length) throw new Error("bundle.json names no model that a browser can draw.");
+  return { ...described, artefacts, base: page.href };
 }
 
 /** Open the chosen model; the picture that is there stays until the new one comes. */

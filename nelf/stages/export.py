@@ -77,57 +77,79 @@ def export(
     if tar and isinstance(student, MobileR2L):
         save_tar(student, folder / "model.tar")
     kinds = list(inputs or _suitable(student))
-    cameras = scene.test.camera
-    entries: list[dict[str, Any]] = []
+    bundle = _Bundle(folder, scene.test.camera, fixed_size, tolerance)
 
-    def graph(name: str, network: LightField, kind: Kind, stem: str) -> Path:
-        """Write one network in 32 bits."""
-        path = folder / f"{stem}.onnx"
-        print(f"export: {path}", flush=True)
-        error = onnx(network, path, cameras, kind, fixed_size, tolerance)
-        volume = None
-        if kind == "features":
-            assert isinstance(network, GridR2L)
-            volume = write_volume(network, folder / f"{stem}_volume.bin.gz")
-        size = (cameras.width, cameras.height) if fixed_size or kind == "pose" else None
-        entries.append(artefact(name, path, kind, "fp32", volume, size, max_abs_error=error))
-        return path
-
-    def derived(precision: str, make: Callable[[Path], Path]) -> None:
-        """Write the student's first graph in other numbers."""
-        if precision in precisions:
-            path = make(folder / f"model_{precision.replace(' ', '_').lower()}.onnx")
-            first = entries[0]
-            entries.append(artefact(precision, path, first["input"], precision, first["volume"], first["size"]))
-
-    model = graph("fp32", student, kinds[0], "model")
-    derived("fp16", partial(half_weights, model))
-    derived("int8 dynamic", partial(quantize_dynamic, model))
+    model = bundle.add("fp32", student, kinds[0], "model")
     views = _pseudo_cameras(run, calibration_views)
     feeds = [feed_of(exact(student), kinds[0], views[index]) for index in range(len(views))]
     quantized = _artefacts(run, "quantize")
-    ranges = _ranges(quantized["int8 static"]) if "int8 static" in quantized else None
-    derived("int8 static", lambda out: quantize_static(model, out, feeds, ranges))
+    ranges = _ranges(quantized.get("int8 static"))
+    makers: dict[str, Callable[[Path], Path]] = {
+        "fp16": partial(half_weights, model),
+        "int8 dynamic": partial(quantize_dynamic, model),
+        "int8 static": lambda out: quantize_static(model, out, feeds, ranges),
+    }
     if "int8 QAT" in quantized:
-        trained = quantized["int8 QAT"]
-        with TemporaryDirectory() as temporary:
-            dense = Path(temporary) / "dense.onnx"
-            onnx(load_weights(trained), dense, cameras, kinds[0], fixed_size, tolerance)
-            derived("int8 QAT", lambda out: quantize_static(dense, out, feeds, _ranges(trained)))
+        makers["int8 QAT"] = partial(_export_trained, quantized["int8 QAT"], bundle, kinds[0], feeds)
+    for precision in [each for each in precisions if each in makers]:
+        path = makers[precision](folder / f"model_{precision.replace(' ', '_').lower()}.onnx")
+        bundle.note(precision, path, precision)
     for kind in kinds[1:]:
-        graph(f"fp32 from {kind}", student, kind, f"model_{kind}")
+        bundle.add(f"fp32 from {kind}", student, kind, f"model_{kind}")
     if executorch:
-        entries += _programs(student, folder, views, entries[0])
+        for precision, stem in (("fp32", "model"), ("int8", "model_int8")):
+            path = pte(student, folder / f"{stem}.pte", views, kinds[0], precision == "int8")
+            bundle.note(f"pte {precision}", path, precision, (views.width, views.height))
     for name, file in _artefacts(run, "prune").items():
-        graph(name, load_weights(file), kinds[0], file.stem)
+        bundle.add(name, load_weights(file), kinds[0], file.stem)
 
-    write_bundle(folder, scene, student, entries)  # without figures: what is measured is read from it
-    _measure(folder, scene, entries)
-    write_bundle(folder, scene, student, entries)
-    write_json(folder / "artefacts.json", [_row(entry) for entry in entries])
+    write_bundle(folder, scene, student, bundle.entries)  # without figures: what is measured is read from it
+    _measure(folder, scene, bundle.entries)
+    write_bundle(folder, scene, student, bundle.entries)
+    write_json(folder / "artefacts.json", [_row(entry) for entry in bundle.entries])
     if viewer:
         write_viewer(folder)
-    return {"max_abs_error": entries[0]["max_abs_error"], "artefacts": len(entries)}
+    return {"max_abs_error": bundle.entries[0]["max_abs_error"], "artefacts": len(bundle.entries)}
+
+
+class _Bundle:
+    """A bundle in the making: its folder, what its graphs are checked with, and the entries so far."""
+
+    def __init__(self, folder: Path, cameras: Camera, fixed_size: bool, tolerance: float) -> None:
+        self.folder, self.cameras = folder, cameras
+        self.fixed_size, self.tolerance = fixed_size, tolerance
+        self.entries: list[dict[str, Any]] = []
+
+    def graph(self, network: LightField, path: Path, kind: Kind) -> float:
+        """Write one network in 32 bits; give its largest error."""
+        return onnx(network, path, self.cameras, kind, self.fixed_size, self.tolerance)
+
+    def add(self, name: str, network: LightField, kind: Kind, stem: str) -> Path:
+        """Write one network in 32 bits, with its volume, and note it."""
+        path = self.folder / f"{stem}.onnx"
+        print(f"export: {path}", flush=True)
+        error = self.graph(network, path, kind)
+        volume = None
+        if kind == "features":
+            assert isinstance(network, GridR2L)
+            volume = write_volume(network, self.folder / f"{stem}_volume.bin.gz")
+        size = (self.cameras.width, self.cameras.height) if self.fixed_size or kind == "pose" else None
+        self.entries.append(artefact(name, path, kind, "fp32", volume, size, max_abs_error=error))
+        return path
+
+    def note(self, name: str, path: Path, precision: str, size: tuple[int, int] | None = None) -> None:
+        """Note a file that was made from the first one."""
+        first = self.entries[0]
+        entry = artefact(name, path, first["input"], precision, first["volume"], size or first["size"])
+        self.entries.append(entry)
+
+
+def _export_trained(file: Path, bundle: _Bundle, kind: Kind, feeds: list[dict[str, Any]], out: Path) -> Path:
+    """Write what quantisation-aware training left, with the ranges that it learned."""
+    with TemporaryDirectory() as temporary:
+        dense = Path(temporary) / "dense.onnx"
+        bundle.graph(load_weights(file), dense, kind)
+        return quantize_static(dense, out, feeds, _ranges(file))
 
 
 def check(run: Run) -> None:
@@ -160,18 +182,10 @@ def _suitable(student: LightField) -> tuple[Kind, ...]:
     return ("features", "rays") if isinstance(student, GridR2L) else kinds_of(student)[:1]
 
 
-def _programs(student: LightField, folder: Path, views: Camera, first: dict[str, Any]) -> list[dict[str, Any]]:
-    """Write the student for ExecuTorch, in 32 and 8 bits."""
-    entries = []
-    for precision, stem in (("fp32", "model"), ("int8", "model_int8")):
-        path = pte(student, folder / f"{stem}.pte", views, first["input"], precision == "int8")
-        size = (views.width, views.height)
-        entries.append(artefact(f"pte {precision}", path, first["input"], precision, first["volume"], size))
-    return entries
-
-
-def _ranges(file: Path) -> Ranges:
-    """The ranges of activations in a file of stage quantize."""
+def _ranges(file: Path | None) -> Ranges | None:
+    """The ranges of activations in a file of stage quantize; None where there is none."""
+    if file is None:
+        return None
     ranges = activation_ranges(load_weights(file))
     assert ranges != "dynamic"
     return ranges

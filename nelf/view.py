@@ -58,7 +58,7 @@ class Server(ThreadingHTTPServer):
         self.bundle = read_bundle(self.folder)
         entries = self.bundle["artefacts"]
         named = [each["file"] for each in entries] + [each["volume"]["file"] for each in entries if each["volume"]]
-        self.files = page_files() | {name: self.folder / name for name in named}
+        self.files = {name: self.folder / name for name in named} | page_files()
         weights = self.folder.parent / "teacher" / "model.safetensors"
         self.teacher = _Teacher(weights, self.bundle) if weights.is_file() else None
         if self.teacher:
@@ -66,10 +66,9 @@ class Server(ThreadingHTTPServer):
             entries.append({"name": "teacher (slow)", "file": "teacher.png", "input": "server", "size": None})
         try:
             super().__init__(("127.0.0.1", port), _Handler)
-        except OSError as error:
-            raise UserError(
-                f"port {port}: cannot be listened on ({error.strerror}). Choose another with --port."
-            ) from None
+        except (OSError, OverflowError) as error:
+            reason = str(error.args[-1]).rstrip(".")
+            raise UserError(f"port {port}: cannot be listened on ({reason}). Choose another with --port.") from None
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A page that is left before its answer has come is no error; everything else keeps its traceback."""

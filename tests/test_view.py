@@ -106,6 +106,14 @@ def test_nothing_else_is_served(server, path: str) -> None:
     assert get(server, path)[0] == 404
 
 
+def test_a_bundle_does_not_replace_the_page(run) -> None:
+    about = json.loads((run / "export" / "bundle.json").read_text())
+    about["artefacts"][0]["file"] = "main.js"
+    (run / "export" / "bundle.json").write_text(json.dumps(about))
+    with Server(run) as server:
+        assert server.files["main.js"].parent == Path(nelf.export.viewer.__file__).parent / "page"
+
+
 def test_another_name_for_this_machine_is_refused(server) -> None:
     assert get(server, "/", host="example.org")[0] == 403
 
@@ -152,6 +160,11 @@ def test_a_port_that_is_taken_is_named(server, run) -> None:
         Server(run, server.server_address[1])
 
 
+def test_a_port_that_cannot_be_is_named(run) -> None:
+    with pytest.raises(UserError, match=r"port 70000: cannot be listened on \(bind\(\): port must be 0-65535\)\."):
+        Server(run, 70000)
+
+
 def bundle_behind(frame: Any) -> dict[str, Any]:
     """What the page in a notebook's frame will read."""
     with urllib.request.urlopen(frame.src + "bundle.json") as answer:
@@ -189,6 +202,18 @@ def test_a_missing_npm_is_said_in_one_line(tmp_path, monkeypatch) -> None:
     with pytest.raises(UserError, match=r"npm, which would fetch it, is not installed. Install Node.js") as caught:
         runtime.runtime_folder()
     assert "\n" not in str(caught.value)
+
+
+def test_what_npm_complains_of_is_passed_on(tmp_path, monkeypatch) -> None:
+    said = {"error": {"code": "E404", "summary": "404 Not Found\nmore", "detail": "long"}}
+    done = type("Done", (), {"returncode": 1, "stdout": json.dumps(said), "stderr": "npm error A complete log ..."})
+    monkeypatch.setattr(runtime.shutil, "which", lambda name: "npm")
+    monkeypatch.setattr(runtime.subprocess, "run", lambda *command, **options: done)
+    with pytest.raises(UserError, match=r"npm could not fetch onnxruntime-web@[\d.]+ \(404 Not Found\)\.$"):
+        runtime.fetch(tmp_path)
+    done.stdout = "not what npm says"
+    with pytest.raises(UserError, match="no reason given"):
+        runtime.fetch(tmp_path)
 
 
 def test_another_file_under_the_runtime_s_name_is_refused(tmp_path, monkeypatch) -> None:

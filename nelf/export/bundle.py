@@ -52,6 +52,10 @@ __all__ = [
 
 VERSION = 1
 _UNREAD = -30.0  # density of corners that no occupied cell touches: nothing, and it compresses well
+_KEYS = (
+    *("image", "intrinsics", "near", "far", "aabb", "sr_factor", "background", "time", "controls", "orbit"),
+    "artefacts",
+)
 _GAP = 60.0  # degrees without a training camera, from which on the azimuth has limits
 
 
@@ -147,7 +151,7 @@ def read_bundle(folder: Path | str) -> dict[str, Any]:
         The document, as at the top of this module.
 
     Raises:
-        UserError: it is missing, torn, no bundle, or of a newer version.
+        UserError: it is missing, torn, no bundle, of a newer version, or names files that lie elsewhere.
     """
     path = Path(folder) / "bundle.json"
     try:
@@ -162,7 +166,23 @@ def read_bundle(folder: Path | str) -> dict[str, Any]:
         raise UserError(
             f"{path}: has version {document.get('version')}; this nelf reads versions up to {VERSION}. Update nelf."
         )
+    missing = [key for key in _KEYS if key not in document]
+    if missing:
+        raise UserError(f"{path}: lacks {', '.join(missing)}.")
+    _check_artefacts(path, document["artefacts"])
     return document
+
+
+def _check_artefacts(path: Path, entries: Any) -> None:
+    """Refuse entries that lack what a reader needs, and files elsewhere, since a bundle may come from anybody."""
+    for entry in entries if isinstance(entries, list) else [None]:
+        if not isinstance(entry, dict) or not {"name", "file", "input", "size", "volume"} <= set(entry):
+            raise UserError(f"{path}: artefacts must be a list, each with name, file, input, size and volume.")
+        for file in [entry["file"], *([entry["volume"].get("file")] if isinstance(entry["volume"], dict) else [])]:
+            if not isinstance(file, str) or file in ("", "..") or Path(file).name != file:
+                raise UserError(
+                    f"{path}: {entry['name']} lies in {file!r}; allowed: names of files beside bundle.json."
+                )
 
 
 def orbit_limits(scene: Scene) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -89,6 +90,30 @@ def test_a_strange_bundle_is_refused_in_one_line(tmp_path, content: str, message
     with pytest.raises(UserError, match=message) as caught:
         read_bundle(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"orbit": None, "far": None}, "bundle.json: lacks far, orbit."),
+        ({"artefacts": {}}, "artefacts must be a list, each with name, file, input, size and volume."),
+        ({"artefacts": [{"name": "fp32"}]}, "artefacts must be a list, each with name, file, input, size and volume."),
+        ({"file": "../model.onnx"}, "fp32 lies in '../model.onnx'; allowed: names of files beside bundle.json."),
+        ({"file": "/model.onnx"}, "fp32 lies in '/model.onnx'"),
+        ({"file": ".."}, r"fp32 lies in '..'"),
+        ({"volume": {"file": "a/../../v.gz"}}, "fp32 lies in 'a/../../v.gz'"),
+    ],
+)
+def test_a_bundle_lacks_nothing_and_names_only_its_own_files(tmp_path, bundles, change, message: str) -> None:
+    about = read_bundle(bundles["points"].path.parent)
+    entry = about["artefacts"][0]
+    for key, value in change.items():
+        (entry if key in entry else about)[key] = value
+        if value is None:
+            del about[key]
+    (tmp_path / "bundle.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match=re.escape(message)):
+        read_bundle(tmp_path)
 
 
 def test_the_camera_stays_where_training_cameras_stood(scene) -> None:

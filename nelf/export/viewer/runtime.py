@@ -8,6 +8,7 @@ runs this file by itself.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -69,15 +70,14 @@ def fetch(folder: Path) -> None:
         )
     with tempfile.TemporaryDirectory() as temporary:
         done = subprocess.run(
-            [npm, "pack", what, "--silent", "--pack-destination", temporary],
+            [npm, "pack", what, "--json", "--fetch-retries=1", "--pack-destination", temporary],
             capture_output=True,
             text=True,
             check=False,
         )
         archives = list(Path(temporary).glob("*.tgz"))
         if done.returncode or not archives:
-            words = (done.stderr or done.stdout).strip().splitlines() or ["no reason given"]
-            raise UserError(f"viewer: npm could not fetch {what} ({words[-1][:200]}).")
+            raise UserError(f"viewer: npm could not fetch {what} ({_reason(done.stdout)}).")
         with tarfile.open(archives[0]) as archive:
             for name, digest in FILES.items():
                 member = archive.extractfile(f"package/dist/{name}")
@@ -86,3 +86,11 @@ def fetch(folder: Path) -> None:
                     raise UserError(f"viewer: {name} of {what} is not the file that this nelf knows; it is not used.")
                 with atomic_path(folder / name) as partial:
                     partial.write_bytes(content)
+
+
+def _reason(output: str) -> str:
+    """What npm says of a failure, from its JSON."""
+    try:
+        return str(json.loads(output)["error"]["summary"]).splitlines()[0][:200]
+    except (ValueError, LookupError, TypeError):
+        return "no reason given"

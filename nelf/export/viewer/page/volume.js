@@ -55,7 +55,7 @@ export function decoderInputs(volume, rays) {
 /** From 0 at a limit to 1 at twice as much. */
 const fade = (value, least) => Math.min(Math.max(value / least - 1, 0), 1);
 
-/** Write composited features and opacity of all rays, channel by channel. In the loop no array is made: an eighth. */
+/** Write composited features and opacity of all rays, channel by channel. No arrays in the loop: an eighth faster. */
 function composite(volume, rays, out) {
   const { density, features, clearance, aabb, points, density_scale: scale, min_tau: minTau } = volume;
   const [depth, height, width] = volume.resolution;

@@ -5,7 +5,8 @@ import { raysOf } from "./camera.js";
 import { load } from "./files.js";
 import { decoderInputs, readVolume } from "./volume.js";
 
-const FLUENT = 50; // milliseconds for a quarter of the rays along a side; no other runtime need be quicker
+const FLUENT = 50; // milliseconds for the trial picture; a WebGPU that takes less need not be quicker than WASM
+const HEAVY = 20; // milliseconds for the trial picture, from which on it is worth trying with all cores
 const PATIENCE = 15_000; // milliseconds until WebGPU must have drawn twice; some adapters never do
 const ALIKE = 1e-3; // mean squared difference of colours (30 dB), above which two pictures are not the same
 
@@ -14,8 +15,9 @@ let artefact;
 let model; // content of its file
 let volume;
 let wish; // "webgpu", "wasm" or "auto"
-let threads; // for WASM
-/** @type {{ort: object, session: object, kind: string}} */
+let threads; // wished for WASM, or 0
+let trial; // the camera of a small picture to try with
+/** @type {{ort: object, session: object, kind: string, count: number}} */
 let runtime;
 
 onmessage = async ({ data }) => {
@@ -29,9 +31,7 @@ onmessage = async ({ data }) => {
 
 /** Load an artefact's files, and take the runtime that draws it best. */
 async function open(message) {
-  ({ bundle, artefact, wish } = message);
-  // One core is left to the page and to whatever else runs: threads wait for each other after each layer.
-  threads = message.threads || Math.min(Math.max(navigator.hardwareConcurrency - 1, 1), 4);
+  ({ bundle, artefact, wish, threads, trial } = message);
   const progress = (about) => postMessage({ type: "progress", ...about });
   const [graph, packed] = await Promise.all([
     load(bundle.base, artefact.file, artefact.sha256, progress),
@@ -45,8 +45,8 @@ async function open(message) {
     if (!adapter) throw new Error("This browser offers no WebGPU adapter; choose WASM or automatic.");
     runtime = await start("webgpu");
   } else {
-    if (adapter) refusal = await tryWebGPU(message.trial).catch(readable);
-    if (refusal || !adapter) runtime = await start("wasm");
+    if (adapter) refusal = await tryWebGPU().catch(readable);
+    if (refusal || !adapter) runtime = await startWasm();
   }
   ready(refusal);
 }
@@ -55,16 +55,15 @@ async function open(message) {
  * Begin with WebGPU, and draw a small picture with it and without: drivers exist that draw another one, or never.
  * @returns {Promise<string | null>} why it is not to be used, if so
  */
-async function tryWebGPU(trial) {
-  const times = [bundle.time?.value ?? 0, bundle.controls.map((control) => control.value)];
+async function tryWebGPU() {
   const attempt = await within(PATIENCE, async () => {
     const gpu = await start("webgpu");
-    await network(gpu, trial, ...times); // compiles
-    return { gpu, drawn: await network(gpu, trial, ...times) };
+    await tried(gpu); // compiles
+    return { gpu, drawn: await tried(gpu) };
   });
   if (!attempt) return "it does not come to an end";
   const plain = await start("wasm", "webgpu"); // the same build, so no second download
-  const expected = await network(plain, trial, ...times);
+  const expected = await tried(plain);
   plain.session.release();
   const { gpu, drawn } = attempt;
   const error = expected.rgb.reduce((sum, value, i) => sum + (value - drawn.rgb[i]) ** 2, 0) / expected.rgb.length;
@@ -76,30 +75,53 @@ async function tryWebGPU(trial) {
   return null;
 }
 
+/**
+ * Begin with WASM. One core is left to the page and to whatever else runs, since threads wait for each other after
+ * each layer; a heavy model takes all of them if that is faster.
+ */
+async function startWasm() {
+  const cores = Math.min(navigator.hardwareConcurrency || 1, 4);
+  if (!self.crossOriginIsolated) return start("wasm"); // only such pages share memory between threads
+  if (threads) return start("wasm", "wasm", threads);
+  const few = await start("wasm", "wasm", Math.max(cores - 1, 1));
+  const { ms } = await tried(few);
+  if (ms < HEAVY || few.count === cores) return few;
+  const all = await start("wasm", "wasm", cores);
+  const [better, worse] = (await tried(all)).ms < ms ? [all, few] : [few, all];
+  worse.session.release();
+  return better;
+}
+
+/** Draw the trial picture; see ``network``. */
+function tried(candidate) {
+  return network(candidate, trial, bundle.time?.value ?? 0, bundle.controls.map((control) => control.value));
+}
+
 /** The result of an action, or null where it takes too long. */
 function within(limit, act) {
   return Promise.race([act(), new Promise((resolve) => setTimeout(() => resolve(null), limit))]);
 }
 
 /** Make a session on a runtime, of the build of that name or of another one that has it too. */
-async function start(kind, build = kind) {
+async function start(kind, build = kind, count = 1) {
   const base = new URL("./runtime/", self.location.href).href;
-  const ort = await import(`${base}ort.${build}.min.mjs`).catch(() => {
+  // The number of threads is settled once for each copy of the module.
+  const ort = await import(`${base}ort.${build}.min.mjs?threads=${count}`).catch(() => {
     throw new Error(`runtime/ort.${build}.min.mjs: is missing beside the page.`);
   });
   ort.env.wasm.wasmPaths = base;
-  ort.env.wasm.numThreads = self.crossOriginIsolated ? threads : 1; // only such pages share memory between threads
+  ort.env.wasm.numThreads = count;
   const options = { executionProviders: [kind], logSeverityLevel: 3 };
   const session = await ort.InferenceSession.create(model, options).catch((error) => {
     throw new Error(`${artefact.file}: cannot be opened with ${kind}. ${readable(error)}`);
   });
-  return { ort, session, kind };
+  return { ort, session, kind, count };
 }
 
 /** Tell the page with what it draws, and why not with WebGPU where that was tried. */
 function ready(refusal) {
-  const count = runtime.ort.env.wasm.numThreads;
-  const label = runtime.kind === "webgpu" ? "WebGPU" : `WASM, ${count} thread${count > 1 ? "s" : ""}`;
+  const { kind, count } = runtime;
+  const label = kind === "webgpu" ? "WebGPU" : `WASM, ${count} thread${count > 1 ? "s" : ""}`;
   postMessage({ type: "ready", runtime: label, notes: refusal ? [`WebGPU is not used: ${refusal}`] : [] });
 }
 
@@ -107,7 +129,7 @@ function ready(refusal) {
 async function draw({ camera, time, controls }) {
   const { rgb, lookup, begin } = await network(runtime, camera, time, controls).catch(async (error) => {
     if (runtime.kind !== "webgpu" || wish === "webgpu") throw error;
-    runtime = await start("wasm"); // adapters are taken away, and their memory ends
+    runtime = await startWasm(); // adapters are taken away, and their memory ends
     ready(readable(error));
     return network(runtime, camera, time, controls);
   });

@@ -12,6 +12,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import imageio.v3 as iio
 import numpy as np
 import onnx
 import pytest
@@ -248,6 +249,9 @@ def test_what_is_wrong_is_said_in_words(tab, damaged) -> None:
     assert opened.go().words() == "This bundle has version 7; this page reads versions up to 1."
     opened.server.bundle = {"format": "else"}
     assert opened.go().words() == "bundle.json is damaged, or not that of a nelf bundle."
+    opened.server.bundle = {key: value for key, value in about.items() if key not in ("orbit", "near")}
+    assert opened.go().words() == "bundle.json is damaged: it lacks near, orbit."
+    assert opened.page.get_by_role("alert").is_visible()
     opened.server.bundle = {**about, "artefacts": []}
     assert opened.go().words() == "bundle.json names no model that a browser can draw."
 
@@ -299,10 +303,15 @@ def plain_host(tmp_path, bundles) -> Iterator[ThreadingHTTPServer]:
     shutil.copytree(bundles["features"].path.parent, tmp_path / "host" / "scenes" / "lego")
     write(tmp_path / "host" / "scenes" / "lego")
 
-    class Quiet(SimpleHTTPRequestHandler):
+    class Host(SimpleHTTPRequestHandler):
         def log_message(self, *args: object) -> None: ...
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path / "host")))
+        def end_headers(self) -> None:
+            if self.path.endswith("encoded"):  # as some hosts declare all files in .gz
+                self.send_header("Content-Encoding", "gzip")
+            super().end_headers()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Host, directory=str(tmp_path / "host")))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -343,6 +352,57 @@ def test_a_phone_has_the_picture_and_two_fingers_zoom(browser, tab, bundles) -> 
     card = page.locator("#panel").evaluate("each => getComputedStyle(each).backgroundColor")
     assert sum(map(float, re.findall(r"[\d.]+", card)[:3])) < 200  # dark
     context.close()
+
+
+def test_a_host_may_declare_the_volume_as_an_encoding(browser, plain_host) -> None:
+    page = browser.new_page()
+    page.route("**/volume.bin.gz", lambda route: route.continue_(url=f"{route.request.url}?encoded"))
+    page.goto(f"http://127.0.0.1:{plain_host.server_address[1]}/scenes/lego/")
+    opened = Tab(page, plain_host).drawn()
+    assert opened.pixels().std() > 5
+    assert page.is_hidden("#message")
+    page.close()
+
+
+class FakeTeacher:
+    """Draws one grey after the other: 0, 1, ... The first picture waits for ``gate``."""
+
+    def __init__(self) -> None:
+        self.gate, self.asked = threading.Event(), []
+
+    def png(self, c2w: list[float], width: int) -> bytes:
+        self.asked.append(c2w)
+        number = len(self.asked) - 1
+        if number == 0:
+            assert self.gate.wait(20)
+        return iio.imwrite("<bytes>", np.full((width, width, 3), 40 * number, np.uint8), extension=".png")
+
+
+def test_the_teacher_is_drawn_by_the_server(tab, bundles) -> None:
+    opened = tab(bundles["points"].path.parent)
+    opened.server.teacher = teacher = FakeTeacher()  # type: ignore[assignment]
+    entry = {"name": "teacher", "file": "teacher.png", "input": "server", "size": None}
+    opened.server.bundle["artefacts"].append(entry)
+    page = opened.go().drawn().page
+    azimuth = float(opened.data["azimuth"])
+    grey = "document.getElementById('view').getContext('2d').getImageData(8, 8, 1, 1).data[0] === {}"
+    page.click("#models tr:has-text('teacher')")
+    page.click("#models tr:has-text('fp32')")
+    page.wait_for_function("/WASM/.test(document.getElementById('status').textContent)")
+    page.focus("#view")
+    page.keyboard.press("ArrowRight")
+    page.click("#models tr:has-text('teacher')")
+    page.wait_for_function(grey.format(40))
+    assert "drawn by the server" in page.inner_text("#status")
+    expected = pose_of(opened.data, read_bundle(bundles["points"].path.parent))
+    assert np.allclose(np.reshape(teacher.asked[1], (3, 4)), expected, atol=1e-5)
+    teacher.gate.set()  # the first choice's picture comes at last, and is of no interest
+    page.wait_for_timeout(500)
+    assert page.evaluate(grey.format(40))
+    page.focus("#view")
+    page.keyboard.press("ArrowRight")
+    opened.drawn(f"Math.abs(d.azimuth - {azimuth} - 10) < 1e-6")
+    assert opened.complaints == []
 
 
 @pytest.fixture(scope="module")

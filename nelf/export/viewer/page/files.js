@@ -13,7 +13,8 @@ export async function load(base, name, sha256, progress) {
     throw new Error(`${name}: the server does not answer.`);
   });
   if (!response.ok) throw new Error(`${name}: is missing from the bundle (the server says ${response.status}).`);
-  const total = Number(response.headers.get("Content-Length")) || 0;
+  const packed = response.headers.has("Content-Encoding"); // then the length is not that of what arrives here
+  const total = packed ? 0 : Number(response.headers.get("Content-Length"));
   const chunks = [];
   let received = 0;
   for (const reader = response.body.getReader(); ; ) {

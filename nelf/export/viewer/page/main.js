@@ -5,10 +5,12 @@ import { listen } from "./gestures.js";
 import { Inputs, Models } from "./panel.js";
 
 const VERSION = 1; // of bundle.json, that this page reads
+const NEEDED = ["image", "intrinsics", "near", "far", "aabb", "sr_factor", "orbit", "controls", "artefacts"];
 const REST = 180; // milliseconds without a movement, after which a full frame is drawn
 const FLUENT = 80; // milliseconds that a frame may take while moving, where the resolution is automatic
 const MEASURED = 10; // frames drawn of each model at first, since the first ones are slower than those to come
 const SLOW = 250; // milliseconds; a model that takes longer is not drawn again only to be measured
+const UNKNOWN = "unknown"; // how much of something has come, where that cannot be said: the bar moves to and fro
 const PREVIEW_WIDTHS = [50, 100, 200]; // of the teacher, coarse to fine
 
 const at = (id) => document.getElementById(id);
@@ -22,6 +24,7 @@ let orbit;
 let models;
 let inputs;
 let worker;
+let opened = 0; // models so far
 let ready = false;
 let busy = false; // a frame is being drawn
 let dirty = false; // something has changed since it began
@@ -29,13 +32,15 @@ let sharp = false; // it is, or the last one was, a full one
 let movedAt = 0;
 let frames = 0;
 
-/** Show a sentence over the picture; a failure stays, progress has a bar. */
+/** Show a sentence over the picture; a failure stays and is read aloud, progress has a bar. */
 function say(text, { failed = false, part = null } = {}) {
   words.textContent = text;
+  message.role = failed ? "alert" : null;
   message.hidden = !text;
   message.classList.toggle("failed", failed);
   bar.hidden = part === null;
-  if (part !== null) bar.value = part;
+  if (part === UNKNOWN) bar.removeAttribute("value");
+  else if (part !== null) bar.value = part;
 }
 
 function fail(text) {
@@ -53,8 +58,10 @@ async function readBundle() {
   if (!(described.version <= VERSION)) {
     throw new Error(`This bundle has version ${described.version}; this page reads versions up to ${VERSION}.`);
   }
+  const missing = NEEDED.filter((key) => !(key in described));
+  if (missing.length) throw new Error(`bundle.json is damaged: it lacks ${missing.join(", ")}.`);
   // A bundle may hold programs for other runtimes, too.
-  const artefacts = (described.artefacts ?? []).filter(({ file, input }) => file.endsWith(".onnx") || input === "server");
+  const artefacts = described.artefacts.filter(({ file, input }) => file.endsWith(".onnx") || input === "server");
   if (!artefacts.length) throw new Error("bundle.json names no model that a browser can draw.");
   return { ...described, artefacts, base: page.href };
 }
@@ -64,6 +71,7 @@ function open() {
   const artefact = models.chosen;
   const server = artefact.input === "server";
   worker?.terminate(); // what it was drawing is of no interest any more
+  opened++;
   ready = busy = false;
   at("chosen").textContent = artefact.name;
   at("runtime").disabled = at("resolution").disabled = server;
@@ -90,10 +98,9 @@ function tell(notes) {
 
 const handlers = {
   progress({ name, received, total }) {
-    const amount = `${(received / 1e6).toFixed(1)} MB`;
-    say(`Loading ${name}: ${amount}${total ? ` of ${(total / 1e6).toFixed(1)}` : ""}`, {
-      part: total ? received / total : 0,
-    });
+    const megabytes = (bytes) => (bytes / 1e6).toFixed(1);
+    const amount = received ? `: ${megabytes(received)}${total ? ` of ${megabytes(total)}` : ""} MB` : " …";
+    say(`Loading ${name}${amount}`, { part: total ? received / total : UNKNOWN });
   },
   ready({ runtime, notes }) {
     ready = true;
@@ -160,7 +167,7 @@ function coarse() {
 
 /** A radiance field is slow: ask the server for ever finer pictures until something changes. */
 async function requestServer(camera) {
-  const model = models.chosen;
+  const [model, own] = [models.chosen, opened];
   const widths = [...PREVIEW_WIDTHS.filter((width) => width < bundle.image.width), bundle.image.width];
   try {
     for (const width of widths.slice(0, PREVIEW_WIDTHS.length)) {
@@ -169,7 +176,7 @@ async function requestServer(camera) {
       const response = await fetch(new URL(`${model.file}?${query}`, page));
       if (!response.ok) throw new Error(`The server cannot draw the ${model.name} (it says ${response.status}).`);
       const bitmap = await createImageBitmap(await response.blob());
-      if (model !== models.chosen) return; // another model draws by now
+      if (own !== opened) return; // another model draws by now, or this one anew
       show(bitmap);
       const seconds = (performance.now() - begin) / 1000;
       status.textContent = `${bitmap.width} × ${bitmap.height} · ${seconds.toFixed(1)} s · drawn by the server`;
@@ -178,7 +185,7 @@ async function requestServer(camera) {
     busy = false;
     if (dirty) request();
   } catch (error) {
-    if (model !== models.chosen) return;
+    if (own !== opened) return;
     busy = false;
     fail(error.message);
   }

@@ -56,7 +56,7 @@ async function start(kind, model) {
   ort.env.wasm.wasmPaths = base;
   ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1;
   ort.env.logLevel = "error";
-  session = await ort.InferenceSession.create(model, { executionProviders: [kind], graphOptimizationLevel: "all" });
+  session = await ort.InferenceSession.create(model, { executionProviders: [kind], logSeverityLevel: 3 });
   runtime = kind;
   const block = bundle.sr_factor;
   const [width, height] = artefact.size ?? [4 * block, 4 * block];

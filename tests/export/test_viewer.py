@@ -192,8 +192,8 @@ def moving(tmp_path, scene, bundles) -> Path:
         nodes,
         "moving",
         [
-            helper.make_tensor_value_info("points", TensorProto.FLOAT, [1, 6, "h", "w"]),
             helper.make_tensor_value_info("time", TensorProto.FLOAT, [1]),
+            helper.make_tensor_value_info("points", TensorProto.FLOAT, [1, 6, "h", "w"]),
             helper.make_tensor_value_info("controls", TensorProto.FLOAT, [1, 1]),
         ],
         [helper.make_tensor_value_info("rgb", TensorProto.FLOAT, [1, 3, "h", "w"])],

@@ -176,7 +176,7 @@ function inputs(ort, session, camera) {
     return { features: tensor(decoderInputs(volume, rays), 1, volume.channels + 17, height, width) };
   }
   if (artefact.input === "points") {
-    const channels = session.inputMetadata[0].shape[1];
+    const channels = session.inputMetadata.find(({ name }) => name === "points").shape[1];
     return { points: tensor(pointsOf(rays, channels / 3), 1, channels, height, width) };
   }
   const origins = new Float32Array(3 * width * height);

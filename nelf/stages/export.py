@@ -16,7 +16,10 @@ from nelf.data import Scene, read_scene
 from nelf.errors import UserError, did_you_mean
 from nelf.evaluation import evaluate
 from nelf.export.bundle import artefact, write_bundle, write_volume
-from nelf.export.executorch import check_installed, pte
+from nelf.export.coreml import check_installed as coreml_installed
+from nelf.export.coreml import mlpackage
+from nelf.export.executorch import check_installed as executorch_installed
+from nelf.export.executorch import pte
 from nelf.export.graph import exact, half_weights, onnx
 from nelf.export.inputs import KINDS, Kind, check_kind, feed_of, kinds_of
 from nelf.export.int8 import quantize_dynamic, quantize_static
@@ -43,6 +46,7 @@ def export(
     calibration_views: int = 16,
     tolerance: float = 1e-4,
     executorch: bool = False,
+    coreml: bool = False,
     tar: bool = False,
     viewer: bool = False,
 ) -> dict[str, Any]:
@@ -61,6 +65,7 @@ def export(
         calibration_views: of the pseudo set, for ``int8 static``.
         tolerance: largest difference of a colour between a 32-bit graph and its network, on all test views.
         executorch: write ``.pte`` programs for phones, in 32 and 8 bits; needs the extra of that name.
+        coreml: write a ``.mlpackage``, which is not measured; needs the extra of that name.
         tar: write a checkpoint of MobileR2L's own code, too.
         viewer: put the page that draws the bundle into it, and its runtime: a folder for any static host.
 
@@ -100,6 +105,8 @@ def export(
         for precision, stem in (("fp32", "model"), ("int8", "model_int8")):
             path = pte(student, folder / f"{stem}.pte", views, kinds[0], precision == "int8")
             bundle.note(f"pte {precision}", path, precision, (views.width, views.height))
+    if coreml:
+        mlpackage(student, folder / "model.mlpackage", views[0], kinds[0])
     for name, file in _artefacts(run, "prune").items():
         bundle.add(name, load_weights(file), kinds[0], file.stem)
 
@@ -170,7 +177,9 @@ def check(run: Run) -> None:
     if options["tar"] and not isinstance(run.system().network, MobileR2L):
         raise UserError("stage.export.tar: only mobile_r2l has a checkpoint of its authors' code.")
     if options["executorch"]:
-        check_installed()
+        executorch_installed()
+    if options["coreml"]:
+        coreml_installed()
     if options["viewer"]:
         runtime_folder()
     if options["calibration_views"] < 1:

@@ -1,0 +1,61 @@
+"""A light field as a Core ML package for Apple's devices; written anywhere, run there only. Needs an extra."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+
+from nelf.cameras import Camera
+from nelf.errors import UserError, atomic_path
+from nelf.export.graph import exact, graph_module, quiet
+from nelf.export.inputs import Kind, check_kind, feed_of, kinds_of
+from nelf.lightfields import LightField
+
+__all__ = ["check_installed", "mlpackage"]
+
+
+def check_installed() -> None:
+    """Refuse to begin without coremltools.
+
+    Raises:
+        UserError: says how to install it.
+    """
+    if importlib.util.find_spec("coremltools") is None:
+        raise UserError("coreml: coremltools is not installed: pip install 'nelf[coreml]'.")
+
+
+def mlpackage(network: LightField, path: Path | str, camera: Camera, kind: Kind | None = None) -> Path:
+    """Write a light field as an ML program that computes in 16 bits, for images of one size.
+
+    Args:
+        network: a trained light field.
+        path: the package, a folder whose name ends in ``.mlpackage``.
+        camera: a single camera: the size.
+        kind: where the program begins, see ``nelf.export.inputs``; None for the one that suits a viewer.
+
+    Returns:
+        The package. What it draws is not compared with the network: only macOS can run it.
+
+    Raises:
+        UserError: coremltools is not installed, the network has no such kind of input, or it cannot be written.
+    """
+    check_installed()
+    kind = kind or kinds_of(network)[0]
+    check_kind(network, kind)
+    network = exact(network)
+    feeds = feed_of(network, kind, camera)
+    with quiet(("coremltools",)), torch.no_grad():
+        import coremltools
+
+        example = tuple(torch.from_numpy(array) for array in feeds.values())
+        model = coremltools.convert(
+            torch.jit.trace(graph_module(network, kind, camera), example),
+            inputs=[coremltools.TensorType(name, array.shape) for name, array in feeds.items()],
+            outputs=[coremltools.TensorType("rgb")],
+            convert_to="mlprogram",
+        )
+        with atomic_path(path) as partial:
+            model.save(str(partial))
+    return Path(path)

@@ -65,7 +65,8 @@ _COLUMNS = {
     "latency_ms": Column("ms / view", lambda value: f"{value:.1f}" if value < 100 else f"{value:.0f}", False),
     "speedup": Column("Speed-up", lambda value: f"{value:.1f}\N{MULTIPLICATION SIGN}", True),
     "train_seconds": Column("Training (min)", lambda value: f"{value / 60:.1f}"),
-    "peak_memory_mb": Column("Memory (MB)", lambda value: f"{value:.0f}", False),
+    "peak_memory_mb": Column("Training memory (MB)", lambda value: f"{value:.0f}", False),
+    "memory_mb": Column("Rendering memory (MB)", lambda value: f"{value:.0f}", False),
     "max_abs_error": Column("Max. error", lambda value: f"{value:.1g}", False),
 }
 
@@ -115,8 +116,9 @@ def write_report(
         folder: where to write.
         rows: one per artefact: ``name`` and any of ``psnr`` (dB), ``ssim``, ``lpips``, ``parameters``,
             ``sparsity`` (0 to 1), ``bytes``, ``latency_ms`` (per view), ``train_seconds``,
-            ``peak_memory_mb``; further numbers become columns of their own, other values stand in the JSON
-            only. ``speedup`` is computed where the baseline has a latency.
+            ``peak_memory_mb`` (of its training), ``memory_mb`` (to load and render); further numbers become columns
+            of their own, other values stand in the JSON only. ``speedup`` is computed where the baseline has a
+            latency.
         pictures: the views to show; see :func:`comparisons`.
         title: the page's headline.
         baseline: name of the row that speed-ups refer to; the first row if None.

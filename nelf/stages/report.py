@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +27,7 @@ from nelf.lightfields import LightField
 from nelf.paths import orbit
 from nelf.rendering import Renderable
 from nelf.reporting import comparisons, write_report
-from nelf.run import Run, read_json
+from nelf.run import Run, peak_memory, read_json, reset_peak_memory
 from nelf.training import device
 from nelf.weights import load
 
@@ -97,29 +100,45 @@ def artefacts(run: Run) -> list[Artefact]:
     Raises:
         UserError: a file is missing or damaged.
     """
-    found = []
+    found: list[Artefact] = []
+    camera, place = run.data().scene.test.camera[0], device(run)
+
+    def add(name: str, file: Path, make: Callable[[], Renderable], known: Mapping[str, Any]) -> Renderable:
+        model, memory = _measured(make, camera)
+        found.append(Artefact(name, file, model, {"memory_mb": memory / 1e6, **known}))
+        return model
+
     for name in ("teacher", "student"):
         folder = run.find(name)
         if folder is None:
             continue
-        training = read_json(folder / "metrics.json") or {}
-        memory = training.get("peak_memory_bytes", 0) / 1e6
-        known = {"train_seconds": training.get("seconds"), "peak_memory_mb": memory}
-        network = load(folder, device=device(run))
-        found.append(Artefact(name, folder / "model.safetensors", network, known))
+        file, training = folder / "model.safetensors", read_json(folder / "metrics.json") or {}
+        peak = training.get("peak_memory_bytes", 0) / 1e6
+        known = {"train_seconds": training.get("seconds"), "peak_memory_mb": peak}
+        network = add(name, file, partial(load, file, device=place), known)
         if isinstance(network, LightField):
             fast = optimize_for_inference(network)
-            words = {"changes": ", ".join(fast.changes)}
-            found.append(Artefact("student, optimised", folder / "model.safetensors", fast.network, words))
+            add("student, optimised", file, partial(getattr, fast, "network"), {"changes": ", ".join(fast.changes)})
     for stage in ("prune", "quantize", "export"):
         folder = run.find(stage)
         for each in (read_json(folder / "artefacts.json") or []) if folder else []:
             file = folder / each["file"]  # type: ignore[operator]
             known = {key: each[key] for key in ("kind", "bytes", "sparsity", "max_abs_error") if key in each}
             exported = file.suffix != ".safetensors"
-            model = nelf.export.load(file) if exported else load(file, device=device(run))
-            found.append(Artefact(each["name"], file, model, known))
+            make = partial(nelf.export.load, file) if exported else partial(load, file, device=place)
+            add(each["name"], file, make, known)
     return found
+
+
+def _measured(make: Callable[[], Renderable], camera: Camera) -> tuple[Renderable, int]:
+    """Open a model and render once; give it, and how many bytes of main memory that took at most."""
+    with suppress(OSError, AttributeError):  # else what others have left is used again, and counts for nothing
+        ctypes.CDLL(None).malloc_trim(0)
+    reset_peak_memory()
+    before = peak_memory()
+    model = make()
+    model.render(camera)
+    return model, peak_memory() - before
 
 
 def row(

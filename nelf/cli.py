@@ -41,7 +41,7 @@ _FOLLOWERS = {"data": ("data",), "model": ("model", "system"), "teacher": ("teac
 
 def _slug(overrides: str) -> str:
     """A job's folder: its overrides, shortened where they are longer than a file name may be."""
-    name = overrides.replace("/", "_") or "default"
+    name = overrides.replace("/", "_").replace("\\", "") or "default"  # Hydra escapes colons
     return name if len(name) <= 160 else f"{name[:150]}-{hash_of(name)[:8]}"
 
 
@@ -183,7 +183,7 @@ def _main(command: str, task: Callable[[DictConfig], Any]) -> None:
     if "--multirun" not in flags and "-m" not in flags and not swept:
         _run_hydra(command, task, [*flags, *overrides])
         return
-    _sweep(command, task, flags, overrides, first, swept)
+    _sweep(command, task, flags, overrides, first, swept, [_key(text) for text in kept])
 
 
 def _sweep(
@@ -193,6 +193,7 @@ def _sweep(
     overrides: list[str],
     first: DictConfig,
     swept: list[str],
+    remembered: list[str],
 ) -> None:
     """Run what all jobs share once, then the jobs, then write their table."""
     common = shared_stages(list(first.stages), swept) if "stages" in first else []
@@ -201,7 +202,10 @@ def _sweep(
         fixed = [text for text in overrides if _key(text) not in {*swept, "stages", "sweep"}]
         single = [flag for flag in flags if flag not in ("--multirun", "-m")]
         _run_hydra(command, task, [*single, *fixed, f"stages=[{','.join(common)}]"])
-    _run_hydra(command, task, [*flags, *overrides])
+    # A run has one scene and one beginning; they need not stand in the names of its jobs.
+    unnamed = {"run", "stages", "sweep", "trainer", "experiment", "data.root", *remembered} - {*swept}
+    naming = f"hydra.job.config.override_dirname.exclude_keys=[{','.join(sorted(unnamed))}]"
+    _run_hydra(command, task, [*flags, *overrides, naming])
     failed = write_table(Path(first.hydra.sweep.dir))
     if failed:
         raise UserError(f"{first.hydra.sweep.dir}: {failed} of the jobs failed; their lines stand above.")

@@ -224,6 +224,24 @@ class Run:
         roots = [self.root] if self.shared is None else [self.root, self.shared]
         return next((root / name for root in roots if (root / name / "done.json").is_file()), None)
 
+    def current(self, name: str) -> Path | None:
+        """As ``find``, but None, with a line, where what the stage was made from has been made anew since."""
+        folder, redone = self.find(name), self._redone_before(name)
+        if folder is not None and redone is not None:
+            print(f"{name}: left out, because it was made from an earlier {redone}", flush=True)
+            return None
+        return folder
+
+    def _redone_before(self, name: str) -> str | None:
+        """The input, however far back, that a finished stage was made without knowing; a deleted one is none."""
+        made_from = (read_json((self.find(name) or self.folder(name)) / "done.json") or {}).get("inputs", {})
+        for needed, mark in self._marks(name).items():
+            if made_from.get(needed, mark) != mark:
+                return needed
+            if (earlier := self._redone_before(needed)) is not None:
+                return earlier
+        return None
+
     def input(self, name: str, needed_by: str | None = None) -> Path:
         """The folder of a finished stage that another one, ``needed_by``, needs.
 

@@ -201,6 +201,7 @@ def test_the_first_job_of_a_sweep_and_its_keys() -> None:
 
 def test_a_job_s_folder_is_named_by_its_overrides_within_what_a_name_may_be() -> None:
     assert _slug("data.root=/x/lego,model.width=64") == "data.root=_x_lego,model.width=64"
+    assert _slug(r"trainer.max_time=00\:00\:05") == "trainer.max_time=00:00:05"
     long = [_slug(f"{'key=value,' * 40}model.width={width}") for width in (64, 128)]
     assert len(set(long)) == 2
     assert all(len(name) <= 160 for name in long)

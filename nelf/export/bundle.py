@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 VERSION = 1
-_UNREAD = -30.0  # density of corners that no occupied cell touches: nothing, and it compresses well
+UNREAD = -30.0  # density of corners that no occupied cell touches: nothing, and it compresses well
 _KEYS = (
     *("image", "intrinsics", "near", "far", "aabb", "sr_factor", "background", "time", "controls", "orbit"),
     "artefacts",
@@ -249,7 +249,7 @@ def write_volume(network: GridR2L, path: Path, dtype: str = "float16") -> dict[s
         UserError: the directory cannot be written.
     """
     unread = network.unread()
-    density = network.density.masked_fill(unread["density"], _UNREAD).cpu().numpy().astype("<f4")
+    density = network.density.masked_fill(unread["density"], UNREAD).cpu().numpy().astype("<f4")
     features = (
         network.features.masked_fill(unread["features"], 0.0).cpu().numpy().astype(np.dtype(dtype).newbyteorder("<"))
     )

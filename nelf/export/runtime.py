@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from nelf.cameras import Camera
+from nelf.compression.pruning import compressed_bytes
 from nelf.errors import UserError
-from nelf.export.bundle import Volume, read_bundle, read_volume
+from nelf.export.bundle import UNREAD, Volume, read_bundle, read_volume
+from nelf.export.cost import graph_cost
 from nelf.export.executorch import Program
 from nelf.export.graph import session
 from nelf.export.inputs import feed
@@ -29,7 +31,8 @@ class ExportedLightField:
     """A light field of a bundle. Has ``render(camera)``, and takes the place of a network where one is looked at.
 
     Args:
-        graph: the opened ONNX file or ExecuTorch program.
+        path: the ONNX file or ExecuTorch program.
+        graph: the same, opened.
         bundle: of ``read_bundle``.
         entry: the artefact's entry in it.
         volume: the arrays that its graph's features come from, if it begins there.
@@ -37,12 +40,13 @@ class ExportedLightField:
 
     def __init__(
         self,
+        path: Path,
         graph: InferenceSession | Program,
         bundle: dict[str, Any],
         entry: dict[str, Any],
         volume: Volume | None = None,
     ) -> None:
-        self.bundle, self.entry = bundle, entry
+        self.path, self.bundle, self.entry = path, bundle, entry
         self.sr_factor: int = bundle["sr_factor"]
         self._graph, self._volume = graph, volume
         self._aabb = torch.tensor(bundle["aabb"])
@@ -83,6 +87,24 @@ class ExportedLightField:
     def run(self, inputs: dict[str, np.ndarray]) -> Tensor:
         """Run the graph alone, from ``inputs`` to rgb (3, H, W)."""
         return torch.from_numpy(self._graph.run(["rgb"], inputs)[0])[0]
+
+    def cost(self, camera: Camera) -> dict[str, int]:
+        """Count what drawing one camera takes: ``parameters``, ``nonzero``, ``macs`` and ``compressed_bytes``.
+
+        A volume beside the graph counts with it, what no ray reads of it as zeros. Of an ExecuTorch program only the
+        bytes can be told. See ``nelf.export.cost``.
+        """
+        beside = [self.path.parent / self.entry["volume"]["file"]] if self.entry["volume"] else []
+        files = [self.path, *beside]
+        cost = {"compressed_bytes": sum(map(compressed_bytes, files))}
+        if self.path.suffix == ".pte":
+            return cost
+        counted = graph_cost(self.path, self.inputs(camera))
+        if self._volume is not None:
+            density, features, _ = self._volume
+            counted["parameters"] += density.numel() + features.numel()
+            counted["nonzero"] += int(((density != UNREAD) & (density != 0)).sum() + features.count_nonzero())
+        return cost | counted
 
     def _check(self, camera: Camera) -> None:
         """Refuse a camera that the graph cannot draw."""
@@ -142,4 +164,4 @@ def load(path: Path | str, threads: int | None = None) -> ExportedLightField:
     volume = read_volume(folder, entry["volume"]) if entry["volume"] else None
     file = folder / entry["file"]
     graph = Program(file, entry["input"]) if file.suffix == ".pte" else session(file, threads)
-    return ExportedLightField(graph, bundle, entry, volume)
+    return ExportedLightField(file, graph, bundle, entry, volume)

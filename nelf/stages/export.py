@@ -202,7 +202,7 @@ def _ranges(file: Path | None) -> Ranges | None:
 
 def _artefacts(run: Run, stage: str) -> dict[str, Path]:
     """The files of a finished stage by the names of the artefacts; none where it is not done."""
-    folder = run.find(stage)
+    folder = run.current(stage)
     if folder is None:
         return {}
     return {each["name"]: folder / each["file"] for each in read_json(folder / "artefacts.json") or []}

@@ -23,6 +23,7 @@ from nelf.compression.inference import optimize_for_inference
 from nelf.compression.pruning import compressed_bytes
 from nelf.data import Scene
 from nelf.evaluation import evaluate, latencies, orbit_video
+from nelf.export import ExportedLightField
 from nelf.lightfields import LightField
 from nelf.paths import orbit
 from nelf.rendering import Renderable
@@ -82,7 +83,7 @@ def report(run: Run, *, frames: int = 60) -> dict[str, Any]:
         subject=subject["name"],
         video=videos.get(subject["name"]),
         curves=curves,
-        plots=_pruning_plot(run),
+        plots=_pruning_plot(models),
         meta=_circumstances(scene),
     )
     return subject
@@ -109,7 +110,7 @@ def artefacts(run: Run) -> list[Artefact]:
         return model
 
     for name in ("teacher", "student"):
-        folder = run.find(name)
+        folder = run.current(name)
         if folder is None:
             continue
         file, training = folder / "model.safetensors", read_json(folder / "metrics.json") or {}
@@ -120,7 +121,7 @@ def artefacts(run: Run) -> list[Artefact]:
             fast = optimize_for_inference(network)
             add("student, optimised", file, partial(getattr, fast, "network"), {"changes": ", ".join(fast.changes)})
     for stage in ("prune", "quantize", "export"):
-        folder = run.find(stage)
+        folder = run.current(stage)
         for each in (read_json(folder / "artefacts.json") or []) if folder else []:
             file = folder / each["file"]  # type: ignore[operator]
             known = {key: each[key] for key in ("kind", "bytes", "sparsity", "max_abs_error") if key in each}
@@ -161,7 +162,7 @@ def row(
 
     Returns:
         Numbers by the names that ``nelf.reporting.write_report`` knows. ``macs`` counts matrix products and
-        convolutions of PyTorch, not lookups and encodings.
+        convolutions, not lookups and encodings.
     """
     figures = {
         "name": name,
@@ -179,6 +180,8 @@ def row(
             "compressed_bytes": compressed_bytes(file),
             "macs": counter.get_total_flops() // 2,
         }
+    elif isinstance(model, ExportedLightField):
+        figures |= model.cost(camera)
     return {**figures, **known}
 
 
@@ -188,10 +191,10 @@ def _shown(models: list[Artefact]) -> list[str]:
     return [each.name for each in models if each.name in ("teacher", "student", *last.values())]
 
 
-def _pruning_plot(run: Run) -> dict[str, Path]:
-    """The plot of stage prune by its caption, if that stage is done."""
-    folder = run.find("prune")
-    return {"PSNR against sparsity, validation views": folder / "pruning.svg"} if folder else {}
+def _pruning_plot(models: list[Artefact]) -> dict[str, Path]:
+    """The plot of stage prune by its caption, if there are models of that stage."""
+    folder = next((each.file.parent for each in models if each.file.parent.name == "prune"), None)
+    return {} if folder is None else {"PSNR against sparsity, validation views": folder / "pruning.svg"}
 
 
 def _slug(name: str) -> str:

@@ -34,6 +34,7 @@ def test_two_by_two_students_share_a_teacher(scripts) -> None:
     # The teacher was trained once, in the run itself.
     assert len(list(scripts.folder.rglob("teacher/model.safetensors"))) == 1
     assert (scripts.folder / "out" / "teacher" / "done.json").is_file()
+    assert all("data.root" not in row["folder"] for row in rows)
 
     # A wider sweep finds the finished jobs again.
     wider = [word.replace("model.width=8,16", "model.width=8,16,24") for word in command]

@@ -150,6 +150,26 @@ def test_a_job_of_a_sweep_finds_finished_stages_in_the_shared_run(chain, tmp_pat
     assert sorted(path.name for path in job.root.iterdir()) == ["report", "student"]
 
 
+def test_results_of_earlier_inputs_are_not_current(chain, tmp_path, capsys) -> None:
+    options = {"stage": {name: {} for name in (*ALL, "prune", "export")}}
+    chain(" ".join([*ALL, "prune", "export"]), **options)
+    run = Run(chain.root, config(**options), lambda node: None)
+    stages = ("teacher", "student", "prune", "export")
+    assert all(run.current(name) == run.folder(name) for name in stages)
+    # A job that prunes otherwise: the shared run's export is of other pruned students.
+    pruned = {**options["stage"], "prune": {"amount": 0.5}}
+    job = Chain(tmp_path / "job", shared=chain.root)
+    assert job("prune", stage=pruned) == ["prune"]
+    other = Run(job.root, config(stage=pruned), lambda node: None, chain.root)
+    assert [name for name in stages if other.current(name)] == ["teacher", "student", "prune"]
+    assert "export: left out, because it was made from an earlier prune" in capsys.readouterr().out
+    # Far back counts too; what has been deleted does not.
+    chain("teacher", trainer__max_steps=9, **options)
+    assert [name for name in stages if run.current(name)] == ["teacher"]
+    (chain.root / "pseudo" / "done.json").unlink()
+    assert [name for name in stages if run.current(name)] == list(stages)
+
+
 def test_a_torn_done_json_counts_as_not_done(chain) -> None:
     chain("teacher")
     path = chain.root / "teacher" / "done.json"

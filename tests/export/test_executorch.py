@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,12 @@ from nelf.export.executorch import pte
 from nelf.export.graph import exact
 
 
+@pytest.mark.filterwarnings("ignore")  # its own imports warn of what they use
 @pytest.mark.parametrize(("int8", "tolerance"), [(False, 1e-4), (True, 0.1)])
 def test_a_program_draws_what_its_network_draws(bundles, scene, tmp_path, int8: bool, tolerance: float) -> None:
     pytest.importorskip("executorch", reason="the extra executorch is not installed")
-    network = bundles["points"].network
+    # A trained network may have its weights channels last.
+    network = deepcopy(bundles["points"].network).to(memory_format=torch.channels_last)
     path = pte(network, tmp_path / "model.pte", scene.train.camera, int8=int8)
     write_bundle(tmp_path, scene, network, [artefact("pte", path, "points", "fp32", size=(16, 16))])
     camera = scene.test.camera[0]

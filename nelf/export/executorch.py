@@ -54,7 +54,8 @@ def pte(network: LightField, path: Path | str, cameras: Camera, kind: Kind | Non
 
     kind = kind or kinds_of(network)[0]
     check_kind(network, kind)
-    network = exact(network).to(memory_format=torch.contiguous_format)  # XNNPACK orders the weights itself
+    network = exact(network)
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # XNNPACK orders them itself
     examples = [
         tuple(torch.from_numpy(array) for array in feed_of(network, kind, cameras[index]).values())
         for index in range(len(cameras))

@@ -7,14 +7,26 @@ from pathlib import Path
 import torch
 
 from nelf.errors import UserError, atomic_path
-from nelf.lightfields import MobileR2L
+from nelf.lightfields import LightField, MobileR2L
 
-__all__ = ["save_tar"]
+__all__ = ["check_original", "save_tar"]
 
 _OURS = ("near", "far", "aabb", "fitted")
 
 
-def save_tar(network: MobileR2L, path: Path | str) -> Path:
+def check_original(network: LightField) -> None:
+    """Refuse a network that the original does not have.
+
+    Raises:
+        UserError: says what it has.
+    """
+    if not isinstance(network, MobileR2L):
+        raise UserError(f"tar: MobileR2L's code has no {type(network).__name__}, only mobile_r2l.")
+    if network.arguments["upsampling"] != "transposed":
+        raise UserError(f"tar: MobileR2L's code has no tail {network.arguments['upsampling']!r}, only 'transposed'.")
+
+
+def save_tar(network: LightField, path: Path | str) -> Path:
     """Write a checkpoint with the keys of the original's, but for the network that it pickles beside its weights.
 
     Args:
@@ -31,8 +43,7 @@ def save_tar(network: MobileR2L, path: Path | str) -> Path:
     Source:
         The checkpoints that the code of MobileR2L writes (github.com/snap-research/MobileR2L).
     """
-    if network.arguments["upsampling"] != "transposed":
-        raise UserError(f"{path}: the original has no tail {network.arguments['upsampling']!r}, only 'transposed'.")
+    check_original(network)
     state = {name: tensor.cpu() for name, tensor in network.state_dict().items() if name not in _OURS}
     checkpoint = {
         "global_step": 0,

@@ -26,8 +26,8 @@ from nelf.export.int8 import quantize_dynamic, quantize_static
 from nelf.export.runtime import ExportedLightField, load
 from nelf.export.viewer import write as write_viewer
 from nelf.export.viewer.runtime import runtime_folder
-from nelf.interop.mobile_r2l import save_tar
-from nelf.lightfields import GridR2L, LightField, MobileR2L
+from nelf.interop.mobile_r2l import check_original, save_tar
+from nelf.lightfields import GridR2L, LightField
 from nelf.run import Run, read_json, write_json
 from nelf.weights import load as load_weights
 from nelf.weights import save
@@ -79,7 +79,7 @@ def export(
     folder, scene = run.folder("export"), run.data().scene
     student: LightField = load_weights(run.input("student"))
     save(student, folder / "model.safetensors", run.model_config(), scene.digest)
-    if tar and isinstance(student, MobileR2L):
+    if tar:
         save_tar(student, folder / "model.tar")
     kinds = list(inputs or _suitable(student))
     bundle = _Bundle(folder, scene.test.camera, fixed_size, tolerance)
@@ -174,8 +174,8 @@ def check(run: Run) -> None:
                 raise UserError(f"stage.export.{key}: there is no {word!r}; allowed: {words}.{hint}")
     for kind in options["inputs"] or ():
         check_kind(run.system().network, kind)
-    if options["tar"] and not isinstance(run.system().network, MobileR2L):
-        raise UserError("stage.export.tar: only mobile_r2l has a checkpoint of its authors' code.")
+    if options["tar"]:
+        check_original(run.system().network)
     if options["executorch"]:
         executorch_installed()
     if options["coreml"]:

@@ -22,5 +22,5 @@ def test_a_checkpoint_has_the_originals_keys_and_nothing_pickled(tmp_path) -> No
 
 
 def test_a_tail_that_the_original_does_not_have_is_refused(tmp_path) -> None:
-    with pytest.raises(UserError, match="the original has no tail 'shuffle'"):
+    with pytest.raises(UserError, match="MobileR2L's code has no tail 'shuffle', only 'transposed'"):
         save_tar(MobileR2L(width=8, depth=2, upsampling="shuffle"), tmp_path / "x.tar")

@@ -120,7 +120,7 @@ def test_a_viewer_whose_runtime_is_not_to_be_had_is_refused_first(tmp_path, tiny
         ("stage.export.inputs=[points]", "GridR2L cannot begin at 'points'; allowed: features, rays, pose"),
         ("stage.export.precisions=[int4]", "stage.export.precisions: there is no 'int4'; allowed: fp32, fp16"),
         ("stage.export.calibration_views=0", "calibration_views: is 0; allowed: 1 or more"),
-        ("stage.export.tar=true", "stage.export.tar: only mobile_r2l"),
+        ("stage.export.tar=true", "tar: MobileR2L's code has no GridR2L, only mobile_r2l"),
     ],
 )
 def test_options_are_refused_before_anything_runs(tmp_path, tiny_scene, override: str, message: str) -> None:

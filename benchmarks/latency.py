@@ -2,8 +2,9 @@
 
     python benchmarks/latency.py runs/lego_cpu [--threads 2] [--rounds 21] [--out latency.json]
 
-All artefacts render one view in each round, so that a busy machine slows all of them alike: compare ratios, not
-milliseconds. ``network`` is what lies behind the points or features of the rays; ``view`` is all of ``render``.
+All artefacts take turns, so that a busy machine slows all of them alike: compare ratios, not milliseconds. In its turn
+each computes everything twice, and the second time counts, as while someone turns the scene about. ``network`` is what
+lies behind the points or features of the rays; ``view`` is all of ``render``.
 """
 
 import argparse
@@ -45,6 +46,7 @@ def network_of(model: Any, camera: Camera) -> Callable[[], Any] | None:
 
 
 def seconds_of(call: Callable[[], Any]) -> float:
+    call()
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
@@ -66,14 +68,11 @@ def main() -> None:
     models = {each.name: each.model for each in artefacts(run)}
     networks = {name: network_of(model, camera) for name, model in models.items()}
     times: dict[str, dict[str, list[float]]] = {name: {"network": [], "view": []} for name in models}
-    for turn in range(options.rounds + 1):
+    for _ in range(options.rounds):
         for name, model in models.items():
-            network = networks[name]
-            network_seconds = seconds_of(network) if network else None
-            view_seconds = seconds_of(lambda model=model: model.render(camera))
-            if turn:  # the first round compiles
-                times[name]["view"].append(view_seconds)
-                times[name]["network"] += [] if network_seconds is None else [network_seconds]
+            if network := networks[name]:
+                times[name]["network"].append(seconds_of(network))
+            times[name]["view"].append(seconds_of(lambda model=model: model.render(camera)))
 
     medians = {
         name: {part: 1e3 * statistics.median(each) if each else None for part, each in parts.items()}

@@ -225,7 +225,7 @@ def test_video_of_nothing_or_of_nan_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_latencies_are_medians_of_calls_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that each model moves on: slow takes 3 s, fast takes 1 s, the first call of each a minute more."""
+    """A clock that each model moves on: slow takes 3 s, fast takes 1 s, the first of a turn a minute more."""
     clock, calls = [0.0], []
 
     class Model:
@@ -233,12 +233,12 @@ def test_latencies_are_medians_of_calls_in_turns(monkeypatch: pytest.MonkeyPatch
             self.name, self.seconds = name, seconds
 
         def render(self, camera: int) -> Rendering:
-            clock[0] += self.seconds + (60 if (self.name, 10) not in calls else 0)
+            clock[0] += self.seconds + (60 if not calls or calls[-1][0] != self.name else 0)
             calls.append((self.name, camera))
             return Rendering(torch.zeros(2, 2, 3))
 
     monkeypatch.setattr(evaluation.time, "perf_counter", lambda: clock[0])
     found = evaluation.latencies({"slow": Model("slow", 3), "fast": Model("fast", 1)}, [10, 11], rounds=4)
     assert found == {"slow": 3, "fast": 1}
-    assert calls[:4] == [("slow", 10), ("fast", 10), ("slow", 11), ("fast", 11)]
-    assert len(calls) == 10
+    assert calls[:6] == [("slow", 10), ("slow", 11), ("fast", 10), ("fast", 11), ("slow", 11), ("slow", 10)]
+    assert len(calls) == 16

@@ -231,6 +231,6 @@ def _circumstances(scene: Scene) -> dict[str, Any]:
         "image": f"{scene.test.camera.width} x {scene.test.camera.height}",
         "processor": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "latency": "median of render calls that all models make in turns",
+        "latency": "median of render calls, two by two in turns of all models, of which the second counts",
         "versions": f"nelf {nelf.__version__}, torch {torch.__version__}, python {platform.python_version()}",
     }

@@ -1,12 +1,14 @@
 """Time the models of a bundle in the browser page, beside ONNX Runtime without a browser, in turns.
 
-    python benchmarks/viewer.py runs/lego_cpu [--models fp32 "int8 static"] [--frames 21] [--webgpu]
+    python benchmarks/viewer.py runs/lego_cpu [--models fp32 "int8 static"] [--frames 21] [--webgpu] [--out viewer.json]
 
 A frame is all from the camera to the pixels; ``lookup`` is the part before the graph. With ``--webgpu`` frames are
 drawn by a WebGPU adapter, too, in software where Chromium finds no other, and compared with those of WASM.
 """
 
 import argparse
+import json
+import platform
 import shutil
 import statistics
 import threading
@@ -87,7 +89,7 @@ def frames_while_dragging(page: Page, seconds: float = 3.0) -> float:
     return drawn / elapsed
 
 
-def measured(browsers: dict[str, Browser], folder: Path, entry: dict[str, Any], frames: int) -> list[list[str]]:
+def measured(browsers: dict[str, Browser], folder: Path, entry: dict[str, Any], frames: int) -> list[dict[str, Any]]:
     """Rows of one model: how it is drawn, first frame, median frame, its lookup, frames a second while dragging."""
     model = load(folder / entry["file"])
     about = model.bundle
@@ -113,22 +115,39 @@ def measured(browsers: dict[str, Browser], folder: Path, entry: dict[str, Any], 
             begin = time.perf_counter()
             model.render(camera)
             native.append(time.perf_counter() - begin)
-        rows = [[entry["name"], "no browser", "", f"{1000 * statistics.median(native[1:]):.0f}", "", ""]]
+        rows = [_row(entry["name"], "no browser", frame_ms=1000 * statistics.median(native[1:]))]
         for how, (page, first) in tabs.items():
             middle = [statistics.median(float(each[key]) for each in said[how]) for key in ("ms", "lookup")]
-            rate = "" if how == "WebGPU" else f"{frames_while_dragging(page):.0f}"
-            rows.append(
-                [entry["name"], said[how][0]["runtime"], f"{first:.1f}", f"{middle[0]:.0f}", f"{middle[1]:.0f}", rate]
-            )
+            rate = None if how == "WebGPU" else frames_while_dragging(page)
+            rows.append(_row(entry["name"], said[how][0]["runtime"], first, *middle, rate))
         if "webgpu" in browsers:
             pages = [page for page, _ in tabs.values()]
             for page in pages:
                 page.click("#reset")
             drawn = [pixels(page).astype(int) for page in pages]
-            rows[-1][-1] = f"differs by {np.abs(drawn[2] - drawn[0]).max()} of 255"
+            rows[-1]["differs from WASM, of 255"] = int(np.abs(drawn[2] - drawn[0]).max())
         for page, _ in tabs.values():
             page.close()
     return rows
+
+
+def _row(
+    model: str,
+    drawn_by: str,
+    first_frame_s: float | None = None,
+    frame_ms: float | None = None,
+    lookup_ms: float | None = None,
+    rate: float | None = None,
+) -> dict[str, Any]:
+    return {
+        "model": model,
+        "drawn by": drawn_by,
+        "first frame s": None if first_frame_s is None else round(first_frame_s, 2),
+        "frame ms": None if frame_ms is None else round(frame_ms, 1),
+        "lookup ms": None if lookup_ms is None else round(lookup_ms, 1),
+        "dragging, frames/s": None if rate is None else round(rate, 1),
+        "differs from WASM, of 255": None,
+    }
 
 
 def main() -> None:
@@ -138,14 +157,13 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", help="names in bundle.json; all if they are left out")
     parser.add_argument("--frames", type=int, default=21)
     parser.add_argument("--webgpu", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("viewer.json"))
     options = parser.parse_args()
     with Server(options.bundle) as server:
         folder, entries = server.folder, [each for each in server.bundle["artefacts"] if each["input"] != "server"]
     chosen = [each for each in entries if options.models is None or each["name"] in options.models]
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    table = Table(
-        "model", "drawn by", "first frame s", "frame ms", "lookup ms", "dragging, frames/s", title=str(folder)
-    )
+    rows: list[dict[str, Any]] = []
     with sync_playwright() as playwright:
         flags = {"wasm": ["--disable-gpu"], **({"webgpu": WEBGPU} if options.webgpu else {})}
         browsers = {
@@ -153,11 +171,16 @@ def main() -> None:
             for kind, more in flags.items()
         }
         for entry in chosen:
-            for row in measured(browsers, folder, entry, options.frames):
-                table.add_row(*row)
+            rows += measured(browsers, folder, entry, options.frames)
         for browser in browsers.values():
             browser.close()
+    table = Table(*_row("", ""), title=str(folder))
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row.values()))
     Console(width=120).print(table)
+    machine = platform.processor() or platform.machine()
+    options.out.write_text(json.dumps({"machine": machine, "bundle": str(folder), "rows": rows}, indent=1))
+    print(f"written to {options.out}")
 
 
 if __name__ == "__main__":

@@ -121,8 +121,10 @@ def backend_for(device: torch.device) -> ModuleType:
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether matrices in bfloat16 are faster than in float32 on a device, since it multiplies them natively."""
     if device.type == "cpu":
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()  # type: ignore[no-any-return]
-    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+        # oneDNN also takes it from x86 processors that only convert it, and is slower there than in float32.
+        emulated = torch.cpu._is_avx2_supported() and not torch.cpu._is_avx512_bf16_supported()
+        return not emulated and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # type: ignore[no-any-return]
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def hash_encode(positions: Tensor, table: Tensor, grid: HashGrid) -> Tensor:

@@ -256,6 +256,29 @@ def test_what_is_wrong_is_said_in_words(tab, damaged) -> None:
     assert opened.go().words() == "bundle.json names no model that a browser can draw."
 
 
+def test_a_model_that_needs_more_memory_than_there_is_says_so(tab, moving) -> None:
+    """Its graph asks for all but a megabyte of the 2^32 bytes that WASM can address."""
+    model = onnx.load(moving / "model.onnx")
+    graph = model.graph
+    constants = {"start": np.zeros(4, int), "end": np.ones(4, int), "repeats": np.array([1, 1, 1, 1_073_500_000])}
+    graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in constants.items())
+    slice_, *others = graph.node
+    del graph.node[:]
+    nodes = [
+        helper.make_node("Slice", ["points", "start", "end"], ["corner"]),
+        helper.make_node("Tile", ["corner", "repeats"], ["copies"]),
+        helper.make_node("ReduceMax", ["copies"], ["huge"]),
+        helper.make_node("Add", ["points", "huge"], ["more points"]),
+    ]
+    slice_.input[0] = "more points"
+    graph.node.extend([*nodes, slice_, *others])
+    onnx.save(model, moving / "model.onnx")
+    opened = tab(moving)
+    about = opened.server.bundle
+    opened.server.bundle = {**about, "artefacts": [{**about["artefacts"][0], "sha256": None}]}
+    assert opened.go().words().startswith("The browser has no memory left for this model; choose a smaller one.")
+
+
 def test_a_browser_without_webgpu_says_so_and_draws_with_wasm(tab, bundles) -> None:
     opened = tab(bundles["points"].path.parent)
     assert "offers no WebGPU adapter" in opened.go("?runtime=webgpu").words()

@@ -198,9 +198,9 @@ function pointsOf({ width, height, origin, directions }, points) {
   return out;
 }
 
-/** What to show of an error: ONNX Runtime throws numbers when memory ends. */
+/** What to show of an error: when memory ends, ONNX Runtime throws a number or std::bad_alloc. */
 function readable(error) {
-  if (typeof error === "number") return "The browser has no memory left for this model; choose a smaller one.";
   const text = String(error?.message ?? error);
-  return /memory|allocation/i.test(text) ? `The browser has no memory left for this model. (${text})` : text;
+  const memory = typeof error === "number" || /memory|alloc/i.test(text);
+  return memory ? `The browser has no memory left for this model; choose a smaller one. (${text})` : text;
 }

@@ -105,7 +105,10 @@ def _lpips_network() -> nn.Module | None:
         from torchmetrics.image import LearnedPerceptualImagePatchSimilarity
 
         return LearnedPerceptualImagePatchSimilarity(net_type="vgg").net
-    except (ImportError, OSError) as error:  # OSError: no network (URLError), unreadable cache
+    except ImportError:
+        _log.warning("LPIPS is left out: it needs torchvision.")
+        return None
+    except OSError as error:  # no network (URLError), unreadable cache
         reason = str(error).strip().split("\n")[0]
         _log.warning("LPIPS is left out: its VGG weights are not available (%s).", reason)
         return None

@@ -24,7 +24,8 @@ class LightField(nn.Module):
     """A network that is evaluated once per ray and gives a block of pixels for it.
 
     A subclass implements ``forward(rays_o, rays_d)``: (B, h, w, 3) each to rgb (B, 3, h * sr_factor,
-    w * sr_factor). Rays go through the centres of their blocks (``Camera.rays(stride=sr_factor)``).
+    w * sr_factor). Rays go through the centres of their blocks (``Camera.rays(stride=sr_factor)``). To be exported, or
+    pruned by channels, it implements ``decode`` too.
 
     The depth range, the box and whether they were set are buffers, so they travel with the weights. The arguments of
     the constructor, which describe the architecture completely, are in ``arguments``.
@@ -94,8 +95,12 @@ class LightField(nn.Module):
         self.fitted.fill_(True)
 
     def decode(self, inputs: Tensor) -> Tensor:
-        """The network from the points or features of each ray on, (B, C, h, w), to rgb; see the subclass."""
-        raise NotImplementedError
+        """The network from the points or features of each ray on, (B, C, h, w), to rgb; see the subclass.
+
+        Raises:
+            NotImplementedError: the subclass has only ``forward``.
+        """
+        raise NotImplementedError(f"{type(self).__name__}: export and pruning by channels need its method `decode`.")
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Group the parameters for a ``torch.optim`` optimiser; one group unless a subclass wants more."""

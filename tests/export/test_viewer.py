@@ -225,6 +225,11 @@ def test_sliders_set_the_moment_and_the_controls(tab, moving) -> None:
     assert opened.complaints == []
 
 
+def unchecked(about: dict[str, Any]) -> dict[str, Any]:
+    """A bundle made by hand, with one model and no checksum of it."""
+    return {**about, "artefacts": [{**about["artefacts"][0], "sha256": None}]}
+
+
 @pytest.fixture
 def damaged(tmp_path, bundles) -> Path:
     folder = tmp_path / "bundle"
@@ -239,8 +244,7 @@ def test_what_is_wrong_is_said_in_words(tab, damaged) -> None:
     assert opened.go().words() == "model.onnx: is missing from the bundle (the server says 404)."
     opened.server.files["model.onnx"] = damaged / "bundle.json"
     assert opened.go().words() == "model.onnx: is damaged, or not the file that bundle.json describes."
-    other = {**about["artefacts"][0], "sha256": None}  # a bundle made by hand
-    opened.server.bundle = {**about, "artefacts": [other]}
+    opened.server.bundle = unchecked(about)
     assert opened.go().words().startswith("model.onnx: cannot be opened with wasm. ")
     del opened.server.files["runtime/ort.wasm.min.mjs"]
     opened.server.files["model.onnx"] = damaged / "model.onnx"
@@ -274,8 +278,7 @@ def test_a_model_that_needs_more_memory_than_there_is_says_so(tab, moving) -> No
     graph.node.extend([*nodes, slice_, *others])
     onnx.save(model, moving / "model.onnx")
     opened = tab(moving)
-    about = opened.server.bundle
-    opened.server.bundle = {**about, "artefacts": [{**about["artefacts"][0], "sha256": None}]}
+    opened.server.bundle = unchecked(opened.server.bundle)
     assert opened.go().words().startswith("The browser has no memory left for this model; choose a smaller one.")
 
 

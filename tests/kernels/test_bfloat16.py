@@ -20,7 +20,7 @@ def test_a_processor_counts_only_with_the_instructions_of_bfloat16() -> None:
 @pytest.mark.parametrize(
     ("avx2", "avx512_bf16", "onednn", "native"),
     [
-        (True, True, True, True),  # EPYC from Zen 4 on, Xeon from Cooper Lake on
+        (True, True, True, True),  # EPYC from Zen 4 on, Xeon from Sapphire Rapids on
         (True, False, True, False),  # Ice Lake: oneDNN takes it and converts
         (True, False, False, False),  # AVX2 alone
         (False, False, True, True),  # Arm with bfloat16

@@ -161,6 +161,11 @@ class Camera:
         intrinsics = self.intrinsics * self.intrinsics.new_tensor([scale_x, scale_y, scale_x, scale_y])
         return replace(self, intrinsics=intrinsics, width=width, height=height)
 
+    def window(self, corner: Tensor, width: int, height: int) -> Camera:
+        """The part of the image that begins at pixel ``corner`` (..., 2), x then y, with this width and height."""
+        shift = torch.cat([torch.zeros_like(corner), corner], dim=-1).to(self.intrinsics)
+        return replace(self, intrinsics=self.intrinsics - shift, width=width, height=height)
+
     def rays(self, stride: int = 1, offset: tuple[float, float] | Tensor = (0, 0)) -> Rays:
         """Rays of the whole image, or of the low-resolution grid of a super-resolution student.
 

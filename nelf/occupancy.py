@@ -67,6 +67,17 @@ class OccupancyGrid(nn.Module):
         inside = torch.rand(len(cells), 3, device=cells.device) if jitter else 0.5
         return ((corner + inside) * (2.0 / n) - 1.0) * self.half_size(cascade)
 
+    def at(self, positions: Tensor) -> Tensor:
+        """Whether positions (N, 3) of this grid lie in occupied cells of the finest cascade that holds them, (N,)."""
+        n = self.resolution
+        largest = positions.abs().amax(-1)
+        occupied = torch.zeros_like(largest, dtype=torch.bool)
+        for cascade in reversed(range(len(self.occupied))):
+            inside = (largest < self.half_size(cascade)).nonzero()[:, 0]
+            cell = ((positions[inside] / self.half_size(cascade) + 1.0) * (0.5 * n)).long().clamp(0, n - 1)
+            occupied[inside] = self.occupied[cascade].view(-1)[(cell[:, 0] * n + cell[:, 1]) * n + cell[:, 2]]
+        return occupied
+
     @torch.no_grad()
     def mark_invisible(self, cameras: Camera, to_scene: Callable[[Tensor], Tensor]) -> None:
         """Exclude the cells whose centre no camera sees in front of its near plane.

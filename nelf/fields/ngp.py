@@ -128,6 +128,20 @@ class NGP(nn.Module):
         sigma, features = self.density(positions)
         return self._color(features, viewdirs, ray_indices), sigma
 
+    @torch.no_grad()
+    def sigma(self, positions: Tensor) -> Tensor:
+        """The density (N,) per scene unit at positions (N, 3) of the scene; zero where the occupancy grid is empty."""
+        at = (positions - self.center) / self.unit
+        sigma = torch.zeros_like(at[:, 0])
+        asked = self.occupancy.at(at).nonzero()[:, 0]
+        sigma[asked] = self.density(at[asked])[0] / self.unit
+        return sigma
+
+    @torch.no_grad()
+    def rgb(self, positions: Tensor, viewdirs: Tensor) -> Tensor:
+        """The color (N, 3) at positions of the scene, seen along unit directions (N, 3)."""
+        return self((positions - self.center) / self.unit, viewdirs)[0]
+
     def _color(self, features: Tensor, viewdirs: Tensor, ray_indices: Tensor | None) -> Tensor:
         directions = spherical_harmonics(viewdirs).to(features.dtype)
         if ray_indices is not None:

@@ -1,7 +1,10 @@
 """``ray_features`` in Numba: one walk along each ray, which looks features up only where there is matter.
 
 The backward pass walks again and writes down what each point owes, parallel over rays; then each thread adds the
-debts that fall into its own slice of the volume, so no two threads write one entry and sums keep their order.
+debts that fall into its own slice of the rows, so no two threads write one entry and sums keep their order.
+
+Rows stand in the order of their corners, x fastest. So the corner after one in x is in the row after its own, and four
+entries of the index give all eight corners of a cell.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from torch.nn.functional import max_pool3d
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from nelf.kernels.cpu import _array, _jit, _threads
-from nelf.kernels.ray_features import MIN_TRANSMITTANCE, RayFeatures
+from nelf.kernels.ray_features import MIN_TRANSMITTANCE, RayFeatures, occupied_cells
 
 _F0, _F1 = np.float32(0), np.float32(1)
 _MIN_TRANSMITTANCE = np.float32(MIN_TRANSMITTANCE)
@@ -28,12 +31,12 @@ _helper = njit(fastmath=True, nogil=True)
 _clearances = WeakTensorKeyDictionary()
 
 
-def clearance(occupied: Tensor) -> np.ndarray:
-    """How many cells each cell is from the nearest occupied one (0 there), uint8; worked out when cells change."""
-    version, clearance = _clearances.get(occupied, (None, None))
-    if version != occupied._version:
-        near = occupied.float()[None]
-        cells = torch.zeros(occupied.shape, dtype=torch.uint8)
+def clearance(index: Tensor) -> np.ndarray:
+    """How many cells each cell is from the nearest occupied one (0 there), uint8; worked out when the index changes."""
+    version, clearance = _clearances.get(index, (None, None))
+    if version != index._version:
+        near = occupied_cells(index).float()[None]
+        cells = torch.zeros(near.shape[1:], dtype=torch.uint8)
         for _ in range(MAX_CLEARANCE):
             cells += (near[0] == 0).to(torch.uint8)
             for axis in range(3):
@@ -41,25 +44,26 @@ def clearance(occupied: Tensor) -> np.ndarray:
                 kernel[axis], padding[axis] = 3, 1
                 near = max_pool3d(near, kernel, stride=1, padding=padding)
         clearance = cells.numpy()
-        _clearances[occupied] = (occupied._version, clearance)
+        _clearances[index] = (index._version, clearance)
     return clearance  # type: ignore[no-any-return]
 
 
 @_helper
-def _walk(o, d, aabb, jitter, points, shape):  # type: ignore[no-untyped-def]
-    """First ``t``, step in ``t``, and the same in voxels: start and step along x, y, z."""
+def _walk(o, d, aabb, jitter, step, shape):  # type: ignore[no-untyped-def]
+    """First ``t``, step in ``t``, number of points, and in voxels: start and step along x, y, z."""
     t_min, t_max = _F0, np.float32(np.inf)
     for k in range(3):
         inverse = _F1 / (d[k] if d[k] != 0 else np.float32(1e-12))
         low, high = (aabb[k] - o[k]) * inverse, (aabb[k + 3] - o[k]) * inverse
         t_min, t_max = max(t_min, min(low, high)), min(t_max, max(low, high))
-    step = max(t_max - t_min, _F0) / np.float32(points)
-    t = t_min + jitter * step
+    dt = step / math.sqrt(d[0] * d[0] + d[1] * d[1] + d[2] * d[2])
+    t = t_min + jitter * dt
+    points = int(math.ceil((t_max - t) / dt)) if t < t_max else 0
     sx = np.float32(shape[2] - 1) / (aabb[3] - aabb[0])
     sy = np.float32(shape[1] - 1) / (aabb[4] - aabb[1])
     sz = np.float32(shape[0] - 1) / (aabb[5] - aabb[2])
     start = ((o[0] + t * d[0] - aabb[0]) * sx, (o[1] + t * d[1] - aabb[1]) * sy, (o[2] + t * d[2] - aabb[2]) * sz)
-    return t, step, start, (d[0] * step * sx, d[1] * step * sy, d[2] * step * sz)
+    return t, dt, points, start, (d[0] * dt * sx, d[1] * dt * sy, d[2] * dt * sz)
 
 
 @_helper
@@ -71,20 +75,17 @@ def _cell(value, side):  # type: ignore[no-untyped-def]
 
 
 @_helper
-def _density(density, x, y, z, fx, fy, fz):  # type: ignore[no-untyped-def]
+def _density(density, a, b, c, d, fx, fy, fz):  # type: ignore[no-untyped-def]
+    """The density of a point in the cell whose rows along x begin at ``a``, ``b`` (y + 1), ``c`` (z + 1), ``d``."""
     gx, gy, gz = _F1 - fx, _F1 - fy, _F1 - fz
     return gz * (
-        gy * (gx * density[z, y, x] + fx * density[z, y, x + 1])
-        + fy * (gx * density[z, y + 1, x] + fx * density[z, y + 1, x + 1])
-    ) + fz * (
-        gy * (gx * density[z + 1, y, x] + fx * density[z + 1, y, x + 1])
-        + fy * (gx * density[z + 1, y + 1, x] + fx * density[z + 1, y + 1, x + 1])
-    )
+        gy * (gx * density[a] + fx * density[a + 1]) + fy * (gx * density[b] + fx * density[b + 1])
+    ) + fz * (gy * (gx * density[c] + fx * density[c + 1]) + fy * (gx * density[d] + fx * density[d + 1]))
 
 
 @_helper
-def _softplus(raw):  # type: ignore[no-untyped-def]
-    return raw if raw > np.float32(15) else math.log(_F1 + math.exp(raw))
+def _sigmoid(raw):  # type: ignore[no-untyped-def]
+    return _F1 / (_F1 + math.exp(-raw))
 
 
 @_helper
@@ -94,36 +95,32 @@ def _fade(value, least):  # type: ignore[no-untyped-def]
 
 
 @_helper
-def _raw_of(density):  # type: ignore[no-untyped-def]
-    """The inverse of ``_softplus``."""
-    return density if density > np.float32(15) else math.log(math.expm1(density))
-
-
-@_helper
-def _add_features(features, x, y, z, fx, fy, fz, weight, channels, out):  # type: ignore[no-untyped-def]
+def _add_features(features, a, b, c, d, fx, fy, fz, weight, channels, out):  # type: ignore[no-untyped-def]
     """Add ``weight`` times the features of a point; one expression over all corners, which compiles to vectors."""
     gx, gy, gz = _F1 - fx, _F1 - fy, _F1 - fz
     w00, w01, w10, w11 = weight * gz * gy, weight * gz * fy, weight * fz * gy, weight * fz * fy
-    for c in range(channels):
-        out[c] += (
-            w00 * (gx * features[z, y, x, c] + fx * features[z, y, x + 1, c])
-            + w01 * (gx * features[z, y + 1, x, c] + fx * features[z, y + 1, x + 1, c])
-            + w10 * (gx * features[z + 1, y, x, c] + fx * features[z + 1, y, x + 1, c])
-            + w11 * (gx * features[z + 1, y + 1, x, c] + fx * features[z + 1, y + 1, x + 1, c])
+    for k in range(channels):
+        out[k] += (
+            w00 * (gx * features[a, k] + fx * features[a + 1, k])
+            + w01 * (gx * features[b, k] + fx * features[b + 1, k])
+            + w10 * (gx * features[c, k] + fx * features[c + 1, k])
+            + w11 * (gx * features[d, k] + fx * features[d + 1, k])
         )
 
 
 @_helper
-def _dot_features(features, x, y, z, fx, fy, fz, channels, vector):  # type: ignore[no-untyped-def]
+def _dot_features(features, a, b, c, d, fx, fy, fz, channels, vector):  # type: ignore[no-untyped-def]
     """The features of a point times a vector."""
+    gx, gy, gz = _F1 - fx, _F1 - fy, _F1 - fz
+    w00, w01, w10, w11 = gz * gy, gz * fy, fz * gy, fz * fy
     total = _F0
-    for corner in range(8):
-        i, j, k = corner & 1, (corner >> 1) & 1, corner >> 2
-        share = (fx if i else _F1 - fx) * (fy if j else _F1 - fy) * (fz if k else _F1 - fz)
-        inner = _F0
-        for c in range(channels):
-            inner += vector[c] * features[z + k, y + j, x + i, c]
-        total += share * inner
+    for k in range(channels):
+        total += vector[k] * (
+            w00 * (gx * features[a, k] + fx * features[a + 1, k])
+            + w01 * (gx * features[b, k] + fx * features[b + 1, k])
+            + w10 * (gx * features[c, k] + fx * features[c + 1, k])
+            + w11 * (gx * features[d, k] + fx * features[d + 1, k])
+        )
     return total
 
 
@@ -137,117 +134,105 @@ def _kernels(channels: int) -> tuple[Any, Any, Any]:
 
     @_jit
     def forward(  # type: ignore[no-untyped-def]
-        density,
-        features,
-        clearance,
-        rays_o,
-        rays_d,
-        aabb,
-        jitter,
-        points,
-        density_scale,
-        min_tau,
-        out,
-        opacity,
-        depth,
-        counts,
-    ):
+        density, features, index, clearance, rays_o, rays_d, aabb, jitter, step, min_alpha,
+        out, opacity, depth, counts
+    ):  # fmt: skip
+        empty = math.log(min_alpha / (_F1 - min_alpha))  # the inverse of the sigmoid
         for n in prange(len(rays_o)):
             out[n, :] = 0
             far, seen, kept, light = _F0, _F0, 0, _F1
-            t, dt, start, move = _walk(rays_o[n], rays_d[n], aabb, jitter[n], points, density.shape)
-            length = dt * density_scale * math.sqrt(rays_d[n, 0] ** 2 + rays_d[n, 1] ** 2 + rays_d[n, 2] ** 2)
-            empty = _raw_of(min_tau / length) if dt > 0 else _F0
+            t, dt, points, start, move = _walk(rays_o[n], rays_d[n], aabb, jitter[n], step, index.shape)
             fastest = max(abs(move[0]), abs(move[1]), abs(move[2]), np.float32(1e-6))  # cells from point to point
-            i = -1 if dt > 0 else points
+            i = -1
             while i + 1 < points:
                 i += 1
-                x, fx = _cell(start[0] + np.float32(i) * move[0], density.shape[2])
-                y, fy = _cell(start[1] + np.float32(i) * move[1], density.shape[1])
-                z, fz = _cell(start[2] + np.float32(i) * move[2], density.shape[0])
+                x, fx = _cell(start[0] + np.float32(i) * move[0], index.shape[2])
+                y, fy = _cell(start[1] + np.float32(i) * move[1], index.shape[1])
+                z, fz = _cell(start[2] + np.float32(i) * move[2], index.shape[0])
                 if clearance[z, y, x]:
                     i += int(np.float32(clearance[z, y, x] - 1) / fastest)
                     continue
-                raw = _density(density, x, y, z, fx, fy, fz)
+                a, b, c, d = index[z, y, x], index[z, y + 1, x], index[z + 1, y, x], index[z + 1, y + 1, x]
+                raw = _density(density, a, b, c, d, fx, fy, fz)
                 if raw < empty:
                     continue
-                tau = _softplus(raw) * length
-                tau *= _fade(tau, min_tau)
+                alpha = _sigmoid(raw)
                 kept += 1
                 reaches = _fade(light, _MIN_TRANSMITTANCE)
-                weight = light * (_F1 - math.exp(-tau))
+                weight = light * alpha * _fade(alpha, min_alpha)
                 light -= weight
                 weight *= reaches
                 seen += weight
                 far += weight * (t + np.float32(i) * dt)
-                _add_features(features, x, y, z, fx, fy, fz, weight, channels, out[n])
+                _add_features(features, a, b, c, d, fx, fy, fz, weight, channels, out[n])
                 if light < _MIN_TRANSMITTANCE:
                     break
             opacity[n], depth[n], counts[n] = seen, far, kept
 
     @_jit
     def debts(  # type: ignore[no-untyped-def]
-        density, features, clearance, rays_o, rays_d, aabb, jitter, points, density_scale, min_tau,
-        grad_out, grad_opacity, first, cells, inside, weights, grads, terms, rays
+        density, features, index, clearance, rays_o, rays_d, aabb, jitter, step, min_alpha,
+        grad_out, grad_opacity, first, rows, inside, weights, grads, terms, rays
     ):  # fmt: skip
-        height, width = density.shape[1], density.shape[2]
+        empty = math.log(min_alpha / (_F1 - min_alpha))  # the inverse of the sigmoid
         for n in prange(len(rays_o)):
             at, end = first[n], first[n + 1]
             light = _F1
-            _, dt, start, move = _walk(rays_o[n], rays_d[n], aabb, jitter[n], points, density.shape)
-            length = dt * density_scale * math.sqrt(rays_d[n, 0] ** 2 + rays_d[n, 1] ** 2 + rays_d[n, 2] ** 2)
-            empty = _raw_of(min_tau / length) if dt > 0 else _F0
+            _, _, points, start, move = _walk(rays_o[n], rays_d[n], aabb, jitter[n], step, index.shape)
             fastest = max(abs(move[0]), abs(move[1]), abs(move[2]), np.float32(1e-6))
             i = -1
             while i + 1 < points and at < end:
                 i += 1
-                x, fx = _cell(start[0] + np.float32(i) * move[0], width)
-                y, fy = _cell(start[1] + np.float32(i) * move[1], height)
-                z, fz = _cell(start[2] + np.float32(i) * move[2], density.shape[0])
+                x, fx = _cell(start[0] + np.float32(i) * move[0], index.shape[2])
+                y, fy = _cell(start[1] + np.float32(i) * move[1], index.shape[1])
+                z, fz = _cell(start[2] + np.float32(i) * move[2], index.shape[0])
                 if clearance[z, y, x]:
                     i += int(np.float32(clearance[z, y, x] - 1) / fastest)
                     continue
-                raw = _density(density, x, y, z, fx, fy, fz)
+                a, b, c, d = index[z, y, x], index[z, y + 1, x], index[z + 1, y, x], index[z + 1, y + 1, x]
+                raw = _density(density, a, b, c, d, fx, fy, fz)
                 if raw < empty:
                     continue
-                tau = _softplus(raw) * length
-                dense, reaches = _fade(tau, min_tau), _fade(light, _MIN_TRANSMITTANCE)
-                weight = light * (_F1 - math.exp(-tau * dense))
-                cells[at] = (z * height + y) * width + x
+                alpha = _sigmoid(raw)
+                dense, reaches = _fade(alpha, min_alpha), _fade(light, _MIN_TRANSMITTANCE)
+                weight = light * alpha * dense
+                rows[at, 0], rows[at, 1], rows[at, 2], rows[at, 3] = a, b, c, d
                 inside[at, 0], inside[at, 1], inside[at, 2] = fx, fy, fz
                 weights[at] = weight * reaches
-                grads[at] = grad_opacity[n] + _dot_features(features, x, y, z, fx, fy, fz, channels, grad_out[n])
-                # Of the loss in this point's tau: what it adds itself, what it takes from a point behind it (where
-                # light fades, twice), and the derivative of tau in the density.
-                terms[at, 0] = (light - weight) * reaches
-                terms[at, 1] = weight * (reaches + (light / _MIN_TRANSMITTANCE if _F0 < reaches < _F1 else _F0))
-                terms[at, 2] = (dense + (tau / min_tau if _F0 < dense < _F1 else _F0)) * length / (_F1 + math.exp(-raw))
+                along = _dot_features(features, a, b, c, d, fx, fy, fz, channels, grad_out[n])
+                grads[at] = grad_opacity[n] + along
+                # The light that arrives; the share of it that counts and, where light fades, how that grows with it; what
+                # the point absorbs, and how that grows with its density.
+                terms[at, 0], terms[at, 1] = light, reaches
+                terms[at, 2] = reaches + (light / _MIN_TRANSMITTANCE if _F0 < reaches < _F1 else _F0)
+                terms[at, 3] = alpha * dense
+                terms[at, 4] = (dense + (alpha / min_alpha if _F0 < dense < _F1 else _F0)) * alpha * (_F1 - alpha)
                 light -= weight
                 rays[at] = n
                 at += 1
-            behind = _F0  # what all points after this one give to the loss
+            behind = _F0  # what all points after this one give to the loss, for each unit of light that reaches them
             for k in range(at - 1, first[n] - 1, -1):
                 along = grads[k]
-                grads[k] = (terms[k, 0] * along - behind) * terms[k, 2]
-                behind += terms[k, 1] * along
+                grads[k] = terms[k, 0] * (terms[k, 1] * along - behind) * terms[k, 4]
+                behind = terms[k, 3] * terms[k, 2] * along + (_F1 - terms[k, 3]) * behind
             while at < end:  # only if rounding kept one point less than the forward walk
-                cells[at], weights[at], grads[at], rays[at] = 0, _F0, _F0, n
+                weights[at], grads[at], rays[at] = _F0, _F0, n
+                rows[at, :] = 0
                 inside[at, :] = 0
                 at += 1
 
     @_jit
-    def scatter(bounds, cells, inside, weights, grads, rays, grad_out, height, width, to_density, to_features):  # type: ignore[no-untyped-def]
+    def scatter(bounds, rows, inside, weights, grads, rays, grad_out, to_density, to_features):  # type: ignore[no-untyped-def]
         for part in prange(len(bounds) - 1):
             low, high = bounds[part], bounds[part + 1]
             to_density[low:high] = 0
             to_features[low:high] = 0
-            for k in range(len(cells)):
-                cell = cells[k]
-                if cell >= high or cell + (height + 1) * width + 1 < low:
+            for k in range(len(rows)):
+                if rows[k, 0] >= high or rows[k, 3] + 1 < low:
                     continue
                 fx, fy, fz, n = inside[k, 0], inside[k, 1], inside[k, 2], rays[k]
                 for corner in range(8):
-                    entry = cell + (corner & 1) + ((corner >> 1) & 1) * width + (corner >> 2) * height * width
+                    entry = rows[k, corner >> 1] + (corner & 1)
                     if low <= entry < high:
                         share = (
                             (fx if corner & 1 else _F1 - fx)
@@ -268,21 +253,20 @@ class _RayFeatures(torch.autograd.Function):
         ctx: Any,
         density: Tensor,
         features: Tensor,
-        occupied: Tensor,
+        index: Tensor,
         rays: tuple[Tensor, ...],
-        points: int,
-        density_scale: float,
-        min_tau: float,
+        step: float,
+        min_alpha: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         _threads()
         arguments = (
             _array(density),
             _array(features),
-            clearance(occupied),
+            index.numpy(),
+            clearance(index),
             *(_array(ray) for ray in rays),
-            points,
-            np.float32(density_scale),
-            np.float32(max(min_tau, 1e-12)),  # fast maths knows no infinity
+            np.float32(step),
+            np.float32(max(min_alpha, 1e-12)),  # fast maths knows no infinity
         )
         n_rays, channels = len(rays[0]), features.shape[-1]
         out = np.empty((n_rays, channels), np.float32)
@@ -299,40 +283,36 @@ class _RayFeatures(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor, grad_opacity: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         threads = _threads()
         arguments, counts = ctx.walk
-        depth, height, width = arguments[0].shape
-        entries, channels = depth * height * width, grad_out.shape[1]
+        entries, channels = len(arguments[0]), grad_out.shape[1]
         first = np.concatenate([[0], np.cumsum(counts)])
         total = int(first[-1])
-        cells, rays = np.empty(total, np.int64), np.empty(total, np.int64)
+        rows, rays = np.empty((total, 4), np.int32), np.empty(total, np.int64)
         inside = np.empty((total, 3), np.float32)
         weights, grads = np.empty(total, np.float32), np.empty(total, np.float32)
         to_density, to_features = np.empty(entries, np.float32), np.empty((entries, channels), np.float32)
         grad_features = _array(grad_out)
         _, debts, scatter = _kernels(channels)
-        terms = np.empty((total, 3), np.float32)
-        opaque = _array(grad_opacity)
-        debts(*arguments, grad_features, opaque, first, cells, inside, weights, grads, terms, rays)
-        # Slices of equal work, not of equal size: most of a volume is empty.
+        terms = np.empty((total, 5), np.float32)
+        debts(*arguments, grad_features, _array(grad_opacity), first, rows, inside, weights, grads, terms, rays)
+        # Slices of equal work, not of equal size: rays end at the first surface.
         shares = np.arange(1, threads) / threads
-        middle = np.quantile(cells[::31], shares).astype(np.int64) if total else np.zeros(threads - 1, np.int64)
+        middle = np.quantile(rows[::31, 0], shares).astype(np.int64) if total else np.zeros(threads - 1, np.int64)
         bounds = np.concatenate([[0], middle, [entries]])
-        scatter(bounds, cells, inside, weights, grads, rays, grad_features, height, width, to_density, to_features)
-        volume = torch.from_numpy(to_features).view(depth, height, width, channels)
-        return torch.from_numpy(to_density).view(depth, height, width), volume, None, None, None, None, None
+        scatter(bounds, rows, inside, weights, grads, rays, grad_features, to_density, to_features)
+        return torch.from_numpy(to_density), torch.from_numpy(to_features), None, None, None, None
 
 
 def ray_features_cpu(
     density: Tensor,
     features: Tensor,
-    occupied: Tensor,
+    index: Tensor,
     rays_o: Tensor,
     rays_d: Tensor,
     aabb: Tensor,
     jitter: Tensor,
-    points: int,
-    density_scale: float | Tensor,
-    min_tau: float = 0.0,
+    step: float,
+    min_alpha: float = 0.0,
 ) -> RayFeatures:
     """See ``nelf.kernels.ray_features.ray_features``; float32."""
     rays = (rays_o, rays_d, aabb, jitter)
-    return RayFeatures(*_RayFeatures.apply(density, features, occupied, rays, points, float(density_scale), min_tau))  # type: ignore[no-untyped-call]
+    return RayFeatures(*_RayFeatures.apply(density, features, index, rays, step, min_alpha))  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""GridR2L: a feature volume composited along each ray, a small convolutional network, pixel shuffle."""
+"""GridR2L: a sparse feature volume composited along each ray, a small convolutional network, pixel shuffle."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, max_pool3d, pixel_shuffle, softplus
+from torch.nn.functional import avg_pool2d, max_pool2d, pad, pixel_shuffle, pixel_unshuffle
 
 from nelf.encodings import spherical_harmonics
 from nelf.kernels import multiplies_bfloat16
-from nelf.kernels.ray_features import RayFeatures, ray_features
+from nelf.kernels.ray_features import RayFeatures
 from nelf.lightfields.light_field import LightField
 from nelf.lightfields.mobile_r2l import activation_layer
 from nelf.lightfields.visual_hull import tight_box, visual_hull
+from nelf.lightfields.volume import SparseVolume
+from nelf.lightfields.warm_start import bake, dense_cells, visible_cells
 from nelf.rendering import Rendering
 
 if TYPE_CHECKING:
@@ -23,13 +25,16 @@ if TYPE_CHECKING:
 
 __all__ = ["GridR2L", "decoder_inputs"]
 
-INITIAL_DENSITY = -4.6  # a softplus of 0.01: a ray through a hundred voxels keeps a third of its light
 # A point of smaller optical depth is empty: while learning, since what is empty learns no more (3e-3 left holes and
 # fog in the demo scene), and while rendering, where it saves a fifth of the time for 0.03 dB.
-MIN_TAU, MIN_TAU_RENDERING = 2e-4, 3e-3
-EMPTY = 1e-3  # optical depth of a voxel below which it counts as empty
-OCCUPANCY_STEPS = 50  # between two looks at which cells are empty
+MIN_ALPHA, MIN_ALPHA_RENDERING = 2e-4, 3e-3
 HULL_CELLS = 64
+BOX_CELLS = 64
+VOXEL = 1.25  # side of a voxel, in distances between neighboring rays at the middle of the scene
+SIDES = (32, 256)  # smallest and largest number of corners along the longest side
+WITHOUT_TEACHER = 72  # corners along the longest side where nobody knows which of them exist
+RECEPTIVE = 3  # rays: one for each 3x3 convolution of a network of depth 6
+WINDOW = 16  # rays; the decoder's windows have sides of whole multiples, since its kernels are built for each size
 
 
 class _Block(nn.Module):
@@ -45,65 +50,26 @@ class _Block(nn.Module):
         return x + self.conv_block(x)
 
 
-def decoder_inputs(rays_d: Tensor, along: RayFeatures) -> Tensor:
-    """What the network of ``GridR2L`` sees of rays.
-
-    Args:
-        rays_d: (B, h, w, 3) directions.
-        along: what lies along the B * h * w rays, C features each.
-
-    Returns:
-        (B, C + 17, h, w): composited features, opacity, the 16 spherical harmonics of the viewdirs.
-    """
-    viewdirs = nn.functional.normalize(rays_d.float(), dim=-1).reshape(-1, 3)
-    inputs = torch.cat([along.features, along.opacity[:, None], spherical_harmonics(viewdirs)], dim=-1)
-    return inputs.view(*rays_d.shape[:3], -1).permute(0, 3, 1, 2)
+def decoder_inputs(rays_d: Tensor, along: RayFeatures, factor: int) -> Tensor:
+    b, height, width, _ = rays_d.shape
+    looked_up = torch.cat([along.features, along.opacity[:, None]], dim=-1).view(b, height, width, -1).permute(0, 3, 1, 2)
+    middle = nn.functional.normalize(avg_pool2d(rays_d.float().permute(0, 3, 1, 2), factor), dim=1).permute(0, 2, 3, 1)
+    harmonics = spherical_harmonics(middle.reshape(-1, 3)).view(*middle.shape[:3], -1).permute(0, 3, 1, 2)
+    return torch.cat([pixel_unshuffle(looked_up, factor), harmonics], 1)
 
 
 class GridR2L(LightField):
     """The light field that trains in minutes on a CPU.
-
-    A dense volume of learned densities and features fills the box of the scene. Features at the points of a ray are
-    composited as volume rendering composites colours, so all views share them; their sum, the ray's opacity and the
-    spherical harmonics of its direction go through a small convolutional ``body``, evaluated once per ray, and a
-    pixel shuffle.
-
-    Measured on lego's own 100 views at 200 pixels (test views, equal steps): features side by side, as MobileR2L's
-    points are, 20.5 dB where composited ones reach 21.4; blocks of 4 x 4 pixels 24.8 where 2 x 2 reach 26.5 in half
-    the steps; without carving 26.2; 16 features 26.8 and width 48 26.7, both slower. In five minutes of training 96
-    points give 28.7 dB, 72 points 28.6 and a fifth less time a view.
-
-    Args:
-        width: channels of head and body.
-        depth: layers of head, body and final layer: ``(depth - 2) / 2`` residual blocks.
-        points: points per ray, between where it enters the box and where it leaves.
-        resolution: voxel corners along each side of the volume.
-        features: channels of the volume, beside the density.
-        sr_factor: pixels along one side of a ray's block.
-        activation: ``gelu`` or ``relu``.
-        feature_lr: learning rate of the features, as a multiple of the network's.
-        density_lr: learning rate of the density, as a multiple of the network's.
-        near: smallest ``t``; kept for whoever asks, rays are cut by the box.
-        far: largest ``t``, likewise.
-
-    Raises:
-        ValueError: an argument is outside what is listed above.
-
-    Source:
-        A grid of features in a light field: LightSpeed (arXiv 2310.16832). One network after compositing: SNeRG
-        (arXiv 2103.14645). Density and known free space on a dense grid: DVGO (arXiv 2111.11215).
     """
 
-    density: Tensor
-    occupied: Tensor
-    steps: Tensor
+    block_rays = False
+    background: Tensor
 
     def __init__(
         self,
         width: int = 32,
         depth: int = 6,
-        points: int = 72,
-        resolution: int = 72,
+        resolution: int | None = None,
         features: int = 8,
         sr_factor: int = 2,
         activation: str = "relu",
@@ -114,114 +80,128 @@ class GridR2L(LightField):
     ) -> None:
         if depth < 2 or depth % 2:
             raise ValueError(f"Expected argument `depth` to be an even number from 2 on, but got {depth}.")
-        for name, value in (("points", points), ("features", features), ("resolution", resolution - 1)):
-            if value < 1:
-                raise ValueError(f"Expected argument `{name}` to be larger, but got {value}.")
+        if features < 3:
+            raise ValueError(f"Expected argument `features` to be 3 or more, but got {features}.")
         super().__init__(sr_factor, near, far)
-        self.points = points
+        self.resolution = resolution
         self.lr_factors = (feature_lr, density_lr)
-        self.density = nn.Parameter(torch.full((resolution,) * 3, INITIAL_DENSITY))
-        self.features = nn.Parameter(0.1 * torch.randn(*(resolution,) * 3, features))
-        self.register_buffer("occupied", torch.ones((resolution - 1,) * 3, dtype=torch.bool))
-        self.register_buffer("steps", torch.tensor(0))
-        self.head = nn.Sequential(nn.Conv2d(features + 17, width, 1), activation_layer(activation))
+        self.volume = SparseVolume((8, 8, 8), features)
+        self.register_buffer("background", torch.ones(3))
+        self.head = nn.Sequential(nn.Conv2d((features + 1) * sr_factor**2 + 16, width, 1), activation_layer(activation))
         self.body = nn.Sequential(*(_Block(width, activation) for _ in range((depth - 2) // 2)))
-        self.tail = nn.Conv2d(width, 3 * sr_factor**2, 3, padding=1)
+        self.tail = nn.Conv2d(width, 4 * sr_factor**2, 3, padding=1)
+        nn.init.zeros_(self.tail.weight)
+        nn.init.zeros_(self.tail.bias)
         for part in (self.head, self.body, self.tail):
             part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # what oneDNN is fast in
 
-    def fit_scene(self, scene: Scene) -> None:
-        """Take the box from ``scene``, shrink it to the visual hull of its training views and carve it.
-
-        Raises:
-            UserError: the images cannot be cut into blocks of ``sr_factor`` pixels.
-        """
+    def fit_scene(self, scene: Scene, teacher: Any = None) -> None:
         fitted = bool(self.fitted)
         super().fit_scene(scene)
         if fitted:
             return
+        from nelf.data.scene import background_color
+        self.background.copy_(background_color(scene.background))
         hull = visual_hull(scene.train, self.aabb, HULL_CELLS, scene.background)
-        self.aabb.copy_(tight_box(hull, self.aabb))
-        self.occupied.copy_(visual_hull(scene.train, self.aabb, self.occupied.shape[0], scene.background))
+        if teacher is not None:
+            box = dense_cells(teacher, self.aabb, (BOX_CELLS,) * 3)
+            self.aabb.copy_(tight_box(hull & box, self.aabb))
+        else:
+            self.aabb.copy_(tight_box(hull, self.aabb))
+        sides = self.aabb[3:] - self.aabb[:3]
+        resolution = self.resolution or self._resolution(scene.train.camera)
+        if teacher is None:
+            resolution = min(resolution, WITHOUT_TEACHER)
+        voxel = float(sides.max()) / (resolution - 1)
+        w, h, d = ((sides / voxel).ceil().long() + 1).tolist()
+        # whole voxels
+        self.aabb[3:] = self.aabb[:3] + voxel * torch.tensor([w - 1, h - 1, d - 1])
+        cells = visual_hull(scene.train, self.aabb, (d - 1, h - 1, w - 1), scene.background)
+        if teacher is not None:
+            cells &= dense_cells(teacher, self.aabb, (d - 1, h - 1, w - 1))
+            cells = nn.functional.max_pool3d(cells[None].float(), 3, 1, 1)[0] > 0
+        exists = torch.nn.functional.max_pool3d(cells[None].float(), 2, stride=1, padding=1)[0] > 0
+        self.volume.resize(exists)
+        if teacher is not None:
+            bake(self.volume, teacher, self.aabb, scene.train.camera)
+            self.volume.keep(visible_cells(self, scene.train.camera))
+
+    def _resolution(self, camera: Camera) -> int:
+        center, sides = 0.5 * (self.aabb[:3] + self.aabb[3:]), self.aabb[3:] - self.aabb[:3]
+        distance = (camera.c2w[:, :, 3] - center).norm(dim=-1).mean()
+        spacing = distance * self.sr_factor / camera.intrinsics[:, 0].mean()
+        return int(min(max(round(float(sides.max() / spacing) / VOXEL), SIDES[0]), SIDES[1]))
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Give the volume its own, higher learning rates; it learns from few rays at a time, so without decay."""
         volume = {"weight_decay": 0.0, "eps": 1e-12, "betas": (0.9, 0.99)}
         feature_lr, density_lr = self.lr_factors
-        network = [p for p in self.parameters() if p is not self.density and p is not self.features]
+        inside = {id(p) for p in self.volume.parameters()}
+        network = [p for p in self.parameters() if id(p) not in inside]
         return [
             {"params": network, "lr": lr, "weight_decay": weight_decay},
-            {"params": [self.features], "lr": lr * feature_lr, **volume},
-            {"params": [self.density], "lr": lr * density_lr, **volume},
+            {"params": [self.volume.features], "lr": lr * feature_lr, **volume},
+            {"params": [self.volume.density], "lr": lr * density_lr, **volume},
         ]
 
     @property
-    def density_scale(self) -> Tensor:
-        """Density per scene unit that a softplus of one stands for, (): that of one voxel of this side."""
-        return (self.occupied.numel() / (self.aabb[3:] - self.aabb[:3]).prod()) ** (1 / 3)
+    def voxel(self) -> float:
+        """Side of a voxel, scene unit."""
+        return float((self.aabb[3] - self.aabb[0]) / (self.volume.shape[2] - 1))
 
     def composite(self, rays_o: Tensor, rays_d: Tensor) -> RayFeatures:
         """Look up rays of any shape (..., 3), flattened; see ``nelf.kernels.ray_features``."""
         rays_o, rays_d = rays_o.reshape(-1, 3).float(), rays_d.reshape(-1, 3).float()
         jitter = torch.rand_like(rays_o[:, 0]) if self.training else torch.full_like(rays_o[:, 0], 0.5)
-        return ray_features(
-            self.density,
-            self.features,
-            self.occupied,
-            rays_o,
-            rays_d,
-            self.aabb,
-            jitter,
-            self.points,
-            self.density_scale,
-            min_tau=MIN_TAU if self.training else MIN_TAU_RENDERING,
+        return self.volume.composite(
+            rays_o, rays_d, self.aabb, jitter, self.voxel, MIN_ALPHA if self.training else MIN_ALPHA_RENDERING
         )
 
+    def extent(self, camera: Camera) -> tuple[int, int, int, int]:
+        low, high = self.aabb.cpu().view(2, 3)
+        corners = torch.stack([torch.where(torch.tensor([i & 1, i & 2, i & 4]) > 0, high, low) for i in range(8)])
+        local = (corners - camera.c2w[:, 3]) @ camera.c2w[:, :3]
+        if (local[:, 2] > -1e-3).any():
+            return super().extent(camera)
+        fx, fy, cx, cy = camera.intrinsics.unbind(-1)
+        x, y = cx - fx * local[:, 0] / local[:, 2], cy + fy * local[:, 1] / local[:, 2]
+        x0, x1 = (int(v) for v in (x.min().clamp(0, camera.width - 1), x.max().ceil().clamp(1, camera.width)))
+        y0, y1 = (int(v) for v in (y.min().clamp(0, camera.height - 1), y.max().ceil().clamp(1, camera.height)))
+        return x0, y0, x1, y1
+
     def forward(self, rays_o: Tensor, rays_d: Tensor) -> Tensor:
-        """Give the pixels of each ray's block.
+        inputs = decoder_inputs(rays_d, self.composite(rays_o, rays_d), self.sr_factor)
+        return self._decode_window(inputs)
 
-        Args:
-            rays_o: (B, h, w, 3) origins, scene unit.
-            rays_d: (B, h, w, 3) directions, camera z = -1.
+    def _decode_window(self, inputs: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return self.decode(inputs)
+        height, width = inputs.shape[-2:]
+        s = self.sr_factor
+        hit = (inputs[:, self._opacity] > 0).flatten(0, 1).any(0)
+        rows, columns = hit.any(1).nonzero()[:, 0], hit.any(0).nonzero()[:, 0]
+        if not len(rows):
+            return inputs.new_zeros(len(inputs), 4, height * s, width * s)
+        top, bottom = _window(rows, height)
+        left, right = _window(columns, width)
+        out = self.decode(inputs[:, :, top:bottom, left:right])
+        return pad(out, (left * s, (width - right) * s, top * s, (height - bottom) * s))
 
-        Returns:
-            rgb (B, 3, h * sr_factor, w * sr_factor) in [0, 1].
-        """
-        if self.training:
-            self._update_occupancy()
-        return self.decode(decoder_inputs(rays_d, self.composite(rays_o, rays_d)))
+    @property
+    def _opacity(self) -> slice:
+        block = self.sr_factor**2
+        return slice(self.volume.channels * block, (self.volume.channels + 1) * block)
 
     def decode(self, inputs: Tensor) -> Tensor:
-        """The convolutional network alone.
-
-        Args:
-            inputs: (B, features + 17, h, w), see ``decoder_inputs``.
-
-        Returns:
-            rgb (B, 3, h * sr_factor, w * sr_factor) in [0, 1].
-        """
         # A trained network loses 0.001 dB in bfloat16 (lego); learning in it is the Trainer's choice.
         low = self.low_precision and not self.training and multiplies_bfloat16(inputs.device)
         with torch.autocast(inputs.device.type, torch.bfloat16) if low else nullcontext():
             x = self.tail(self.body(self.head(inputs)))
-        return torch.sigmoid(pixel_shuffle(x.float(), self.sr_factor))
-
-    @torch.no_grad()
-    def _update_occupancy(self) -> None:
-        """Every few steps drop the cells all of whose corners are empty; a running statistic, as in batch norm."""
-        self.steps += 1
-        if self.steps % OCCUPANCY_STEPS == 0 and self.steps >= 2 * OCCUPANCY_STEPS:
-            matter = (softplus(self.density) > EMPTY).float()
-            self.occupied &= max_pool3d(matter[None], 2, stride=1)[0] > 0
-
-    def unread(self) -> dict[str, Tensor]:
-        """Find the entries of the volume at corners that no occupied cell touches: no ray ever reads them.
-
-        Returns:
-            By parameter name, True there: ``density`` (D, H, W), ``features`` (D, H, W, C).
-        """
-        touched = max_pool3d(self.occupied.float()[None], 2, stride=1, padding=1)[0] > 0
-        return {"density": ~touched, "features": ~touched[..., None].expand_as(self.features)}
+        opacity = inputs[:, self._opacity]
+        mask = max_pool2d(2 * opacity.amax(1, keepdim=True), 3, 1, 1).clamp(max=1.0)
+        base = torch.cat([inputs[:, : 3 * self.sr_factor**2], opacity], 1)
+        out = pixel_shuffle(base + x.float() * mask, self.sr_factor)
+        return out if self.training else torch.minimum(out.clamp(0.0, 1.0), out[:, 3:].clamp(0.0, 1.0))
 
     @torch.no_grad()
     def render(self, camera: Camera, time: float | None = None) -> Rendering:
@@ -229,11 +209,19 @@ class GridR2L(LightField):
         training = self.training
         self.eval()
         try:
-            rays = camera.to(self.near.device).rays(stride=self.sr_factor)
+            rays = camera.to(self.near.device).rays()
             along = self.composite(rays.rays_o, rays.rays_d)
-            rgb = self.decode(decoder_inputs(rays.rays_d[None], along))[0].permute(1, 2, 0)
+            out = self._decode_window(decoder_inputs(rays.rays_d[None], along, self.sr_factor))[0].permute(1, 2, 0)
         finally:
             self.train(training)
-        low = torch.stack([along.depth, along.opacity]).view(1, 2, *rays.rays_d.shape[:2])
-        depth, opacity = interpolate(low, rgb.shape[:2], mode="bilinear")[0]
-        return Rendering(rgb, depth, opacity)
+        rgb, opacity = out[..., :3] + (1 - out[..., 3:]) * self.background, out[..., 3]
+        return Rendering(rgb, along.depth.view(opacity.shape), opacity)
+
+
+def _window(hit: Tensor, size: int) -> tuple[int, int]:
+    """The rays to decode along one axis: those that are hit, and what the decoder looks at around them."""
+    margin = RECEPTIVE + 1  # and one more for the opacity's neighbors
+    first, last = max(int(hit[0]) - margin, 0), min(int(hit[-1]) + 1 + margin, size)
+    length = min(-(-(last - first) // WINDOW) * WINDOW, size)
+    first = min(first, size - length)
+    return first, first + length

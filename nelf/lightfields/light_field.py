@@ -42,6 +42,7 @@ class LightField(nn.Module):
     #: Whether rendering may compute in bfloat16 where the processor multiplies it.
     low_precision = True
 
+    block_rays = True
     near: Tensor
     far: Tensor
     aabb: Tensor
@@ -93,6 +94,10 @@ class LightField(nn.Module):
         self.far.fill_(scene.far if far is None else far)
         self.aabb.copy_(scene.aabb)
         self.fitted.fill_(True)
+
+    def extent(self, camera: Camera) -> tuple[int, int, int, int]:
+        """The pixels x0, y0, x1, y1 outside which this light field draws nothing but the background."""
+        return 0, 0, camera.width, camera.height
 
     def decode(self, inputs: Tensor) -> Tensor:
         """The network from the points or features of each ray on, (B, C, h, w), to rgb; see the subclass.

@@ -24,7 +24,7 @@ MAX_VIEWS = 100
 
 
 @torch.no_grad()
-def visual_hull(split: Split, aabb: Tensor, cells: int, background: str) -> Tensor:
+def visual_hull(split: Split, aabb: Tensor, cells: int | tuple[int, int, int], background: str) -> Tensor:
     """Carve a box: a cell stays if no view looks at the bare background through all of it.
 
     Matter is where a view has alpha or, where all of it is opaque, another colour than the background. Cells
@@ -43,17 +43,17 @@ def visual_hull(split: Split, aabb: Tensor, cells: int, background: str) -> Tens
         Laurentini 1994, "The visual hull concept for silhouette-based image understanding".
     """
     low, high = aabb[:3].cpu(), aabb[3:].cpu()
-    middle = (torch.arange(cells) + 0.5) / cells
-    z, y, x = torch.meshgrid(middle, middle, middle, indexing="ij")
+    shape = (cells, cells, cells) if isinstance(cells, int) else cells
+    z, y, x = torch.meshgrid(*((torch.arange(side) + 0.5) / side for side in shape), indexing="ij")
     centres = low + torch.stack([x, y, z], -1).reshape(-1, 3) * (high - low)
-    radius = 0.5 * float((high - low).norm()) / cells
+    radius = 0.5 * float(((high - low) / torch.tensor(shape[::-1])).norm())
     left = torch.arange(len(centres))
     for index in torch.linspace(0, len(split) - 1, min(MAX_VIEWS, len(split))).round().long().tolist():
         mask = _silhouette(split.images[index], background)
         left = left[_sees_matter(mask, split.camera[index].to("cpu"), centres[left], radius)]
     hull = torch.zeros(len(centres), dtype=torch.bool)
     hull[left] = True
-    return hull.view(cells, cells, cells)
+    return hull.view(shape)
 
 
 def _silhouette(image: np.ndarray, background: str) -> Tensor:

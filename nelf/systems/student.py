@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 from torch.optim.lr_scheduler import LambdaLR
 
-from nelf.data.scene import composite_background
+from nelf.data.scene import background_color
 from nelf.systems.schedule import cosine_decay, exponential_decay, training_progress, warmup
 from nelf.systems.system import System
 
@@ -52,6 +52,8 @@ class Student(System):
     """
 
     batch_kind = "views"
+    random_bg = 0.5
+    window = None
     network: LightField
 
     def __init__(
@@ -94,24 +96,40 @@ class Student(System):
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
         """Fit the views of one batch."""
-        rays_o, rays_d, target = self._rays_and_target(batch)
-        loss = mse_loss(self.network(rays_o, rays_d).float(), target)
+        rays_o, rays_d, rgba = self._rays_and_target(batch)
+        drawn = self.network(rays_o, rays_d).float()
+        if drawn.shape[1] == 4:
+            import random
+            opaque = (batch.rgba[..., 3].amin((1, 2)) == 255)[:, None]
+            scene = background_color(self.background).to(rgba)
+            bg = torch.where(opaque | (torch.rand(len(rgba), 1) > self.random_bg), scene, torch.rand(len(rgba), 3).to(rgba))[..., None, None]
+            drawn = drawn[:, :3] + (1 - drawn[:, 3:]) * bg
+        else:
+            bg = background_color(self.background).to(rgba)[:, None, None]
+        target = rgba[:, :3] * rgba[:, 3:] + (1 - rgba[:, 3:]) * bg
+        loss = mse_loss(drawn, target)
         self.log("train/psnr", -10.0 * loss.detach().log10(), prog_bar=True)
         return loss
 
     def _rays_and_target(self, batch: ImageBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Ray grids (B, h, w, 3) twice and the pixels (B, 3, h * s, w * s) of their blocks."""
-        stride = self.network.sr_factor
-        target = composite_background(batch.rgba.float() / 255, self.background).permute(0, 3, 1, 2)
-        if not self.hparams["shift"] or stride == 1:
-            rays = batch.camera.rays(stride)
-            return rays.rays_o, rays.rays_d, target
-        offset = torch.randint(stride + 1, (len(target), 2))
-        rays = batch.camera.rays(stride, offset)
-        # A shifted grid reaches over the right and lower edge, so its last column and row go. A shift by a whole block
-        # drops the first ones instead: else no grid would ever reach those edges.
-        height, width = target.shape[2] - stride, target.shape[3] - stride
-        cut = [
-            view[:, dy : dy + height, dx : dx + width] for view, (dx, dy) in zip(target, offset.tolist(), strict=True)
-        ]
-        return rays.rays_o[:, :-1, :-1], rays.rays_d[:, :-1, :-1], torch.stack(cut)
+        rgba = (batch.rgba.float() / 255).permute(0, 3, 1, 2)
+        network = self.network
+        block = network.sr_factor
+        height, width = (min(side - block, self.window or side) // block * block for side in rgba.shape[2:])
+        boxes = [network.extent(batch.camera[i]) for i in range(len(rgba))]
+        corners = [(_place(x0, x1, width, rgba.shape[3]), _place(y0, y1, height, rgba.shape[2])) for x0, y0, x1, y1 in boxes]
+        camera = batch.camera.window(torch.tensor(corners), width, height)
+        rays = camera.rays(block if network.block_rays else 1)
+        target = torch.stack([view[:, y : y + height, x : x + width] for view, (x, y) in zip(rgba, corners)])
+        return rays.rays_o, rays.rays_d, target
+
+
+def _place(low: int, high: int, length: int, side: int) -> int:
+    """Where a window begins, so that each pixel from ``low`` to ``high`` is about as likely in it."""
+    first, last = max(min(low, high - length), 0), min(max(low, high - length), side - length)
+    margin = length // 2 if high - low > length else 0
+    if high - low <= length:
+        first, last = max(high - length, 0), min(low, side - length)
+        return int(torch.randint(min(first, last), max(first, last) + 1, ()))
+    at = int(torch.randint(low - margin, high - margin + 1, ()))
+    return min(max(at, low), high - length)

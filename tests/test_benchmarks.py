@@ -81,7 +81,7 @@ def test_the_circumstances_name_no_place(scenes) -> None:
         "--out",
         "/tmp/x",
         "--set",
-        "data.eval_root=/a/b",
+        "data.root=/a/b",
         "k=1",
     ]
     about = machine.facts(command, names=["/data/lego", "../chair"])

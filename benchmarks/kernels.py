@@ -1,15 +1,13 @@
 """Time the kernels of each backend side by side, and write a table and JSON.
 
-    python benchmarks/kernels.py [--repeats 7] [--out kernels.json]
+    python benchmarks/kernels.py [--repeats 7] [--out PATH]
 
 Backends and thread counts alternate within each round, so that a busy machine slows all of them alike: compare
 ratios, not milliseconds. ``reference`` is the fastest plain PyTorch (embedding gather, dense scatter).
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -19,6 +17,7 @@ import nelf  # noqa: F401  before torch, since it says how idle threads wait
 
 # isort: split
 import torch
+from _machine import RESULTS, write
 from rich.console import Console
 from rich.table import Table
 
@@ -73,7 +72,7 @@ def main() -> None:
     """Run all kernels on all backends and thread counts, in turns."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=Path("kernels.json"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "kernels.json")
     options = parser.parse_args()
 
     threads = sorted({1, torch.get_num_threads()})
@@ -109,8 +108,7 @@ def main() -> None:
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))
     Console().print(table)
-    options.out.write_text(json.dumps({"machine": platform.processor() or platform.machine(), "rows": rows}, indent=1))
-    print(f"written to {options.out}")
+    write(options.out, rows=rows)
 
 
 if __name__ == "__main__":

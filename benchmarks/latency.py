@@ -1,6 +1,6 @@
 """Time the artefacts of a run side by side, and write a table and JSON.
 
-    python benchmarks/latency.py runs/lego_cpu [--threads 2] [--rounds 21] [--out latency.json]
+    python benchmarks/latency.py runs/lego_cpu [--threads 2] [--rounds 21] [--out PATH]
 
 All artefacts take turns, so that a busy machine slows all of them alike: compare ratios, not milliseconds. In its turn
 each computes everything twice, and the second time counts, as while someone turns the scene about. ``network`` is what
@@ -8,8 +8,6 @@ lies behind the points or features of the rays; ``view`` is all of ``render``.
 """
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -21,6 +19,7 @@ import nelf  # noqa: F401  before torch, since it says how idle threads wait
 # isort: split
 import torch
 import yaml
+from _machine import RESULTS, write
 from rich.console import Console
 from rich.table import Table
 
@@ -59,7 +58,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--out", type=Path, default=Path("latency.json"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "latency.json")
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
@@ -83,9 +82,7 @@ def main() -> None:
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in row.values()))
     Console(width=120).print(table)
-    machine = platform.processor() or platform.machine()
-    options.out.write_text(json.dumps({"machine": machine, "threads": options.threads, "rows": rows}, indent=1))
-    print(f"written to {options.out}")
+    write(options.out, run=options.run.name, threads=options.threads, rows=rows)
 
 
 def _figures(parts: dict[str, float | None], medians: dict[str, dict[str, float | None]]) -> dict[str, float | None]:

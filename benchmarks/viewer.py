@@ -1,14 +1,12 @@
 """Time the models of a bundle in the browser page, beside ONNX Runtime without a browser, in turns.
 
-    python benchmarks/viewer.py runs/lego_cpu [--models fp32 "int8 static"] [--frames 21] [--webgpu] [--out viewer.json]
+    python benchmarks/viewer.py runs/lego_cpu [--models fp32 "int8 static"] [--frames 21] [--webgpu] [--out PATH]
 
 A frame is all from the camera to the pixels; ``lookup`` is the part before the graph. With ``--webgpu`` frames are
 drawn by a WebGPU adapter, too, in software where Chromium finds no other, and compared with those of WASM.
 """
 
 import argparse
-import json
-import platform
 import shutil
 import statistics
 import threading
@@ -24,6 +22,7 @@ import nelf  # noqa: F401  before torch, since it says how idle threads wait
 # isort: split
 import numpy as np
 import torch
+from _machine import RESULTS, write
 from playwright.sync_api import Browser, Page, sync_playwright
 from rich.console import Console
 from rich.table import Table
@@ -157,7 +156,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", help="names in bundle.json; all if they are left out")
     parser.add_argument("--frames", type=int, default=21)
     parser.add_argument("--webgpu", action="store_true")
-    parser.add_argument("--out", type=Path, default=Path("viewer.json"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "viewer.json")
     options = parser.parse_args()
     with Server(options.bundle) as server:
         folder, entries = server.folder, [each for each in server.bundle["artefacts"] if each["input"] != "server"]
@@ -178,9 +177,7 @@ def main() -> None:
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in row.values()))
     Console(width=120).print(table)
-    machine = platform.processor() or platform.machine()
-    options.out.write_text(json.dumps({"machine": machine, "bundle": str(folder), "rows": rows}, indent=1))
-    print(f"written to {options.out}")
+    write(options.out, bundle=options.bundle.name, rows=rows)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-__all__ = ["curves_svg", "pareto_front", "sparsity_svg", "trade_off_svg"]
+from nelf.labels import Labels
+
+__all__ = ["curves_svg", "pareto_front", "sparsity_svg", "trade_off", "trade_off_svg"]
 
 _GREY = "#868e99"
 _BLUE = "#3d82e8"
 _ORANGE = "#e8853d"
-_NAMED = 6  # points; the names of more would cover each other
+_NAMED = 6  # points, which are all named; of more, those on the front and what there is room for
+_WIDE = 300.0  # the ratio from which on an axis has room for powers of ten only
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -39,44 +42,41 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def trade_off_svg(points: Sequence[tuple[str, float, float]], cost: str) -> str:
-    """Draw PSNR over a cost, with the Pareto front; of many points only those on it are named.
+    """Draw PSNR over a cost, with the Pareto front, as an SVG document; see ``trade_off``."""
+    return _svg(trade_off(points, cost))
+
+
+def trade_off(points: Sequence[tuple[str, float, float]], cost: str) -> Figure:
+    """Draw PSNR over a cost, with the Pareto front.
 
     Args:
         points: (name, cost > 0, PSNR in dB) of each artefact.
         cost: the label of the horizontal axis, which is logarithmic.
 
     Returns:
-        An SVG document.
+        A figure. Names cover neither each other nor points: one that has no room beside its point stands farther
+        away, at the end of a line; of many points, those off the front are named only where there is room beside them.
     """
     figure, axes = _axes(cost)
     costs, qualities = [point[1] for point in points], [point[2] for point in points]
     front = pareto_front(list(zip(costs, qualities, strict=True)))
+    # At least a factor of ten wide, so that the axis has ticks and small differences look small.
+    centre, reach = math.sqrt(min(costs) * max(costs)), max(math.sqrt(max(costs) / min(costs)) * 1.5, 10**0.5)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.set_xlim(centre / reach, centre * reach)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if reach**2 < _WIDE else (1,)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.plot([costs[i] for i in front], [qualities[i] for i in front], color=_BLUE, lw=1.5, alpha=0.6, zorder=1)
     colours = [_BLUE if index in front else _GREY for index in range(len(points))]
     axes.scatter(costs, qualities, s=60, c=colours, zorder=2)
-    # At least a factor of ten wide, so that the axis has ticks and small differences look small.
-    centre, reach = math.sqrt(min(costs) * max(costs)), max(math.sqrt(max(costs) / min(costs)) * 1.5, 10**0.5)
-    axes.set_xlim(centre / reach, centre * reach)
     axes.margins(y=0.22)
-    # Neighbours get their names above and below in turn, so that they do not cover each other.
-    named = range(len(points)) if len(points) <= _NAMED else front
-    for place, index in enumerate(sorted(named, key=costs.__getitem__)):
-        above = place % 2 == 0
-        axes.annotate(
-            points[index][0],
-            (costs[index], qualities[index]),
-            xytext=(0, 9 if above else -9),
-            textcoords="offset points",
-            ha="center",
-            va="bottom" if above else "top",
-            color=colours[index],
-            fontsize=10,
-        )
-    return _svg(figure)
+    places = [(costs[index], qualities[index]) for index in range(len(points))]
+    labels = Labels(axes, places, [places[index] for index in front])
+    for index in [*front, *(index for index in range(len(points)) if index not in front)]:
+        far = index in front or len(points) <= _NAMED
+        labels.add(points[index][0], places[index], colours[index], far)
+    return figure
 
 
 def curves_svg(path: Path) -> str | None:

@@ -260,13 +260,13 @@ def _tiles(baseline: dict[str, Any], last: dict[str, Any]) -> str:
         tiles.append((f"{last['psnr']:.2f} dB", f"PSNR of {last['name']}{note}"))
     for key, what, better, worse in (
         ("latency_ms", "ms per view", "faster", "slower"),
-        ("bytes", "MB on disk", "smaller", "larger"),
+        ("bytes", "MB on disk, {name}", "smaller", "larger"),
     ):
         if last.get(key):
             ratio, (unit, noun) = against(key), what.split(" ", 1)
             word = better if ratio and ratio >= 1 else worse
             note = f", {max(ratio, 1 / ratio):.1f} times {word}" if ratio else ""
-            tiles.append((f"{_COLUMNS[key].text(last[key])} {unit}", noun + note))
+            tiles.append((f"{_COLUMNS[key].text(last[key])} {unit}", noun.format(name=last["name"]) + note))
     if last.get("parameters"):
         tiles.append((_si(last["parameters"]), "parameters"))
     cards = [

@@ -25,6 +25,7 @@ LAYERS = [
         "export",
         "interop",
         "evaluation",
+        "labels",
         "pictures",
         "plots",
         "reporting",

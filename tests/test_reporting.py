@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import itertools
 import json
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,8 +10,10 @@ from pathlib import Path
 import imageio.v3 as iio
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 
-from nelf.plots import curves_svg, pareto_front
+from nelf.plots import curves_svg, pareto_front, trade_off
 from nelf.reporting import Comparison, comparisons, write_report
 
 NONE, TIMES = "\N{EN DASH}", "\N{MULTIPLICATION SIGN}"
@@ -190,6 +193,67 @@ def test_pareto_front_by_hand() -> None:
     points = {"a": (1.0, 20.0), "b": (2.0, 19.0), "c": (3.0, 25.0), "d": (3.0, 24.0), "e": (9.0, 30.0)}
     names = list(points)
     assert [names[index] for index in pareto_front(list(points.values()))] == ["a", "c", "e"]
+
+
+NAMES = [
+    *("teacher", "student", "student, optimised", "pruned 36.9 %", "pruned 60 %", "structured 50 %", "fp16", "bf16"),
+    *("int8 per tensor", "int8 QAT", "onnx fp32", "onnx fp16", "onnx int8 static", "onnx fp32 from rays"),
+    "onnx structured 50 %, quantisation-aware, from rays",
+]
+
+
+def _points(kind: str, count: int) -> list[tuple[str, float, float]]:
+    draw = np.random.default_rng(count)
+    if kind == "front":
+        places = [(1.4**place, 25 + 0.3 * place) for place in range(count)]
+    elif kind == "apart":
+        places = zip(10 ** draw.uniform(0, 4, count), draw.normal(25, 2, count), strict=True)
+    elif kind == "together":
+        places = zip(20 * np.exp(draw.normal(0, 0.1, count)), draw.normal(28, 0.1, count), strict=True)
+    else:
+        places = [(20.0, 28.0)] * count
+    return [(name, float(cost), float(quality)) for name, (cost, quality) in zip(NAMES, places, strict=False)]
+
+
+@pytest.mark.parametrize("count", [3, 8, 15])
+@pytest.mark.parametrize("kind", ["front", "apart", "together", "equal"])
+def test_no_label_of_a_plot_covers_another(kind: str, count: int) -> None:
+    points = _points(kind, count)
+    figure = trade_off(points, "ms per view")
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    (axes,) = figure.axes
+    drawn = [
+        *(label for label in axes.get_xticklabels() if axes.viewLim.x0 <= label.get_position()[0] <= axes.viewLim.x1),
+        *(label for label in axes.get_yticklabels() if axes.viewLim.y0 <= label.get_position()[1] <= axes.viewLim.y1),
+    ]
+    texts = [each for each in (*axes.texts, *drawn, axes.xaxis.label, axes.yaxis.label) if each.get_text()]
+    # The text's own box: that of an annotation would hold its line as well.
+    boxes = {text: Text.get_window_extent(text, renderer) for text in texts}
+    assert len(boxes) > len(axes.texts) + 4
+    for text, other in itertools.combinations(boxes, 2):
+        assert not boxes[text].overlaps(boxes[other]), f"{text.get_text()!r} covers {other.get_text()!r}"
+    for text in axes.texts:
+        box = boxes[text]
+        assert axes.bbox.x0 <= box.x0 < box.x1 <= axes.bbox.x1
+        assert axes.bbox.y0 <= box.y0 < box.y1 <= axes.bbox.y1
+        for place in axes.transData.transform([point[1:] for point in points]):
+            assert not box.contains(*place), f"{text.get_text()!r} covers a point"
+    named = {text.get_text() for text in axes.texts}
+    front = {points[index][0] for index in pareto_front([point[1:] for point in points])}
+    assert named
+    assert named <= set(NAMES)
+    if count <= 8:
+        assert front <= named
+
+
+def test_the_headline_is_of_the_subject(tmp_path: Path) -> None:
+    write_report(tmp_path, ROWS, subject="student <b>")
+    text = (tmp_path / "report.html").read_text()
+    assert "<b>27.25 dB</b>" in text
+    assert "PSNR of student &lt;b&gt;, -3.25 dB against teacher" in text
+    assert "<b>8.40 MB</b>" in text
+    assert "on disk, student &lt;b&gt;, 1.1 times smaller" in text
 
 
 def _csv(path: Path) -> Path:

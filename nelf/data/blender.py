@@ -5,7 +5,7 @@ Conventions of the files: poses are 4x4 (or 3x4) OpenGL camera-to-world matrices
 ``time`` per frame in [0, 1]; PNG or JPEG, alpha not premultiplied. ``near`` and ``far`` are z-depths along
 unnormalised rays: 2 and 6 unless the file says otherwise, which fits cameras about 4 units from the origin.
 The box ``aabb`` is the cube +-1.5 unless the file says otherwise. nelf's writer states all three, with
-``background`` and ``license``.
+``background`` (white unless the file says otherwise) and ``license``.
 
 Splits: ``transforms_{train,val,test}.json`` are taken as they are. Where a split has no file (or all views
 are in one ``transforms.json``), views are held out: of every ``holdout`` views in file order, the first is
@@ -24,7 +24,7 @@ import torch
 
 from nelf.cameras import Camera
 from nelf.data.images import MEMORY_LIMIT, image_header, load_images
-from nelf.data.scene import Scene, Split, background_color
+from nelf.data.scene import BACKGROUNDS, Scene, Split, background_color
 from nelf.data.transforms import SPLITS, Transforms, read_transforms
 from nelf.errors import UserError
 
@@ -56,7 +56,7 @@ def read_scene(
     root: str | Path,
     *,
     width: int | None = None,
-    background: str = "white",
+    background: str | None = None,
     holdout: int = 8,
     eval_root: str | Path | None = None,
     extra_views: str | Path | None = None,
@@ -70,7 +70,7 @@ def read_scene(
     Args:
         root: directory with ``transforms_train.json`` (and ``_val``, ``_test``) or ``transforms.json``.
         width: images are reduced to this width by area averaging; None keeps the size of the training images.
-        background: named background of the evaluation.
+        background: named background of the evaluation, instead of the file's.
         holdout: of every so many views one is held out for each of val and test, where they have no file.
         eval_root: another scene that val, test, name, digest, box, near and far come from. The views of
             ``root`` are then all trained on: it is a pseudo set rendered by a teacher of ``eval_root``.
@@ -86,7 +86,8 @@ def read_scene(
     Raises:
         UserError: a file is missing, damaged or contradicts itself, or an argument is out of range.
     """
-    background_color(background)
+    if background is not None:
+        background_color(background)
     if holdout < 3:
         raise UserError(f"data.holdout: is {holdout}; allowed: 3 or more (one test, one val, the rest train).")
     files = read_transforms(Path(root))
@@ -95,6 +96,7 @@ def read_scene(
     depth = (_first(near, stated.near, _NEAR), _first(far, stated.far, _FAR))
     box = _first(aabb, stated.aabb, list(_AABB))
     _check_space(stated.path, depth, box)
+    background = _background(stated) if background is None else background
 
     splits = _split(files, holdout, depth)
     if eval_root is not None:
@@ -120,6 +122,17 @@ def read_scene(
 def _first(*values: Any) -> Any:
     """The first value that is not None."""
     return next(value for value in values if value is not None)
+
+
+def _background(stated: Transforms) -> str:
+    """The background that a file states, white if it states none."""
+    name: object = "white" if stated.background is None else stated.background
+    for known in BACKGROUNDS:
+        if name == known:
+            return known
+    raise UserError(
+        f"{stated.path}: background is {name!r}; allowed: {', '.join(BACKGROUNDS)}. Or pass data.background=."
+    )
 
 
 def _check_space(path: Path, depth: tuple[float, float], box: list[float]) -> None:

@@ -35,7 +35,7 @@ class BlenderDataModule(pl.LightningDataModule):
     Args:
         root: the scene's directory.
         width: images are reduced to this width; None keeps theirs.
-        background: named background of validation and test.
+        background: named background of validation and test; None for the one that the scene's files state, or white.
         batch_rays: rays per training batch and process.
         batch_views: views per training batch and process.
         sampling: ``all_images`` draws the view of each ray anew, ``same_image`` one view per batch.
@@ -60,7 +60,7 @@ class BlenderDataModule(pl.LightningDataModule):
         root: str | Path,
         *,
         width: int | None = None,
-        background: str = "white",
+        background: str | None = None,
         batch_rays: int = 8192,
         batch_views: int = 4,
         sampling: Literal["all_images", "same_image"] = "all_images",
@@ -81,7 +81,8 @@ class BlenderDataModule(pl.LightningDataModule):
         _check("num_workers", num_workers, num_workers >= 0, "0 or more")
         _choose("sampling", sampling, ("all_images", "same_image"))
         _choose("batch", batch or "rays", ("rays", "views"))
-        background_color(background)
+        if background is not None:
+            background_color(background)
         self.root = Path(root)
         self.batch_rays, self.batch_views, self.sampling, self.batch = (
             batch_rays,

@@ -28,7 +28,9 @@ _jit = numba.njit(cache=True, nogil=True, fastmath=True)
 _inline = numba.njit(inline="always", fastmath=True)
 
 _KIND, _BOUND, _CENTER, _SIZE, _AXES = 0, 1, 2, 5, 8  # columns of the table of solids
-_COLOR, _SECOND, _PATTERN, _SCALE, _SHINE, _GLOSS, _MIRROR, _METAL = 17, 20, 23, 24, 25, 26, 27, 28
+_COLOR, _SECOND, _PATTERN, _SCALE, _SHINE, _GLOSS, _MIRROR, _METAL, _SKIP = 17, 20, 23, 24, 25, 26, 27, 28, 29
+_GROUP = -1  # kind of a row that bounds those after it
+_FEW = 2  # solids that are not worth a bound
 
 _FAR = 1e9
 _LIFT = 1e-5
@@ -96,17 +98,40 @@ def pack(solids: list[Solid]) -> np.ndarray:
         solids: N solids.
 
     Returns:
-        (N, 29) float64: kind, bounding radius, center, size, axes, look. One array, because every array that
-        is handed to a compiled function costs more than the test of a bounding sphere.
+        (M, 30) float64: kind, bounding radius, center, size, axes, look, and the row to go on at where a ray misses the
+        bounding sphere. Before neighbors stands a row that bounds them all, so that most rays skip most rows. One
+        array, because every array that is handed to a compiled function costs more than the test of a sphere.
     """
-    rows = []
-    for solid in solids:
-        a, b, _ = solid.size
-        bound = {SPHERE: a, TORUS: a + b, BOX: float(np.linalg.norm(solid.size))}.get(solid.kind, float(np.hypot(a, b)))
-        m = solid.material
-        look = (*m.color, *m.second, m.pattern, m.scale, m.shine, m.gloss, m.mirror, m.metal)
-        rows.append((solid.kind, bound, *solid.center, *solid.size, *solid.axes.ravel(), *look))
-    return np.array(rows, dtype=np.float64)
+    rows: list[list[float]] = []
+    _append(rows, [_row(solid) for solid in solids])
+    return np.array(rows, dtype=np.float64).reshape(-1, _SKIP + 1)
+
+
+def _row(solid: Solid) -> np.ndarray:
+    """All columns of a solid but the last."""
+    a, b, _ = solid.size
+    bound = {SPHERE: a, TORUS: a + b, BOX: float(np.linalg.norm(solid.size))}.get(solid.kind, float(np.hypot(a, b)))
+    m = solid.material
+    look = (*m.color, *m.second, m.pattern, m.scale, m.shine, m.gloss, m.mirror, m.metal)
+    return np.array([solid.kind, bound, *solid.center, *solid.size, *solid.axes.ravel(), *look], dtype=np.float64)
+
+
+def _append(rows: list[list[float]], group: list[np.ndarray]) -> None:
+    """Add rows of a table, split in half again and again across their longest side, each half after its bound."""
+    if len(group) <= _FEW:
+        for row in group:
+            rows.append([*row, len(rows) + 1])
+        return
+    centers = np.array([row[_CENTER:_SIZE] for row in group])
+    bounds = np.array([row[_BOUND] for row in group])
+    low, high = (centers - bounds[:, None]).min(axis=0), (centers + bounds[:, None]).max(axis=0)
+    middle = (low + high) / 2
+    place = len(rows)
+    rows.append([_GROUP, float((np.linalg.norm(centers - middle, axis=1) + bounds).max()), *middle])
+    order = np.argsort(centers[:, int(np.argmax(np.ptp(centers, axis=0)))], kind="stable")
+    for half in np.array_split(order, 2):
+        _append(rows, [group[index] for index in half])
+    rows[place] += [0.0] * (_SKIP - len(rows[place])) + [len(rows)]
 
 
 # ------------------------------------------------------------------------------------------------ vectors
@@ -238,6 +263,10 @@ def _cone(o, d, radius, half):  # type: ignore[no-untyped-def]
 def _torus(o, d, ring, tube):  # type: ignore[no-untyped-def]
     reach = ring + tube + 1e-3
     t, leave = _roots(1.0, _dot(o, d), _dot(o, o) - reach * reach)
+    flat = tube + 1e-3  # and only between two planes
+    if abs(d[2]) > 1e-12:
+        near, far = (-flat - o[2]) / d[2], (flat - o[2]) / d[2]
+        t, leave = max(t, min(near, far)), min(leave, max(near, far))
     t = max(t, 0.0)
     for _ in range(512):  # a grazing ray comes near only slowly
         if t > leave:
@@ -254,7 +283,7 @@ def _torus(o, d, ring, tube):  # type: ignore[no-untyped-def]
 
 @_inline
 def _near(solids, i, o, d, limit):  # type: ignore[no-untyped-def]
-    """Whether a ray meets the bounding sphere of solid ``i`` within ``limit``; most rays miss most solids."""
+    """Whether a ray meets the bounding sphere of row ``i`` within ``limit``; most rays miss most of them."""
     offset = _along(o, -1.0, _three(solids, i, _CENTER))
     along, bound = -_dot(offset, d), solids[i, _BOUND]
     return -bound < along < limit + bound and _dot(offset, offset) - along * along < bound * bound
@@ -281,11 +310,16 @@ def _hit(solids, i, o, d):  # type: ignore[no-untyped-def]
 def _nearest(solids, o, d):  # type: ignore[no-untyped-def]
     """Distance, index (-1 for none) and world normal of the first solid on a ray."""
     nearest, which, normal = _FAR, -1, d
-    for i in range(len(solids)):
-        if _near(solids, i, o, d, nearest):
+    i = 0
+    while i < len(solids):
+        if not _near(solids, i, o, d, nearest):
+            i = int(solids[i, _SKIP])
+            continue
+        if solids[i, _KIND] != _GROUP:
             t, local = _hit(solids, i, o, d)
             if t < nearest:
                 nearest, which, normal = t, i, local
+        i += 1
     if which >= 0:
         normal = _to_world(solids, which, normal)
     return nearest, which, normal
@@ -294,9 +328,14 @@ def _nearest(solids, o, d):  # type: ignore[no-untyped-def]
 @_jit
 def _blocked(solids, o, d, limit):  # type: ignore[no-untyped-def]
     """Whether anything lies within ``limit`` along a ray."""
-    for i in range(len(solids)):  # noqa: SIM110 (Numba compiles no generators)
-        if _near(solids, i, o, d, limit) and _hit(solids, i, o, d)[0] < limit:
+    i = 0
+    while i < len(solids):
+        if not _near(solids, i, o, d, limit):
+            i = int(solids[i, _SKIP])
+            continue
+        if solids[i, _KIND] != _GROUP and _hit(solids, i, o, d)[0] < limit:
             return True
+        i += 1
     return False
 
 

@@ -33,9 +33,10 @@ class Transforms:
         c2w: (N, 3, 4) float32.
         time: (N,) float32 in [0, 1], or None.
         lenses: N dictionaries of the intrinsic keys that the file states, per frame or at its top.
-        aabb: box, smallest xyz, largest xyz; None where the file states none. So for the next three.
+        aabb: box, smallest xyz, largest xyz; None where the file states none. So for the next four.
         near: smallest z-depth.
         far: largest z-depth.
+        background: the named background that the views are meant for.
         license: licence of the images.
     """
 
@@ -48,6 +49,7 @@ class Transforms:
     aabb: list[float] | None
     near: float | None
     far: float | None
+    background: str | None
     license: str | None
 
     def intrinsics(self, width: int, height: int) -> np.ndarray:
@@ -111,6 +113,7 @@ def _parse(path: Path) -> Transforms:
         aabb=None if aabb is None else [_number(path, "aabb", value) for value in np.ravel(aabb).tolist()],
         near=None if content.get("near") is None else _number(path, "near", content["near"]),
         far=None if content.get("far") is None else _number(path, "far", content["far"]),
+        background=content.get("background"),
         license=content.get("license"),
     )
 

@@ -47,6 +47,8 @@ class Artefact(NamedTuple):
 def report(run: Run, *, frames: int = 60) -> dict[str, Any]:
     """Evaluate all models whose stages are done, and write ``report.json``, ``report.md`` and ``report.html``.
 
+    At the top of the page stand the figures of what is shipped: the bundle's first model where there is a bundle.
+
     Args:
         run: the run to write into: sample pictures and videos into ``report/``, the report into its root.
         frames: of the orbit video of teacher and student; 0 for none.
@@ -75,12 +77,13 @@ def report(run: Run, *, frames: int = 60) -> dict[str, Any]:
         if "student" in by_name and each["name"] not in ("teacher", "student"):
             each["delta_db"] = each["psnr"] - by_name["student"]["psnr"]
     subject = by_name.get("student", rows[-1])
+    shipped = next((each.name for each in models if each.known.get("kind") == "export"), subject["name"])
     write_report(
         run.root,
         rows,
         comparisons({name: folder / _slug(name) / "samples" for name in _shown(models)}),
         title=f"{scene.name}: from a radiance field to a light field",
-        subject=subject["name"],
+        subject=shipped,
         video=videos.get(subject["name"]),
         curves=curves,
         plots=_pruning_plot(models),

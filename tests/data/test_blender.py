@@ -287,6 +287,18 @@ def test_background_and_holdout(tmp_path):
         read_scene(root, holdout=2)
 
 
+def test_the_background_that_a_file_states(tmp_path):
+    root = write_json(tmp_path / "s", [{}, {}, {}])
+    assert read_scene(root).background == "white"
+    edit(root, background="black")
+    assert read_scene(root).background == "black"
+    assert read_scene(root, background="white").background == "white"
+    edit(root, background=[0, 0, 0])
+    with pytest.raises(UserError, match=r"transforms\.json: background is \[0, 0, 0\]; allowed: white, black\."):
+        read_scene(root)
+    assert read_scene(root, background="black").background == "black"
+
+
 def test_writing_where_a_file_is(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):

@@ -177,5 +177,14 @@ def test_the_demo_is_written_once_and_read(tmp_path, monkeypatch):
     stamp = (tmp_path / "demo" / "blocks_16" / "transforms_train.json").stat().st_mtime_ns
     assert DemoDataModule(width=16).scene.digest == scene.digest
     assert (tmp_path / "demo" / "blocks_16" / "transforms_train.json").stat().st_mtime_ns == stamp
-    with pytest.raises(UserError, match=r"data\.scene: is 'block'; allowed: blocks\. Did you mean 'blocks'\?"):
+    with pytest.raises(UserError, match=r"data\.scene: is 'block'; allowed: blocks, .*\. Did you mean 'blocks'\?"):
         DemoDataModule(scene="block")
+
+
+def test_a_built_in_scene_brings_its_background_and_its_kind_of_pictures(tmp_path, monkeypatch):
+    monkeypatch.setenv("NELF_CACHE", str(tmp_path))
+    assert DemoDataModule(scene="chess", width=8).scene.background == "black"
+    village = DemoDataModule(scene="village", width=8).scene
+    assert village.background == "white"
+    assert village.train.images.shape == (100, 8, 8, 3)
+    assert (village.train.images[:, 0, 0] == 255).all()

@@ -17,9 +17,9 @@ ALONE = {
 }
 
 
-def inside(kind, p):
+def inside(kind, p, size=None):
     """Whether points lie in a solid: the implicit definition, which the intersections never use."""
-    a, b, c = ALONE[kind]
+    a, b, c = size or ALONE[kind]
     x, y, z = np.moveaxis(p, -1, 0)
     level = np.hypot(x, y)
     if kind == SPHERE:
@@ -84,35 +84,72 @@ def test_light_falls_from_above_and_throws_a_shadow():
     assert image[int(lit[1]), int(lit[0]), 0] == pytest.approx(shade, abs=1e-5)
 
 
-def test_render_is_exact_and_has_no_memory():
+@pytest.mark.parametrize("scene", demo.SCENES)
+def test_render_is_exact_and_has_no_memory(scene):
     camera = demo.cameras(24)["test"]
-    assert demo.render(camera[:2]).shape == (2, 24, 24, 4)
-    assert torch.equal(demo.render(camera[:2])[1], demo.render(camera[1]))
-    image = demo.render(camera[3])
+    assert demo.render(camera[:2], scene).shape == (2, 24, 24, 4)
+    assert torch.equal(demo.render(camera[:2], scene)[1], demo.render(camera[1], scene))
+    image = demo.render(camera[3], scene)
     assert image.min() >= 0.0
     assert image.max() <= 1.0
     assert image[0, 0].tolist() == [0, 0, 0, 0]
-    assert 0.2 < image[..., 3].mean() < 0.6
+    assert 0.03 < image[..., 3].mean() < 0.6
+
+
+@pytest.mark.parametrize("scene", demo.SCENES)
+def test_a_scene_is_all_of_its_solids_and_no_more(scene):
+    # The tree of bounds leaves none out: silhouettes against the union of the implicit solids.
+    solids = demo.SCENES[scene].solids()
+    camera = demo.cameras(16)["test"][12]
+    lights = Lights(np.array([[0.0, 0, 1]]), np.array([[[0.0, 0, 1]]]))
+    alpha = trace(pack(solids), lights, camera.c2w.numpy(), camera.intrinsics.numpy(), 16, 16)[..., 3]
+    rays = camera.rays()
+    t = np.linspace(2.6, 5.5, 800)[:, None, None, None]
+    points = rays.rays_o.numpy() + t * rays.rays_d.numpy()
+    marched = np.zeros((16, 16), bool)
+    for solid in solids:
+        marched |= inside(solid.kind, (points - solid.center) @ solid.axes.T, solid.size).any(0)
+    assert (alpha == 1)[marched].all()
+    assert ((alpha == 1) & ~marched).sum() <= 4
+    assert marched.any()
+
+
+def test_the_rows_that_bound_others_change_no_picture():
+    solids = demo.SCENES["village"].solids()
+    camera = demo.cameras(24)["test"][3]
+    lights = Lights(np.array([[0.6, 0, 0.8]]), np.array([[[0.0, 0, 1]]]))
+    table = pack(solids)
+    flat = table[table[:, 0] >= 0]
+    flat[:, -1] = np.arange(len(flat)) + 1
+    assert len(flat) == len(solids) < len(table)
+    args = (lights, camera.c2w.numpy(), camera.intrinsics.numpy(), 24, 24)
+    np.testing.assert_allclose(trace(table, *args), trace(flat, *args), atol=1e-6)
 
 
 def outline(solid):
-    """Points whose convex hull holds the solid (a ball's and a ring's box, the others' corners and rims)."""
+    """Points on the solid, among them those that reach farthest."""
     a, b, c = solid.size
-    turn = np.linspace(0, 2 * np.pi, 64)
-    if solid.kind in (CYLINDER, CONE):
-        rim = np.stack([a * np.cos(turn), a * np.sin(turn), np.full(64, b)], -1)
-        local = np.concatenate([rim, rim * [1, 1, -1]])
-    else:
-        half = {SPHERE: (a, a, a), BOX: (a, b, c), TORUS: (a + b, a + b, b)}[solid.kind]
-        local = np.stack(np.meshgrid(*[(-1, 1)] * 3), -1).reshape(-1, 3) * half
+    turn = np.linspace(0, 2 * np.pi, 721)
+    circle = np.stack([np.cos(turn), np.sin(turn), np.zeros(721)], -1)
+    if solid.kind == BOX:
+        local = np.stack(np.meshgrid(*[(-1, 1)] * 3), -1).reshape(-1, 3) * [a, b, c]
+    elif solid.kind == CYLINDER:
+        local = np.concatenate([a * circle + [0, 0, b], a * circle - [0, 0, b]])
+    elif solid.kind == CONE:
+        local = np.concatenate([a * circle - [0, 0, b], [[0, 0, b]]])
+    else:  # a ball is a ring of no radius; the farthest points of a tube lie along the world's axes
+        directions = np.concatenate([np.eye(3), -np.eye(3)]) @ solid.axes.T
+        radius, tube = (0.0, a) if solid.kind == SPHERE else (a, b)
+        local = (radius * circle[:, None] + tube * directions).reshape(-1, 3)
     return solid.center + local @ solid.axes
 
 
-def test_everything_lies_in_the_box_and_the_depth_range():
-    points = np.concatenate([outline(solid) for solid in demo.SCENES["blocks"]()])
-    low, high = demo.aabb().numpy().reshape(2, 3)
-    np.testing.assert_allclose(points.min(0) - 0.03, low, atol=2e-3)
-    np.testing.assert_allclose(points.max(0) + 0.03, high, atol=2e-3)
+@pytest.mark.parametrize("scene", demo.SCENES)
+def test_everything_lies_in_the_box_and_the_depth_range(scene):
+    points = np.concatenate([outline(solid) for solid in demo.SCENES[scene].solids()])
+    low, high = demo.aabb(scene).numpy().reshape(2, 3)
+    np.testing.assert_allclose(points.min(0) - 0.03, low, atol=1e-4)
+    np.testing.assert_allclose(points.max(0) + 0.03, high, atol=1e-4)
     for camera in demo.cameras().values():
         c2w = camera.c2w.double().numpy()
         offset = c2w[None, :, :, 3] - points[:, None]
@@ -127,13 +164,36 @@ def test_splits_see_the_scene_from_different_places():
     assert torch.cdist(position["val"], position["test"]).min() > 0.01
 
 
-def test_what_is_written_is_what_is_rendered(tmp_path):
-    root = demo.write(tmp_path / "demo", width=12)
+@pytest.mark.parametrize("name", demo.SCENES)
+def test_what_is_written_is_what_is_rendered(tmp_path, name):
+    about = demo.SCENES[name]
+    root = demo.write(tmp_path / "demo", name, width=12)
     scene = read_scene(root)
-    exact = demo.render(demo.cameras(12)["val"][4])
-    np.testing.assert_array_equal(scene.val.images[4], (exact.numpy() * 255 + 0.5).astype(np.uint8))
-    torch.testing.assert_close(scene.aabb, demo.aabb())
+    exact = demo.render(demo.cameras(12)["val"][4], name).numpy()
+    if not about.alpha:
+        exact = exact[..., :3] * exact[..., 3:] + (1 - exact[..., 3:])
+    np.testing.assert_array_equal(scene.val.images[4], (exact * 255 + 0.5).astype(np.uint8))
+    torch.testing.assert_close(scene.aabb, demo.aabb(name))
     assert (scene.near, scene.far, scene.license) == (2.6, 5.5, "CC0-1.0")
+    assert scene.background == about.background
+
+
+def test_the_scenes_are_what_they_are_for():
+    camera = demo.cameras(48)["test"][::5]
+    pictures = {name: demo.render(camera, name) for name in demo.SCENES}
+    alpha = {name: picture[..., 3] for name, picture in pictures.items()}
+    color = {name: picture[..., :3][alpha[name] > 0.5] for name, picture in pictures.items()}
+    assert 0.05 < alpha["rocket"].mean() < 0.10
+    # Of what the bicycle covers, most are pixels that it covers in part.
+    partly = {name: float(((each > 0) & (each < 1)).sum() / (each > 0).sum()) for name, each in alpha.items()}
+    assert partly["bicycle"] > 0.6 > 3 * partly["metals"]
+    assert demo.SCENES["chess"].background == "black"
+    assert (color["chess"].mean(-1) < 0.25).float().mean() > 0.1
+    assert (color["chess"].mean(-1) > 0.75).float().mean() > 0.15
+    assert color["porcelain"].mean() > 0.8
+    assert [name for name, about in demo.SCENES.items() if not about.alpha] == ["village"]
+    mirrors = [solid for solid in demo.SCENES["metals"].solids() if solid.material.mirror > 0.2]
+    assert len(mirrors) > len(demo.SCENES["metals"].solids()) / 2
 
 
 def test_a_broken_write_leaves_nothing(tmp_path, monkeypatch):

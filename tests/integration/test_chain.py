@@ -77,6 +77,11 @@ def test_an_existing_run_is_compressed_and_exported(scripts) -> None:
     assert rows["pruned 50 %"]["nonzero"] < rows["student"]["nonzero"]
     assert rows["structured 50 %"]["parameters"] < 0.5 * rows["student"]["parameters"]
     assert rows["onnx fp32"]["psnr"] == pytest.approx(rows["student"]["psnr"], abs=1e-3)
+    # The headline is that of the bundle's first model, with its volume where it has one.
+    page, bundle = (out / "report.html").read_text(), json.loads((out / "export" / "bundle.json").read_text())
+    assert f"<b>{rows['onnx fp32']['psnr']:.2f} dB</b>" in page
+    assert "PSNR of onnx fp32" in page
+    assert f"<b>{bundle['artefacts'][0]['bytes'] / 1e6:.2f} MB</b>" in page
     assert rows["onnx fp32"]["delta_db"] == rows["onnx fp32"]["psnr"] - rows["student"]["psnr"]
     assert scripts.run(command).count(": done, out/") == 4
 

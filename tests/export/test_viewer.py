@@ -225,6 +225,19 @@ def test_sliders_set_the_moment_and_the_controls(tab, moving) -> None:
     assert opened.complaints == []
 
 
+def test_time_is_only_set_where_something_moves_and_the_model_takes_it(tab, moving, bundles) -> None:
+    opened = tab(bundles["points"].path.parent)
+    opened.server.bundle = {**opened.server.bundle, "time": {"min": 0, "max": 1, "value": 0.2}}
+    opened.go().drawn()
+    assert opened.page.locator("#inputs").is_hidden()
+    opened = tab(moving)
+    opened.server.bundle = {**opened.server.bundle, "time": {"min": 0.2, "max": 0.2, "value": 0.2}}
+    opened.go().drawn()
+    assert opened.page.locator("#time").count() == 0
+    assert opened.page.get_by_label("jaw").is_visible()
+    assert opened.complaints == []
+
+
 def unchecked(about: dict[str, Any]) -> dict[str, Any]:
     """A bundle made by hand, with one model and no checksum of it."""
     return {**about, "artefacts": [{**about["artefacts"][0], "sha256": None}]}

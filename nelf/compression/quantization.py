@@ -1,8 +1,9 @@
 """8-bit numbers: symmetric weights, asymmetric activations, and networks that compute as if they had no more.
 
 A network with fake quantisation is the same network: same class, same parameters and names. Only the classes of its
-convolutions are others, whose weights, inputs and outputs are rounded to 8 bits as ONNX Runtime's int8 kernels round
-them. Not rounded here, though there: the sum after a residual block, where it is added to the next.
+convolutions are others, whose weights, inputs and outputs are rounded as the files of ``nelf.export.int8`` round them:
+inputs and outputs to 8 bits, weights within ``LARGEST_MULTIPLIED``. Not rounded here, though there: the sum after a
+residual block, where it is added to the next.
 """
 
 from __future__ import annotations
@@ -44,16 +45,20 @@ Ranges = dict[str, tuple[float, float]]
 Method = Literal["minmax", "percentile", "mse"]
 
 LARGEST = 127  # -128 is not used, so that a number and its negative round alike
+# Of a weight that meets unsigned activations: x86 without VNNI adds two products in 16 bits, cut at 32,767. That holds
+# 2 * 255 * 64, but not 2 * 255 * 65.
+LARGEST_MULTIPLIED = 64
 _TINY = 2.0**-24  # a tensor whose largest number is below it counts as zero
 _SAMPLE = 2**14  # values kept of each tensor and view
 
 
-def quantize(values: Tensor, axis: int | None = None) -> tuple[Tensor, Tensor]:
+def quantize(values: Tensor, axis: int | None = None, limit: int = LARGEST) -> tuple[Tensor, Tensor]:
     """Round to 8-bit integers, symmetric about zero: ``clamp(round(v * scale), -127, 127)``, ``scale = 127 / max|v|``.
 
     Args:
         values: any shape.
         axis: the dimension whose slices have a scale each; None for one scale.
+        limit: instead of 127.
 
     Returns:
         The integers, int8, and the scale that divides them back, float32; it broadcasts to ``values``. A slice of
@@ -68,8 +73,8 @@ def quantize(values: Tensor, axis: int | None = None) -> tuple[Tensor, Tensor]:
     largest = values.abs().amax(others, keepdim=axis is not None) if others else values.abs()
     zero = largest <= _TINY
     # A tensor over a tensor is a division; a number over one is a product with the reciprocal, one bit off at times.
-    scale = torch.where(zero, 0.0, torch.full_like(largest, LARGEST) / largest)
-    integers = (values * scale).round().clamp(-LARGEST, LARGEST).to(torch.int8)
+    scale = torch.where(zero, 0.0, torch.full_like(largest, limit) / largest)
+    integers = (values * scale).round().clamp(-limit, limit).to(torch.int8)
     return integers, torch.where(zero, 1.0, scale)
 
 
@@ -78,9 +83,9 @@ def dequantize(integers: Tensor, scale: Tensor) -> Tensor:
     return integers.float() / scale
 
 
-def fake_quantize(values: Tensor, axis: int | None = None) -> Tensor:
+def fake_quantize(values: Tensor, axis: int | None = None, limit: int = LARGEST) -> Tensor:
     """Round to what 8 bits can hold, see ``quantize``; the gradient passes as if nothing were rounded."""
-    return values + (dequantize(*quantize(values, axis)) - values).detach()
+    return values + (dequantize(*quantize(values, axis, limit)) - values).detach()
 
 
 def asymmetric(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,12 +138,17 @@ class Quantizer:
         self.dynamic = False
         self.watch: Callable[[str, Tensor], None] | None = None
 
+    @property
+    def limit(self) -> int:
+        """Largest integer of the weight; a kernel with dynamic ranges takes unsigned weights, all 8 bits of them."""
+        return LARGEST_MULTIPLIED if self.ranges and not self.dynamic else LARGEST
+
     def __call__(self, x: Tensor, weight: Tensor, convolve: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Convolve, rounded."""
         # An 8-bit kernel accumulates exactly; arithmetic of low precision would only blur what is looked at.
         with torch.autocast(x.device.type, enabled=False):
             x = self._round("input", x.float())
-            y = convolve(x, fake_quantize(weight, self.axis) if self.ranges or self.dynamic else weight)
+            y = convolve(x, fake_quantize(weight, self.axis, self.limit) if self.ranges or self.dynamic else weight)
             return y if self.rectified else self._round("output", y)
 
     def _round(self, name: str, values: Tensor) -> Tensor:
@@ -208,7 +218,7 @@ def prepare(network: nn.Module) -> dict[str, Quantizer]:
 
 
 def quantize_network(network: nn.Module, ranges: Ranges | Literal["dynamic"]) -> nn.Module:
-    """Make a network compute as int8 kernels do: 8-bit weights (per channel) and activations (per tensor).
+    """Make a network compute as int8 kernels do: rounded weights (per channel) and activations (per tensor).
 
     Args:
         network: changed in place; its batch norms have to be folded.

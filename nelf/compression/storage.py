@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from nelf.compression.quantization import channel_axes, dequantize, quantize
+from nelf.compression.quantization import LARGEST, channel_axes, dequantize, quantize, quantizers
 from nelf.errors import UserError
 
 __all__ = ["SCHEMES", "Scheme", "pack", "unpack"]
@@ -24,6 +24,7 @@ def pack(network: nn.Module, tensors: Mapping[str, Tensor], scheme: str) -> dict
 
     ``int8_per_tensor`` stores every parameter in 8 bits, with one scale each; ``int8_per_channel`` those of two and
     more dimensions, with a scale for each output channel, and leaves biases and the weights of norms in 32 bits.
+    Weights that fake quantisation rounds are stored as it rounds them, so that no second rounding follows.
 
     Args:
         network: whose tensors they are.
@@ -39,6 +40,7 @@ def pack(network: nn.Module, tensors: Mapping[str, Tensor], scheme: str) -> dict
     _check_scheme(scheme)
     parameters = dict(network.named_parameters())
     axes = channel_axes(network)
+    limits = {f"{name}.weight": quantizer.limit for name, quantizer in quantizers(network).items()}
     packed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if name not in parameters:
@@ -50,7 +52,7 @@ def pack(network: nn.Module, tensors: Mapping[str, Tensor], scheme: str) -> dict
         elif scheme == "int8_per_tensor":
             packed[name], packed[_SCALE.format(name)] = quantize(tensor)
         elif name in axes:
-            packed[name], packed[_SCALE.format(name)] = quantize(tensor, axes[name])
+            packed[name], packed[_SCALE.format(name)] = quantize(tensor, axes[name], limits.get(name, LARGEST))
         else:
             packed[name] = tensor
     return packed

@@ -16,7 +16,9 @@ trained on.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ from nelf.data.transforms import SPLITS, Transforms, read_transforms
 from nelf.errors import UserError
 
 __all__ = ["read_scene"]
+
+log = logging.getLogger(__name__)
 
 _NEAR, _FAR = 2.0, 6.0
 _AABB = (-1.5, -1.5, -1.5, 1.5, 1.5, 1.5)
@@ -97,6 +101,8 @@ def read_scene(
     box = _first(aabb, stated.aabb, list(_AABB))
     _check_space(stated.path, depth, box)
     background = _background(stated) if background is None else background
+    if len({time for each in (*files.values(), *truth.values()) for time in each.times()}) > 1:
+        _warn_of_motion(stated.path.parent.resolve())
 
     splits = _split(files, holdout, depth)
     if eval_root is not None:
@@ -141,6 +147,12 @@ def _check_space(path: Path, depth: tuple[float, float], box: list[float]) -> No
         raise UserError(f"{path}: near {depth[0]} and far {depth[1]}; allowed: 0 < near < far.")
     if len(box) != 6 or not all(low < high for low, high in zip(box[:3], box[3:], strict=True)):
         raise UserError(f"{path}: aabb {box}; allowed: six numbers, smallest x y z, then largest x y z.")
+
+
+@cache
+def _warn_of_motion(root: Path) -> None:
+    """Say once of each scene that what moves in it is not learned."""
+    log.warning("%s: the scene moves, and motion is not modelled yet: every time is rendered alike.", root)
 
 
 def _split(files: dict[str, Transforms], holdout: int, depth: tuple[float, float]) -> dict[str, _Views]:
@@ -192,11 +204,13 @@ def _join(views: _Views, extra: _Views, width: int | None) -> _Views:
     for part in (views, extra):
         _check_width(part, width)
     cameras = [views.camera.resized(width), extra.camera.resized(width)]
-    if cameras[0].height != cameras[1].height or (cameras[0].time is None) != (cameras[1].time is None):
+    if cameras[0].height != cameras[1].height:
         raise UserError(
             f"data.extra_views: {extra.paths[0].parent} differs from {views.paths[0].parent} in the "
-            "shape of its images or in having a time per frame; allowed: views of the same scene."
+            "shape of its images; allowed: views of the same scene."
         )
+    if any(camera.time is None for camera in cameras):  # a pseudo set of a static teacher has no moments
+        cameras = [replace(camera, time=None) for camera in cameras]
     names = [f"extra/{name}" for name in extra.names]
     return _Views(views.names + names, views.paths + extra.paths, Camera.cat(cameras), views.alpha or extra.alpha)
 

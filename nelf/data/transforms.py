@@ -61,6 +61,10 @@ class Transforms:
         rows = [_lens(lens, width, height, f"{self.path}: frame {index}") for index, lens in enumerate(self.lenses)]
         return np.array(rows, dtype=np.float32)
 
+    def times(self) -> list[float]:
+        """The moments of its frames; none where it states none."""
+        return [] if self.time is None else [float(time) for time in self.time]
+
 
 def read_transforms(root: Path) -> dict[str, Transforms]:
     """Parse the transforms files of a scene.

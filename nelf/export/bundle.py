@@ -92,7 +92,7 @@ def write_bundle(folder: Path | str, scene: Scene, network: LightField, artefact
         "aabb": network.aabb.tolist(),
         "sr_factor": network.sr_factor,
         "background": scene.background,
-        "time": None,
+        "time": None,  # no model takes one yet, whether the scene moves or not
         "controls": [],
         "orbit": orbit_limits(scene),
         "artefacts": list(artefacts),

@@ -21,6 +21,7 @@ from functools import cached_property
 from types import ModuleType
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,8 +55,12 @@ class HashGrid:
     half cell, ``ceil(scale_l) + 1`` entries a side, and a table of at most ``2**log2_table`` entries. A position
     ``x`` lies at ``x * scale_l + 0.5`` in it. Levels that fit are dense (x fastest), the others hashed.
 
+    The scales are computed in float32, as ``exp2f(l * log2f(per_level_scale)) * base_resolution - 1``: their last
+    bit decides how many entries a level has where ``scale_l`` is close to a whole number.
+
     Source:
-        Instant-NGP, section 3 (Müller et al. 2022, arXiv 2201.05989); tiny-cuda-nn, ``encodings/grid.h``.
+        Instant-NGP, section 3 (Müller et al. 2022, arXiv 2201.05989); tiny-cuda-nn, ``encodings/grid.h`` and
+        ``grid_scale`` of ``common_device.h``.
     """
 
     levels: int = 16
@@ -66,13 +71,17 @@ class HashGrid:
 
     @cached_property
     def scales(self) -> tuple[float, ...]:
-        """Cells along a side of each level, less one."""
-        return tuple(self.base_resolution * self.per_level_scale**level - 1.0 for level in range(self.levels))
+        """Cells along a side of each level, less one: float32 numbers."""
+        # Each function in float64, then rounded: right to the last bit everywhere. Of float32 functions, NumPy's and
+        # PyTorch's differ between instruction sets, and C's between libraries.
+        growth = np.float32(math.log2(np.float32(self.per_level_scale)))
+        powers = [np.float32(2.0 ** float(np.float32(level) * growth)) for level in range(self.levels)]
+        return tuple(float(power * np.float32(self.base_resolution) - np.float32(1)) for power in powers)
 
     @cached_property
     def resolutions(self) -> tuple[int, ...]:
         """Entries along a side of each level."""
-        return tuple(math.ceil(round(scale, 6)) + 1 for scale in self.scales)
+        return tuple(math.ceil(scale) + 1 for scale in self.scales)
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:

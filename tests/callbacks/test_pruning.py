@@ -1,12 +1,15 @@
 """IterativePruning in a plain Trainer with a toy network: what goes, what stays gone, how fast the rest learns."""
 
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import timer
 from pytorch_lightning.loggers.logger import DummyLogger
 from torch import nn
 from torch.utils.data import DataLoader
@@ -145,7 +148,9 @@ def test_rounds_spread_over_the_budget(budget: dict[str, int]) -> None:
     assert {f"sparsity/net.{layer}.weight" for layer in (0, 1, 5)} < set(last)
 
 
-def test_rounds_spread_over_time() -> None:
+def test_rounds_spread_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = count()  # of Lightning's timer: a hundredth of a second whenever it is asked, however slow the machine is
+    monkeypatch.setattr(timer, "time", SimpleNamespace(monotonic=lambda: next(ticks) / 100))
     pruning = IterativePruning(0.5, 2, None, None, LAYERS)
     trainer(pruning, max_time={"seconds": 1}, max_steps=-1).fit(toy(), loader())
     assert pruning.round == 2

@@ -10,6 +10,7 @@ from torch import nn
 from nelf.cameras import Camera
 from nelf.compression.fold import fold_batch_norm
 from nelf.compression.quantization import (
+    LARGEST_MULTIPLIED,
     activation_ranges,
     asymmetric,
     calibrate,
@@ -24,13 +25,13 @@ from nelf.lightfields import GridR2L, MobileR2L
 from nelf.lightfields.grid_r2l import decoder_inputs
 
 
-def original(values: np.ndarray) -> np.ndarray:
+def original(values: np.ndarray, limit: int = 127) -> np.ndarray:
     """R2L-quant's rounding of a tensor, in float32 and in the order of its operations."""
     largest = np.abs(values).max()
     if largest <= np.float32(2.0**-24):
         return np.zeros_like(values)
-    scale = np.float32(127.0) / largest
-    return np.clip(np.round(values * scale), np.float32(-127.0), np.float32(127.0)) / scale
+    scale = np.float32(limit) / largest
+    return np.clip(np.round(values * scale), np.float32(-limit), np.float32(limit)) / scale
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -92,7 +93,7 @@ def test_a_convolution_computes_as_integers_would(rectified: bool) -> None:
     block = nn.Sequential(nn.Conv2d(6, 4, 1), nn.ReLU(inplace=True) if rectified else nn.GELU())
     x = torch.randn(1, 6, 5, 5)
     quantize_network(block, {"0.input": (-2.0, 1.5), "0.output": (-1.5, 1.2)})
-    weight = np.stack([original(row) for row in block[0].weight.detach().numpy()[:, :, 0, 0]])
+    weight = np.stack([original(row, LARGEST_MULTIPLIED) for row in block[0].weight.detach().numpy()[:, :, 0, 0]])
     y = (
         np.einsum("oc,bchw->bohw", weight, rounded(x.numpy(), -2.0, 1.5))
         + block[0].bias.detach().numpy()[:, None, None]

@@ -11,7 +11,7 @@ import torch
 
 import nelf
 from nelf.compression.fold import fold_batch_norm
-from nelf.compression.quantization import activation_ranges, quantize_network
+from nelf.compression.quantization import LARGEST_MULTIPLIED, activation_ranges, fake_quantize, quantize_network
 from nelf.compression.storage import SCHEMES, pack, unpack
 from nelf.errors import UserError
 from nelf.lightfields import GridR2L, MobileR2L
@@ -106,6 +106,16 @@ def test_a_file_may_be_written_without_norms_and_with_ranges(scheme: str, tmp_pa
     points = torch.randn(1, 24, 4, 4)
     with torch.no_grad():
         torch.testing.assert_close(again.decode(points), network.decode(points), atol=0.05, rtol=0)
+
+
+def test_weights_that_are_computed_with_are_rounded_once(tmp_path) -> None:
+    """Trap: stored in 127 steps and computed with in 64, a weight falls off both grids."""
+    network = quantize_network(grid(), {"tail.input": (-3.0, 3.0)})
+    again = nelf.load(write(network, tmp_path, "int8_per_channel"))
+    expected = fake_quantize(network.tail.weight, 0, LARGEST_MULTIPLIED)
+    torch.testing.assert_close(again.tail.weight, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(fake_quantize(again.tail.weight, 0, LARGEST_MULTIPLIED), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(again.head[0].weight, fake_quantize(network.head[0].weight, 0), rtol=1e-6, atol=0)
 
 
 def test_dynamic_ranges_come_back_as_a_word(tmp_path) -> None:

@@ -273,6 +273,28 @@ def test_some_frames_without_time(tmp_path):
         read_scene(write_json(tmp_path / "s", [{}, {"time": 0.5}, {}]))
 
 
+def test_a_moving_scene_is_said_to_stand_still_once(tmp_path, caplog):
+    moving = write_json(tmp_path / "moving", [{"time": index / 4} for index in range(4)])
+    for _ in range(2):
+        assert read_scene(moving).train.camera.time is not None
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{moving}: the scene moves, and motion is not modelled yet: every time is rendered alike."
+    ]
+    caplog.clear()
+    read_scene(write_json(tmp_path / "still", [{"time": 0.5}] * 4))
+    read_scene(write_json(tmp_path / "none", [{}] * 4))
+    assert not caplog.records
+
+
+def test_views_of_a_moving_scene_stand_beside_a_static_teacher_s(tmp_path):
+    moving = write_json(tmp_path / "moving", [{"time": index / 4} for index in range(4)])
+    pseudo = write_json(tmp_path / "pseudo", [{}] * 4)
+    scene = read_scene(pseudo, eval_root=moving, extra_views=moving)
+    assert len(scene.train) == 4 + 2
+    assert scene.train.camera.time is None
+    assert scene.test.camera.time is not None
+
+
 @pytest.mark.parametrize("width", [9, 0])
 def test_width_beyond_the_images(tmp_path, width):
     with pytest.raises(UserError, match=rf"data\.width: is {width}, .* is 8 pixels wide; allowed: 1 to 8"):

@@ -1,5 +1,5 @@
 import itertools
-import time
+import sys
 
 import numpy as np
 import pytest
@@ -135,16 +135,23 @@ def test_the_trained_module_says_what_a_batch_is(tiny_scene, tmp_path, kind, bat
     assert [view.name for view in data.val_dataloader()] == data.scene.val.names
 
 
-def test_sampling_is_fast(data):
-    """8192 rays cost about 1 ms. The fastest of some runs, because other processes slow down the rest."""
-    split = BlenderDataModule(data / "nerf_synthetic" / "lego", width=200).scene.train
+@pytest.mark.parametrize("sampling", ["all_images", "same_image"])
+def test_sampling_makes_no_call_per_ray(tiny_scene, sampling):
+    """A batch is drawn in whole arrays: as many calls for 8192 rays as for 16."""
+    split = BlenderDataModule(tiny_scene).scene.train
     rng = np.random.default_rng(0)
-    seconds = []
-    for _ in range(50):
-        start = time.perf_counter()
-        sample_rays(split, 8192, rng)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.004
+
+    def calls(n_rays):
+        counted = []
+        sys.setprofile(lambda frame, event, argument: counted.append(event) if event in ("call", "c_call") else None)
+        try:
+            sample_rays(split, n_rays, rng, sampling)
+        finally:
+            sys.setprofile(None)
+        return len(counted)
+
+    calls(4)  # imports and caches
+    assert calls(8192) == calls(16) < 500
 
 
 BAD = {

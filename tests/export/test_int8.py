@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nelf.compression.fold import fold_batch_norm
-from nelf.compression.quantization import calibrate, fake_quantize, quantize_network
+from nelf.compression.quantization import LARGEST_MULTIPLIED, calibrate, fake_quantize, quantize_network
 from nelf.errors import UserError
 from nelf.export.int8 import quantize_dynamic, quantize_static
 from nelf.lightfields import GridR2L, MobileR2L
@@ -108,8 +108,62 @@ def test_weights_are_rounded_per_channel(fp32: Path, decoder: Decoder, features:
     ):
         weight = layer.weight.detach().numpy()
         largest = np.abs(weight).max((1, 2, 3), keepdims=True)
-        assert np.abs(stored - weight * 127 / largest).max() <= 0.501
-        assert (np.abs(stored).max((1, 2, 3)) == 127).all()
+        assert np.abs(stored - weight * LARGEST_MULTIPLIED / largest).max() <= 0.501
+        assert (np.abs(stored).max((1, 2, 3)) == LARGEST_MULTIPLIED).all()
+
+
+def integer_products(path: Path) -> list[tuple[np.ndarray, int]]:
+    """Of each convolution that a file computes in integers: its weights, and the largest activation."""
+    graph = onnx.load(path).graph
+    values = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+    made = {node.output[0]: node for node in graph.node}
+    found = []
+    for node in [node for node in graph.node if node.op_type == "Conv" and node.input[1] in made]:
+        activation, weight = (made[name] for name in node.input[:2])
+        assert activation.op_type == weight.op_type == "DequantizeLinear"
+        assert not values[weight.input[2]].any()  # zero points: a kernel multiplies what is stored
+        found.append((values[weight.input[0]], int(np.iinfo(values[activation.input[2]].dtype).max)))
+    return found
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["ranges found", "ranges given"])
+def test_no_pair_of_products_leaves_16_bits(
+    trained: bool, fp32: Path, decoder: Decoder, features: Tensor, tmp_path: Path
+) -> None:
+    """x86 without VNNI adds products two by two in int16; which two depends on the kernel, so any two must fit."""
+    ranges = calibrate(decoder, features) if trained else None
+    products = integer_products(quantize_static(fp32, tmp_path / "int8.onnx", feeds(features), ranges))
+    assert len(products) == 6
+    for weights, activation in products:
+        assert weights.dtype == np.int8
+        first, second = np.sort(np.abs(weights.astype(int)).reshape(len(weights), -1))[:, -2:].T
+        assert (activation * (first + second) <= np.iinfo(np.int16).max).all()
+    # It is the most that fits: one step more, and a pair of equal weights would not.
+    assert max(np.abs(weights.astype(int)).max() for weights, _ in products) == LARGEST_MULTIPLIED
+    assert 2 * 255 * LARGEST_MULTIPLIED <= np.iinfo(np.int16).max < 2 * 255 * (LARGEST_MULTIPLIED + 1)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_the_largest_sums_are_computed_right(kernel: int, sign: float, tmp_path: Path) -> None:
+    """All activations and all weights at their ends, in convolutions that ONNX Runtime computes in integers."""
+    module = nn.Sequential(nn.Conv2d(33, 16, kernel), nn.Conv2d(16, 6, 1))
+    with torch.no_grad():
+        module[0].weight.fill_(sign / 33 / kernel**2)
+        module[0].bias.zero_()
+    example = torch.ones(1, 33, 9, 7)
+    path = export(module, example, tmp_path / "model.onnx")
+    given = {"0.input": (0.0, 1.0), "0.output": (-2.0, 2.0), "1.input": (-2.0, 2.0), "1.output": (-2.0, 2.0)}
+    out = quantize_static(path, tmp_path / "int8.onnx", feeds(example[None]), given)
+    np.testing.assert_allclose(run(out, example), run(path, example), atol=0.04)  # a few steps of 4 / 255
+
+
+def test_dynamic_weights_are_unsigned(fp32: Path, tmp_path: Path) -> None:
+    """No kernel for unsigned weights adds products in 16 bits."""
+    graph = onnx.load(quantize_dynamic(fp32, tmp_path / "dynamic.onnx")).graph
+    values = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+    weights = [values[node.input[1]] for node in graph.node if node.op_type == "ConvInteger"]
+    assert {each.dtype for each in weights} == {np.dtype(np.uint8)}
 
 
 def foretell(module: Decoder, ranges: dict[str, tuple[float, float]], features: Tensor) -> np.ndarray:
@@ -199,9 +253,9 @@ def test_a_weight_on_the_grid_is_stored_as_it_is(decoder: Decoder, features: Ten
     """Rounding twice is rounding once: an int8 file loaded, exported and rounded again is the same."""
     network = fold_batch_norm(decoder.network)
     with torch.no_grad():
-        network.tail.weight.copy_(fake_quantize(network.tail.weight, 0))
+        network.tail.weight.copy_(fake_quantize(network.tail.weight, 0, LARGEST_MULTIPLIED))
     path = export(Decoder(network), features[0], tmp_path / "model.onnx")
     stored = convolution_weights(quantize_static(path, tmp_path / "int8.onnx", feeds(features)))[-1]
     weight = network.tail.weight.detach().numpy()
-    scale = np.abs(weight).max((1, 2, 3), keepdims=True) / 127
+    scale = np.abs(weight).max((1, 2, 3), keepdims=True) / LARGEST_MULTIPLIED
     np.testing.assert_allclose(stored * scale, weight, atol=1e-6)

@@ -14,7 +14,8 @@ def test_a_processor_counts_only_with_the_instructions_of_bfloat16() -> None:
     flags = set(CPUINFO.read_text().split()) if CPUINFO.exists() else set()
     if "avx2" not in flags:
         pytest.skip("needs Linux on x86")
-    assert multiplies_bfloat16(torch.device("cpu")) == ("avx512_bf16" in flags)
+    # An emulated processor has fewer than the operating system tells of.
+    assert "avx512_bf16" in flags or not multiplies_bfloat16(torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The hash grid against a float64 loop written from tiny-cuda-nn's layout, and the backends against each other."""
 
 import math
+from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ def encode_in_float64(positions: np.ndarray, table: np.ndarray, grid: HashGrid) 
     out = np.zeros((len(positions), grid.levels * grid.features))
     start = 0
     for level in range(grid.levels):
-        scale = grid.base_resolution * grid.per_level_scale**level - 1
+        scale = grid.scales[level]
         resolution = math.ceil(scale) + 1
         size = min(-(-(resolution**3) // 8) * 8, 2**grid.log2_table)
         for n, position in enumerate(positions):
@@ -65,13 +66,50 @@ def test_gradients_equal_the_reference(grid: HashGrid, monkeypatch: pytest.Monke
     torch.testing.assert_close(gradients["cpu"], gradients["reference"], atol=1e-4, rtol=1e-4)
 
 
-def test_layout_is_instant_ngps() -> None:
-    """The level sizes and the parameter count that tiny-cuda-nn prints for ngp_pl's defaults, scale 0.5."""
-    grid = HashGrid(16, 2, 19, 16, 64 ** (1 / 15))
-    expected = (16, 22, 28, 37, 49, 64, 85, 112, 148, 195, 256, 338, 446, 589, 777, 1024)
+def ngp_pls_grid(scale: float) -> HashGrid:
+    return HashGrid(16, 2, 19, 16, math.exp(math.log(2048 * scale / 16) / 15))
+
+
+def test_layout_is_ngp_pls() -> None:
+    """Resolutions, level sizes and parameter count of tiny-cuda-nn with ngp_pl's defaults, scale 0.5."""
+    grid = ngp_pls_grid(0.5)
+    expected = (16, 22, 28, 37, 49, 65, 85, 112, 148, 195, 257, 338, 446, 589, 777, 1025)  # 64, 256, 1024 in float64
     assert grid.resolutions == expected
-    assert grid.sizes[:6] == (4096, 10648, 21952, 50656, 117656, 262144)
-    assert grid.entries * grid.features == 11_420_064
+    assert grid.sizes[:6] == (4096, 10648, 21952, 50656, 117656, 274632)
+    assert grid.entries * grid.features == 11_445_040
+    assert grid.resolutions == HashGrid(16, 2, 19, 16, 64 ** (1 / 15)).resolutions
+
+
+@pytest.mark.parametrize(
+    ("scale", "parameters"), [(1, 12_196_240), (2, 12_599_920), (4, 13_074_912), (8, 13_288_400), (16, 13_623_184)]
+)
+def test_larger_scales_have_tiny_cuda_nns_sizes(scale: float, parameters: int) -> None:
+    grid = ngp_pls_grid(scale)
+    assert grid.entries * grid.features == parameters
+
+
+@pytest.mark.parametrize("scale", [0.5, 1, 2, 4, 8, 16])
+def test_resolutions_hinge_on_no_library(scale: float) -> None:
+    """Any exp2f that is off by less than one unit in the last place, as C libraries' are, gives the same integers."""
+    grid = ngp_pls_grid(scale)
+    growth = np.float32(math.log2(np.float32(grid.per_level_scale)))
+    with localcontext() as context:
+        context.prec = 40
+        for level, resolution in enumerate(grid.resolutions):
+            exponent = float(np.float32(level) * growth)
+            power = Decimal(2) ** Decimal(exponent)
+            nearest = np.float32(float(power))
+            other = np.nextafter(nearest, np.float32(math.inf if power > Decimal(float(nearest)) else 0))
+            # Whole exponents are exact in every library; elsewhere it may give either neighbor of the true power.
+            for candidate in {nearest} if exponent.is_integer() else {nearest, other}:
+                assert math.ceil(candidate * np.float32(16) - np.float32(1)) + 1 == resolution
+
+
+def test_scales_are_float32_numbers() -> None:
+    for grid in (DENSE, HASHED, ngp_pls_grid(0.5)):
+        assert np.array(grid.scales, np.float32).tolist() == list(grid.scales)
+        exact = grid.base_resolution * grid.per_level_scale ** np.arange(grid.levels) - 1
+        np.testing.assert_allclose(grid.scales, exact, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("positions", "table"), [((4, 2), (DENSE.entries, 2)), ((4, 3), (7, 2))])

@@ -1,12 +1,15 @@
 """Student: what it draws from a batch, its learning rates, and that it learns, stops and goes on."""
 
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import timer
 
 from nelf.cameras import Camera
 from nelf.data import BlenderDataModule, ImageBatch
@@ -83,7 +86,9 @@ def test_cosine_schedule_follows_the_budget(tiny_scene: Path) -> None:
     assert [lr for _, lr in seen[2:]] == sorted((lr for _, lr in seen[2:]), reverse=True)
 
 
-def test_progress_counts_time_too(tiny_scene: Path) -> None:
+def test_progress_counts_time_too(tiny_scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = count()  # of Lightning's timer: a hundredth of a second whenever it is asked, however slow the machine is
+    monkeypatch.setattr(timer, "time", SimpleNamespace(monotonic=lambda: next(ticks) / 100))
     watch = trainer(max_steps=1_000_000, max_time={"seconds": 1})
     watch.fit(Student(grid()), BlenderDataModule(tiny_scene, batch_views=1))
     assert training_progress(watch) == pytest.approx(1.0, abs=0.01)

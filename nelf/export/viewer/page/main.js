@@ -79,6 +79,7 @@ function open() {
   if (server) {
     say("");
     ready = true;
+    inputs.setTimed(false);
     redraw();
     return;
   }
@@ -102,8 +103,9 @@ const handlers = {
     const amount = received ? `: ${megabytes(received)}${total ? ` of ${megabytes(total)}` : ""} MB` : " …";
     say(`Loading ${name}${amount}`, { part: total ? received / total : UNKNOWN });
   },
-  ready({ runtime, notes }) {
+  ready({ runtime, timed, notes }) {
     ready = true;
+    inputs.setTimed(timed);
     say("");
     tell(notes);
     canvas.dataset.runtime = runtime;

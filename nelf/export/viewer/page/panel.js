@@ -79,16 +79,23 @@ export class Inputs {
     this.playing = false;
     this.moved = moved;
     this.place = place;
-    if (bundle.time) this.#addTime(bundle.time);
+    if (bundle.time?.min < bundle.time?.max) this.#addTime(bundle.time);
     bundle.controls.forEach((control, index) =>
       this.#addSlider(control.name, `control_${index}`, control, (value) => (this.controls[index] = value)),
     );
-    place.hidden = !place.childElementCount;
+    this.setTimed(false);
+  }
+
+  /** Show the time only beside a model that takes it; another one draws every moment alike. */
+  setTimed(timed) {
+    if (!timed && this.playing) this.toggle();
+    if (this.button) this.button.hidden = this.slider.parentElement.hidden = !timed;
+    this.place.hidden = [...this.place.children].every((child) => child.hidden);
   }
 
   /** Start or stop the time. */
   toggle() {
-    if (!this.button) return;
+    if (!this.button || this.button.hidden) return;
     this.playing = !this.playing;
     this.button.textContent = this.playing ? "Pause" : "Play";
     if (this.playing) requestAnimationFrame((now) => this.#play(now, now));

@@ -127,9 +127,10 @@ async function start(kind, build = kind, count = 1) {
 
 /** Tell the page with what it draws, and why not with WebGPU where that was tried. */
 function ready(refusal) {
-  const { kind, count } = runtime;
+  const { session, kind, count } = runtime;
+  const timed = session.inputNames.includes("time");
   const label = kind === "webgpu" ? "WebGPU" : `WASM, ${count} thread${count > 1 ? "s" : ""}`;
-  postMessage({ type: "ready", runtime: label, notes: refusal ? [`WebGPU is not used: ${refusal}`] : [] });
+  postMessage({ type: "ready", runtime: label, timed, notes: refusal ? [`WebGPU is not used: ${refusal}`] : [] });
 }
 
 /** Draw one frame and hand its pixels over. */

@@ -33,7 +33,7 @@ _NAMES = {
 _MODULES = (
     *("callbacks", "cameras", "checks", "cli", "compression", "data", "encodings", "errors", "evaluation", "export"),
     *("fields", "interop", "kernels", "lightfields", "metrics", "occupancy", "paths", "pictures", "rendering"),
-    *("reporting", "run", "stages", "sweeps", "systems", "training", "view", "weights"),
+    *("remembered", "reporting", "run", "stages", "sweeps", "systems", "training", "view", "weights"),
 )
 
 __all__ = ["__version__", *_NAMES, *_MODULES]

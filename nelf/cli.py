@@ -21,9 +21,10 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from nelf import remembered
 from nelf.checks import check_types, explain
 from nelf.errors import UserError, unwritable
-from nelf.run import CHAIN, Run, check_stages, hash_of, read_yaml, write_yaml
+from nelf.run import CHAIN, Run, check_stages, hash_of, write_yaml
 from nelf.sweeps import first_job, shared_stages, swept_keys, write_table
 
 __all__ = ["build", "config", "distill", "main", "start", "train"]
@@ -170,7 +171,7 @@ def _main(command: str, task: Callable[[DictConfig], Any]) -> None:
     # Only these say which directory; the others may make sense only beside what is stored in it.
     naming = [text for text in first_job(overrides) if _key(text) in ("run", "experiment", "sweep")]
     place = _compose(command, naming, config_dir).run
-    kept = _still_meant(read_yaml(Path(place) / "overrides.yaml") or [], overrides)
+    kept = _recall(command, Path(place) / "overrides.yaml", overrides, config_dir)
     if kept:
         print(f"{place}: begun with {shlex.join(kept)}, which still holds", flush=True)
         overrides = [*kept, *overrides]
@@ -186,6 +187,15 @@ def _main(command: str, task: Callable[[DictConfig], Any]) -> None:
     _sweep(command, task, flags, overrides, first, swept, [_key(text) for text in kept])
 
 
+def _recall(command: str, file: Path, overrides: list[str], config_dir: str | None) -> list[str]:
+    """The overrides of a run directory that still count; a stranger's may be data only."""
+    kept = _still_meant(remembered.read(file), overrides)
+    folders = [CONF, *([Path(config_dir)] if config_dir else [])]
+    choices = [text for text in first_job(overrides) if any((folder / _key(text)).is_dir() for folder in folders)]
+    remembered.check(file, kept, choices, folders, functools.partial(_compose, command, config_dir=config_dir))
+    return kept
+
+
 def _sweep(
     command: str,
     task: Callable[[DictConfig], Any],
@@ -193,7 +203,7 @@ def _sweep(
     overrides: list[str],
     first: DictConfig,
     swept: list[str],
-    remembered: list[str],
+    recalled: list[str],
 ) -> None:
     """Run what all jobs share once, then the jobs, then write their table."""
     common = shared_stages(list(first.stages), swept) if "stages" in first else []
@@ -203,7 +213,7 @@ def _sweep(
         single = [flag for flag in flags if flag not in ("--multirun", "-m")]
         _run_hydra(command, task, [*single, *fixed, f"stages=[{','.join(common)}]"])
     # A run has one scene and one beginning; they need not stand in the names of its jobs.
-    unnamed = {"run", "stages", "sweep", "trainer", "experiment", "data.root", *remembered} - {*swept}
+    unnamed = {"run", "stages", "sweep", "trainer", "experiment", "data.root", *recalled} - {*swept}
     naming = f"hydra.job.config.override_dirname.exclude_keys=[{','.join(sorted(unnamed))}]"
     _run_hydra(command, task, [*flags, *overrides, naming])
     failed = write_table(Path(first.hydra.sweep.dir))

@@ -378,11 +378,17 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file, or None where there is none."""
+    """The content of a YAML file, or None where there is none.
+
+    Raises:
+        UserError: it is not YAML.
+    """
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: is not a YAML file ({' '.join(str(error).split())[:120]}).") from None
 
 
 def write_yaml(path: Path, content: Any) -> None:

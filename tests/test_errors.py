@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import resource
-import runpy
 import shutil
 import subprocess
 import sys
@@ -17,37 +16,6 @@ import pytest
 from nelf.errors import UserError, atomic_path, did_you_mean, unwritable
 
 ROOT = Path(__file__).parents[1]
-
-
-class Outcome:
-    """How a command ended."""
-
-    def __init__(self, code: int | None, error: str) -> None:
-        self.code, self.error = code, error.strip()
-        # Reading shows its progress there too; the line of the error is the last one.
-        self.line = self.error.splitlines()[-1] if self.error else ""
-
-
-@pytest.fixture
-def command(tmp_path, tiny_scene, monkeypatch, capfd):
-    """Run a script in this process, from an empty directory; ``SCENE`` stands for the tiny scene."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-
-    def run(line: str) -> Outcome:
-        script, *arguments = line.replace("SCENE", str(tiny_scene)).split()
-        path = str(ROOT / f"{script}.py")
-        monkeypatch.setattr(sys, "argv", [path, *arguments])
-        capfd.readouterr()
-        code: int | None = 0
-        try:
-            runpy.run_path(path, run_name="__main__")
-        except SystemExit as leaving:
-            code = leaving.code  # type: ignore[assignment]
-        return Outcome(code, capfd.readouterr().err)
-
-    return run
 
 
 TRAIN = "train data=blender data.root=SCENE trainer=cpu run=out "

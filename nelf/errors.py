@@ -71,6 +71,22 @@ def unwritable(error: OSError, directory: Path | str | None = None) -> UserError
     return UserError(f"{place}: cannot be written: {reason}. Choose another place with run=DIRECTORY.")
 
 
+def lies_in(folder: Path, name: object) -> bool:
+    """Whether a name that a stranger's file states is that of a file in its folder, and no link out of it.
+
+    Args:
+        folder: where it should lie.
+        name: what is stated; anything.
+
+    Example:
+        >>> [lies_in(Path("bundle"), name) for name in ("model.onnx", "../model.onnx", "/model.onnx", "", 3)]
+        [True, False, False, False, False]
+    """
+    if not isinstance(name, str) or name in ("", ".", "..") or "\0" in name or Path(name).name != name:
+        return False
+    return (folder / name).resolve().parent == folder.resolve()
+
+
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path in the same directory, and rename it to ``path`` once the block has succeeded.

@@ -25,9 +25,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from nelf.errors import UserError, atomic_path, did_you_mean
+from nelf.errors import UserError, atomic_path, did_you_mean, lies_in
 
-__all__ = ["CHAIN", "PLACES", "Link", "Run", "peak_memory", "read_json", "write_json", "write_yaml"]
+__all__ = ["CHAIN", "PLACES", "Link", "Run", "peak_memory", "read_artefacts", "read_json", "write_json", "write_yaml"]
 
 
 #: Arguments of callbacks and loggers that say where to write; where they are null, the run says it.
@@ -375,6 +375,19 @@ def write_json(path: Path, content: Any) -> None:
     """Write plain values as JSON, whole or not at all."""
     with atomic_path(path) as partial:
         partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def read_artefacts(folder: Path) -> list[dict[str, Any]]:
+    """The files that a stage has noted in its ``artefacts.json``; none where there is no such list.
+
+    Raises:
+        UserError: it lists something else, or files elsewhere.
+    """
+    path, listed = folder / "artefacts.json", read_json(folder / "artefacts.json")
+    for each in listed if isinstance(listed, list) else [] if listed is None else [None]:
+        if not isinstance(each, dict) or not isinstance(each.get("name"), str) or not lies_in(folder, each.get("file")):
+            raise UserError(f"{path}: lists {each!r}; allowed: artefacts with a name, and a file beside it.")
+    return listed or []
 
 
 def read_yaml(path: Path) -> Any:

@@ -28,7 +28,7 @@ from nelf.export.viewer import write as write_viewer
 from nelf.export.viewer.runtime import runtime_folder
 from nelf.interop.mobile_r2l import check_original, save_tar
 from nelf.lightfields import GridR2L, LightField
-from nelf.run import Run, read_json, write_json
+from nelf.run import Run, read_artefacts, write_json
 from nelf.weights import load as load_weights
 from nelf.weights import save
 
@@ -205,7 +205,7 @@ def _artefacts(run: Run, stage: str) -> dict[str, Path]:
     folder = run.current(stage)
     if folder is None:
         return {}
-    return {each["name"]: folder / each["file"] for each in read_json(folder / "artefacts.json") or []}
+    return {each["name"]: folder / each["file"] for each in read_artefacts(folder)}
 
 
 def _pseudo_cameras(run: Run, views: int) -> Camera:

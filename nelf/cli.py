@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from nelf import remembered
 from nelf.checks import check_types, explain
 from nelf.errors import UserError, unwritable
+from nelf.locks import is_first_process
 from nelf.run import CHAIN, Run, check_stages, hash_of, write_yaml
 from nelf.sweeps import first_job, shared_stages, swept_keys, write_table
 
@@ -110,12 +111,12 @@ def start(cfg: DictConfig) -> Run:
         cfg: what Hydra composed.
 
     Returns:
-        The run, its scene read.
+        The run, its scene read. It is a context, which others cannot write into until it is left.
 
     Raises:
         UserError: a value is missing or of the wrong type, the scene cannot be read or is not the
         directory's, or
-            the directory cannot be written.
+            the directory cannot be written, or another process writes into it.
     """
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
@@ -132,15 +133,21 @@ def start(cfg: DictConfig) -> Run:
     job = HydraConfig.initialized() and HydraConfig.get().mode is hydra.types.RunMode.MULTIRUN
     root = os.path.relpath(HydraConfig.get().runtime.output_dir) if job else plain["run"]
     run = Run(root, plain, build, shared=plain["run"] if job else None)
+    if is_first_process():
+        run.lock.refuse()  # at once, not when the scene is read
     run.check()
     for name in plain.get("stages", ()):
         stage = get_object(plain["stage"][name]["_target_"])
         getattr(sys.modules[stage.__module__], "check", lambda run: None)(run)
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        run.open()
-        if HydraConfig.initialized():
-            overrides = list(HydraConfig.get().overrides.task)
-            write_yaml(run.root / "overrides.yaml", overrides if job else _memorable(overrides))
+    if is_first_process():
+        try:
+            run.open()
+            if HydraConfig.initialized():
+                overrides = list(HydraConfig.get().overrides.task)
+                write_yaml(run.root / "overrides.yaml", overrides if job else _memorable(overrides))
+        except BaseException:
+            run.lock.release()
+            raise
     return run
 
 

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from nelf.errors import UserError, atomic_path, did_you_mean, lies_in
+from nelf.locks import Lock
 
 __all__ = ["CHAIN", "PLACES", "Link", "Run", "peak_memory", "read_artefacts", "read_json", "write_json", "write_yaml"]
 
@@ -90,7 +91,14 @@ class Run:
     ) -> None:
         self.root, self.config, self.build = Path(root), config, build
         self.shared = None if shared is None else Path(shared)
+        self.lock = Lock(self.root)
         self._data: Any = None
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.lock.release()
 
     # ------------------------------------------------------------------------------------- what it is made of
 
@@ -131,11 +139,12 @@ class Run:
             )
 
     def open(self) -> None:
-        """Make the directory, and note its configuration and its scene.
+        """Make the directory, lock it until this run is left as a context, and note its configuration and its scene.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: it cannot be written, or another process writes into it.
         """
+        self.lock.acquire()
         write_yaml(self.root / "config.yaml", self.config)
         if not (self.root / "scene.json").is_file():
             scene = self.data().scene
@@ -197,12 +206,14 @@ class Run:
         if done is not None and self._is_current(name, done):
             print(f"{name}: done, {done}", flush=True)
             return read_json(done / "metrics.json") or {}
+        self.lock.check()
         self._check_inputs(name)
         folder = self.prepare(name)
         print(f"{name}: {folder}", flush=True)
         reset_peak_memory()
         start = time.perf_counter()
         metrics = stage(self)
+        self.lock.check()
         metrics = {**metrics, "seconds": time.perf_counter() - start, "peak_memory_bytes": peak_memory()}
         write_json(folder / "metrics.json", metrics)
         write_json(folder / "done.json", {**self._state(name), "mark": secrets.token_hex(8)})

@@ -30,7 +30,7 @@ LAYERS = [
         "reporting",
         "weights",
     },
-    {"run", "stages", "training"},
+    {"checkpoints", "locks", "run", "stages", "training"},
     {"cli", "checks", "remembered", "sweeps", "view"},
 ]
 ORDER = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -244,9 +244,11 @@ def _job(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     try:
         return task(cfg)
     except Exception as error:
-        if HydraConfig.get().mode is not hydra.types.RunMode.MULTIRUN:
-            _fail(error)
-        line = _line(error)
+        job = HydraConfig.get().mode is hydra.types.RunMode.MULTIRUN
+        place = os.path.relpath(HydraConfig.get().runtime.output_dir) if job else cfg.run
+        if not job:
+            _fail(error, place)
+        line = _line(error, place)
         if line is None:
             raise
         print(f"{HydraConfig.get().job.override_dirname}: {line}", file=sys.stderr, flush=True)
@@ -305,15 +307,15 @@ def _still_meant(stored: list[str], overrides: list[str]) -> list[str]:
     return [text for key, text in old.items() if key not in new and not key.startswith(orphans)]
 
 
-def _line(error: BaseException) -> str | None:
-    """What to tell the user of an error; None where it is not the user's to mend."""
+def _line(error: BaseException, run: str | None = None) -> str | None:
+    """What to tell the user of an error, in this run directory; None where it is not the user's to mend."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _first_line(error)
     # What is missing or in the way deep inside is a bug; a disk that is full or read-only is not.
     place_is_wrong = isinstance(error, FileNotFoundError | FileExistsError | NotADirectoryError)
-    refused = unwritable(error) if isinstance(error, OSError) and not place_is_wrong else None
+    refused = unwritable(error, error.filename or run) if isinstance(error, OSError) and not place_is_wrong else None
     return None if refused is None else str(refused)
 
 
@@ -321,9 +323,9 @@ def _first_line(error: BaseException) -> str:
     return " ".join(re.split(r"\n\n|\nSee ", str(error))[0].split())
 
 
-def _fail(error: BaseException) -> NoReturn:
+def _fail(error: BaseException, run: str | None = None) -> NoReturn:
     """Print the line and exit, or let the error out as it is."""
-    line = _line(error)
+    line = _line(error, run)
     if line is None:
         raise error
     print(line, file=sys.stderr, flush=True)

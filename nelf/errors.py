@@ -6,6 +6,7 @@ This module stands below everything else in nelf and imports nothing but the sta
 import difflib
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -25,6 +26,10 @@ _UNWRITABLE = {
     errno.ENOENT: "the directory cannot be created here",
     errno.ENAMETOOLONG: "the name is too long",
 }
+
+
+#: The names that ``atomic_path`` gives; between the file's name and its suffix stands what ``mkstemp`` has drawn.
+_TEMPORARY = re.compile(r"\..*\.[a-z0-9_]{8}(\.\w+)?")
 
 
 class UserError(Exception):
@@ -128,6 +133,20 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     finally:
         if temporary is not None:
             _remove(temporary)
+
+
+def remove_leftovers(folder: Path, before: float, recursive: bool = True) -> None:
+    """Delete what ``atomic_path`` left in a directory when its process was killed.
+
+    Args:
+        folder: where it wrote; may be absent.
+        before: younger files are left alone, since a process that runs may be writing them; seconds since the epoch.
+        recursive: look into the folders in it, too.
+    """
+    for path in [*(folder.rglob(".*") if recursive else folder.glob(".*"))]:
+        with suppress(OSError):
+            if _TEMPORARY.fullmatch(path.name) and path.lstat().st_mtime < before:
+                _remove(path)
 
 
 def _remove(path: Path) -> None:

@@ -93,7 +93,7 @@ def check(
     if not kept:
         return
     parsed = [OverridesParser.create().parse_override(text) for text in kept]
-    groups = [item.input_line for item in parsed if _check_override(file, item, folders)]
+    groups = [str(item.input_line) for item in parsed if _check_override(file, item, folders)]
     try:
         base, full = compose([*choices, *groups]), compose([*choices, *kept])
     except UserError as error:

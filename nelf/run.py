@@ -25,8 +25,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from nelf.errors import UserError, atomic_path, did_you_mean, lies_in
-from nelf.locks import Lock
+import nelf
+from nelf.errors import UserError, atomic_path, did_you_mean, lies_in, remove_leftovers
+from nelf.locks import Lock, is_first_process
 
 __all__ = ["CHAIN", "PLACES", "Link", "Run", "peak_memory", "read_artefacts", "read_json", "write_json", "write_yaml"]
 
@@ -57,6 +58,9 @@ CHAIN = {
     "export": Link(("data",), ("pseudo", "student"), ("prune", "quantize"), without=_BATCHES),
     "report": Link(("data",), (), ("prune", "quantize", "export", "teacher", "student"), without=_BATCHES),
 }
+
+#: When this process began: what is older, and not whole, nobody is writing any more.
+_BEGIN = time.time()
 
 # Of these sections only what changes the result counts: a run may move to another machine, or its scene to
 # another folder (its digest is compared instead).
@@ -145,6 +149,7 @@ class Run:
             UserError: it cannot be written, or another process writes into it.
         """
         self.lock.acquire()
+        remove_leftovers(self.root, _BEGIN, recursive="stages" not in self.config)
         write_yaml(self.root / "config.yaml", self.config)
         if not (self.root / "scene.json").is_file():
             scene = self.data().scene
@@ -219,6 +224,10 @@ class Run:
         write_json(folder / "done.json", {**self._state(name), "mark": secrets.token_hex(8)})
         return metrics
 
+    def fingerprint(self, name: str) -> str:
+        """A hash of all that a stage's result depends on: its settings, its inputs' marks, the version of nelf."""
+        return hash_of({"settings": self._settings(name), "nelf": nelf.__version__})
+
     def complete(self, *names: str) -> bool:
         """Whether these stages (at least one) are done with the present configuration."""
         folders = [self.find(name) for name in names]
@@ -278,6 +287,8 @@ class Run:
             refuse_other_architecture(folder, previous, settings)
             print(f"{name}: its settings or inputs have changed, so it is redone", flush=True)
             shutil.rmtree(folder)
+        if is_first_process():
+            remove_leftovers(folder, _BEGIN)
         (folder / "done.json").unlink(missing_ok=True)
         write_yaml(folder / "config.yaml", settings)
         return folder

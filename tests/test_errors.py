@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from nelf.errors import UserError, atomic_path, did_you_mean, unwritable
+from nelf.errors import UserError, atomic_path, did_you_mean, remove_leftovers, unwritable
 
 ROOT = Path(__file__).parents[1]
 
@@ -117,6 +117,20 @@ def test_full_disk(command, tiny_scene, monkeypatch) -> None:
     assert not list(Path("out").rglob(".*"))
 
 
+@pytest.mark.parametrize("script", ["train", "distill"])
+def test_a_disk_that_fills_up_while_training_is_that_of_the_run(command, monkeypatch, script: str) -> None:
+    """Who writes a checkpoint does not say where."""
+
+    def full(*rest: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("nelf.training.fit", full)
+    monkeypatch.setattr("nelf.stages.teacher.fit", full)
+    outcome = command(f"{script} data=blender data.root=SCENE trainer=cpu run=out")
+    assert outcome.code == 2
+    assert outcome.line.startswith("out: cannot be written: no space left on the device")
+
+
 def test_unexpected_errors_keep_their_traceback(monkeypatch, tmp_path) -> None:
     from nelf import cli
 
@@ -178,6 +192,32 @@ def test_atomic_path_does_not_blame_its_directory_for_another_file(tmp_path) -> 
 
 def test_unwritable_is_silent_about_other_errors() -> None:
     assert unwritable(OSError(errno.EBADF, "bad"), "x") is None
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path) -> None:
+    left = [".model.0a_bcdef.onnx", ".config.abcdefgh.yaml", "inner/.00001.zzzzzzzz.png", ".folder.12345678/file"]
+    kept = ["model.onnx", ".gitignore", ".model.onnx", ".cache.short.onnx", "inner/a.abcdefgh.png", ".young.abcdefgh.a"]
+    for name in (*left, *kept):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (1, 1))
+    os.utime(tmp_path / ".folder.12345678", (1, 1))
+    os.utime(tmp_path / ".young.abcdefgh.a", (9, 9))
+    with atomic_path(tmp_path / "model.onnx") as partial:
+        assert partial.parent == tmp_path
+        partial.touch()
+        remove_leftovers(tmp_path, before=5, recursive=False)
+        assert partial.exists()
+    assert (tmp_path / "inner/.00001.zzzzzzzz.png").exists()
+    remove_leftovers(tmp_path, before=5)
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == set(kept)
+    with atomic_path(tmp_path / "a.b") as partial:
+        partial.touch()
+        os.utime(partial, (1, 1))
+        remove_leftovers(tmp_path, before=5)
+        assert not partial.exists()
+        partial.touch()
 
 
 def test_did_you_mean_offers_only_what_is_near() -> None:

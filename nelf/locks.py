@@ -68,7 +68,10 @@ class Lock:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise unwritable(error, self.folder) or error from error
+            refused = unwritable(error, self.folder)
+            if refused is None:
+                raise
+            raise refused from error
         with _alone(self.folder):
             self.refuse()
             holder = self._holder()

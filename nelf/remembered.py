@@ -64,7 +64,7 @@ def read(file: Path) -> list[str]:
     for text in content:
         try:
             key = OverridesParser.create().parse_override(text).key_or_group
-        except HydraException:
+        except (HydraException, RecursionError):
             raise UserError(f"{file}: {text!r} is not an override such as model.width=64. Delete it there.") from None
         if re.split(r"[./]", key)[0] == "hydra":
             raise UserError(f"{file}: {text!r} concerns Hydra itself, and is not remembered. Delete it there.")
@@ -98,10 +98,17 @@ def check(
         base, full = compose([*choices, *groups]), compose([*choices, *kept])
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
-    _Walk(file, parsed, _stated(folders))(OmegaConf.to_container(full), OmegaConf.to_container(base), "")
-    data = full.get("data", {})
-    root = data.get("root", None) if data.get("_target_", None) == "nelf.data.DemoDataModule" else None
-    if root and root != base.data.root and not Path(root, "transforms_train.json").is_file():
+    plain: Any = OmegaConf.to_container(full)
+    stated: Any = OmegaConf.to_container(base)
+    _Walk(file, parsed, _stated(folders))(plain, stated, "")
+    _refuse_new_scene(file, plain["data"], stated["data"])
+
+
+def _refuse_new_scene(file: Path, data: dict[str, Any], stated: dict[str, Any]) -> None:
+    """Refuse a folder for the built-in scene that is not there: it would be written, not read."""
+    root = data.get("root")
+    written = data.get("_target_") == "nelf.data.DemoDataModule" and root != stated.get("root")
+    if root is not None and written and not Path(root, "transforms_train.json").is_file():
         raise UserError(f"{file}: data.root={root} would be written; allowed: a scene. {_again(f'data.root={root}')}")
 
 
@@ -177,7 +184,7 @@ class _Walk:
             self._refuse(f"{where} is an argument of {target} that conf/ does not state", "those that it states", where)
 
     def _check_string(self, value: str, where: str) -> None:
-        key = where.rpartition(".")[2]
+        key = where.rpartition(".")[2].partition("[")[0]
         if "${" in value:
             self._refuse(f"{where} is an interpolation", "plain values", where)
         if key == "_target_" or where == "data.root":

@@ -57,10 +57,7 @@ CODE = "allowed in a run directory: classes that conf/ names"
     [
         # Classes, wherever they hide.
         ("data.aabb={_target_:torch.load,f:x,weights_only:false}", CODE),
-        ("data._target_=torch.load", CODE),
         ("+x._target_=os.system", CODE),
-        ("++model.near={_target_:os.system,command:true}", CODE),
-        ("callbacks.mine={_target_:os.system,command:true}", "no key 'mine' in callbacks"),
         ("+callbacks.mine={_target_:os.system,command:true}", CODE),
         ("+callbacks.mine=[1,{deep:[{_target_:os.system}]}]", CODE),
         ("+callbacks.mine={'_target_':'os.system'}", "is not an override"),
@@ -68,12 +65,9 @@ CODE = "allowed in a run directory: classes that conf/ names"
         ("model._target_=nelf.fields.ngp.torch.load", CODE),
         ("model._target_=nelf.lightfields.mobile_r2l.activation_layer", CODE),
         ("model._target_=nelf.data.write_scene", CODE),
-        ("model._target_=nelf.run.write_yaml", CODE),
         ("model._target_=[os.system]", CODE),
         # Hydra's own keys and ways.
-        ("+model._args_=[1]", "model._args_ is one of Hydra's own keys"),
         ("+model._partial_=true", "model._partial_ is one of Hydra's own keys"),
-        ("+model._convert_=object", "model._convert_ is one of Hydra's own keys"),
         ("stage.teacher._partial_=false", "stage.teacher._partial_ is one of Hydra's own keys"),
         ("hydra.searchpath=[file:///tmp]", "concerns Hydra itself"),
         ("+hydra/callbacks=x", "concerns Hydra itself"),
@@ -104,12 +98,14 @@ CODE = "allowed in a run directory: classes that conf/ names"
         ("data.extra_views=beside", "no path but data.root"),
         ("callbacks.checkpoint.dirpath=beside", "no path but data.root"),
         ("callbacks.checkpoint.filename=../../x", "no path but data.root"),
+        ("callbacks.checkpoint.dirpath=[beside]", "no path but data.root"),
+        ("data.root=[/x,/y]", "no path but data.root"),
+        ("data.root={_target_:os.getcwd}", CODE),
+        (f"data.aabb={'[' * 3000}", "is not an override"),
         ("logger.save_dir=/tmp", "no path but data.root"),
         ("logger.name=../x", "no path but data.root"),
         ("logger.name='~'", "no path but data.root"),
-        ("logger.name='..'", "no path but data.root"),
         ("+trainer.default_root_dir=beside", "no path but data.root"),
-        ("+trainer.profiler={_target_:os.system}", CODE),
         ("+logger.flush_logs_every_n_steps=1", "that conf/ does not state"),
         ("stage.export.inputs=['C:x']", "no path but data.root"),
         ("data=demo", "would be written"),
@@ -209,7 +205,7 @@ def test_every_path_among_the_arguments_is_known() -> None:
 
 def test_all_presets_may_be_remembered(tmp_path) -> None:
     for path in (CONF / "experiment").glob("*.yaml"):
-        remembered = [f"experiment={path.stem}", "seed=1"]
+        remembered = [f"experiment={path.stem}"]
         assert recall(tmp_path, remembered, command="distill") == remembered
 
 

@@ -16,8 +16,8 @@ def distill(cfg: DictConfig) -> dict[str, Any]:
     Returns:
         The objects: ``run``, and ``metrics`` by stage.
     """
-    run = cli.start(cfg)
-    metrics = {name: run.do(name, cli.build(run.config["stage"][name])) for name in cfg.stages}
+    with cli.start(cfg) as run:
+        metrics = {name: run.do(name, cli.build(run.config["stage"][name])) for name in cfg.stages}
     patterns = {"report": "report.html", "video": "*_orbit.mp4", "model": "model.safetensors", "bundle": "bundle.json"}
     for words, pattern in patterns.items():
         for path in sorted([*run.root.glob(pattern), *run.root.glob(f"*/{pattern}")]):

@@ -6,6 +6,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from nelf import cli
+from nelf.run import Run, peak_memory, write_json
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
@@ -17,9 +18,12 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     Returns:
         The objects: ``run``, ``system``, ``scene``, ``metrics``.
     """
-    run = cli.start(cfg)
+    with cli.start(cfg) as run:
+        return _train(run)
+
+
+def _train(run: Run) -> dict[str, Any]:
     from nelf.evaluation import evaluate  # torch is loaded only once the configuration is known to be right
-    from nelf.run import peak_memory, write_json
     from nelf.stages.report import row
     from nelf.training import fit
 

@@ -21,9 +21,11 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from nelf import remembered
 from nelf.checks import check_types, explain
 from nelf.errors import UserError, unwritable
-from nelf.run import CHAIN, Run, check_stages, hash_of, read_yaml, write_yaml
+from nelf.locks import is_first_process
+from nelf.run import CHAIN, Run, check_stages, hash_of, write_yaml
 from nelf.sweeps import first_job, shared_stages, swept_keys, write_table
 
 __all__ = ["build", "config", "distill", "main", "start", "train"]
@@ -109,12 +111,12 @@ def start(cfg: DictConfig) -> Run:
         cfg: what Hydra composed.
 
     Returns:
-        The run, its scene read.
+        The run, its scene read. It is a context, which others cannot write into until it is left.
 
     Raises:
         UserError: a value is missing or of the wrong type, the scene cannot be read or is not the
         directory's, or
-            the directory cannot be written.
+            the directory cannot be written, or another process writes into it.
     """
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
@@ -131,15 +133,21 @@ def start(cfg: DictConfig) -> Run:
     job = HydraConfig.initialized() and HydraConfig.get().mode is hydra.types.RunMode.MULTIRUN
     root = os.path.relpath(HydraConfig.get().runtime.output_dir) if job else plain["run"]
     run = Run(root, plain, build, shared=plain["run"] if job else None)
+    if is_first_process():
+        run.lock.refuse()  # at once, not when the scene is read
     run.check()
     for name in plain.get("stages", ()):
         stage = get_object(plain["stage"][name]["_target_"])
         getattr(sys.modules[stage.__module__], "check", lambda run: None)(run)
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        run.open()
-        if HydraConfig.initialized():
-            overrides = list(HydraConfig.get().overrides.task)
-            write_yaml(run.root / "overrides.yaml", overrides if job else _memorable(overrides))
+    if is_first_process():
+        try:
+            run.open()
+            if HydraConfig.initialized():
+                overrides = list(HydraConfig.get().overrides.task)
+                write_yaml(run.root / "overrides.yaml", overrides if job else _memorable(overrides))
+        except BaseException:
+            run.lock.release()
+            raise
     return run
 
 
@@ -170,7 +178,7 @@ def _main(command: str, task: Callable[[DictConfig], Any]) -> None:
     # Only these say which directory; the others may make sense only beside what is stored in it.
     naming = [text for text in first_job(overrides) if _key(text) in ("run", "experiment", "sweep")]
     place = _compose(command, naming, config_dir).run
-    kept = _still_meant(read_yaml(Path(place) / "overrides.yaml") or [], overrides)
+    kept = _recall(command, Path(place) / "overrides.yaml", overrides, config_dir)
     if kept:
         print(f"{place}: begun with {shlex.join(kept)}, which still holds", flush=True)
         overrides = [*kept, *overrides]
@@ -186,6 +194,15 @@ def _main(command: str, task: Callable[[DictConfig], Any]) -> None:
     _sweep(command, task, flags, overrides, first, swept, [_key(text) for text in kept])
 
 
+def _recall(command: str, file: Path, overrides: list[str], config_dir: str | None) -> list[str]:
+    """The overrides of a run directory that still count; a stranger's may be data only."""
+    kept = _still_meant(remembered.read(file), overrides)
+    folders = [CONF, *([Path(config_dir)] if config_dir else [])]
+    choices = [text for text in first_job(overrides) if any((folder / _key(text)).is_dir() for folder in folders)]
+    remembered.check(file, kept, choices, folders, functools.partial(_compose, command, config_dir=config_dir))
+    return kept
+
+
 def _sweep(
     command: str,
     task: Callable[[DictConfig], Any],
@@ -193,7 +210,7 @@ def _sweep(
     overrides: list[str],
     first: DictConfig,
     swept: list[str],
-    remembered: list[str],
+    recalled: list[str],
 ) -> None:
     """Run what all jobs share once, then the jobs, then write their table."""
     common = shared_stages(list(first.stages), swept) if "stages" in first else []
@@ -203,7 +220,7 @@ def _sweep(
         single = [flag for flag in flags if flag not in ("--multirun", "-m")]
         _run_hydra(command, task, [*single, *fixed, f"stages=[{','.join(common)}]"])
     # A run has one scene and one beginning; they need not stand in the names of its jobs.
-    unnamed = {"run", "stages", "sweep", "trainer", "experiment", "data.root", *remembered} - {*swept}
+    unnamed = {"run", "stages", "sweep", "trainer", "experiment", "data.root", *recalled} - {*swept}
     naming = f"hydra.job.config.override_dirname.exclude_keys=[{','.join(sorted(unnamed))}]"
     _run_hydra(command, task, [*flags, *overrides, naming])
     failed = write_table(Path(first.hydra.sweep.dir))
@@ -227,9 +244,11 @@ def _job(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     try:
         return task(cfg)
     except Exception as error:
-        if HydraConfig.get().mode is not hydra.types.RunMode.MULTIRUN:
-            _fail(error)
-        line = _line(error)
+        job = HydraConfig.get().mode is hydra.types.RunMode.MULTIRUN
+        place = os.path.relpath(HydraConfig.get().runtime.output_dir) if job else cfg.run
+        if not job:
+            _fail(error, place)
+        line = _line(error, place)
         if line is None:
             raise
         print(f"{HydraConfig.get().job.override_dirname}: {line}", file=sys.stderr, flush=True)
@@ -288,15 +307,15 @@ def _still_meant(stored: list[str], overrides: list[str]) -> list[str]:
     return [text for key, text in old.items() if key not in new and not key.startswith(orphans)]
 
 
-def _line(error: BaseException) -> str | None:
-    """What to tell the user of an error; None where it is not the user's to mend."""
+def _line(error: BaseException, run: str | None = None) -> str | None:
+    """What to tell the user of an error, in this run directory; None where it is not the user's to mend."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _first_line(error)
     # What is missing or in the way deep inside is a bug; a disk that is full or read-only is not.
     place_is_wrong = isinstance(error, FileNotFoundError | FileExistsError | NotADirectoryError)
-    refused = unwritable(error) if isinstance(error, OSError) and not place_is_wrong else None
+    refused = unwritable(error, error.filename or run) if isinstance(error, OSError) and not place_is_wrong else None
     return None if refused is None else str(refused)
 
 
@@ -304,9 +323,9 @@ def _first_line(error: BaseException) -> str:
     return " ".join(re.split(r"\n\n|\nSee ", str(error))[0].split())
 
 
-def _fail(error: BaseException) -> NoReturn:
+def _fail(error: BaseException, run: str | None = None) -> NoReturn:
     """Print the line and exit, or let the error out as it is."""
-    line = _line(error)
+    line = _line(error, run)
     if line is None:
         raise error
     print(line, file=sys.stderr, flush=True)

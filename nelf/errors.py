@@ -6,6 +6,7 @@ This module stands below everything else in nelf and imports nothing but the sta
 import difflib
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -25,6 +26,10 @@ _UNWRITABLE = {
     errno.ENOENT: "the directory cannot be created here",
     errno.ENAMETOOLONG: "the name is too long",
 }
+
+
+#: The names that ``atomic_path`` gives; between the file's name and its suffix stands what ``mkstemp`` has drawn.
+_TEMPORARY = re.compile(r"\..*\.[a-z0-9_]{8}(\.\w+)?")
 
 
 class UserError(Exception):
@@ -71,6 +76,22 @@ def unwritable(error: OSError, directory: Path | str | None = None) -> UserError
     return UserError(f"{place}: cannot be written: {reason}. Choose another place with run=DIRECTORY.")
 
 
+def lies_in(folder: Path, name: object) -> bool:
+    """Whether a name that a stranger's file states is that of a file in its folder, and no link out of it.
+
+    Args:
+        folder: where it should lie.
+        name: what is stated; anything.
+
+    Example:
+        >>> [lies_in(Path("bundle"), name) for name in ("model.onnx", "../model.onnx", "/model.onnx", "", 3)]
+        [True, False, False, False, False]
+    """
+    if not isinstance(name, str) or name in ("", ".", "..") or "\0" in name or Path(name).name != name:
+        return False
+    return (folder / name).resolve().parent == folder.resolve()
+
+
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path in the same directory, and rename it to ``path`` once the block has succeeded.
@@ -112,6 +133,20 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     finally:
         if temporary is not None:
             _remove(temporary)
+
+
+def remove_leftovers(folder: Path, before: float, recursive: bool = True) -> None:
+    """Delete what ``atomic_path`` left in a directory when its process was killed.
+
+    Args:
+        folder: where it wrote; may be absent.
+        before: younger files are left alone, since a process that runs may be writing them; seconds since the epoch.
+        recursive: look into the folders in it, too.
+    """
+    for path in [*(folder.rglob(".*") if recursive else folder.glob(".*"))]:
+        with suppress(OSError):
+            if _TEMPORARY.fullmatch(path.name) and path.lstat().st_mtime < before:
+                _remove(path)
 
 
 def _remove(path: Path) -> None:

@@ -25,9 +25,11 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from nelf.errors import UserError, atomic_path, did_you_mean
+import nelf
+from nelf.errors import UserError, atomic_path, did_you_mean, lies_in, remove_leftovers
+from nelf.locks import Lock, is_first_process
 
-__all__ = ["CHAIN", "PLACES", "Link", "Run", "peak_memory", "read_json", "write_json", "write_yaml"]
+__all__ = ["CHAIN", "PLACES", "Link", "Run", "peak_memory", "read_artefacts", "read_json", "write_json", "write_yaml"]
 
 
 #: Arguments of callbacks and loggers that say where to write; where they are null, the run says it.
@@ -56,6 +58,9 @@ CHAIN = {
     "export": Link(("data",), ("pseudo", "student"), ("prune", "quantize"), without=_BATCHES),
     "report": Link(("data",), (), ("prune", "quantize", "export", "teacher", "student"), without=_BATCHES),
 }
+
+#: When this process began: what is older, and not whole, nobody is writing any more.
+_BEGIN = time.time()
 
 # Of these sections only what changes the result counts: a run may move to another machine, or its scene to
 # another folder (its digest is compared instead).
@@ -90,7 +95,14 @@ class Run:
     ) -> None:
         self.root, self.config, self.build = Path(root), config, build
         self.shared = None if shared is None else Path(shared)
+        self.lock = Lock(self.root)
         self._data: Any = None
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.lock.release()
 
     # ------------------------------------------------------------------------------------- what it is made of
 
@@ -131,11 +143,13 @@ class Run:
             )
 
     def open(self) -> None:
-        """Make the directory, and note its configuration and its scene.
+        """Make the directory, lock it until this run is left as a context, and note its configuration and its scene.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: it cannot be written, or another process writes into it.
         """
+        self.lock.acquire()
+        remove_leftovers(self.root, _BEGIN, recursive="stages" not in self.config)
         write_yaml(self.root / "config.yaml", self.config)
         if not (self.root / "scene.json").is_file():
             scene = self.data().scene
@@ -197,16 +211,22 @@ class Run:
         if done is not None and self._is_current(name, done):
             print(f"{name}: done, {done}", flush=True)
             return read_json(done / "metrics.json") or {}
+        self.lock.check()
         self._check_inputs(name)
         folder = self.prepare(name)
         print(f"{name}: {folder}", flush=True)
         reset_peak_memory()
         start = time.perf_counter()
         metrics = stage(self)
+        self.lock.check()
         metrics = {**metrics, "seconds": time.perf_counter() - start, "peak_memory_bytes": peak_memory()}
         write_json(folder / "metrics.json", metrics)
         write_json(folder / "done.json", {**self._state(name), "mark": secrets.token_hex(8)})
         return metrics
+
+    def fingerprint(self, name: str) -> str:
+        """A hash of all that a stage's result depends on: its settings, its inputs' marks, the version of nelf."""
+        return hash_of({"settings": self._settings(name), "nelf": nelf.__version__})
 
     def complete(self, *names: str) -> bool:
         """Whether these stages (at least one) are done with the present configuration."""
@@ -267,6 +287,8 @@ class Run:
             refuse_other_architecture(folder, previous, settings)
             print(f"{name}: its settings or inputs have changed, so it is redone", flush=True)
             shutil.rmtree(folder)
+        if is_first_process():
+            remove_leftovers(folder, _BEGIN)
         (folder / "done.json").unlink(missing_ok=True)
         write_yaml(folder / "config.yaml", settings)
         return folder
@@ -377,12 +399,31 @@ def write_json(path: Path, content: Any) -> None:
         partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
+def read_artefacts(folder: Path) -> list[dict[str, Any]]:
+    """The files that a stage has noted in its ``artefacts.json``; none where there is no such list.
+
+    Raises:
+        UserError: it lists something else, or files elsewhere.
+    """
+    path, listed = folder / "artefacts.json", read_json(folder / "artefacts.json")
+    for each in listed if isinstance(listed, list) else [] if listed is None else [None]:
+        if not isinstance(each, dict) or not isinstance(each.get("name"), str) or not lies_in(folder, each.get("file")):
+            raise UserError(f"{path}: lists {each!r}; allowed: artefacts with a name, and a file beside it.")
+    return listed or []
+
+
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file, or None where there is none."""
+    """The content of a YAML file, or None where there is none.
+
+    Raises:
+        UserError: it is not YAML.
+    """
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: is not a YAML file ({' '.join(str(error).split())[:120]}).") from None
 
 
 def write_yaml(path: Path, content: Any) -> None:

@@ -12,11 +12,12 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from nelf.checkpoints import last_good_checkpoint
 from nelf.errors import UserError
 from nelf.run import PLACES, Run
 from nelf.weights import save
 
-__all__ = ["check_trainer", "device", "fit", "last_good_checkpoint"]
+__all__ = ["check_trainer", "device", "fit"]
 
 #: What Lightning remarks about every run of this library, where it is meant so.
 _EXPECTED = (
@@ -75,37 +76,6 @@ def fit(
         save(system.network, folder / "model.safetensors", config, data.scene.digest)
     metrics = {**(validated[0] if validated else {}), "steps": trainer.global_step}
     return system.to(trainer.strategy.root_device), metrics
-
-
-def last_good_checkpoint(folder: Path, system: torch.nn.Module) -> Path | None:
-    """Find the newest checkpoint that is whole; say which ones are not, and put them aside.
-
-    Args:
-        folder: where the ``.ckpt`` files are.
-        system: what is to be resumed.
-
-    Returns:
-        Its path, or None where there is none.
-
-    Raises:
-        UserError: it is of another network; names what differs.
-    """
-    newest_first = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    for path in newest_first:
-        try:
-            weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-        except Exception as error:  # whatever a torn file makes of the reader
-            print(f"{path}: is damaged ({str(error).splitlines()[0]}); the one before it is used", flush=True)
-            path.rename(path.with_suffix(".damaged"))
-            continue
-        expected = {name: tuple(tensor.shape) for name, tensor in system.state_dict().items()}
-        found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-        names = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
-        if names:
-            listed = ", ".join(f"{name} is {found.get(name)}, not {expected.get(name)}" for name in names[:3])
-            raise UserError(f"{path}: is of another network: {listed}. Choose another directory with run=.")
-        return path
-    return None
 
 
 def check_trainer(config: dict[str, Any], stages: dict[str, Any], build: Callable[..., Any]) -> None:

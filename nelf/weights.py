@@ -1,13 +1,18 @@
 """Weights that are shared: safetensors, with what describes their network in the header.
 
-Loading one never runs a stranger's code: the header may only name networks of nelf itself.
+A file may come from anybody. Loading one never runs a stranger's code, since the header may only name public networks
+of nelf itself, and takes no more memory than such a file can fill, since its network is first built without any.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +21,7 @@ import safetensors.torch
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 import nelf
 from nelf.compression.fold import fold_batch_norm
@@ -25,7 +31,12 @@ from nelf.errors import UserError, atomic_path
 
 __all__ = ["load", "save"]
 
-_HOMES = ("nelf.fields.", "nelf.lightfields.")
+_HOMES = ("nelf.fields", "nelf.lightfields")
+_TARGET = re.compile(r"(?:nelf\.(?:fields|lightfields)\.(?:\w+\.)?)?(\w+)")
+_LARGEST = 2**20  # of the whole numbers that describe a network; some are counted up to
+#: A network may have so many parameters for each tensor of its file, and so many numbers for each number in it, and
+#: some more: norms are folded before a file is written, and what only training needs is not in it.
+_PARAMETERS, _NUMBERS = (4, 100), (2, 2**20)
 
 
 def save(network: nn.Module, path: Path | str, config: dict[str, Any], scene: str, scheme: Scheme = "fp32") -> Path:
@@ -78,6 +89,8 @@ def load(path: str | os.PathLike[str], network: nn.Module | None = None, device:
     try:
         with safetensors.safe_open(file, framework="pt") as opened:
             header = opened.metadata() or {}
+            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118  # no dict
+        network = _describe(file, header, shapes) if network is None else network
         tensors = safetensors.torch.load_file(file)
     except FileNotFoundError:
         raise UserError(f"{file}: no such file; a trained stage has a model.safetensors.") from None
@@ -87,32 +100,90 @@ def load(path: str | os.PathLike[str], network: nn.Module | None = None, device:
         tensors = unpack(tensors, header.get("scheme", "fp32"))
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
-    if network is None:
-        network = _describe(file, header)
     norms = [name for name, module in network.named_modules() if isinstance(module, _BatchNorm)]
     if not any(f"{name}.running_mean" in tensors for name in norms):  # they were folded before it was written
         fold_batch_norm(network, inplace=True)
     _check_fit(file, network, tensors)
     network.load_state_dict(tensors, strict=False)
     if "activation_ranges" in header:
-        quantize_network(network, json.loads(header["activation_ranges"]))
+        try:
+            quantize_network(network, _ranges(header["activation_ranges"]))
+        except ValueError as error:
+            raise UserError(f"{file}: has ranges of activations that do not fit ({error}).") from None
     return network.to(device).eval()
 
 
-def _describe(file: Path, header: dict[str, str]) -> nn.Module:
-    """Build the network that a header names."""
-    config = json.loads(header.get("config", "{}"))
-    target = str(config.pop("_target_", ""))
-    if not target.startswith(_HOMES):
-        raise UserError(f"{file}: describes {target or 'no network'!r}, which is not one of nelf's; pass network=.")
-    module, _, name = target.rpartition(".")
+def _describe(file: Path, header: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
+    """Build the network that a header names, once it is known to be no larger than the file."""
     try:
-        kind = getattr(importlib.import_module(module), name, None)
-    except ModuleNotFoundError:
-        kind = None
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise UserError(f"{file}: describes {target!r}, which this version of nelf does not have.")
+        config = json.loads(header.get("config", "{}"))
+        target = str(config.pop("_target_", ""))
+        large = [key for key, value in config.items() for number in _whole(value) if abs(number) > _LARGEST]
+    except (ValueError, AttributeError, TypeError):
+        raise UserError(f"{file}: holds no description of a network that can be read; pass network=.") from None
+    kind = _public(target)
+    if kind is None:
+        raise UserError(f"{file}: describes {target or 'no network'!r}, which is not one of nelf's; pass network=.")
+    if large:
+        raise UserError(f"{file}: describes a {kind.__name__} whose {large[0]} is beyond {_LARGEST}.")
+    try:
+        with torch.device("meta"), _at_most(_PARAMETERS[0] * len(shapes) + _PARAMETERS[1]):
+            numbers = sum(tensor.numel() for tensor in kind(**config).state_dict().values())
+    except Exception as error:  # whatever a constructor makes of a stranger's arguments
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{file}: describes a {kind.__name__} that cannot be built ({reason}).") from None
+    held = sum(map(math.prod, shapes.values()))
+    if numbers > _NUMBERS[0] * held + _NUMBERS[1]:
+        raise UserError(f"{file}: describes a {kind.__name__} of {numbers} numbers, but holds {held}.")
     return kind(**config)
+
+
+def _public(target: str) -> type[nn.Module] | None:
+    """The public class of nelf that a header names, with its module or without."""
+    name = _TARGET.fullmatch(target)
+    for package in map(importlib.import_module, _HOMES if name else ()):
+        kind = getattr(package, name[1]) if name and name[1] in package.__all__ else None
+        if isinstance(kind, type) and issubclass(kind, nn.Module):
+            return kind
+    return None
+
+
+def _whole(value: Any) -> Iterator[int]:
+    """The whole numbers in an argument."""
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _whole(inner)
+
+
+@contextmanager
+def _at_most(parameters: int) -> Iterator[None]:
+    """Stop a constructor that goes on and on: each layer has parameters."""
+    left = iter(range(parameters))
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        if next(left, None) is None:
+            raise ValueError("it has more parameters than the file has tensors")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _ranges(text: str) -> Any:
+    """The ranges of activations in a header, see ``nelf.compression.quantization``."""
+    ranges = json.loads(text)
+    if ranges == "dynamic":
+        return ranges
+    if not isinstance(ranges, dict):
+        raise ValueError("they are not by layer")
+    for name, limits in ranges.items():
+        if not isinstance(limits, list) or [type(limit) for limit in limits] not in ([float] * 2, [int] * 2):
+            raise ValueError(f"{name} has no two limits")
+    return ranges
 
 
 def _shared_state(network: nn.Module) -> dict[str, torch.Tensor]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -60,3 +62,34 @@ def _sphere_split(c2w: torch.Tensor, width: int = 16, sub: int = 4) -> Split:
     blocks[..., :3] /= np.maximum(blocks[..., 3:], 1e-9)
     images = np.round(blocks * 255).astype(np.uint8)
     return Split(fine.resized(width), images, [f"{index:05d}" for index in range(len(c2w))])
+
+
+class Outcome:
+    """How a command ended."""
+
+    def __init__(self, code: int | None, output: str, error: str) -> None:
+        self.code, self.output, self.error = code, output, error.strip()
+        # Reading shows its progress there too; the line of the error is the last one.
+        self.line = self.error.splitlines()[-1] if self.error else ""
+
+
+@pytest.fixture
+def command(tmp_path, tiny_scene, monkeypatch, capfd):
+    """Run a script in this process, from an empty directory; ``SCENE`` stands for the tiny scene."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def run(line: str) -> Outcome:
+        script, *arguments = line.replace("SCENE", str(tiny_scene)).split()
+        path = str(Path(__file__).parents[1] / f"{script}.py")
+        monkeypatch.setattr(sys, "argv", [path, *arguments])
+        capfd.readouterr()
+        code: int | None = 0
+        try:
+            runpy.run_path(path, run_name="__main__")
+        except SystemExit as leaving:
+            code = leaving.code  # type: ignore[assignment]
+        return Outcome(code, *capfd.readouterr())
+
+    return run

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import resource
-import runpy
 import shutil
 import subprocess
 import sys
@@ -14,40 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from nelf.errors import UserError, atomic_path, did_you_mean, unwritable
+from nelf.errors import UserError, atomic_path, did_you_mean, remove_leftovers, unwritable
 
 ROOT = Path(__file__).parents[1]
-
-
-class Outcome:
-    """How a command ended."""
-
-    def __init__(self, code: int | None, error: str) -> None:
-        self.code, self.error = code, error.strip()
-        # Reading shows its progress there too; the line of the error is the last one.
-        self.line = self.error.splitlines()[-1] if self.error else ""
-
-
-@pytest.fixture
-def command(tmp_path, tiny_scene, monkeypatch, capfd):
-    """Run a script in this process, from an empty directory; ``SCENE`` stands for the tiny scene."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-
-    def run(line: str) -> Outcome:
-        script, *arguments = line.replace("SCENE", str(tiny_scene)).split()
-        path = str(ROOT / f"{script}.py")
-        monkeypatch.setattr(sys, "argv", [path, *arguments])
-        capfd.readouterr()
-        code: int | None = 0
-        try:
-            runpy.run_path(path, run_name="__main__")
-        except SystemExit as leaving:
-            code = leaving.code  # type: ignore[assignment]
-        return Outcome(code, capfd.readouterr().err)
-
-    return run
 
 
 TRAIN = "train data=blender data.root=SCENE trainer=cpu run=out "
@@ -149,6 +117,20 @@ def test_full_disk(command, tiny_scene, monkeypatch) -> None:
     assert not list(Path("out").rglob(".*"))
 
 
+@pytest.mark.parametrize("script", ["train", "distill"])
+def test_a_disk_that_fills_up_while_training_is_that_of_the_run(command, monkeypatch, script: str) -> None:
+    """Who writes a checkpoint does not say where."""
+
+    def full(*rest: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("nelf.training.fit", full)
+    monkeypatch.setattr("nelf.stages.teacher.fit", full)
+    outcome = command(f"{script} data=blender data.root=SCENE trainer=cpu run=out")
+    assert outcome.code == 2
+    assert outcome.line.startswith("out: cannot be written: no space left on the device")
+
+
 def test_unexpected_errors_keep_their_traceback(monkeypatch, tmp_path) -> None:
     from nelf import cli
 
@@ -210,6 +192,32 @@ def test_atomic_path_does_not_blame_its_directory_for_another_file(tmp_path) -> 
 
 def test_unwritable_is_silent_about_other_errors() -> None:
     assert unwritable(OSError(errno.EBADF, "bad"), "x") is None
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path) -> None:
+    left = [".model.0a_bcdef.onnx", ".config.abcdefgh.yaml", "inner/.00001.zzzzzzzz.png", ".folder.12345678/file"]
+    kept = ["model.onnx", ".gitignore", ".model.onnx", ".cache.short.onnx", "inner/a.abcdefgh.png", ".young.abcdefgh.a"]
+    for name in (*left, *kept):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (1, 1))
+    os.utime(tmp_path / ".folder.12345678", (1, 1))
+    os.utime(tmp_path / ".young.abcdefgh.a", (9, 9))
+    with atomic_path(tmp_path / "model.onnx") as partial:
+        assert partial.parent == tmp_path
+        partial.touch()
+        remove_leftovers(tmp_path, before=5, recursive=False)
+        assert partial.exists()
+    assert (tmp_path / "inner/.00001.zzzzzzzz.png").exists()
+    remove_leftovers(tmp_path, before=5)
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == set(kept)
+    with atomic_path(tmp_path / "a.b") as partial:
+        partial.touch()
+        os.utime(partial, (1, 1))
+        remove_leftovers(tmp_path, before=5)
+        assert not partial.exists()
+        partial.touch()
 
 
 def test_did_you_mean_offers_only_what_is_near() -> None:

@@ -62,7 +62,7 @@ def unpack(tensors: Mapping[str, Tensor], scheme: str) -> dict[str, Tensor]:
     """Undo ``pack``, but for what rounding took.
 
     Raises:
-        UserError: an unknown scheme, or an 8-bit tensor without its scale.
+        UserError: an unknown scheme, or an 8-bit tensor without its scale, or with that of another one.
     """
     _check_scheme(scheme)
     if scheme in _DTYPES:
@@ -70,9 +70,16 @@ def unpack(tensors: Mapping[str, Tensor], scheme: str) -> dict[str, Tensor]:
     unpacked = dict(tensors)
     for name, tensor in tensors.items():
         if tensor.dtype is torch.int8:
-            if _SCALE.format(name) not in tensors:
+            scale = unpacked.pop(_SCALE.format(name), None)
+            if scale is None:
                 raise UserError(f"{name}: is stored in 8 bits, but its scale {_SCALE.format(name)} is missing.")
-            unpacked[name] = dequantize(tensor, unpacked.pop(_SCALE.format(name)))
+            if scale.dim() not in (0, tensor.dim()) or not all(
+                s in (1, n) for s, n in zip(scale.shape, tensor.shape, strict=False)
+            ):
+                raise UserError(
+                    f"{name}: has a scale of {tuple(scale.shape)}, which is not one for {tuple(tensor.shape)}."
+                )
+            unpacked[name] = dequantize(tensor, scale)
     return unpacked
 
 

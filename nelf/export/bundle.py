@@ -33,7 +33,8 @@ from torch import Tensor
 
 import nelf
 from nelf.data import Scene
-from nelf.errors import UserError, atomic_path
+from nelf.errors import UserError, atomic_path, lies_in
+from nelf.export.files import check_numbers, check_volume, gunzip
 from nelf.kernels.ray_features import MIN_TRANSMITTANCE
 from nelf.kernels.ray_features_cpu import clearance
 from nelf.lightfields import GridR2L, LightField
@@ -169,6 +170,7 @@ def read_bundle(folder: Path | str) -> dict[str, Any]:
     missing = [key for key in _KEYS if key not in document]
     if missing:
         raise UserError(f"{path}: lacks {', '.join(missing)}.")
+    check_numbers(path, document)
     _check_artefacts(path, document["artefacts"])
     return document
 
@@ -178,8 +180,10 @@ def _check_artefacts(path: Path, entries: Any) -> None:
     for entry in entries if isinstance(entries, list) else [None]:
         if not isinstance(entry, dict) or not {"name", "file", "input", "size", "volume"} <= set(entry):
             raise UserError(f"{path}: artefacts must be a list, each with name, file, input, size and volume.")
+        if not isinstance(entry["volume"], dict | None):
+            raise UserError(f"{path}: {entry['name']} has no volume that can be read; allowed: a description, or null.")
         for file in [entry["file"], *([entry["volume"].get("file")] if isinstance(entry["volume"], dict) else [])]:
-            if not isinstance(file, str) or file in ("", "..") or Path(file).name != file:
+            if not lies_in(path.parent, file):
                 raise UserError(
                     f"{path}: {entry['name']} lies in {file!r}; allowed: names of files beside bundle.json."
                 )
@@ -275,18 +279,12 @@ def read_volume(folder: Path, volume: dict[str, Any]) -> Volume:
         UserError: the file is missing, damaged or of another size.
     """
     path = folder / volume["file"]
+    check_volume(path, volume)
     shape = tuple(volume["resolution"])
     cells = tuple(side - 1 for side in shape)
     dtype = np.dtype(volume["dtype"]).newbyteorder("<")
     sizes = [4 * math.prod(shape), math.prod(shape) * volume["features"] * dtype.itemsize, math.prod(cells)]
-    try:
-        content = gzip.decompress(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; bundle.json names it as a volume.") from None
-    except (OSError, EOFError) as error:
-        raise UserError(f"{path}: is not a whole gzip file ({error}).") from None
-    if len(content) != sum(sizes):
-        raise UserError(f"{path}: holds {len(content)} bytes, but bundle.json describes {sum(sizes)}.")
+    content = gunzip(path, sum(sizes))
     density = np.frombuffer(content, "<f4", math.prod(shape)).reshape(shape)
     features = np.frombuffer(content, dtype, sizes[1] // dtype.itemsize, sizes[0]).reshape(*shape, -1)
     occupied = np.frombuffer(content, np.uint8, sizes[2], sizes[0] + sizes[1]).reshape(cells) == 0

@@ -16,6 +16,7 @@ from nelf.errors import UserError
 from nelf.export.bundle import UNREAD, Volume, read_bundle, read_volume
 from nelf.export.cost import graph_cost
 from nelf.export.executorch import Program
+from nelf.export.files import check_graph
 from nelf.export.graph import session
 from nelf.export.inputs import feed
 from nelf.kernels.ray_features import RayFeatures, ray_features
@@ -163,5 +164,7 @@ def load(path: Path | str, threads: int | None = None) -> ExportedLightField:
         raise UserError(f"{path}: bundle.json does not name it; it names {', '.join(entries) or 'nothing'}.")
     volume = read_volume(folder, entry["volume"]) if entry["volume"] else None
     file = folder / entry["file"]
+    if file.suffix == ".onnx" and file.is_file():
+        check_graph(file)
     graph = Program(file, entry["input"]) if file.suffix == ".pte" else session(file, threads)
     return ExportedLightField(file, graph, bundle, entry, volume)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,7 +28,8 @@ from nelf.export.viewer import write as write_viewer
 from nelf.export.viewer.runtime import runtime_folder
 from nelf.interop.mobile_r2l import check_original, save_tar
 from nelf.lightfields import GridR2L, LightField
-from nelf.run import Run, read_json, write_json
+from nelf.run import Run, read_artefacts, write_json
+from nelf.stages.journal import Journal
 from nelf.weights import load as load_weights
 from nelf.weights import save
 
@@ -82,49 +83,57 @@ def export(
     if tar:
         save_tar(student, folder / "model.tar")
     kinds = list(inputs or _suitable(student))
-    bundle = _Bundle(folder, scene.test.camera, fixed_size, tolerance)
+    journal = Journal(folder / "made.json", run.fingerprint("export"))
+    bundle = _Bundle(folder, scene.test.camera, fixed_size, tolerance, journal)
 
     model = bundle.add("fp32", student, kinds[0], "model")
     views = _pseudo_cameras(run, calibration_views)
-    feeds = [feed_of(exact(student), kinds[0], views[index]) for index in range(len(views))]
+    feeds = cache(lambda: [feed_of(exact(student), kinds[0], views[index]) for index in range(len(views))])
     quantized = _artefacts(run, "quantize")
     ranges = _ranges(quantized.get("int8 static"))
     makers: dict[str, Callable[[Path], Path]] = {
         "fp16": partial(half_weights, model),
         "int8 dynamic": partial(quantize_dynamic, model),
-        "int8 static": lambda out: quantize_static(model, out, feeds, ranges),
+        "int8 static": lambda out: quantize_static(model, out, feeds(), ranges),
     }
     if "int8 QAT" in quantized:
-        makers["int8 QAT"] = partial(_export_trained, quantized["int8 QAT"], bundle, kinds[0], feeds)
+        makers["int8 QAT"] = lambda out: _export_trained(quantized["int8 QAT"], bundle, kinds[0], feeds(), out)
     for precision in [each for each in precisions if each in makers]:
-        path = makers[precision](folder / f"model_{precision.replace(' ', '_').lower()}.onnx")
-        bundle.note(precision, path, precision)
+        path = folder / f"model_{precision.replace(' ', '_').lower()}.onnx"
+        bundle.derive(precision, path, precision, makers[precision])
     for kind in kinds[1:]:
         bundle.add(f"fp32 from {kind}", student, kind, f"model_{kind}")
     if executorch:
         for precision, stem in (("fp32", "model"), ("int8", "model_int8")):
-            path = pte(student, folder / f"{stem}.pte", views, kinds[0], precision == "int8")
-            bundle.note(f"pte {precision}", path, precision, (views.width, views.height))
-    if coreml:
+            make = partial(pte, student, cameras=views, kind=kinds[0], int8=precision == "int8")
+            size = (views.width, views.height)
+            bundle.derive(f"pte {precision}", folder / f"{stem}.pte", precision, make, size)
+    if coreml and journal.recall("coreml") is None:
         mlpackage(student, folder / "model.mlpackage", views[0], kinds[0])
+        journal.note("coreml", True, ["model.mlpackage"])
     for name, file in _artefacts(run, "prune").items():
         bundle.add(name, load_weights(file), kinds[0], file.stem)
 
     write_bundle(folder, scene, student, bundle.entries)  # without figures: what is measured is read from it
-    _measure(folder, scene, bundle.entries)
+    bundle.measure(scene)
     write_bundle(folder, scene, student, bundle.entries)
     write_json(folder / "artefacts.json", [_row(entry) for entry in bundle.entries])
     if viewer:
         write_viewer(folder)
+    journal.close()
     return {"max_abs_error": bundle.entries[0]["max_abs_error"], "artefacts": len(bundle.entries)}
 
 
 class _Bundle:
-    """A bundle in the making: its folder, what its graphs are checked with, and the entries so far."""
+    """A bundle in the making: its folder, what its graphs are checked with, and the entries so far.
 
-    def __init__(self, folder: Path, cameras: Camera, fixed_size: bool, tolerance: float) -> None:
+    A file that the journal knows, since an earlier attempt was killed after it, is not made again.
+    """
+
+    def __init__(self, folder: Path, cameras: Camera, fixed_size: bool, tolerance: float, journal: Journal) -> None:
         self.folder, self.cameras = folder, cameras
         self.fixed_size, self.tolerance = fixed_size, tolerance
+        self.journal = journal
         self.entries: list[dict[str, Any]] = []
 
     def graph(self, network: LightField, path: Path, kind: Kind) -> float:
@@ -134,21 +143,55 @@ class _Bundle:
     def add(self, name: str, network: LightField, kind: Kind, stem: str) -> Path:
         """Write one network in 32 bits, with its volume, and note it."""
         path = self.folder / f"{stem}.onnx"
-        print(f"export: {path}", flush=True)
-        error = self.graph(network, path, kind)
-        volume = None
-        if kind == "features":
-            assert isinstance(network, GridR2L)
-            volume = write_volume(network, self.folder / f"{stem}_volume.bin.gz")
-        size = (self.cameras.width, self.cameras.height) if self.fixed_size or kind == "pose" else None
-        self.entries.append(artefact(name, path, kind, "fp32", volume, size, max_abs_error=error))
+
+        def make() -> dict[str, Any]:
+            print(f"export: {path}", flush=True)
+            error = self.graph(network, path, kind)
+            volume = None
+            if kind == "features":
+                assert isinstance(network, GridR2L)
+                volume = write_volume(network, self.folder / f"{stem}_volume.bin.gz")
+            size = (self.cameras.width, self.cameras.height) if self.fixed_size or kind == "pose" else None
+            return artefact(name, path, kind, "fp32", volume, size, max_abs_error=error)
+
+        self._once(path, make)
         return path
 
-    def note(self, name: str, path: Path, precision: str, size: tuple[int, int] | None = None) -> None:
-        """Note a file that was made from the first one."""
+    def derive(
+        self,
+        name: str,
+        path: Path,
+        precision: str,
+        write: Callable[[Path], Path],
+        size: tuple[int, int] | None = None,
+    ) -> None:
+        """Write a file that is made from the first one, and note it."""
         first = self.entries[0]
-        entry = artefact(name, path, first["input"], precision, first["volume"], size or first["size"])
+
+        def make() -> dict[str, Any]:
+            return artefact(name, write(path), first["input"], precision, first["volume"], size or first["size"])
+
+        self._once(path, make)
+
+    def measure(self, scene: Scene) -> None:
+        """Add quality and time on the validation views, which a viewer shows."""
+        for entry in self.entries:
+            if entry["psnr"] is None:
+                model: ExportedLightField = load(self.folder / entry["file"])
+                result = evaluate(model, scene.val, scene.background, description=f"Measuring {entry['name']}")
+                entry.update(psnr=result["psnr"], latency_ms=1000 * result["seconds_per_view"])
+                self._note(entry)
+
+    def _once(self, path: Path, make: Callable[[], dict[str, Any]]) -> None:
+        entry = self.journal.recall(path.name)
+        if entry is None:
+            entry = make()
+            self._note(entry)
         self.entries.append(entry)
+
+    def _note(self, entry: dict[str, Any]) -> None:
+        volume = [entry["volume"]["file"]] if entry["volume"] else []
+        self.journal.note(entry["file"], entry, [entry["file"], *volume])
 
 
 def _export_trained(file: Path, bundle: _Bundle, kind: Kind, feeds: list[dict[str, Any]], out: Path) -> Path:
@@ -205,21 +248,13 @@ def _artefacts(run: Run, stage: str) -> dict[str, Path]:
     folder = run.current(stage)
     if folder is None:
         return {}
-    return {each["name"]: folder / each["file"] for each in read_json(folder / "artefacts.json") or []}
+    return {each["name"]: folder / each["file"] for each in read_artefacts(folder)}
 
 
 def _pseudo_cameras(run: Run, views: int) -> Camera:
     """Cameras of the pseudo set, evenly chosen."""
     camera: Camera = read_scene(run.input("pseudo")).train.camera.resized(run.data().scene.train.camera.width)
     return camera[torch.linspace(0, len(camera) - 1, min(views, len(camera))).round().long()]
-
-
-def _measure(folder: Path, scene: Scene, entries: list[dict[str, Any]]) -> None:
-    """Add quality and time on the validation views, which a viewer shows."""
-    for entry in entries:
-        model: ExportedLightField = load(folder / entry["file"])
-        result = evaluate(model, scene.val, scene.background, description=f"Measuring {entry['name']}")
-        entry.update(psnr=result["psnr"], latency_ms=1000 * result["seconds_per_view"])
 
 
 def _row(entry: dict[str, Any]) -> dict[str, Any]:

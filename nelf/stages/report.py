@@ -29,7 +29,7 @@ from nelf.lightfields import LightField
 from nelf.paths import orbit
 from nelf.rendering import Renderable
 from nelf.reporting import comparisons, write_report
-from nelf.run import Run, peak_memory, read_json, reset_peak_memory
+from nelf.run import Run, peak_memory, read_artefacts, read_json, reset_peak_memory
 from nelf.training import device
 from nelf.weights import load
 
@@ -126,7 +126,7 @@ def artefacts(run: Run) -> list[Artefact]:
             add("student, optimised", file, partial(getattr, fast, "network"), {"changes": ", ".join(fast.changes)})
     for stage in ("prune", "quantize", "export"):
         folder = run.current(stage)
-        for each in (read_json(folder / "artefacts.json") or []) if folder else []:
+        for each in read_artefacts(folder) if folder else []:
             file = folder / each["file"]  # type: ignore[operator]
             known = {key: each[key] for key in ("kind", "bytes", "sparsity", "max_abs_error") if key in each}
             exported = file.suffix != ".safetensors"

@@ -102,6 +102,15 @@ def test_a_strange_bundle_is_refused_in_one_line(tmp_path, content: str, message
         ({"file": "/model.onnx"}, "fp32 lies in '/model.onnx'"),
         ({"file": ".."}, r"fp32 lies in '..'"),
         ({"volume": {"file": "a/../../v.gz"}}, "fp32 lies in 'a/../../v.gz'"),
+        ({"volume": {"resolution": [2, 2, 2]}}, "fp32 lies in None"),
+        ({"volume": "v.gz"}, "fp32 has no volume that can be read"),
+        ({"file": "link.onnx"}, "fp32 lies in 'link.onnx'"),
+        ({"image": {"width": 10**6, "height": 10**6}}, "image: allowed: width and height from 1 to 16384"),
+        ({"image": 3}, "image: allowed: width and height"),
+        ({"intrinsics": {"fx": "a"}}, "intrinsics: allowed: numbers"),
+        ({"sr_factor": 0}, "sr_factor: allowed: 1 to 64"),
+        ({"aabb": [0, 1]}, "near, far, aabb: allowed: numbers"),
+        ({"aabb": 3}, "near, far, aabb: allowed: numbers"),
     ],
 )
 def test_a_bundle_lacks_nothing_and_names_only_its_own_files(tmp_path, bundles, change, message: str) -> None:
@@ -112,8 +121,27 @@ def test_a_bundle_lacks_nothing_and_names_only_its_own_files(tmp_path, bundles, 
         if value is None:
             del about[key]
     (tmp_path / "bundle.json").write_text(json.dumps(about))
+    (tmp_path / "link.onnx").symlink_to("/etc/hostname")
     with pytest.raises(UserError, match=re.escape(message)):
         read_bundle(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"resolution": [4000, 4000, 4000]}, "bytes, which cannot be the [0-9]+ that bundle.json describes"),
+        ({"resolution": [10**9, 2, 2]}, "has resolution .*; allowed: three whole numbers from 2 to 4096"),
+        ({"resolution": [10, 10]}, "has resolution"),
+        ({"features": -4}, "allowed: features from 1"),
+        ({"dtype": "object"}, "dtype float16 or float32"),
+        ({"points": 10**9}, "has 1000000000 points on a ray"),
+        ({"features": 3}, "holds more than [0-9]+ bytes, but bundle.json describes"),
+    ],
+)
+def test_a_volume_s_size_is_checked_before_it_is_unpacked(tmp_path, change, message: str) -> None:
+    about = write_volume(grid_network(), tmp_path / "v.bin.gz")
+    with pytest.raises(UserError, match=message):
+        read_volume(tmp_path, {**about, **change})
 
 
 def test_the_camera_stays_where_training_cameras_stood(scene) -> None:

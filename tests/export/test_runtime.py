@@ -60,7 +60,7 @@ def empty(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (truncate, "model.onnx: ONNX Runtime cannot open it"),
+        (truncate, "model.onnx: is not a whole ONNX file"),
         (forget, "model.onnx: no such file"),
         (rename, "bundle.json does not name it; it names other.onnx"),
         (empty, "bundle.json: no such file; stage export writes it"),
@@ -73,3 +73,16 @@ def test_damage_is_named_in_one_line(bundles, tmp_path, damage, message: str) ->
     with pytest.raises(UserError, match=message) as caught:
         load(folder / "model.onnx")
     assert "\n" not in str(caught.value)
+
+
+def test_a_graph_takes_no_weights_from_other_files(tmp_path, bundles) -> None:
+    import onnx
+    from onnx.external_data_helper import convert_model_to_external_data
+
+    shutil.copytree(bundles["points"].path.parent, tmp_path / "bundle")
+    path = tmp_path / "bundle" / "model.onnx"
+    model = onnx.load(path)
+    convert_model_to_external_data(model, location="weights", size_threshold=0)
+    onnx.save(model, path)
+    with pytest.raises(UserError, match=r"model.onnx: takes weights from another file"):
+        load(path)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from nelf.errors import UserError
-from nelf.run import Run, read_json
+from nelf.run import Run, read_artefacts, read_json, write_json
 
 ROOT = Path(__file__).parents[2]
 SCENE = SimpleNamespace(name="sphere", digest="abc")
@@ -186,6 +186,17 @@ def test_a_directory_belongs_to_one_scene(tmp_path) -> None:
     with pytest.raises(UserError, match="holds work on another scene"):
         Run(tmp_path, config(), build("two")).data()
     assert json.loads((tmp_path / "scene.json").read_text())["digest"] == "one"
+
+
+@pytest.mark.parametrize("file", ["../a", "/etc/hostname", "link", "", None, 3])
+def test_a_stage_s_files_lie_beside_its_list(tmp_path, file: Any) -> None:
+    write_json(tmp_path / "artefacts.json", [{"name": "a", "file": "a"}])
+    assert read_artefacts(tmp_path) == [{"name": "a", "file": "a"}]
+    assert read_artefacts(tmp_path / "no") == []
+    (tmp_path / "link").symlink_to("/etc/hostname")
+    write_json(tmp_path / "artefacts.json", [{"name": "a", "file": file}])
+    with pytest.raises(UserError, match=r"artefacts.json: lists .*; allowed: artefacts with a name, and a file beside"):
+        read_artefacts(tmp_path)
 
 
 def test_peak_memory_is_of_the_stage() -> None:

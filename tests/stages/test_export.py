@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from omegaconf import OmegaConf
 
 import nelf
 import nelf.export.viewer
+import nelf.stages.export as stage
 from nelf import cli, weights
 from nelf.compression.fold import fold_batch_norm
 from nelf.compression.quantization import calibrate, quantize_network
@@ -126,3 +128,72 @@ def test_a_viewer_whose_runtime_is_not_to_be_had_is_refused_first(tmp_path, tiny
 def test_options_are_refused_before_anything_runs(tmp_path, tiny_scene, override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         check(run_in(tmp_path, tiny_scene, override))
+
+
+class Power:
+    """Stands in for what writes and measures files: notes what is done, and is cut off after so many steps."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.done: list[str] = []
+        self.left = 0
+        monkeypatch.setattr(stage, "onnx", lambda network, path, *rest: self.step("fp32", path, 0.0))
+        monkeypatch.setattr(stage, "half_weights", lambda model, path: self.step("fp16", path, path))
+        monkeypatch.setattr(stage, "quantize_dynamic", lambda model, path: self.step("int8", path, path))
+        monkeypatch.setattr(stage, "load", lambda path: path)
+        figures = {"psnr": 1.0, "seconds_per_view": 1.0}
+        monkeypatch.setattr(stage, "evaluate", lambda path, *rest, **options: self.step("measured", None, figures))
+
+    def step(self, word: str, path: Path | None, result: Any) -> Any:
+        if self.left == 0:
+            raise KeyboardInterrupt
+        self.left -= 1
+        self.done.append(word)
+        if path is not None:
+            path.write_text(word)
+        return result
+
+
+def test_a_stage_that_is_killed_again_and_again_comes_to_its_end(tmp_path, prepared, tiny_scene, monkeypatch) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(prepared, root, ignore=shutil.ignore_patterns("export", "prune", "quantize"))
+    options = ["stage.export.inputs=[rays]", "stage.export.precisions=[fp16,int8 dynamic]"]
+    power = Power(monkeypatch)
+
+    def export(*more: str) -> None:
+        run = run_in(root, tiny_scene, *options, *more)
+        run.do("export", cli.build(run.config["stage"]["export"]))
+
+    for steps in (1, 2, 1, 1):
+        power.left = steps
+        with pytest.raises(KeyboardInterrupt):
+            export()
+    assert power.done == ["fp32", "fp16", "int8", "measured", "measured"]
+    left = root / "export" / ".model.0a_bcdef.onnx"
+    left.touch()
+    os.utime(left, (0, 0))
+    # A file that is not as it was is made anew, with what is known of it.
+    (root / "export" / "model_fp16.onnx").write_bytes(b"torn")
+    power.left = 3
+    export()
+    assert power.done[5:] == ["fp16", "measured", "measured"]
+    assert [entry["psnr"] for entry in json.loads((root / "export/bundle.json").read_text())["artefacts"]] == [1.0] * 3
+    assert not left.exists()
+    assert not (root / "export" / "made.json").exists()
+
+
+def test_files_of_other_inputs_are_not_kept(tmp_path, prepared, tiny_scene, monkeypatch) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(prepared, root, ignore=shutil.ignore_patterns("export", "prune", "quantize"))
+    power = Power(monkeypatch)
+
+    def export() -> None:
+        run = run_in(root, tiny_scene, "stage.export.inputs=[rays]", "stage.export.precisions=[fp32]")
+        run.do("export", cli.build(run.config["stage"]["export"]))
+
+    for mark in ("student", "another"):
+        write_json(root / "student" / "done.json", {"mark": mark})
+        power.left = 1
+        with pytest.raises(KeyboardInterrupt):
+            export()
+        (root / "export" / "config.yaml").unlink()  # as if killed while the old files were deleted
+    assert power.done == ["fp32", "fp32"]

@@ -1,0 +1,122 @@
+"""Files of a bundle that may come from anybody: what they declare is checked before memory is taken for it."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nelf.errors import UserError
+
+__all__ = ["check_graph", "check_numbers", "check_volume", "gunzip"]
+
+_MOST_PIXELS, _MOST_BLOCK, _MOST_SIDE = 2**14, 64, 2**12
+_RATIO = 1032  # gzip packs no tighter than that
+
+
+def check_numbers(path: Path, document: Mapping[str, Any]) -> None:
+    """Refuse a description whose numbers nobody can draw with.
+
+    Args:
+        path: the ``bundle.json``.
+        document: its content, with all keys.
+
+    Raises:
+        UserError: names the key and what is allowed.
+    """
+    image, lens, box = document["image"], document["intrinsics"], document["aabb"]
+    sides = [image.get("width"), image.get("height")] if isinstance(image, dict) else [None]
+    lenses = [lens.get(key) for key in ("fx", "fy", "cx", "cy")] if isinstance(lens, dict) else [None]
+    finite = all(map(_is_number, [document["near"], document["far"], *(box if isinstance(box, list) else [None])]))
+    good = {
+        f"image: allowed: width and height from 1 to {_MOST_PIXELS}": all(_is_size(n, _MOST_PIXELS) for n in sides),
+        "intrinsics: allowed: numbers fx, fy, cx and cy": all(map(_is_number, lenses)),
+        f"sr_factor: allowed: 1 to {_MOST_BLOCK}": _is_size(document["sr_factor"], _MOST_BLOCK),
+        "near, far, aabb: allowed: numbers, six of them for aabb": finite and len(box) == 6,
+    }
+    for words, fine in good.items():
+        if not fine:
+            raise UserError(f"{path}: {words}.")
+
+
+def check_volume(path: Path, volume: Mapping[str, Any]) -> None:
+    """Refuse a description of a volume whose size is none.
+
+    Raises:
+        UserError: says what is allowed.
+    """
+    shape = volume.get("resolution")
+    if not isinstance(shape, list) or len(shape) != 3 or not all(_is_size(n, _MOST_SIDE, 2) for n in shape):
+        raise UserError(f"{path}: has resolution {shape}; allowed: three whole numbers from 2 to {_MOST_SIDE}.")
+    if not _is_size(volume.get("features"), _MOST_SIDE) or volume.get("dtype") not in ("float16", "float32"):
+        raise UserError(f"{path}: allowed: features from 1 to {_MOST_SIDE}, and dtype float16 or float32.")
+    if not _is_size(volume.get("points"), _MOST_SIDE):
+        raise UserError(f"{path}: has {volume.get('points')} points on a ray; allowed: 1 to {_MOST_SIDE}.")
+
+
+def gunzip(path: Path, size: int) -> bytes:
+    """Unpack a gzip file of a known size; a file of another size takes no memory.
+
+    Args:
+        path: the file.
+        size: of its content, bytes.
+
+    Returns:
+        The content.
+
+    Raises:
+        UserError: it is missing, damaged, or of another size.
+    """
+    try:
+        packed = path.read_bytes()
+        if size > _RATIO * len(packed):
+            raise UserError(f"{path}: has {len(packed)} bytes, which cannot be the {size} that bundle.json describes.")
+        stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+        content = stream.decompress(packed, size + 1)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; bundle.json names it.") from None
+    except (OSError, zlib.error) as error:
+        raise UserError(f"{path}: is not a whole gzip file ({error}).") from None
+    if not stream.eof and len(content) <= size:
+        raise UserError(f"{path}: is not a whole gzip file (its end is missing).")
+    if len(content) != size:
+        held = f"{len(content)} bytes" if stream.eof else f"more than {size} bytes"
+        raise UserError(f"{path}: holds {held}, but bundle.json describes {size}.")
+    return content
+
+
+def check_graph(path: Path) -> None:
+    """Refuse an ONNX file that takes its weights from other files: they may be anybody's.
+
+    Raises:
+        UserError: it does, or it is no ONNX file.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+    except (DecodeError, OSError) as error:
+        raise UserError(f"{path}: is not a whole ONNX file ({' '.join(str(error).split())}).") from None
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(graph)):
+        raise UserError(f"{path}: takes weights from another file; allowed: what lies in it.")
+
+
+def _tensors(graph: Any) -> list[Any]:
+    """All tensors of a graph and of the graphs in it."""
+    found = list(graph.initializer)
+    for attribute in (attribute for node in graph.node for attribute in node.attribute):
+        found += [attribute.t, *attribute.tensors]
+        for inner in (attribute.g, *attribute.graphs):
+            found += _tensors(inner) if inner.node or inner.initializer else []
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_size(value: Any, most: int, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most

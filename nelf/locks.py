@@ -1,0 +1,224 @@
+"""One writer to a run directory: ``lock.json`` in it says who, and a heartbeat that it still is.
+
+Reading takes no lock. A writer that was killed leaves its lock behind; the next one recognizes it and takes over: on
+the same machine because that process is gone, on another because its heart has stopped beating.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import secrets
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from nelf.errors import UserError, atomic_path, unwritable
+
+try:
+    import fcntl
+except ImportError:  # not on every system
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["Lock", "is_first_process"]
+
+NAME = "lock.json"
+_BEAT, _SILENCE = 15.0, 300.0  # seconds: from one beat to the next; after which another machine's writer is gone
+_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+
+
+class Lock:
+    """A run directory's lock.
+
+    Args:
+        folder: the run directory; made if it is not there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / NAME
+        self._mark: str | None = None
+        self._process = 0
+        self._stopped = threading.Event()
+
+    def refuse(self) -> None:
+        """Refuse to begin where somebody else writes; takes nothing.
+
+        Raises:
+            UserError: says who and since when.
+        """
+        holder = self._holder()
+        if holder is not None and not _is_own(holder) and not _is_gone(holder, self.path):
+            raise UserError(
+                f"{self.folder}: {_words(holder)} is writing there. Wait for it, or choose another directory with "
+                f"run=; if it is gone, delete {self.path}."
+            )
+
+    def acquire(self) -> None:
+        """Take the lock, from a writer that is gone too.
+
+        Raises:
+            UserError: somebody else holds it; or the directory cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            refused = unwritable(error, self.folder)
+            if refused is None:
+                raise
+            raise refused from error
+        with _alone(self.folder):
+            self.refuse()
+            holder = self._holder()
+            if holder is not None and not _is_own(holder):
+                print(f"{self.folder}: {_words(holder)} is gone; its lock is taken over", flush=True)
+            self._mark, self._process = secrets.token_hex(8), os.getpid()
+            about = {**_identity(), "since": time.strftime("%Y-%m-%d %H:%M:%S"), "mark": self._mark}
+            with atomic_path(self.path) as partial:
+                partial.write_text(json.dumps(about) + "\n", encoding="utf-8")
+        self._stopped.clear()
+        threading.Thread(target=self._beat, name="lock", daemon=True).start()
+        atexit.register(self.release)
+
+    def check(self) -> None:
+        """Refuse to go on if the lock has been taken over meanwhile, as from a machine that was asleep.
+
+        Raises:
+            UserError: says by whom.
+        """
+        holder = self._holder() if self._is_held_here() else None
+        if holder is not None and not _is_own(holder):
+            raise UserError(f"{self.folder}: {_words(holder)} has taken over; this process stops.")
+
+    def release(self) -> None:
+        """Give it back; nothing if it is not held, or in a process that was forked from the holder."""
+        if not self._is_held_here():
+            return
+        self._stopped.set()
+        atexit.unregister(self.release)
+        with suppress(OSError), _alone(self.folder):
+            if self._is_mine():
+                self.path.unlink()
+        self._mark = None
+
+    def _is_held_here(self) -> bool:
+        return self._mark is not None and self._process == os.getpid()
+
+    def _is_mine(self) -> bool:
+        return (self._holder() or {}).get("mark") == self._mark
+
+    def _holder(self) -> dict[str, Any] | None:
+        """Who holds the lock; a file that nobody has written whole is nobody's."""
+        try:
+            holder = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        known = {"host": str, "pid": int, "since": str, "mark": str}
+        good = isinstance(holder, dict) and all(isinstance(holder.get(key), kind) for key, kind in known.items())
+        return holder if good and all(str(holder[key]).isprintable() for key in known) else None
+
+    def _beat(self) -> None:
+        while not self._stopped.wait(_BEAT):
+            with suppress(OSError):
+                if self._is_mine():
+                    os.utime(self.path)
+
+
+def is_first_process() -> bool:
+    """Whether this is the one process of a training that writes marks and locks, as launchers tell."""
+    return all(os.environ.get(rank, "0") == "0" for rank in _RANKS)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let no other process of this machine look at a lock meanwhile, where the file system can do that."""
+    handle = os.open(folder, os.O_RDONLY) if fcntl is not None else None
+    try:
+        if handle is not None:
+            with suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _identity() -> dict[str, Any]:
+    """This process; process numbers mean something only beside the boot and the container that they belong to."""
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": _start_of(os.getpid()),
+        "system": [_content(Path("/proc/sys/kernel/random/boot_id")), _container()],
+    }
+
+
+def _is_own(holder: dict[str, Any]) -> bool:
+    own = _identity()
+    return all(holder.get(key) == value for key, value in own.items())
+
+
+def _is_gone(holder: dict[str, Any], path: Path) -> bool:
+    """Whether a writer has ended without giving its lock back."""
+    own = _identity()
+    if holder["host"] == own["host"] and holder.get("system") == own["system"]:
+        return not _is_alive(holder["pid"], holder.get("started"))
+    try:
+        with tempfile.TemporaryFile(dir=path.parent) as now:  # the file system's clock may be another machine's
+            silent = os.fstat(now.fileno()).st_mtime - path.stat().st_mtime
+    except OSError:
+        return False
+    # Of a machine that was switched off and on again, no process is left.
+    return silent > _SILENCE or (holder["host"] == own["host"] and silent > _up())
+
+
+def _is_alive(pid: int, started: str | None) -> bool:
+    """Whether a process of this machine runs, and is not another one of the same number."""
+    if Path("/proc/self/stat").is_file():
+        now = _start_of(pid)
+        return now is not None and started in (now, None)
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+def _start_of(pid: int) -> str | None:
+    """When a process of this machine began, in ticks since its boot; None for one that has ended."""
+    text = _content(Path(f"/proc/{pid}/stat"))
+    if text is None:
+        return None
+    fields = text.rpartition(")")[2].split()  # the program's name, which may hold anything, stands before
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def _container() -> str | None:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None
+
+
+def _up() -> float:
+    """Seconds since this machine was started; infinite where nobody knows."""
+    text = _content(Path("/proc/uptime"))
+    return float(text.split()[0]) if text else float("inf")
+
+
+def _content(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
+
+
+def _words(holder: dict[str, Any]) -> str:
+    return f"process {holder['pid']} on {holder['host']}, since {holder['since']},"

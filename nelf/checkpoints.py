@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from nelf.errors import UserError
+from nelf.weights import differences
 
 __all__ = ["last_good_checkpoint"]
 
@@ -138,9 +139,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 def _refuse_other_network(path: Path, weights: Mapping[str, torch.Tensor], system: torch.nn.Module) -> None:
     """Refuse weights of another network, with the names that differ."""
-    expected = {name: tuple(tensor.shape) for name, tensor in system.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    names = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
-    if names:
-        listed = ", ".join(f"{name} is {found.get(name)}, not {expected.get(name)}" for name in names[:3])
+    differing = list(differences(system, weights).values())
+    if differing:
+        listed = ", ".join(differing[:3])
         raise UserError(f"{path}: is of another network: {listed}. Choose another directory with run=.")

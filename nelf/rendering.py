@@ -1,5 +1,7 @@
 """From radiance along rays to pictures: what every model's ``render`` returns, and the wavefront renderer."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -19,6 +21,25 @@ class Rendering(NamedTuple):
     rgb: Tensor
     depth: Tensor | None = None
     opacity: Tensor | None = None
+
+    @staticmethod
+    def over(drawn: Tensor, background: Tensor | None = None, depth: Tensor | None = None) -> Rendering:
+        """Lay what a network has drawn over a background.
+
+        Args:
+            drawn: (3, H, W), or (4, H, W) with opacity and the color on black.
+            background: (3,) color; unused without opacity.
+            depth: see ``Rendering``.
+
+        Returns:
+            The picture, in 32 bits.
+        """
+        drawn = drawn.permute(1, 2, 0).float()
+        if drawn.shape[-1] == 3:
+            return Rendering(drawn, depth)
+        assert background is not None
+        opacity = drawn[..., 3:]
+        return Rendering(drawn[..., :3] + (1.0 - opacity) * background.to(drawn), depth, opacity[..., 0])
 
 
 class Renderable(Protocol):

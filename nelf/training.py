@@ -37,6 +37,7 @@ def fit(
     data: Any = None,
     *,
     system: Any = None,
+    begin: Callable[[Any], None] | None = None,
     callbacks: Sequence[Any] = (),
     max_steps: int | None = None,
     max_time: str | None = None,
@@ -50,6 +51,7 @@ def fit(
         data: a datamodule; None for that of the scene.
         system: what to train, if it is not a new one; a light field of another size than the run's is described by
             its own ``arguments``.
+        begin: called with the system before it is trained, unless it goes on from a checkpoint.
         callbacks: beside those of the configuration.
         max_steps: instead of the Trainer's.
         max_time: instead of the Trainer's, days:hours:minutes:seconds.
@@ -69,6 +71,8 @@ def fit(
     checkpoint = last_good_checkpoint(folder / "checkpoints", system)
     if checkpoint is not None:
         print(f"{folder}: goes on from {checkpoint.name}", flush=True)
+    elif begin is not None:
+        begin(system)
     _uninterrupted(trainer, system, data, checkpoint)
     validated = trainer.validate(system, datamodule=data, verbose=False)
     if trainer.is_global_zero:

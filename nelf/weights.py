@@ -29,7 +29,7 @@ from nelf.compression.quantization import activation_ranges, quantize_network
 from nelf.compression.storage import Scheme, pack, unpack
 from nelf.errors import UserError, atomic_path
 
-__all__ = ["load", "save"]
+__all__ = ["differences", "load", "save"]
 
 _HOMES = ("nelf.fields", "nelf.lightfields")
 _TARGET = re.compile(r"(?:nelf\.(?:fields|lightfields)\.(?:\w+\.)?)?(\w+)")
@@ -104,7 +104,10 @@ def load(path: str | os.PathLike[str], network: nn.Module | None = None, device:
     if not any(f"{name}.running_mean" in tensors for name in norms):  # they were folded before it was written
         fold_batch_norm(network, inplace=True)
     _check_fit(file, network, tensors)
-    network.load_state_dict(tensors, strict=False)
+    try:
+        network.load_state_dict(tensors, strict=False)
+    except ValueError as error:  # parts that do not belong together
+        raise UserError(f"{file}: {error}") from None
     if "activation_ranges" in header:
         try:
             quantize_network(network, _ranges(header["activation_ranges"]))
@@ -194,10 +197,28 @@ def _shared_state(network: nn.Module) -> dict[str, torch.Tensor]:
 
 def _check_fit(file: Path, network: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
     """Refuse weights of another network, with the names that differ."""
-    expected = {name: tuple(tensor.shape) for name, tensor in _shared_state(network).items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    names = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
-    if names:
-        listed = ", ".join(f"{name} is {found.get(name)}, not {expected.get(name)}" for name in names[:3])
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise UserError(f"{file}: does not fit {type(network).__name__}: {listed}{more}.")
+    left_out = getattr(network, "training_state", ())
+    differing = [line for name, line in differences(network, tensors).items() if name not in left_out]
+    if differing:
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise UserError(f"{file}: does not fit {type(network).__name__}: {', '.join(differing[:3])}{more}.")
+
+
+def differences(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Compare the shapes of weights with those of a network; by name, what differs.
+
+    Of a tensor that a part of the network names in ``sized_by_state``, only the number of dimensions counts.
+    """
+    free = {
+        f"{path}.{name}".lstrip(".")
+        for path, part in network.named_modules()
+        for name in getattr(part, "sized_by_state", ())
+    }
+    expected: dict[str, tuple[int, ...]] = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    return {
+        name: f"{name} is {found.get(name)}, not {expected.get(name)}"
+        for name in {**expected, **found}
+        if expected.get(name) != found.get(name)
+        and not (name in free and len(found.get(name, ())) == len(expected[name]))
+    }

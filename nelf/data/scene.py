@@ -144,3 +144,14 @@ class Scene:
     background: str = "white"
     digest: str = ""
     license: str | None = None
+
+    @property
+    def background_color(self) -> Tensor:
+        """Color (3,) in [0, 1] of the background of its evaluation."""
+        return background_color(self.background)
+
+    @property
+    def has_alpha(self) -> bool:
+        """Whether any training image is not wholly opaque."""
+        images = self.train.images
+        return images.shape[-1] == 4 and any(image[..., 3].min() < 255 for image in images)

@@ -1,4 +1,4 @@
-"""GridR2L: a sparse feature volume composited along each ray, a small convolutional network, pixel shuffle."""
+"""GridR2L: a sparse feature volume composited along each pixel's ray, a small convolutional network on blocks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, max_pool2d, pad, pixel_shuffle, pixel_unshuffle
+from torch.nn.functional import avg_pool2d, max_pool2d, max_pool3d, normalize, pad, pixel_shuffle, pixel_unshuffle
 
 from nelf.encodings import spherical_harmonics
 from nelf.kernels import multiplies_bfloat16
@@ -15,26 +15,24 @@ from nelf.kernels.ray_features import RayFeatures
 from nelf.lightfields.light_field import LightField
 from nelf.lightfields.mobile_r2l import activation_layer
 from nelf.lightfields.visual_hull import tight_box, visual_hull
-from nelf.lightfields.volume import SparseVolume
-from nelf.lightfields.warm_start import bake, dense_cells, visible_cells
+from nelf.lightfields.volume import SparseVolume, corners_of
+from nelf.lightfields.warm_start import bake, dense_cells, lit_cells
 from nelf.rendering import Rendering
 
 if TYPE_CHECKING:
     from nelf.cameras import Camera
     from nelf.data.scene import Scene
+    from nelf.lightfields.warm_start import Density
 
-__all__ = ["GridR2L", "decoder_inputs"]
+__all__ = ["GridR2L", "decoder_inputs", "decoder_window"]
 
-# A point of smaller optical depth is empty: while learning, since what is empty learns no more (3e-3 left holes and
-# fog in the demo scene), and while rendering, where it saves a fifth of the time for 0.03 dB.
+# A point that absorbs less is empty: while learning, since what is empty learns no more, and while rendering.
 MIN_ALPHA, MIN_ALPHA_RENDERING = 2e-4, 3e-3
-HULL_CELLS = 64
-BOX_CELLS = 64
-VOXEL = 1.25  # side of a voxel, in distances between neighboring rays at the middle of the scene
-SIDES = (32, 256)  # smallest and largest number of corners along the longest side
-WITHOUT_TEACHER = 72  # corners along the longest side where nobody knows which of them exist
-RECEPTIVE = 3  # rays: one for each 3x3 convolution of a network of depth 6
-WINDOW = 16  # rays; the decoder's windows have sides of whole multiples, since its kernels are built for each size
+BOX_CELLS = 64  # along each side of the scene's box, to find what is in it
+VOXEL = 1.25  # side of a voxel, in blocks of pixels as seen from the mean distance of the cameras
+CORNERS = (32, 256)  # smallest and largest number of corners along the longest side that is chosen
+UNKNOWN = 72  # largest number where no teacher says which corners there are
+WINDOW = 16  # blocks; the decoder's windows have sides of whole multiples, since its kernels are built for each size
 
 
 class _Block(nn.Module):
@@ -50,19 +48,41 @@ class _Block(nn.Module):
         return x + self.conv_block(x)
 
 
-def decoder_inputs(rays_d: Tensor, along: RayFeatures, factor: int) -> Tensor:
-    b, height, width, _ = rays_d.shape
-    looked_up = torch.cat([along.features, along.opacity[:, None]], dim=-1).view(b, height, width, -1).permute(0, 3, 1, 2)
-    middle = nn.functional.normalize(avg_pool2d(rays_d.float().permute(0, 3, 1, 2), factor), dim=1).permute(0, 2, 3, 1)
-    harmonics = spherical_harmonics(middle.reshape(-1, 3)).view(*middle.shape[:3], -1).permute(0, 3, 1, 2)
-    return torch.cat([pixel_unshuffle(looked_up, factor), harmonics], 1)
-
-
 class GridR2L(LightField):
     """The light field that trains in minutes on a CPU.
+
+    A sparse volume of learned densities and features fills the box of the scene. Features at the points of a ray are
+    composited as volume rendering composites colors, so all views share them; the first three are a color. That is a
+    first picture. A small convolutional network, evaluated once for each block of pixels, sees the features, the
+    opacities and the direction of its rays and corrects color and opacity. Where no ray of a block or of its neighbors
+    meets anything, nothing is drawn, so the background is never learned and can be any.
+
+    What a teacher knows need not be learned: the volume starts with its density and its color, and has corners only
+    where it has matter that light reaches. Without a teacher, all corners in the visual hull exist.
+
+    Args:
+        width: channels of head and body.
+        depth: layers of head, body and final layer: ``(depth - 2) / 2`` residual blocks.
+        resolution: voxel corners along the longest side of the volume. None chooses it by the training images, so that
+            a voxel is a little larger than a block of pixels.
+        features: channels of the volume, beside the density; the first three are colors.
+        sr_factor: pixels along one side of a block.
+        activation: ``gelu`` or ``relu``.
+        feature_lr: learning rate of the features, as a multiple of the network's.
+        density_lr: learning rate of the density, as a multiple of the network's.
+        near: smallest ``t``; kept for whoever asks, rays are cut by the box.
+        far: largest ``t``, likewise.
+
+    Raises:
+        ValueError: an argument is outside what is listed above.
+
+    Source:
+        A grid of features in a light field: LightSpeed (arXiv 2310.16832). Diffuse color and features composited, one
+        network after it, sparse and baked: SNeRG (arXiv 2103.14645). Density on a grid, activated after the
+        interpolation: DVGO (arXiv 2111.11215).
     """
 
-    block_rays = False
+    stride = 1
     background: Tensor
 
     def __init__(
@@ -73,8 +93,8 @@ class GridR2L(LightField):
         features: int = 8,
         sr_factor: int = 2,
         activation: str = "relu",
-        feature_lr: float = 15.0,
-        density_lr: float = 50.0,
+        feature_lr: float = 4.0,
+        density_lr: float = 20.0,
         near: float | None = None,
         far: float | None = None,
     ) -> None:
@@ -82,62 +102,76 @@ class GridR2L(LightField):
             raise ValueError(f"Expected argument `depth` to be an even number from 2 on, but got {depth}.")
         if features < 3:
             raise ValueError(f"Expected argument `features` to be 3 or more, but got {features}.")
+        if resolution is not None and not 2 <= resolution <= 512:
+            raise ValueError(f"Expected argument `resolution` to be from 2 to 512, or None, but got {resolution}.")
         super().__init__(sr_factor, near, far)
         self.resolution = resolution
         self.lr_factors = (feature_lr, density_lr)
-        self.volume = SparseVolume((8, 8, 8), features)
+        self.margin = depth // 2 + 1  # blocks: one for each 3x3 convolution, one for the neighbors' opacity
+        self.volume = SparseVolume(features)
         self.register_buffer("background", torch.ones(3))
-        self.head = nn.Sequential(nn.Conv2d((features + 1) * sr_factor**2 + 16, width, 1), activation_layer(activation))
+        inputs = (features + 1) * sr_factor**2 + 16
+        self.head = nn.Sequential(nn.Conv2d(inputs, width, 1), activation_layer(activation))
         self.body = nn.Sequential(*(_Block(width, activation) for _ in range((depth - 2) // 2)))
         self.tail = nn.Conv2d(width, 4 * sr_factor**2, 3, padding=1)
-        nn.init.zeros_(self.tail.weight)
-        nn.init.zeros_(self.tail.bias)
+        for values in (self.tail.weight, self.tail.bias):
+            nn.init.zeros_(values)  # type: ignore[arg-type]  # the first picture is that of the volume
         for part in (self.head, self.body, self.tail):
             part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # what oneDNN is fast in
 
-    def fit_scene(self, scene: Scene, teacher: Any = None) -> None:
+    # ---------------------------------------------------------------------------------------- the scene
+
+    def fit_scene(self, scene: Scene, teacher: Density | None = None) -> None:
+        """Take box and background from ``scene``; find which corners of the volume exist, and start them.
+
+        Args:
+            scene: what is to be learned. Its training views carve what they see past, where they have alpha.
+            teacher: a field that knows the scene's density and maybe its color, to start from.
+
+        Raises:
+            UserError: the images cannot be cut into blocks of ``sr_factor`` pixels.
+        """
         fitted = bool(self.fitted)
         super().fit_scene(scene)
         if fitted:
             return
-        from nelf.data.scene import background_color
-        self.background.copy_(background_color(scene.background))
-        hull = visual_hull(scene.train, self.aabb, HULL_CELLS, scene.background)
-        if teacher is not None:
-            box = dense_cells(teacher, self.aabb, (BOX_CELLS,) * 3)
-            self.aabb.copy_(tight_box(hull & box, self.aabb))
-        else:
-            self.aabb.copy_(tight_box(hull, self.aabb))
-        sides = self.aabb[3:] - self.aabb[:3]
-        resolution = self.resolution or self._resolution(scene.train.camera)
-        if teacher is None:
-            resolution = min(resolution, WITHOUT_TEACHER)
-        voxel = float(sides.max()) / (resolution - 1)
-        w, h, d = ((sides / voxel).ceil().long() + 1).tolist()
-        # whole voxels
-        self.aabb[3:] = self.aabb[:3] + voxel * torch.tensor([w - 1, h - 1, d - 1])
-        cells = visual_hull(scene.train, self.aabb, (d - 1, h - 1, w - 1), scene.background)
-        if teacher is not None:
-            cells &= dense_cells(teacher, self.aabb, (d - 1, h - 1, w - 1))
-            cells = nn.functional.max_pool3d(cells[None].float(), 3, 1, 1)[0] > 0
-        exists = torch.nn.functional.max_pool3d(cells[None].float(), 2, stride=1, padding=1)[0] > 0
-        self.volume.resize(exists)
+        self.background.copy_(scene.background_color)
+        self.aabb.copy_(tight_box(self._matter(scene, teacher, (BOX_CELLS,) * 3), self.aabb))
+        self._divide(scene.train.camera, self.resolution, CORNERS[1] if teacher is not None else UNKNOWN)
+        shape = tuple(side - 1 for side in self.volume.shape.tolist())
+        cells = self._matter(scene, teacher, shape)
+        if teacher is not None:  # what lies between its samples, and where a density falls to nothing
+            cells = max_pool3d(cells[None].float(), 3, 1, 1)[0] > 0
+        self.volume.resize(corners_of(cells) if cells.any() else torch.ones(self.volume.shape.tolist(), dtype=torch.bool))
         if teacher is not None:
             bake(self.volume, teacher, self.aabb, scene.train.camera)
-            self.volume.keep(visible_cells(self, scene.train.camera))
+            self.volume.keep(lit_cells(self.volume, self.aabb, scene.train.camera, self.voxel, MIN_ALPHA_RENDERING))
 
-    def _resolution(self, camera: Camera) -> int:
-        center, sides = 0.5 * (self.aabb[:3] + self.aabb[3:]), self.aabb[3:] - self.aabb[:3]
-        distance = (camera.c2w[:, :, 3] - center).norm(dim=-1).mean()
-        spacing = distance * self.sr_factor / camera.intrinsics[:, 0].mean()
-        return int(min(max(round(float(sides.max() / spacing) / VOXEL), SIDES[0]), SIDES[1]))
+    def _matter(self, scene: Scene, teacher: Density | None, shape: tuple[int, ...]) -> Tensor:
+        """The cells of the box (z, y, x) that teacher and silhouettes allow."""
+        cells = torch.ones(shape, dtype=torch.bool)
+        if teacher is not None:
+            cells = dense_cells(teacher, self.aabb, shape)  # type: ignore[arg-type]
+        return visual_hull(scene.train, self.aabb, cells)
+
+    def _divide(self, camera: Camera, resolution: int | None, most: int) -> None:
+        """Divide the box into cubic voxels; it grows to whole ones."""
+        low, high = self.aabb.cpu().view(2, 3)
+        sides = high - low
+        if resolution is None:
+            distance = (camera.c2w[:, :, 3].cpu() - (low + high) / 2).norm(dim=-1).mean()
+            block = distance * self.sr_factor / camera.intrinsics[:, 0].mean().cpu()
+            resolution = min(max(round(float(sides.max() / (VOXEL * block))), CORNERS[0]), most)
+        voxel = float(sides.max()) / (resolution - 1)
+        corners = ((sides / voxel - 1e-3).ceil().long() + 1).clamp(min=2)
+        self.aabb[3:] = (low + voxel * (corners - 1)).to(self.aabb)
+        self.volume.resize(torch.zeros(corners.flip(0).tolist(), dtype=torch.bool))
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Give the volume its own, higher learning rates; it learns from few rays at a time, so without decay."""
         volume = {"weight_decay": 0.0, "eps": 1e-12, "betas": (0.9, 0.99)}
         feature_lr, density_lr = self.lr_factors
-        inside = {id(p) for p in self.volume.parameters()}
-        network = [p for p in self.parameters() if id(p) not in inside]
+        network = [p for name, p in self.named_parameters() if not name.startswith("volume.")]
         return [
             {"params": network, "lr": lr, "weight_decay": weight_decay},
             {"params": [self.volume.features], "lr": lr * feature_lr, **volume},
@@ -146,82 +180,142 @@ class GridR2L(LightField):
 
     @property
     def voxel(self) -> float:
-        """Side of a voxel, scene unit."""
+        """Side of a voxel, and distance of the points on a ray, scene unit."""
         return float((self.aabb[3] - self.aabb[0]) / (self.volume.shape[2] - 1))
+
+    def extent(self, camera: Camera) -> tuple[int, int, int, int]:
+        """The rectangle of pixels that the box of the volume covers, see ``LightField.extent``."""
+        camera, box = camera.to("cpu"), self.aabb.cpu().view(2, 3)
+        corners = torch.cartesian_prod(*box.unbind(1))
+        local = (corners - camera.c2w[:, 3]) @ camera.c2w[:, :3]
+        if (local[:, 2] > -1e-3).any():  # the camera stands inside or beside it
+            return super().extent(camera)
+        fx, fy, cx, cy = camera.intrinsics.tolist()
+        x, y = cx - fx * local[:, 0] / local[:, 2], cy + fy * local[:, 1] / local[:, 2]
+        ranges = [_within(values, side) for values, side in ((x, camera.width), (y, camera.height))]
+        return ranges[0][0], ranges[1][0], ranges[0][1], ranges[1][1]
+
+    # ---------------------------------------------------------------------------------------- the picture
 
     def composite(self, rays_o: Tensor, rays_d: Tensor) -> RayFeatures:
         """Look up rays of any shape (..., 3), flattened; see ``nelf.kernels.ray_features``."""
         rays_o, rays_d = rays_o.reshape(-1, 3).float(), rays_d.reshape(-1, 3).float()
         jitter = torch.rand_like(rays_o[:, 0]) if self.training else torch.full_like(rays_o[:, 0], 0.5)
-        return self.volume.composite(
-            rays_o, rays_d, self.aabb, jitter, self.voxel, MIN_ALPHA if self.training else MIN_ALPHA_RENDERING
-        )
-
-    def extent(self, camera: Camera) -> tuple[int, int, int, int]:
-        low, high = self.aabb.cpu().view(2, 3)
-        corners = torch.stack([torch.where(torch.tensor([i & 1, i & 2, i & 4]) > 0, high, low) for i in range(8)])
-        local = (corners - camera.c2w[:, 3]) @ camera.c2w[:, :3]
-        if (local[:, 2] > -1e-3).any():
-            return super().extent(camera)
-        fx, fy, cx, cy = camera.intrinsics.unbind(-1)
-        x, y = cx - fx * local[:, 0] / local[:, 2], cy + fy * local[:, 1] / local[:, 2]
-        x0, x1 = (int(v) for v in (x.min().clamp(0, camera.width - 1), x.max().ceil().clamp(1, camera.width)))
-        y0, y1 = (int(v) for v in (y.min().clamp(0, camera.height - 1), y.max().ceil().clamp(1, camera.height)))
-        return x0, y0, x1, y1
+        least = MIN_ALPHA if self.training else MIN_ALPHA_RENDERING
+        return self.volume.composite(rays_o, rays_d, self.aabb, jitter, self.voxel, least)
 
     def forward(self, rays_o: Tensor, rays_d: Tensor) -> Tensor:
-        inputs = decoder_inputs(rays_d, self.composite(rays_o, rays_d), self.sr_factor)
-        return self._decode_window(inputs)
+        """Give color and opacity of each ray.
+
+        Args:
+            rays_o: (B, H, W, 3) origins, scene unit; both sides multiples of ``sr_factor``.
+            rays_d: (B, H, W, 3) directions, camera z = -1.
+
+        Returns:
+            (B, 4, H, W): rgb on black and opacity. In [0, 1] but while training, where what lies beyond has a
+            gradient.
+        """
+        return self._decode_window(decoder_inputs(rays_d, self.composite(rays_o, rays_d), self.sr_factor))
 
     def _decode_window(self, inputs: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        """``decode`` where there is something, and nothing around it."""
+        if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
             return self.decode(inputs)
         height, width = inputs.shape[-2:]
-        s = self.sr_factor
-        hit = (inputs[:, self._opacity] > 0).flatten(0, 1).any(0)
-        rows, columns = hit.any(1).nonzero()[:, 0], hit.any(0).nonzero()[:, 0]
-        if not len(rows):
-            return inputs.new_zeros(len(inputs), 4, height * s, width * s)
-        top, bottom = _window(rows, height)
-        left, right = _window(columns, width)
-        out = self.decode(inputs[:, :, top:bottom, left:right])
-        return pad(out, (left * s, (width - right) * s, top * s, (height - bottom) * s))
+        top, bottom, left, right = decoder_window(inputs[:, self._opacity], self.margin)
+        if top == bottom:
+            return inputs.new_zeros(len(inputs), 4, height * self.sr_factor, width * self.sr_factor)
+        drawn = self.decode(inputs[:, :, top:bottom, left:right])
+        around = (left, width - right, top, height - bottom)
+        return pad(drawn, [side * self.sr_factor for side in around])
 
     @property
     def _opacity(self) -> slice:
+        """The channels of ``decode``'s inputs that are the opacities of a block's rays."""
         block = self.sr_factor**2
         return slice(self.volume.channels * block, (self.volume.channels + 1) * block)
 
     def decode(self, inputs: Tensor) -> Tensor:
+        """The convolutional network, and what it is added to.
+
+        Args:
+            inputs: (B, (C + 1) * sr_factor^2 + 16, h, w), see ``decoder_inputs``.
+
+        Returns:
+            (B, 4, h * sr_factor, w * sr_factor): rgb on black and opacity, as ``forward``.
+        """
         # A trained network loses 0.001 dB in bfloat16 (lego); learning in it is the Trainer's choice.
         low = self.low_precision and not self.training and multiplies_bfloat16(inputs.device)
         with torch.autocast(inputs.device.type, torch.bfloat16) if low else nullcontext():
             x = self.tail(self.body(self.head(inputs)))
         opacity = inputs[:, self._opacity]
-        mask = max_pool2d(2 * opacity.amax(1, keepdim=True), 3, 1, 1).clamp(max=1.0)
-        base = torch.cat([inputs[:, : 3 * self.sr_factor**2], opacity], 1)
-        out = pixel_shuffle(base + x.float() * mask, self.sr_factor)
-        return out if self.training else torch.minimum(out.clamp(0.0, 1.0), out[:, 3:].clamp(0.0, 1.0))
+        near = max_pool2d(2.0 * opacity.amax(1, keepdim=True), 3, 1, 1).clamp(max=1.0)
+        first = torch.cat([inputs[:, : 3 * self.sr_factor**2], opacity], 1)
+        drawn = pixel_shuffle(first + near * x.float(), self.sr_factor)
+        if self.training:
+            return drawn
+        drawn = drawn.clamp(0.0, 1.0)
+        return torch.minimum(drawn, drawn[:, 3:])
 
     @torch.no_grad()
     def render(self, camera: Camera, time: float | None = None) -> Rendering:
-        """Render one camera, see ``LightField.render``; with depth and opacity, of the low-resolution rays."""
+        """Render one camera, see ``LightField.render``; with opacity, and the depth of the volume."""
         training = self.training
         self.eval()
         try:
             rays = camera.to(self.near.device).rays()
             along = self.composite(rays.rays_o, rays.rays_d)
-            out = self._decode_window(decoder_inputs(rays.rays_d[None], along, self.sr_factor))[0].permute(1, 2, 0)
+            drawn = self._decode_window(decoder_inputs(rays.rays_d[None], along, self.sr_factor))
         finally:
             self.train(training)
-        rgb, opacity = out[..., :3] + (1 - out[..., 3:]) * self.background, out[..., 3]
-        return Rendering(rgb, along.depth.view(opacity.shape), opacity)
+        return Rendering.over(drawn[0], self.background, along.depth.view(rays.rays_d.shape[:2]))
 
 
-def _window(hit: Tensor, size: int) -> tuple[int, int]:
-    """The rays to decode along one axis: those that are hit, and what the decoder looks at around them."""
-    margin = RECEPTIVE + 1  # and one more for the opacity's neighbors
-    first, last = max(int(hit[0]) - margin, 0), min(int(hit[-1]) + 1 + margin, size)
+def decoder_inputs(rays_d: Tensor, along: RayFeatures, sr_factor: int) -> Tensor:
+    """What the network of ``GridR2L`` sees of rays.
+
+    Args:
+        rays_d: (B, H, W, 3) directions.
+        along: what lies along the B * H * W rays, C features each.
+        sr_factor: s, rays along one side of a block.
+
+    Returns:
+        (B, (C + 1) * s^2 + 16, H / s, W / s): composited features and opacity of the rays of each block, as
+        ``torch.nn.functional.pixel_unshuffle`` orders them, and the 16 spherical harmonics of its mean direction.
+    """
+    looked_up = torch.cat([along.features, along.opacity[:, None]], dim=-1)
+    looked_up = looked_up.view(*rays_d.shape[:3], -1).permute(0, 3, 1, 2)
+    middle = normalize(avg_pool2d(rays_d.float().permute(0, 3, 1, 2), sr_factor), dim=1).permute(0, 2, 3, 1)
+    harmonics = spherical_harmonics(middle.reshape(-1, 3)).view(*middle.shape[:3], -1)
+    return torch.cat([pixel_unshuffle(looked_up, sr_factor), harmonics.permute(0, 3, 1, 2)], 1)
+
+
+def decoder_window(opacity: Tensor, margin: int) -> tuple[int, int, int, int]:
+    """Find the rectangle of blocks outside which a network of ``GridR2L`` would draw nothing.
+
+    Args:
+        opacity: (B, s^2, h, w) of the rays of each block.
+        margin: blocks around the rectangle of those that are hit.
+
+    Returns:
+        First and last row, first and last column, the last ones excluded; all the same where nothing is hit.
+    """
+    hit = (opacity > 0).flatten(0, 1).any(0)
+    rows, columns = hit.any(1).nonzero()[:, 0].tolist(), hit.any(0).nonzero()[:, 0].tolist()
+    if not rows:
+        return 0, 0, 0, 0
+    return (*_grown(rows, hit.shape[0], margin), *_grown(columns, hit.shape[1], margin))
+
+
+def _grown(hit: list[int], size: int, margin: int) -> tuple[int, int]:
+    """A range with a margin, of a length that is a multiple of ``WINDOW`` or all there is."""
+    first, last = max(hit[0] - margin, 0), min(hit[-1] + 1 + margin, size)
     length = min(-(-(last - first) // WINDOW) * WINDOW, size)
     first = min(first, size - length)
     return first, first + length
+
+
+def _within(values: Tensor, side: int) -> tuple[int, int]:
+    """The whole pixels from the smallest to the largest of some places, at least one, within the image."""
+    first = min(max(int(values.min().floor()), 0), side - 1)
+    return first, max(min(int(values.max().ceil()), side), first + 1)

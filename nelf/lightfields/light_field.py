@@ -16,16 +16,18 @@ if TYPE_CHECKING:
 
     from nelf.cameras import Camera
     from nelf.data.scene import Scene
+    from nelf.lightfields.warm_start import Density
 
 __all__ = ["LightField"]
 
 
 class LightField(nn.Module):
-    """A network that is evaluated once per ray and gives a block of pixels for it.
+    """A network that is evaluated once for each block of pixels.
 
-    A subclass implements ``forward(rays_o, rays_d)``: (B, h, w, 3) each to rgb (B, 3, h * sr_factor,
-    w * sr_factor). Rays go through the centres of their blocks (``Camera.rays(stride=sr_factor)``). To be exported, or
-    pruned by channels, it implements ``decode`` too.
+    A subclass implements ``forward(rays_o, rays_d)``: (B, h, w, 3) each to the picture (B, 3, H, W), or (B, 4, H, W)
+    with opacity and the color on black. Rays are those of ``Camera.rays(stride)``: with a ``stride`` of ``sr_factor``,
+    the default, one through the center of each block; with 1, one for each pixel. To be exported, or pruned by
+    channels, it implements ``decode`` too.
 
     The depth range, the box and whether they were set are buffers, so they travel with the weights. The arguments of
     the constructor, which describe the architecture completely, are in ``arguments``.
@@ -39,10 +41,11 @@ class LightField(nn.Module):
         ValueError: ``sr_factor`` is below one, or ``near`` is not before ``far``.
     """
 
+    #: Pixels from one ray to the next; 0 stands for ``sr_factor``.
+    stride: int = 0
     #: Whether rendering may compute in bfloat16 where the processor multiplies it.
     low_precision = True
 
-    block_rays = True
     near: Tensor
     far: Tensor
     aabb: Tensor
@@ -64,6 +67,7 @@ class LightField(nn.Module):
         if near is not None and far is not None and near >= far:
             raise ValueError(f"Expected argument `near` to be smaller than `far`, but got {near} and {far}.")
         self.sr_factor = sr_factor
+        self.stride = self.stride or sr_factor
         self._range = (near, far)
         # Until a scene is fitted: the values of the Blender scenes.
         self.register_buffer("near", torch.tensor(2.0 if near is None else near))
@@ -71,10 +75,14 @@ class LightField(nn.Module):
         self.register_buffer("aabb", torch.tensor([-1.5, -1.5, -1.5, 1.5, 1.5, 1.5]))
         self.register_buffer("fitted", torch.tensor(False))
 
-    def fit_scene(self, scene: Scene) -> None:
+    def fit_scene(self, scene: Scene, teacher: Density | None = None) -> None:
         """Take depth range and box from ``scene``, where the constructor did not set them.
 
         Only the first scene counts: weights that learned inside one box mean nothing in another.
+
+        Args:
+            scene: what is to be learned.
+            teacher: a field whose density a subclass may start from.
 
         Raises:
             UserError: the images cannot be cut into blocks of ``sr_factor`` pixels.
@@ -96,7 +104,14 @@ class LightField(nn.Module):
         self.fitted.fill_(True)
 
     def extent(self, camera: Camera) -> tuple[int, int, int, int]:
-        """The pixels x0, y0, x1, y1 outside which this light field draws nothing but the background."""
+        """Say where in an image there may be something but the background.
+
+        Args:
+            camera: a single camera.
+
+        Returns:
+            x0, y0, x1, y1: first pixels, and those after the last.
+        """
         return 0, 0, camera.width, camera.height
 
     def decode(self, inputs: Tensor) -> Tensor:
@@ -120,16 +135,16 @@ class LightField(nn.Module):
             time: ignored, these light fields are static; there so that all models are called alike.
 
         Returns:
-            ``rgb`` (H, W, 3) in [0, 1] on the device of the weights; no depth and no opacity.
+            ``rgb`` (H, W, 3) in [0, 1] on the device of the weights; opacity where the network has it, no depth.
 
         Raises:
             ValueError: ``sr_factor`` does not divide the width or the height.
         """
-        rays = camera.to(self.near.device).rays(stride=self.sr_factor)
+        rays = camera.to(self.near.device).rays(self.stride)
         training = self.training
         self.eval()
         try:
-            rgb = self(rays.rays_o[None], rays.rays_d[None])[0]
+            drawn = self(rays.rays_o[None], rays.rays_d[None])[0]
         finally:
             self.train(training)
-        return Rendering(rgb.permute(1, 2, 0).float())
+        return Rendering.over(drawn, getattr(self, "background", None))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool3d
+from torch.nn.functional import max_pool3d, normalize
 
 from nelf.kernels.ray_features import ray_features
 
@@ -14,73 +14,99 @@ if TYPE_CHECKING:
     from nelf.cameras import Camera
     from nelf.lightfields.volume import SparseVolume
 
+__all__ = ["Density", "bake", "dense_cells", "lit_cells"]
+
 DENSE = 0.03  # optical depth of a voxel, anywhere in it, from which on it is not empty
-SAMPLES = 4
-BAKE_SAMPLES = 8
-CHUNK = 2**18
-RAW = 8.0  # of the density, before its softplus: largest size that is taken from a teacher
-SEEN = 1e-2  # light, summed over all views, from which on a corner matters
+SAMPLES = 8  # in a cell, or around a corner
+CHUNK = 2**18  # positions that a teacher is asked for together
+LARGEST = 8.0  # of a density before its sigmoid; beyond it there is nothing to learn from
+LIT = 1e-2  # light, summed over all rays, from which on a corner matters
 VIEWS = 150
 
 
+class Density(Protocol):
+    """A teacher that can be asked for its density; one that has ``rgb(positions, viewdirs)`` gives its color, too."""
+
+    def sigma(self, positions: Tensor) -> Tensor:
+        """Density (N,), per scene unit, at positions (N, 3) of the scene."""
+
+
 @torch.no_grad()
-def dense_cells(teacher: Any, aabb: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """Find the cells in which a teacher has matter."""
-    d, h, w = shape
-    sizes = (aabb[3:] - aabb[:3]) / aabb.new_tensor([w, h, d])
-    voxel = float(sizes.prod()) ** (1 / 3)
-    out = torch.zeros(d * h * w, dtype=torch.bool)
-    generator = torch.Generator().manual_seed(0)
-    for cells in torch.arange(d * h * w).split(CHUNK // SAMPLES):
-        corner = torch.stack([cells % w, cells // w % h, cells // (w * h)], -1)
-        inside = torch.rand(len(cells), SAMPLES, 3, generator=generator)
+def dense_cells(teacher: Density, aabb: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Find the cells of a grid in which a teacher has matter, at any of a few random places.
+
+    Args:
+        teacher: the field.
+        aabb: (6,) the box that the grid divides.
+        shape: cells along z, y, x.
+
+    Returns:
+        (D, H, W) bool, on the CPU.
+    """
+    depth, height, width = shape
+    sizes = (aabb[3:] - aabb[:3]) / aabb.new_tensor([width, height, depth])
+    threshold = DENSE / float(sizes.prod()) ** (1 / 3)
+    dense = torch.zeros(depth * height * width, dtype=torch.bool)
+    for cells in torch.arange(len(dense)).split(CHUNK // SAMPLES):
+        corner = torch.stack([cells % width, cells // width % height, cells // (width * height)], -1).to(aabb)
+        inside = torch.rand(len(cells), SAMPLES, 3, device=aabb.device)
         positions = aabb[:3] + (corner[:, None] + inside) * sizes
-        sigma = teacher.sigma(positions.view(-1, 3)).view(-1, SAMPLES)
-        out[cells] = sigma.amax(-1) * voxel > DENSE
-    return out.view(d, h, w)
+        dense[cells] = (teacher.sigma(positions.view(-1, 3)).view(-1, SAMPLES).amax(-1) > threshold).cpu()
+    return dense.view(shape)
 
 
 @torch.no_grad()
-def bake(volume: SparseVolume, teacher: Any, aabb: Tensor, cameras: Camera) -> None:
-    """Start a volume from a teacher: density and, in the first three features, color."""
-    positions = volume.positions(aabb)
+def bake(volume: SparseVolume, teacher: Density, aabb: Tensor, cameras: Camera) -> None:
+    """Give each corner the mean density of the voxel around it, and its color as the first three features.
+
+    Args:
+        volume: a new one.
+        teacher: the field. Without colors, the features stay random.
+        aabb: (6,) the box that the volume fills.
+        cameras: from where its colors are seen: each place from random ones of them, so that highlights fade.
+    """
     voxel = float((aabb[3] - aabb[0]) / (volume.shape[2] - 1))
-    origins = cameras.c2w[:, :, 3]
-    generator = torch.Generator().manual_seed(0)
-    at = 0
-    for chunk in positions.split(CHUNK // BAKE_SAMPLES):
-        inside = torch.rand(len(chunk), BAKE_SAMPLES, 3, generator=generator) - 0.5
-        points = (chunk[:, None] + voxel * inside).view(-1, 3)
-        sigma = teacher.sigma(points)
-        from_ = origins[torch.randint(len(origins), (len(points),), generator=generator)]
-        viewdirs = torch.nn.functional.normalize(points - from_, dim=-1)
-        dense = sigma > 0
-        rgb = torch.zeros(len(points), 3)
-        if dense.any():
-            rgb[dense] = teacher.rgb(points[dense], viewdirs[dense])
-        weight = -torch.expm1(-sigma * voxel).view(-1, BAKE_SAMPLES, 1) + 1e-6
-        color = (weight * rgb.view(-1, BAKE_SAMPLES, 3)).sum(1) / weight.sum(1)
-        tau = sigma.view(-1, BAKE_SAMPLES).mean(-1) * voxel
-        raw = torch.logit(-torch.expm1(-tau)).clamp(-RAW, RAW)
-        volume.density[at : at + len(chunk)] = raw
-        volume.features[at : at + len(chunk), :3] = color
-        at += len(chunk)
+    origins, color = cameras.c2w[:, :, 3].to(aabb), getattr(teacher, "rgb", None)
+    rows = torch.arange(len(volume.density), device=aabb.device)
+    for part, corner in zip(rows.split(CHUNK // SAMPLES), volume.positions(aabb).split(CHUNK // SAMPLES), strict=True):
+        places = corner[:, None] + voxel * (torch.rand(len(corner), SAMPLES, 3, device=aabb.device) - 0.5)
+        sigma = teacher.sigma(places.view(-1, 3)).view(-1, SAMPLES)
+        volume.density[part] = torch.logit(-torch.expm1(-voxel * sigma.mean(-1))).clamp(-LARGEST, LARGEST)
+        if color is None:
+            continue
+        seen = origins[torch.randint(len(origins), sigma.shape, device=aabb.device)]
+        rgb, dense = torch.zeros_like(places), sigma > 0
+        rgb[dense] = color(places[dense], normalize(places - seen, dim=-1)[dense])
+        weights = -torch.expm1(-voxel * sigma[..., None]) + 1e-6
+        volume.features[part, :3] = (weights * rgb).sum(1) / weights.sum(1)
 
 
-def visible_cells(network: Any, cameras: Camera) -> Tensor:
-    """Find the cells that light reaches from some of the cameras, and their neighbors."""
-    volume = network.volume
-    light = torch.zeros(len(volume.density), 1)
+def lit_cells(volume: SparseVolume, aabb: Tensor, cameras: Camera, step: float, min_alpha: float) -> Tensor:
+    """Find the cells that light reaches from some of the cameras, and their neighbors.
+
+    Args:
+        volume: with the densities of the scene.
+        aabb: (6,) the box that it fills.
+        cameras: at most 150 of them, evenly chosen, look at it, a quarter of their pixels each.
+        step: see ``nelf.kernels.ray_features``.
+        min_alpha: likewise.
+
+    Returns:
+        (D - 1, H - 1, W - 1) bool, on the CPU.
+    """
+    light = torch.zeros_like(volume.density)
+    stride = 2 if cameras.width % 2 == cameras.height % 2 == 0 else 1
     for index in torch.linspace(0, len(cameras) - 1, min(VIEWS, len(cameras))).round().long().tolist():
-        rays = cameras[index].rays(stride=2)
-        one = torch.ones_like(light, requires_grad=True)
+        rays = cameras[index].to(aabb.device).rays(stride)
+        rays_o, rays_d = rays.rays_o.reshape(-1, 3).contiguous(), rays.rays_d.reshape(-1, 3).contiguous()
+        # A feature's gradient is the light that its corner gives to the rays.
+        features = torch.ones_like(light[:, None], requires_grad=True)
         with torch.enable_grad():
-            out = ray_features(
-                volume.density.detach(), one, volume.index, rays.rays_o.reshape(-1, 3).contiguous(), rays.rays_d.reshape(-1, 3).contiguous(),
-                network.aabb, torch.rand(rays.rays_d.shape[:2]).flatten(), network.voxel, 3e-3,
-            ).features.sum()
-        light += torch.autograd.grad(out, one)[0]
-    seen = torch.zeros(volume.exists.shape)
-    seen[volume.exists] = (light[:, 0] > SEEN).float()
-    cells = max_pool3d(seen[None], 2, stride=1)[0]  # cells with a seen corner
-    return volume.cells & (cells > 0)
+            seen = ray_features(
+                volume.density.detach(), features, volume.index, rays_o, rays_d, aabb, torch.rand_like(rays_o[:, 0]),
+                step, min_alpha,
+            )  # fmt: skip
+            light += torch.autograd.grad(seen.features.sum(), features)[0][:, 0]
+    lit = torch.zeros(volume.index.shape)
+    lit[volume.exists] = (light > LIT).float().cpu()
+    return volume.cells & (max_pool3d(lit[None], 2, stride=1)[0] > 0)

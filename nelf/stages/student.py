@@ -1,10 +1,12 @@
 """Stage student: fit a light field to the teacher's views."""
 
+from functools import partial
 from typing import Any
 
 from nelf.data import BlenderDataModule
 from nelf.run import Run
-from nelf.training import fit
+from nelf.training import device, fit
+from nelf.weights import load
 
 __all__ = ["student", "student_data"]
 
@@ -12,7 +14,12 @@ _SCENE_ONLY = ("_target_", "root", "eval_root", "extra_views", "scene", "width")
 
 
 def student(
-    run: Run, *, max_steps: int | None = None, max_time: str | None = None, real_views: bool = True
+    run: Run,
+    *,
+    max_steps: int | None = None,
+    max_time: str | None = None,
+    real_views: bool = True,
+    warm_start: bool = True,
 ) -> dict[str, Any]:
     """Train the student on the pseudo set.
 
@@ -21,6 +28,7 @@ def student(
         max_steps: optimiser steps; None for the Trainer's.
         max_time: days:hours:minutes:seconds; None for the Trainer's.
         real_views: mix the scene's own training views in with the teacher's.
+        warm_start: start from the teacher's density and color, where the network can and the teacher has them.
 
     Returns:
         Metrics on the scene's validation views, and the number of steps.
@@ -29,8 +37,19 @@ def student(
         UserError: as ``nelf.training.fit``; the pseudo set is missing or damaged.
     """
     data = student_data(run, real_views)
-    _, metrics = fit(run, run.folder("student"), "student", data, max_steps=max_steps, max_time=max_time)
+    begin = partial(_start_from_teacher, run, data) if warm_start else None
+    _, metrics = fit(
+        run, run.folder("student"), "student", data, begin=begin, max_steps=max_steps, max_time=max_time
+    )
     return metrics
+
+
+def _start_from_teacher(run: Run, data: BlenderDataModule, system: Any) -> None:
+    """Give a new network what the teacher knows of the scene, if there is a teacher that can be asked."""
+    folder = run.find("teacher")
+    teacher = None if folder is None else load(folder, device=device(run))
+    if hasattr(teacher, "sigma"):
+        system.network.to(device(run)).fit_scene(data.scene, teacher)
 
 
 def student_data(run: Run, real_views: bool | None = None) -> BlenderDataModule:

@@ -10,12 +10,14 @@ from torch.nn.functional import mse_loss
 from torch.optim.lr_scheduler import LambdaLR
 
 from nelf.data.scene import background_color
+from nelf.errors import UserError
 from nelf.systems.schedule import cosine_decay, exponential_decay, training_progress, warmup
 from nelf.systems.system import System
 
 if TYPE_CHECKING:
     from pytorch_lightning.utilities.types import OptimizerLRScheduler
 
+    from nelf.cameras import Rays
     from nelf.data.sampling import ImageBatch
     from nelf.lightfields import LightField
 
@@ -24,13 +26,18 @@ __all__ = ["Student"]
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 SCHEDULES = ("exponential", "cosine")
 COSINE_END = 0.02
+RANDOM = 0.5  # share of the views that are laid over a random color
+CHECKED, CHECKED_STEPS = 500, 100  # steps after the warm-up: when, and over how many, pictures are checked
 
 
 class Student(System):
-    """Fits a light field to whole views by the mean squared error of their pixels.
+    """Fits a light field to views by the mean squared error of their pixels.
 
-    The ray grid of each view is shifted by a random number of pixels, at most ``sr_factor``, and the view cut to
-    match, so that every pixel is seen in every place of a block.
+    Of each view a window is drawn, at a random place in the part of the image where there may be something
+    (``LightField.extent``). So every pixel is seen in every place of a block. A light field with opacity is laid over
+    the scene's background or, in half of the windows of a view that has alpha, over a random color.
+
+    Training that after some hundred steps is no better than a single color ends with an error.
 
     Args:
         network: the light field.
@@ -42,18 +49,16 @@ class Student(System):
         decay_steps: see ``schedule``; ``cosine`` does not look at it.
         optimizer: ``adamw`` or ``adam``.
         weight_decay: AdamW's decoupled decay, or Adam's L2 term.
-        shift: shift the ray grid at random.
+        crop: pixels along the sides of a window; None for all of the image but one block.
 
     Raises:
-        ValueError: ``schedule`` or ``optimizer`` is not one of the words above.
+        ValueError: ``schedule`` or ``optimizer`` is not one of the words above, or ``crop`` is not positive.
 
     Source:
-        Schedule, loss and optimiser: MobileR2L's training code; R2L's schedule is the same.
+        Schedule, loss and optimizer: MobileR2L's training code; R2L's schedule is the same.
     """
 
     batch_kind = "views"
-    random_bg = 0.5
-    window = None
     network: LightField
 
     def __init__(
@@ -66,14 +71,17 @@ class Student(System):
         decay_steps: int = 500_000,
         optimizer: Literal["adamw", "adam"] = "adamw",
         weight_decay: float = 0.01,
-        shift: bool = True,
+        crop: int | None = None,
     ) -> None:
         super().__init__(network)
         if schedule not in SCHEDULES:
             raise ValueError(f"Expected argument `schedule` to be one of {SCHEDULES}, but got {schedule!r}.")
         if optimizer not in OPTIMIZERS:
             raise ValueError(f"Expected argument `optimizer` to be one of {tuple(OPTIMIZERS)}, but got {optimizer!r}.")
+        if crop is not None and crop < 1:
+            raise ValueError(f"Expected argument `crop` to be 1 or more, or None, but got {crop}.")
         self.save_hyperparameters(ignore=["network"])
+        self._errors: list[Tensor] = []  # of the picture, and of a single color
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimiser over the network's parameter groups and its per-step schedule."""
@@ -95,41 +103,65 @@ class Student(System):
         return rise * exponential_decay(max(step - steps, 0), options["decay_steps"])
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
-        """Fit the views of one batch."""
-        rays_o, rays_d, rgba = self._rays_and_target(batch)
-        drawn = self.network(rays_o, rays_d).float()
+        """Fit a window of each view of the batch."""
+        rays, rgba = self._window(batch)
+        drawn = self.network(rays.rays_o, rays.rays_d).float()
+        background = self._backgrounds(batch.rgba)[..., None, None]
+        target = rgba[:, :3] * rgba[:, 3:] + (1 - rgba[:, 3:]) * background
         if drawn.shape[1] == 4:
-            import random
-            opaque = (batch.rgba[..., 3].amin((1, 2)) == 255)[:, None]
-            scene = background_color(self.background).to(rgba)
-            bg = torch.where(opaque | (torch.rand(len(rgba), 1) > self.random_bg), scene, torch.rand(len(rgba), 3).to(rgba))[..., None, None]
-            drawn = drawn[:, :3] + (1 - drawn[:, 3:]) * bg
-        else:
-            bg = background_color(self.background).to(rgba)[:, None, None]
-        target = rgba[:, :3] * rgba[:, 3:] + (1 - rgba[:, 3:]) * bg
+            drawn = drawn[:, :3] + (1 - drawn[:, 3:]) * background
         loss = mse_loss(drawn, target)
+        self._check_progress(loss.detach(), target)
         self.log("train/psnr", -10.0 * loss.detach().log10(), prog_bar=True)
         return loss
 
-    def _rays_and_target(self, batch: ImageBatch) -> tuple[Tensor, Tensor, Tensor]:
-        rgba = (batch.rgba.float() / 255).permute(0, 3, 1, 2)
-        network = self.network
-        block = network.sr_factor
-        height, width = (min(side - block, self.window or side) // block * block for side in rgba.shape[2:])
-        boxes = [network.extent(batch.camera[i]) for i in range(len(rgba))]
-        corners = [(_place(x0, x1, width, rgba.shape[3]), _place(y0, y1, height, rgba.shape[2])) for x0, y0, x1, y1 in boxes]
-        camera = batch.camera.window(torch.tensor(corners), width, height)
-        rays = camera.rays(block if network.block_rays else 1)
-        target = torch.stack([view[:, y : y + height, x : x + width] for view, (x, y) in zip(rgba, corners)])
-        return rays.rays_o, rays.rays_d, target
+    def _window(self, batch: ImageBatch) -> tuple[Rays, Tensor]:
+        """The rays of a random window of each view, (B, h, w, 3), and its pixels (B, 4, H, W) in [0, 1]."""
+        block, crop = self.network.sr_factor, self.hparams["crop"]
+        sides = batch.rgba.shape[2], batch.rgba.shape[1]  # width, height
+        size = [max(min(crop or side, side - block), block) // block * block for side in sides]
+        corners = []
+        for camera in (batch.camera[index] for index in range(len(batch.rgba))):
+            x0, y0, x1, y1 = self.network.extent(camera)
+            corners.append([_place(x0, x1, size[0], sides[0]), _place(y0, y1, size[1], sides[1])])
+        camera = batch.camera.window(torch.tensor(corners), *size)
+        cut = [view[y : y + size[1], x : x + size[0]] for view, (x, y) in zip(batch.rgba, corners, strict=True)]
+        return camera.rays(self.network.stride), torch.stack(cut).permute(0, 3, 1, 2).float() / 255
+
+    def _backgrounds(self, views: Tensor) -> Tensor:
+        """A color (B, 3) for each of the views (B, H, W, 4) uint8."""
+        color = background_color(self.background).to(views.device).expand(len(views), 3)
+        if not self.has_alpha:
+            return color
+        free = (views[..., 3] < 255).flatten(1).any(1) & (torch.rand(len(views), device=views.device) < RANDOM)
+        return torch.where(free[:, None], torch.rand_like(color), color)
+
+    def _check_progress(self, error: Tensor, target: Tensor) -> None:
+        """Stop a training whose pictures are no better than a single color, such as the background.
+
+        Raises:
+            UserError: they are not, on average over the last steps before ``CHECKED``.
+        """
+        step = self.global_step - self.hparams["warmup_steps"]
+        if not CHECKED - CHECKED_STEPS <= step < CHECKED:
+            return
+        plain = (target - target.mean((0, 2, 3), keepdim=True)).square().mean()
+        self._errors.append(torch.stack([error, plain]))
+        if step < CHECKED - 1 or len(self._errors) < CHECKED_STEPS // 2:
+            return
+        own, plain = torch.stack(self._errors).mean(0)
+        if not own < plain:
+            found, trivial = (-10 * value.log10() for value in (own, plain))
+            raise UserError(
+                f"student: after {self.global_step} steps its pictures ({found:.1f} dB) are no better than a single "
+                f"color ({trivial:.1f} dB), so it is stopped. Lower system.lr (it is {self.hparams['lr']})."
+            )
 
 
 def _place(low: int, high: int, length: int, side: int) -> int:
-    """Where a window begins, so that each pixel from ``low`` to ``high`` is about as likely in it."""
-    first, last = max(min(low, high - length), 0), min(max(low, high - length), side - length)
-    margin = length // 2 if high - low > length else 0
+    """Where along a side a window begins, so that all pixels from ``low`` to ``high`` are seen about as often."""
     if high - low <= length:
         first, last = max(high - length, 0), min(low, side - length)
         return int(torch.randint(min(first, last), max(first, last) + 1, ()))
-    at = int(torch.randint(low - margin, high - margin + 1, ()))
+    at = int(torch.randint(low - length // 2, high - length // 2, ()))
     return min(max(at, low), high - length)

@@ -27,12 +27,14 @@ class System(pl.LightningModule):
         super().__init__()
         self.network = network
         self.background = "white"
+        self.has_alpha = True
 
     def setup(self, stage: str) -> None:
         """Take background, box and depth range from the scene of the datamodule."""
         scene = self.trainer.datamodule.scene  # type: ignore[attr-defined]
         self.background = scene.background
         if stage == "fit":
+            self.has_alpha = scene.has_alpha
             self.network.fit_scene(scene)
 
     def validation_step(self, view: View, batch_idx: int) -> None:

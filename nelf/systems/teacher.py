@@ -41,8 +41,9 @@ class Teacher(System):
         loss: ``mse``, or ``huber`` (quadratic below a difference of 0.1, linear above).
         opacity_loss: weight of the entropy ``-o log(o)`` that pushes each ray's opacity to 0 or 1.
         distortion_loss: weight of Mip-NeRF 360's loss against floating matter; 0 leaves it out.
-        background: ``random`` lays both sides over one random colour per ray, so that opacity is learned from
-            images with alpha; ``scene`` lays them over the scene's own background.
+        background: ``random`` lays both sides over one random color per ray, so that opacity is learned from
+            images with alpha; ``scene`` lays them over the scene's own background. So does ``random`` where all
+            images are opaque: else their background would be learned as matter.
         samples_per_step: samples that a step composites, held constant by the number of rays.
         occupancy_every: steps between two updates of the occupancy grid.
         occupancy_warmup: for so many steps an update looks at all cells.
@@ -105,7 +106,7 @@ class Teacher(System):
         out, samples = self.network.render_rays(batch.rays_o[:n_rays], batch.rays_d[:n_rays])
         self.samples_per_ray = max(0.8 * self.samples_per_ray + 0.2 * len(samples.t_starts) / n_rays, 1.0)
 
-        if self.hparams["background"] == "random":
+        if self.hparams["background"] == "random" and self.has_alpha:
             background = torch.rand_like(rgba[:, :3])
         else:
             background = background_color(self.background).to(rgba).expand(n_rays, 3)

@@ -88,7 +88,7 @@ class GridR2L(LightField):
     def __init__(
         self,
         width: int = 32,
-        depth: int = 6,
+        depth: int = 4,
         resolution: int | None = None,
         features: int = 4,
         sr_factor: int = 2,

@@ -38,6 +38,7 @@ def fit(
     *,
     system: Any = None,
     begin: Callable[[Any], None] | None = None,
+    end: Callable[[Any], None] | None = None,
     callbacks: Sequence[Any] = (),
     max_steps: int | None = None,
     max_time: str | None = None,
@@ -52,6 +53,7 @@ def fit(
         system: what to train, if it is not a new one; a light field of another size than the run's is described by
             its own ``arguments``.
         begin: called with the system before it is trained, unless it goes on from a checkpoint.
+        end: called with the trained system before it is validated and saved.
         callbacks: beside those of the configuration.
         max_steps: instead of the Trainer's.
         max_time: instead of the Trainer's, days:hours:minutes:seconds.
@@ -74,6 +76,8 @@ def fit(
     elif begin is not None:
         begin(system)
     _uninterrupted(trainer, system, data, checkpoint)
+    if end is not None:
+        end(system)
     validated = trainer.validate(system, datamodule=data, verbose=False)
     if trainer.is_global_zero:
         config = {**run.model_config(name), **getattr(system.network, "arguments", {})}

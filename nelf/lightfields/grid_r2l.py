@@ -145,7 +145,22 @@ class GridR2L(LightField):
         self.volume.resize(corners_of(cells) if cells.any() else torch.ones(self.volume.shape.tolist(), dtype=torch.bool))
         if teacher is not None:
             bake(self.volume, teacher, self.aabb, scene.train.camera)
-            self.volume.keep(lit_cells(self.volume, self.aabb, scene.train.camera, self.voxel, MIN_ALPHA_RENDERING))
+            self.volume.keep(self._lit(scene.train.camera))
+
+    @torch.no_grad()
+    def trim(self, cameras: Camera) -> None:
+        """Drop the corners that nobody reads: in cells too thin to be seen, or that light from no camera reaches.
+
+        Args:
+            cameras: those that it was trained with.
+        """
+        visible = torch.zeros(self.volume.shape.tolist())
+        visible[self.volume.exists] = (torch.sigmoid(self.volume.density) > MIN_ALPHA_RENDERING).float().cpu()
+        cells = max_pool3d(visible[None], 2, stride=1)[0] > 0
+        self.volume.keep(cells & self._lit(cameras))
+
+    def _lit(self, cameras: Camera) -> Tensor:
+        return lit_cells(self.volume, self.aabb, cameras, self.voxel, MIN_ALPHA_RENDERING)
 
     def _matter(self, scene: Scene, teacher: Density | None, shape: tuple[int, ...]) -> Tensor:
         """The cells of the box (z, y, x) that teacher and silhouettes allow."""

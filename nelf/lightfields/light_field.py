@@ -103,6 +103,13 @@ class LightField(nn.Module):
         self.aabb.copy_(scene.aabb)
         self.fitted.fill_(True)
 
+    def trim(self, cameras: Camera) -> None:
+        """Drop what no ray reads, once training has ended; most light fields have nothing of the kind.
+
+        Args:
+            cameras: those that it was trained with.
+        """
+
     def extent(self, camera: Camera) -> tuple[int, int, int, int]:
         """Say where in an image there may be something but the background.
 

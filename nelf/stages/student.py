@@ -37,9 +37,16 @@ def student(
         UserError: as ``nelf.training.fit``; the pseudo set is missing or damaged.
     """
     data = student_data(run, real_views)
-    begin = partial(_start_from_teacher, run, data) if warm_start else None
+    cameras = data.scene.train.camera
     _, metrics = fit(
-        run, run.folder("student"), "student", data, begin=begin, max_steps=max_steps, max_time=max_time
+        run,
+        run.folder("student"),
+        "student",
+        data,
+        begin=partial(_start_from_teacher, run, data) if warm_start else None,
+        end=lambda system: system.network.trim(cameras),
+        max_steps=max_steps,
+        max_time=max_time,
     )
     return metrics
 

@@ -31,33 +31,10 @@ _NAMES = {
     "write_views": "nelf.stages.pseudo",
 }
 _MODULES = (
-    *(
-        "callbacks",
-        "cameras",
-        "checkpoints",
-        "checks",
-        "cli",
-        "compression",
-        "data",
-        "encodings",
-        "errors",
-        "evaluation",
-        "export",
-    ),
-    *("fields", "interop", "kernels", "lightfields", "locks", "metrics", "occupancy", "paths"),
-    *(
-        "pictures",
-        "rendering",
-        "remembered",
-        "reporting",
-        "run",
-        "stages",
-        "sweeps",
-        "systems",
-        "training",
-        "view",
-        "weights",
-    ),
+    *("callbacks", "cameras", "checkpoints", "checks", "cli", "compression", "data", "encodings", "errors"),
+    *("evaluation", "export", "fields", "interop", "kernels", "lightfields", "locks", "metrics", "occupancy"),
+    *("paths", "pictures", "remembered", "rendering", "reporting", "run", "stages", "sweeps", "systems"),
+    *("training", "view", "weights"),
 )
 
 __all__ = ["__version__", *_NAMES, *_MODULES]

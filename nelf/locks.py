@@ -44,7 +44,7 @@ class Lock:
         self.folder, self.path = folder, folder / NAME
         self._mark: str | None = None
         self._process = 0
-        self._stopped = threading.Event()
+        self._stopped: threading.Event | None = None  # a released lock is plain data: a sweep's job sends its run back
 
     def refuse(self) -> None:
         """Refuse to begin where somebody else writes; takes nothing.
@@ -81,8 +81,8 @@ class Lock:
             about = {**_identity(), "since": time.strftime("%Y-%m-%d %H:%M:%S"), "mark": self._mark}
             with atomic_path(self.path) as partial:
                 partial.write_text(json.dumps(about) + "\n", encoding="utf-8")
-        self._stopped.clear()
-        threading.Thread(target=self._beat, name="lock", daemon=True).start()
+        self._stopped = threading.Event()
+        threading.Thread(target=self._beat, args=(self._stopped,), name="lock", daemon=True).start()
         atexit.register(self.release)
 
     def check(self) -> None:
@@ -97,9 +97,10 @@ class Lock:
 
     def release(self) -> None:
         """Give it back; nothing if it is not held, or in a process that was forked from the holder."""
-        if not self._is_held_here():
+        if self._stopped is None or not self._is_held_here():
             return
         self._stopped.set()
+        self._stopped = None
         atexit.unregister(self.release)
         with suppress(OSError), _alone(self.folder):
             if self._is_mine():
@@ -122,8 +123,8 @@ class Lock:
         good = isinstance(holder, dict) and all(isinstance(holder.get(key), kind) for key, kind in known.items())
         return holder if good and all(str(holder[key]).isprintable() for key in known) else None
 
-    def _beat(self) -> None:
-        while not self._stopped.wait(_BEAT):
+    def _beat(self, stopped: threading.Event) -> None:
+        while not stopped.wait(_BEAT):
             with suppress(OSError):
                 if self._is_mine():
                     os.utime(self.path)

@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import Glob
 from omegaconf import DictConfig
 
 from nelf.errors import atomic_path
-from nelf.run import CHAIN, read_artefacts, read_json, read_yaml
+from nelf.run import CHAIN, read_json, read_yaml
 
 __all__ = ["first_job", "shared_stages", "swept_keys", "write_table"]
 
@@ -136,7 +136,7 @@ def _results(job: Path, keys: list[str]) -> list[dict[str, Any]]:
     report = read_json(job / "report.json")
     rows: list[dict[str, Any]] = [] if report is None else report["rows"]
     stages = dict.fromkeys(key.split(".")[1] for key in keys if key.startswith("stage."))
-    artefacts = [each for stage in stages for each in read_artefacts(job / stage)]
+    artefacts = [each for stage in stages for each in read_json(job / stage / "artefacts.json") or []]
     if artefacts:
         measured = {row["name"]: row for row in rows}
         return [{**artefact, **measured.get(artefact["name"], {})} for artefact in artefacts]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -147,6 +148,13 @@ def test_one_process_may_open_a_directory_twice(lock) -> None:
     assert lock.path.exists()
     again.release()
     assert not lock.path.exists()
+
+
+def test_a_run_that_is_over_can_be_sent_between_processes(lock) -> None:
+    """A sweep's jobs give theirs back."""
+    lock.acquire()
+    lock.release()
+    assert pickle.loads(pickle.dumps(lock)).path == lock.path
 
 
 def test_a_forked_process_gives_nothing_back(lock) -> None:

@@ -15,7 +15,9 @@ break on:
 
 from __future__ import annotations
 
-from functools import cache
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -128,16 +130,23 @@ def write(root: str | Path, scene: str = "blocks", width: int = 200) -> Path:
         raise UserError(f"data.root: {root} holds other files; allowed: a new or empty directory for the demo scene.")
     views = cameras(width)
     with (
-        atomic_path(root) as partial,
+        atomic_path(root) as folder,
         progress_bar(f"rendering the demo scene to {root}", sum(VIEWS.values())) as progress,
     ):
         for name, camera in views.items():
             writer = SceneWriter(
-                partial, camera, name, aabb=aabb(scene), background=about.background, license="CC0-1.0"
+                folder, camera, name, aabb=aabb(scene), background=about.background, license="CC0-1.0"
             )
-            for index in range(len(camera)):
-                picture = render(camera[index], scene)
-                writer.write(index, picture if about.alpha else composite_background(picture, about.background))
-                progress.advance(progress.task_ids[0])
+            draw = partial(_write_view, writer, camera, scene)
+            with ThreadPoolExecutor(os.cpu_count()) as pool:  # the tracer runs without Python's lock
+                for _ in pool.map(draw, range(len(camera))):
+                    progress.advance(progress.task_ids[0])
             writer.finish()
     return root
+
+
+def _write_view(writer: SceneWriter, camera: Camera, scene: str, index: int) -> None:
+    """Render and write one view of a split."""
+    about = SCENES[scene]
+    picture = render(camera[index], scene)
+    writer.write(index, picture if about.alpha else composite_background(picture, about.background))

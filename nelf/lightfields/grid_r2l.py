@@ -29,7 +29,7 @@ __all__ = ["GridR2L", "decoder_inputs", "decoder_window"]
 # A point that absorbs less is empty: while learning, since what is empty learns no more, and while rendering.
 MIN_ALPHA, MIN_ALPHA_RENDERING = 2e-4, 3e-3
 BOX_CELLS = 64  # along each side of the scene's box, to find what is in it
-VOXEL = 1.25  # side of a voxel, in blocks of pixels as seen from the mean distance of the cameras
+VOXEL = 0.67  # side of a voxel, in blocks of pixels as seen from the mean distance of the cameras
 CORNERS = (32, 256)  # smallest and largest number of corners along the longest side that is chosen
 UNKNOWN = 72  # largest number where no teacher says which corners there are
 WINDOW = 16  # blocks; the decoder's windows have sides of whole multiples, since its kernels are built for each size
@@ -64,7 +64,7 @@ class GridR2L(LightField):
         width: channels of head and body.
         depth: layers of head, body and final layer: ``(depth - 2) / 2`` residual blocks.
         resolution: voxel corners along the longest side of the volume. None chooses it by the training images, so that
-            a voxel is a little larger than a block of pixels.
+            a voxel is two thirds of a block of pixels.
         features: channels of the volume, beside the density; the first three are colors.
         sr_factor: pixels along one side of a block.
         activation: ``gelu`` or ``relu``.
@@ -88,9 +88,9 @@ class GridR2L(LightField):
     def __init__(
         self,
         width: int = 32,
-        depth: int = 6,
+        depth: int = 4,
         resolution: int | None = None,
-        features: int = 8,
+        features: int = 4,
         sr_factor: int = 2,
         activation: str = "relu",
         feature_lr: float = 4.0,

@@ -87,7 +87,7 @@ class Student(System):
         """Build the optimiser over the network's parameter groups and its per-step schedule."""
         options = self.hparams
         groups = self.network.parameter_groups(options["lr"], options["weight_decay"])
-        optimizer = OPTIMIZERS[options["optimizer"]](groups, lr=options["lr"])
+        optimizer = OPTIMIZERS[options["optimizer"]](groups, lr=options["lr"], fused=True)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, self._lr_factor), "interval": "step"},

@@ -25,8 +25,7 @@ class IterativePruning(pl.Callback):
     Nothing is reparametrised, so checkpoints and saved weights have the keys and the sizes of the dense
     network. The masks are in the callback's own part of a checkpoint, so that a resumed training keeps them.
 
-    Entries that a part of the module calls unread (its method ``unread()``: by parameter name, True where an entry has
-    no influence on the output) go before all others. A feature volume is ranked by itself.
+    A feature volume is ranked by itself.
 
     The sparsity of each layer goes to the Trainer's loggers at the beginning of each round
     (``sparsity/LAYER`` and ``sparsity/total``).
@@ -141,7 +140,7 @@ class IterativePruning(pl.Callback):
         if self.round >= self._due(trainer):
             return
         self.round = self._due(trainer)
-        self.masks = find_masks(pl_module, self._weights, self._targets[self.round - 1])
+        self.masks = find_masks(self._weights, self._targets[self.round - 1])
         self._hold()
         for logger in trainer.loggers:
             logger.log_metrics(

@@ -36,7 +36,7 @@ WORDS: dict[str, tuple[tuple[str, ...], bool]] = {
     "body": (("body.*",), False),
     "norms": (("body.*",), True),
     "tail": (("tail.*",), False),
-    "volume": (("features", "density"), False),
+    "volume": (("volume.features", "volume.density"), False),
 }
 _DENSE = (nn.modules.conv._ConvNd, nn.Linear)
 _NORM = nn.modules.batchnorm._BatchNorm
@@ -143,18 +143,14 @@ def _nothing_found(layers: str, candidates: Mapping[str, Tensor]) -> ValueError:
     )
 
 
-def global_l1(
-    weights: Mapping[str, Tensor], amount: float, unread: Mapping[str, Tensor] | None = None
-) -> dict[str, Tensor]:
+def global_l1(weights: Mapping[str, Tensor], amount: float) -> dict[str, Tensor]:
     """Choose the smallest of all weights together: exactly ``round(amount * n)`` of n.
 
-    What is zero already goes first, then what is never read, then by absolute value; of equal ones the earlier.
-    So what was pruned in one round stays pruned in the next, whatever has been learned between.
+    Of equal ones the earlier goes first. What was pruned in one round is zero, so it stays pruned in the next.
 
     Args:
         weights: by name, of any shapes.
         amount: share of all entries, between 0 and 1.
-        unread: by name, True where an entry has no influence on the network's output.
 
     Returns:
         Masks by name, of the same shapes: False where a weight is to be zero.
@@ -166,43 +162,29 @@ def global_l1(
         The criterion of ``torch.nn.utils.prune.global_unstructured`` with ``L1Unstructured``.
     """
     check_amount(amount)
-    unread = unread or {}
-    saliency = torch.cat([_saliency(value, unread.get(name)).flatten() for name, value in weights.items()])
+    saliency = torch.cat([value.detach().abs().float().flatten() for value in weights.values()])
     keep = torch.ones_like(saliency, dtype=torch.bool)
     keep[torch.argsort(saliency, stable=True)[: round(amount * len(saliency))]] = False
     sizes = [value.numel() for value in weights.values()]
     return {name: mask.view(weights[name].shape) for name, mask in zip(weights, keep.split(sizes), strict=True)}
 
 
-def find_masks(module: nn.Module, weights: Mapping[str, Tensor], amount: float) -> dict[str, Tensor]:
-    """Choose what of a module's weights goes, see ``global_l1``.
+def find_masks(weights: Mapping[str, Tensor], amount: float) -> dict[str, Tensor]:
+    """Choose what of a light field's weights goes, see ``global_l1``.
 
     A volume is ranked by itself, and gives the same share: its features are not of a size with the network's weights.
     On lego, ranked together, 80 % of both took every weight of the network.
 
     Args:
-        module: says what is never read, if its parts have a method ``unread()``: by parameter name, True there.
         weights: of ``choose_weights``.
         amount: share of them, between 0 and 1.
 
     Returns:
         Masks by name, of the same shapes: False where a weight is to be zero.
     """
-    unread = {
-        f"{path}.{name}".lstrip("."): entries
-        for path, part in module.named_modules()
-        if callable(getattr(part, "unread", None))
-        for name, entries in part.unread().items()
-    }
     volume = {name: value for name, value in weights.items() if _matches(name, WORDS["volume"][0])}
     network = {name: value for name, value in weights.items() if name not in volume}
-    return {name: mask for pool in (network, volume) if pool for name, mask in global_l1(pool, amount, unread).items()}
-
-
-def _saliency(weight: Tensor, unread: Tensor | None) -> Tensor:
-    absolute = weight.detach().abs().float()
-    saliency = absolute if unread is None else absolute.masked_fill(unread.to(absolute.device), 0.0)
-    return saliency.masked_fill(absolute == 0, -1.0)
+    return {name: mask for pool in (network, volume) if pool for name, mask in global_l1(pool, amount).items()}
 
 
 @torch.no_grad()

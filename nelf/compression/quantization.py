@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv_transpose2d
 
 from nelf.errors import UserError
+from nelf.lightfields.volume import SparseVolume
 
 if TYPE_CHECKING:
     from nelf.cameras import Camera
@@ -103,15 +104,15 @@ def asymmetric(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def channel_axes(network: nn.Module) -> dict[str, int | None]:
-    """Which dimension of a parameter gets a scale for each of its slices; parameters of one dimension are not in it.
+    """Which dimension of a parameter gets a scale for each of its slices; biases and norms are not in it.
 
-    Output channels of layers; the last dimension of a volume of features (X, Y, Z, C); None, a single scale, for a
-    volume of plain numbers.
+    Output channels of layers; the last dimension of tables of features (K, C); None, a single scale, for the densities
+    of a volume.
     """
-    axes: dict[str, int | None] = {
-        name: -1 if value.dim() in (2, 4) else None for name, value in network.named_parameters() if value.dim() > 1
-    }
+    axes: dict[str, int | None] = {name: -1 for name, value in network.named_parameters() if value.dim() > 1}
     for name, layer in network.named_modules():
+        if isinstance(layer, SparseVolume):
+            axes[f"{name}.density" if name else "density"] = None
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             axes[f"{name}.weight" if name else "weight"] = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
     return axes

@@ -12,7 +12,7 @@ Static files are right on every processor because their weights are integers fro
 products of two neighbors in 16 bits and cuts off what does not fit, and 2 * 255 * 64 fits. Weights up to 127 were 39.3
 dB from the fp32 picture there (GridR2L; 29.4 the MobileR2L with ReLU and shuffle), these are 52.7 and 43.9 dB, 1.6 and
 2.2 times as fast as fp32. Unsigned weights keep all 8 bits, 53.7 and 45.2 dB, but are only 1.1 and 1.7 times as fast,
-and ONNX Runtime has no VNNI kernel for them: 0.005 and 0.04 dB of a student at 30 dB, for most of the speed.
+and ONNX Runtime has no AVX-512 VNNI kernel for them: 0.005 and 0.04 dB of a student at 30 dB for most of the speed.
 Dynamic files, whose kernel takes no others, have unsigned weights; no kernel for those adds in 16 bits.
 """
 

@@ -25,6 +25,7 @@ from nelf.kernels.cpu import _array, _jit, _threads
 from nelf.kernels.ray_features import MIN_TRANSMITTANCE, RayFeatures, occupied_cells
 
 _F0, _F1 = np.float32(0), np.float32(1)
+_U1 = np.uint64(1)
 _MIN_TRANSMITTANCE = np.float32(MIN_TRANSMITTANCE)
 MAX_CLEARANCE = 12  # cells; a walk through empty space leaps no further
 _helper = njit(fastmath=True, nogil=True)
@@ -33,8 +34,9 @@ _clearances = WeakTensorKeyDictionary()
 
 def clearance(index: Tensor) -> np.ndarray:
     """How many cells each cell is from the nearest occupied one (0 there), uint8; worked out when the index changes."""
-    version, clearance = _clearances.get(index, (None, None))
-    if version != index._version:
+    known, clearance = _clearances.get(index, (None, None))
+    version = 0 if index.is_inference() else index._version  # an inference tensor counts no versions
+    if known != version:
         near = occupied_cells(index).float()[None]
         cells = torch.zeros(near.shape[1:], dtype=torch.uint8)
         for _ in range(MAX_CLEARANCE):
@@ -44,7 +46,7 @@ def clearance(index: Tensor) -> np.ndarray:
                 kernel[axis], padding[axis] = 3, 1
                 near = max_pool3d(near, kernel, stride=1, padding=padding)
         clearance = cells.numpy()
-        _clearances[index] = (index._version, clearance)
+        _clearances[index] = (version, clearance)
     return clearance  # type: ignore[no-any-return]
 
 
@@ -70,8 +72,19 @@ def _walk(o, d, aabb, jitter, step, shape):  # type: ignore[no-untyped-def]
 def _cell(value, side):  # type: ignore[no-untyped-def]
     """The cell of a coordinate, and how far into it the coordinate lies."""
     value = min(max(value, _F0), np.float32(side - 1) - np.float32(1e-3))
-    index = np.int64(value)
+    index = np.uint64(value)  # unsigned: Numba would ask each signed one whether it counts from the end
     return index, value - np.float32(index)
+
+
+@_helper
+def _rows(index, x, y, z):  # type: ignore[no-untyped-def]
+    """The rows of a cell's corners at its smallest x: at y and z, y + 1, z + 1, and both."""
+    return (
+        np.uint64(index[z, y, x]),
+        np.uint64(index[z, y + _U1, x]),
+        np.uint64(index[z + _U1, y, x]),
+        np.uint64(index[z + _U1, y + _U1, x]),
+    )
 
 
 @_helper
@@ -79,8 +92,8 @@ def _density(density, a, b, c, d, fx, fy, fz):  # type: ignore[no-untyped-def]
     """The density of a point in the cell whose rows along x begin at ``a``, ``b`` (y + 1), ``c`` (z + 1), ``d``."""
     gx, gy, gz = _F1 - fx, _F1 - fy, _F1 - fz
     return gz * (
-        gy * (gx * density[a] + fx * density[a + 1]) + fy * (gx * density[b] + fx * density[b + 1])
-    ) + fz * (gy * (gx * density[c] + fx * density[c + 1]) + fy * (gx * density[d] + fx * density[d + 1]))
+        gy * (gx * density[a] + fx * density[a + _U1]) + fy * (gx * density[b] + fx * density[b + _U1])
+    ) + fz * (gy * (gx * density[c] + fx * density[c + _U1]) + fy * (gx * density[d] + fx * density[d + _U1]))
 
 
 @_helper
@@ -101,10 +114,10 @@ def _add_features(features, a, b, c, d, fx, fy, fz, weight, channels, out):  # t
     w00, w01, w10, w11 = weight * gz * gy, weight * gz * fy, weight * fz * gy, weight * fz * fy
     for k in range(channels):
         out[k] += (
-            w00 * (gx * features[a, k] + fx * features[a + 1, k])
-            + w01 * (gx * features[b, k] + fx * features[b + 1, k])
-            + w10 * (gx * features[c, k] + fx * features[c + 1, k])
-            + w11 * (gx * features[d, k] + fx * features[d + 1, k])
+            w00 * (gx * features[a, k] + fx * features[a + _U1, k])
+            + w01 * (gx * features[b, k] + fx * features[b + _U1, k])
+            + w10 * (gx * features[c, k] + fx * features[c + _U1, k])
+            + w11 * (gx * features[d, k] + fx * features[d + _U1, k])
         )
 
 
@@ -116,10 +129,10 @@ def _dot_features(features, a, b, c, d, fx, fy, fz, channels, vector):  # type: 
     total = _F0
     for k in range(channels):
         total += vector[k] * (
-            w00 * (gx * features[a, k] + fx * features[a + 1, k])
-            + w01 * (gx * features[b, k] + fx * features[b + 1, k])
-            + w10 * (gx * features[c, k] + fx * features[c + 1, k])
-            + w11 * (gx * features[d, k] + fx * features[d + 1, k])
+            w00 * (gx * features[a, k] + fx * features[a + _U1, k])
+            + w01 * (gx * features[b, k] + fx * features[b + _U1, k])
+            + w10 * (gx * features[c, k] + fx * features[c + _U1, k])
+            + w11 * (gx * features[d, k] + fx * features[d + _U1, k])
         )
     return total
 
@@ -152,7 +165,7 @@ def _kernels(channels: int) -> tuple[Any, Any, Any]:
                 if clearance[z, y, x]:
                     i += int(np.float32(clearance[z, y, x] - 1) / fastest)
                     continue
-                a, b, c, d = index[z, y, x], index[z, y + 1, x], index[z + 1, y, x], index[z + 1, y + 1, x]
+                a, b, c, d = _rows(index, x, y, z)
                 raw = _density(density, a, b, c, d, fx, fy, fz)
                 if raw < empty:
                     continue
@@ -189,7 +202,7 @@ def _kernels(channels: int) -> tuple[Any, Any, Any]:
                 if clearance[z, y, x]:
                     i += int(np.float32(clearance[z, y, x] - 1) / fastest)
                     continue
-                a, b, c, d = index[z, y, x], index[z, y + 1, x], index[z + 1, y, x], index[z + 1, y + 1, x]
+                a, b, c, d = _rows(index, x, y, z)
                 raw = _density(density, a, b, c, d, fx, fy, fz)
                 if raw < empty:
                     continue

@@ -56,7 +56,8 @@ class SparseVolume(nn.Module):
     def index(self) -> Tensor:
         """The row of each corner, -1 where it has none: (D, H, W) int32, on the device of the rows."""
         if self._index is None or self._index.device != self.density.device:
-            self._index = index_of(self.exists).to(self.density.device)
+            with torch.inference_mode(False):  # it outlives a validation
+                self._index = index_of(self.exists).to(self.density.device)
         return self._index
 
     @property

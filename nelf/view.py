@@ -63,7 +63,8 @@ class Server(ThreadingHTTPServer):
         self.teacher = _Teacher(weights, self.bundle) if weights.is_file() else None
         if self.teacher:
             # The page knows this entry: pictures come from here instead of a graph.
-            entries.append({"name": "teacher (slow)", "file": "teacher.png", "input": "server", "output": "rgb", "size": None})
+            about = {"file": "teacher.png", "input": "server", "output": "rgb", "size": None}
+            entries.append({"name": "teacher (slow)", **about})
         try:
             super().__init__(("127.0.0.1", port), _Handler)
         except (OSError, OverflowError) as error:

@@ -114,7 +114,8 @@ class ExportedLightField:
     def cost(self, camera: Camera) -> dict[str, int]:
         """Count what drawing one camera takes: ``parameters``, ``nonzero``, ``macs`` and ``compressed_bytes``.
 
-        The rows of a volume beside the graph count with it. Of an ExecuTorch program only the bytes can be told. See ``nelf.export.cost``.
+        The rows of a volume beside the graph count with it. Of an ExecuTorch program only the bytes can be told. See
+        ``nelf.export.cost``.
         """
         beside = [self.path.parent / self.entry["volume"]["file"]] if self.entry["volume"] else []
         files = [self.path, *beside]

@@ -56,8 +56,9 @@ def export(
     """Export the student, and its pruned versions where they are, into the bundle ``export/``.
 
     Where a graph begins at the features of a volume, the volume lies beside it, in 8 bits unless that costs 0.1 dB on
-    the validation views. What is checked is what is drawn: the network with the volume of the file. ``int8 static`` takes the ranges of
-    stage quantize where that is done, and finds its own elsewhere; ``int8 QAT`` is written if it has trained it.
+    the validation views. What is checked is what is drawn: the network with the volume of the file. ``int8 static``
+    takes the ranges of stage quantize where that is done, and finds its own elsewhere; ``int8 QAT`` is written if it
+    has trained it.
 
     Args:
         run: the run to write into.

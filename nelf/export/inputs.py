@@ -15,7 +15,7 @@ The output is ``rgb`` (1, 3, H, W), or ``rgba`` (1, 4, H, W): rgb on black and o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -158,13 +158,13 @@ def cut(features: np.ndarray, window: Window) -> np.ndarray:
     return np.ascontiguousarray(features[:, :, top:bottom, left:right])
 
 
-def window_feeds(network: LightField, kind: Kind, cameras: Camera) -> list[dict[str, np.ndarray]]:
+def window_feeds(network: LightField, kind: Kind, cameras: Camera | Sequence[Camera]) -> list[dict[str, np.ndarray]]:
     """``feed_of`` for several cameras, where possible without what need not be drawn; all of one size.
 
     Args:
         network: to make the inputs for.
         kind: where its graph begins.
-        cameras: a batch of cameras of one size.
+        cameras: of one size.
 
     Returns:
         Arrays by name, for each camera; of features, rectangles as large as the largest that a camera needs.

@@ -183,7 +183,9 @@ def ray_features_reference(
 
     alpha = torch.sigmoid((density[rows] * shares).sum(-1))
     alpha = torch.where(kept, alpha * _fade(alpha, max(min_alpha, 1e-12)), 0.0)
-    transmittance = torch.cat([torch.ones_like(alpha[:, :1]), (1 - alpha).cumprod(-1)[:, :-1]], -1)  # reaches each point
+    # What reaches each point; as a sum of logarithms, since exporters know no product of this kind.
+    passed = (1 - alpha).clamp(min=1e-20).log().cumsum(-1).exp()
+    transmittance = torch.cat([torch.ones_like(alpha[:, :1]), passed[:, :-1]], -1)
     weights = alpha * transmittance * _fade(transmittance, MIN_TRANSMITTANCE)
     values = (features[rows] * shares[..., None]).sum(-2)  # (N, P, C)
     depth = (weights * t).sum(-1).detach()

@@ -184,12 +184,12 @@ def _check_artefacts(path: Path, entries: Any) -> None:
         for key in ("volume", "window"):
             if not isinstance(entry[key], dict | None):
                 raise UserError(f"{path}: {entry['name']} has no {key} that can be read; allowed: what it is, or null.")
-        check_entry(path, entry)
         for file in [entry["file"], *([entry["volume"].get("file")] if isinstance(entry["volume"], dict) else [])]:
             if not lies_in(path.parent, file):
                 raise UserError(
                     f"{path}: {entry['name']} lies in {file!r}; allowed: names of files beside bundle.json."
                 )
+        check_entry(path, entry)
 
 
 def orbit_limits(scene: Scene) -> dict[str, Any]:

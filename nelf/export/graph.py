@@ -60,7 +60,7 @@ class _FromRays(nn.Module):
         super().__init__()
         self.network, self.step = network, network.voxel
         self.points = most_points(network.aabb, self.step)
-        self.register_buffer("index", network.volume.index)
+        self.register_buffer("index", network.volume.index.long())
 
     def forward(self, rays_o: Tensor, rays_d: Tensor) -> Tensor:
         volume, aabb = self.network.volume, self.network.aabb

@@ -53,6 +53,14 @@ def test_a_graph_draws_other_sizes(bundles, scene, name: str) -> None:
     np.testing.assert_allclose(drawn, expected, atol=1e-4)
 
 
+def test_a_volume_may_be_inside_a_graph_from_the_pose_on(bundles, scene, tmp_path) -> None:
+    network = bundles["rays"].network
+    assert onnx(network, tmp_path / "pose.onnx", scene.test.camera, "pose") <= 1e-4
+    drawn = run(tmp_path / "pose.onnx", feed_of(network, "pose", scene.train.camera[0]))[0]
+    expected = exact(network).render(scene.train.camera[0]).opacity
+    np.testing.assert_allclose(drawn[3], expected.numpy(), atol=1e-4)
+
+
 def test_no_norm_is_left_and_gelu_stays_gelu(bundles) -> None:
     nodes = {node.op_type for node in onnx_format.load(bundles["points"].path).graph.node}
     assert "BatchNormalization" not in nodes

@@ -156,8 +156,8 @@ def test_the_background_can_be_another_one(tab, bundles, choice: str, level: int
     select.focus()
     for letter in choice:  # as with any select, without a mouse
         opened.page.keyboard.press(letter)
+    opened.page.wait_for_function(f"location.search.includes('background={choice}')")
     opened.drawn(f"d.background === '{level},{level},{level}'")
-    assert f"background={choice}" in opened.page.url
     about = read_bundle(path.parent)
     intrinsics = torch.tensor([about["intrinsics"][key] for key in ("fx", "fy", "cx", "cy")])
     drawn = exact(network).render(Camera(pose_of(opened.data, about), intrinsics, 16, 16))

@@ -63,7 +63,8 @@ class Server(ThreadingHTTPServer):
         self.teacher = _Teacher(weights, self.bundle) if weights.is_file() else None
         if self.teacher:
             # The page knows this entry: pictures come from here instead of a graph.
-            entries.append({"name": "teacher (slow)", "file": "teacher.png", "input": "server", "size": None})
+            about = {"file": "teacher.png", "input": "server", "output": "rgb", "size": None}
+            entries.append({"name": "teacher (slow)", **about})
         try:
             super().__init__(("127.0.0.1", port), _Handler)
         except (OSError, OverflowError) as error:
@@ -184,16 +185,21 @@ def view(model: Any, scene: Any = None, height: int = 560) -> Any:
 def _export(network: Any, scene: Any) -> Path:
     """Write a bundle of one network into a temporary folder."""
     from nelf.export import onnx, write_bundle
-    from nelf.export.bundle import artefact, write_volume
-    from nelf.export.inputs import kinds_of
+    from nelf.export.bundle import artefact
+    from nelf.export.inputs import kinds_of, output_of, window_of
+    from nelf.export.volume import rounded, write_volume
 
     if scene is None:
         raise UserError("nelf.view: a light field needs its scene: nelf.view(network, data.scene).")
     folder = Path(tempfile.mkdtemp(prefix="nelf-view-"))
     kind = kinds_of(network)[0]
+    volume = None
+    if kind == "features":  # in 16 bits: here nobody has to fetch it from afar
+        volume = write_volume(network, folder / "volume.bin.gz", "float16")
+        network = rounded(network, "float16")
     error = onnx(network, folder / "model.onnx", scene.test.camera[:1], kind)
-    volume = write_volume(network, folder / "volume.bin.gz") if kind == "features" else None
-    entry = artefact(type(network).__name__, folder / "model.onnx", kind, "fp32", volume, max_abs_error=error)
+    about = {"output": output_of(network), "window": window_of(network)}
+    entry = artefact(type(network).__name__, folder / "model.onnx", kind, "fp32", volume, **about, max_abs_error=error)
     write_bundle(folder, scene, network, [entry])
     return folder
 

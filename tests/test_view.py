@@ -27,7 +27,7 @@ from nelf.errors import UserError
 from nelf.export.bundle import artefact, write_bundle
 from nelf.export.viewer import runtime
 from nelf.fields import NGP
-from nelf.lightfields import MobileR2L
+from nelf.lightfields import GridR2L, MobileR2L
 from nelf.pictures import to_uint8
 from nelf.view import Server, main
 
@@ -179,6 +179,9 @@ def test_a_notebook_shows_a_run_or_a_light_field(run, tiny_scene) -> None:
     assert (entry["name"], entry["input"]) == ("MobileR2L", "points")
     with urllib.request.urlopen(frame.src + entry["file"]) as answer:
         assert hashlib.sha256(answer.read()).hexdigest() == entry["sha256"]
+    grid = GridR2L(width=8, depth=2, resolution=8, features=4).eval()
+    (entry,) = bundle_behind(nelf.view(grid, nelf.data.read_scene(tiny_scene)))["artefacts"]
+    assert (entry["input"], entry["output"], entry["volume"]["dtype"]) == ("features", "rgba", "float16")
     with pytest.raises(UserError, match=r"a light field needs its scene: nelf.view\(network, data.scene\)"):
         nelf.view(network)
 

@@ -1,62 +1,53 @@
 """A bundle: a folder with all that is needed to draw a light field without nelf.
 
-``bundle.json`` (version 1) says how to make rays, where a camera may go, and which files hold the network:
+``bundle.json`` (version 2) says how to make rays, where a camera may go, and which files hold the network:
 
 - ``image`` {width, height}, ``intrinsics`` {fx, fy, cx, cy} in pixels of that size, ``near``, ``far``, ``aabb`` (6),
-  ``sr_factor``, ``background``, ``axes``, ``pixel_center``, ``name``, ``license``, ``network``;
+  ``sr_factor`` and ``stride`` (pixels along a side of a block, and from one ray to the next), ``background`` and
+  ``background_color`` (3), ``axes``, ``pixel_center``, ``name``, ``license``, ``network``;
 - ``time`` {min, max, value} or null, ``controls`` a list of {name, min, max, value}: inputs beside the rays;
 - ``orbit``: ``target``, ``up`` and the limits and first values {min, max, value} of ``radius`` (scene unit),
   ``elevation`` and ``azimuth`` (degrees), from the training cameras;
 - ``artefacts``: of each ``name``, ``file``, ``bytes``, ``sha256``, ``precision``, ``input`` (``nelf.export.inputs``),
-  ``size`` [width, height] or null for any, ``volume`` or null, and ``max_abs_error``, ``psnr`` (dB) and
-  ``latency_ms`` or null.
+  ``output`` (``rgb``, or ``rgba``: rgb on black and opacity), ``size`` [width, height] or null for any, ``volume`` and
+  ``window`` or null, and ``max_abs_error``, ``psnr`` (dB) and ``latency_ms`` or null.
 
-A ``volume`` {file, resolution [D, H, W], features C, dtype, points, density_scale, min_tau, min_transmittance}
-describes a gzip file of little-endian arrays: density (D, H, W) float32 before its softplus, features (D, H, W, C) in
-``dtype``, and for each of the (D - 1, H - 1, W - 1) cells its distance to the nearest occupied one in cells, uint8, at
-most 12. How it is composited along a ray: ``nelf.kernels.ray_features``.
+A ``window`` {margin, multiple}, in blocks, says where a graph need not run: beyond ``margin`` around the blocks that
+meet something, nothing is drawn. The rectangle's sides are whole multiples, or all there is.
+
+A ``volume`` {file, resolution [D, H, W], rows K, features C, dtype "uint8" or "float16", scale, step, min_alpha,
+min_transmittance} describes a file of ``nelf.export.volume``; ``scale`` {low, step} has 1 + C numbers each for 8 bits,
+the density's first, and is null for 16. What is not in the file, the index and how far cells are from the nearest one
+with all its corners, follows from the bits. Points lie one ``step`` (scene unit) apart, the first half of one behind
+the entry; how they are composited: ``nelf.kernels.ray_features``.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 import nelf
 from nelf.data import Scene
 from nelf.errors import UserError, atomic_path, lies_in
-from nelf.export.files import check_numbers, check_volume, gunzip
-from nelf.kernels.ray_features import MIN_TRANSMITTANCE
-from nelf.kernels.ray_features_cpu import clearance
-from nelf.lightfields import GridR2L, LightField
-from nelf.lightfields.grid_r2l import MIN_TAU_RENDERING
+from nelf.export.files import check_entry, check_numbers
+from nelf.lightfields import LightField
 
-__all__ = [
-    "VERSION",
-    "Volume",
-    "artefact",
-    "orbit_limits",
-    "read_bundle",
-    "read_volume",
-    "write_bundle",
-    "write_volume",
-]
+__all__ = ["VERSION", "artefact", "orbit_limits", "read_bundle", "write_bundle"]
 
-VERSION = 1
-UNREAD = -30.0  # density of corners that no occupied cell touches: nothing, and it compresses well
+VERSION = 2
 _KEYS = (
-    *("image", "intrinsics", "near", "far", "aabb", "sr_factor", "background", "time", "controls", "orbit"),
-    "artefacts",
+    *("image", "intrinsics", "near", "far", "aabb", "sr_factor", "stride", "background", "background_color"),
+    *("time", "controls", "orbit", "artefacts"),
 )
+_ENTRY = {"name", "file", "input", "output", "size", "volume", "window"}
 _GAP = 60.0  # degrees without a training camera, from which on the azimuth has limits
 
 
@@ -92,7 +83,9 @@ def write_bundle(folder: Path | str, scene: Scene, network: LightField, artefact
         "far": float(network.far),
         "aabb": network.aabb.tolist(),
         "sr_factor": network.sr_factor,
+        "stride": network.stride,
         "background": scene.background,
+        "background_color": getattr(network, "background", scene.background_color).tolist(),
         "time": None,  # no model takes one yet, whether the scene moves or not
         "controls": [],
         "orbit": orbit_limits(scene),
@@ -111,6 +104,9 @@ def artefact(
     precision: str,
     volume: dict[str, Any] | None = None,
     size: tuple[int, int] | None = None,
+    *,
+    output: str = "rgb",
+    window: dict[str, int] | None = None,
     **figures: float | None,
 ) -> dict[str, Any]:
     """Describe a file of a bundle.
@@ -122,6 +118,8 @@ def artefact(
         precision: in words.
         volume: of ``write_volume``, where the graph begins at features.
         size: width and height, if it takes only those.
+        output: ``rgb`` or ``rgba``, see ``nelf.export.inputs``.
+        window: of ``nelf.export.inputs.window_of``, where it need not run everywhere.
         **figures: ``max_abs_error``, ``psnr``, ``latency_ms``.
 
     Returns:
@@ -136,8 +134,10 @@ def artefact(
         "sha256": hashlib.sha256(content).hexdigest(),
         "precision": precision,
         "input": kind,
+        "output": output,
         "size": size,
         "volume": volume,
+        "window": window,
         **{"max_abs_error": None, "psnr": None, "latency_ms": None, **figures},
     }
 
@@ -152,7 +152,7 @@ def read_bundle(folder: Path | str) -> dict[str, Any]:
         The document, as at the top of this module.
 
     Raises:
-        UserError: it is missing, torn, no bundle, of a newer version, or names files that lie elsewhere.
+        UserError: it is missing, torn, no bundle, of another version, or names files that lie elsewhere.
     """
     path = Path(folder) / "bundle.json"
     try:
@@ -163,10 +163,11 @@ def read_bundle(folder: Path | str) -> dict[str, Any]:
         raise UserError(f"{path}: is not a whole bundle.json ({error}).") from None
     if not isinstance(document, dict) or document.get("format") != "nelf-bundle":
         raise UserError(f"{path}: is not the description of a bundle (format: nelf-bundle).")
-    if not isinstance(document.get("version"), int) or document["version"] > VERSION:
-        raise UserError(
-            f"{path}: has version {document.get('version')}; this nelf reads versions up to {VERSION}. Update nelf."
-        )
+    version = document.get("version")
+    if version != VERSION:
+        older = isinstance(version, int) and version < VERSION
+        todo = "Export it again: stages=[export]." if older else "Update nelf."
+        raise UserError(f"{path}: has version {version}; this nelf reads version {VERSION}. {todo}")
     missing = [key for key in _KEYS if key not in document]
     if missing:
         raise UserError(f"{path}: lacks {', '.join(missing)}.")
@@ -178,15 +179,17 @@ def read_bundle(folder: Path | str) -> dict[str, Any]:
 def _check_artefacts(path: Path, entries: Any) -> None:
     """Refuse entries that lack what a reader needs, and files elsewhere, since a bundle may come from anybody."""
     for entry in entries if isinstance(entries, list) else [None]:
-        if not isinstance(entry, dict) or not {"name", "file", "input", "size", "volume"} <= set(entry):
-            raise UserError(f"{path}: artefacts must be a list, each with name, file, input, size and volume.")
-        if not isinstance(entry["volume"], dict | None):
-            raise UserError(f"{path}: {entry['name']} has no volume that can be read; allowed: a description, or null.")
+        if not isinstance(entry, dict) or not set(entry) >= _ENTRY:
+            raise UserError(f"{path}: artefacts must be a list, each with {', '.join(sorted(_ENTRY))}.")
+        for key in ("volume", "window"):
+            if not isinstance(entry[key], dict | None):
+                raise UserError(f"{path}: {entry['name']} has no {key} that can be read; allowed: what it is, or null.")
         for file in [entry["file"], *([entry["volume"].get("file")] if isinstance(entry["volume"], dict) else [])]:
             if not lies_in(path.parent, file):
                 raise UserError(
                     f"{path}: {entry['name']} lies in {file!r}; allowed: names of files beside bundle.json."
                 )
+        check_entry(path, entry)
 
 
 def orbit_limits(scene: Scene) -> dict[str, Any]:
@@ -227,65 +230,3 @@ def _azimuth_limits(azimuth: Tensor) -> dict[str, float]:
     first = float(ordered[(widest + 1) % len(ordered)])
     last = float(ordered[widest]) + (0.0 if first <= float(ordered[widest]) else 360.0)
     return {"min": first - 2.0, "max": last + 2.0, "value": (first + last) / 2}
-
-
-class Volume(NamedTuple):
-    """The arrays of a volume file: ``density`` (D, H, W), ``features`` (D, H, W, C) float32, ``occupied`` bool."""
-
-    density: Tensor
-    features: Tensor
-    occupied: Tensor
-
-
-@torch.no_grad()
-def write_volume(network: GridR2L, path: Path, dtype: str = "float16") -> dict[str, Any]:
-    """Write the volume of a GridR2L, what no ray reads left out.
-
-    Args:
-        network: trained.
-        path: the file, ``.bin.gz``.
-        dtype: of the features, ``float16`` or ``float32``.
-
-    Returns:
-        Its description, as at the top of this module.
-
-    Raises:
-        UserError: the directory cannot be written.
-    """
-    unread = network.unread()
-    density = network.density.masked_fill(unread["density"], UNREAD).cpu().numpy().astype("<f4")
-    features = (
-        network.features.masked_fill(unread["features"], 0.0).cpu().numpy().astype(np.dtype(dtype).newbyteorder("<"))
-    )
-    content = density.tobytes() + features.tobytes() + clearance(network.occupied.cpu()).tobytes()
-    with atomic_path(path) as partial:
-        partial.write_bytes(gzip.compress(content, mtime=0))
-    return {
-        "file": path.name,
-        "resolution": list(density.shape),
-        "features": features.shape[-1],
-        "dtype": dtype,
-        "points": network.points,
-        "density_scale": float(network.density_scale),
-        "min_tau": MIN_TAU_RENDERING,
-        "min_transmittance": MIN_TRANSMITTANCE,
-    }
-
-
-def read_volume(folder: Path, volume: dict[str, Any]) -> Volume:
-    """Read the volume that a bundle describes.
-
-    Raises:
-        UserError: the file is missing, damaged or of another size.
-    """
-    path = folder / volume["file"]
-    check_volume(path, volume)
-    shape = tuple(volume["resolution"])
-    cells = tuple(side - 1 for side in shape)
-    dtype = np.dtype(volume["dtype"]).newbyteorder("<")
-    sizes = [4 * math.prod(shape), math.prod(shape) * volume["features"] * dtype.itemsize, math.prod(cells)]
-    content = gunzip(path, sum(sizes))
-    density = np.frombuffer(content, "<f4", math.prod(shape)).reshape(shape)
-    features = np.frombuffer(content, dtype, sizes[1] // dtype.itemsize, sizes[0]).reshape(*shape, -1)
-    occupied = np.frombuffer(content, np.uint8, sizes[2], sizes[0] + sizes[1]).reshape(cells) == 0
-    return Volume(*(torch.from_numpy(np.array(each)) for each in (density, features.astype(np.float32), occupied)))

@@ -10,7 +10,7 @@ import torch
 from nelf.cameras import Camera
 from nelf.errors import UserError, atomic_path
 from nelf.export.graph import exact, graph_module, quiet
-from nelf.export.inputs import Kind, check_kind, feed_of, kinds_of
+from nelf.export.inputs import Kind, check_kind, feed_of, kinds_of, output_of
 from nelf.lightfields import LightField
 
 __all__ = ["check_installed", "mlpackage"]
@@ -53,7 +53,7 @@ def mlpackage(network: LightField, path: Path | str, camera: Camera, kind: Kind 
         model = coremltools.convert(
             torch.jit.trace(graph_module(network, kind, camera), example),
             inputs=[coremltools.TensorType(name, array.shape) for name, array in feeds.items()],
-            outputs=[coremltools.TensorType("rgb")],
+            outputs=[coremltools.TensorType(output_of(network))],
             convert_to="mlprogram",
         )
         with atomic_path(path) as partial:

@@ -115,6 +115,6 @@ class Program:
         return [SimpleNamespace(name=name, shape=shape) for name, shape in zip(self._names, shapes, strict=True)]
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Compute the picture, (1, 3, H, W)."""
+        """Compute the picture, (1, 3, H, W), or (1, 4, H, W) with opacity."""
         found = self._method.execute([torch.from_numpy(feeds[name]) for name in self._names])
         return [found[0].numpy().copy()]

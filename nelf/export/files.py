@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nelf.errors import UserError
+from nelf.lightfields.volume import MOST_CORNERS
 
-__all__ = ["check_graph", "check_numbers", "check_volume", "gunzip"]
+__all__ = ["check_entry", "check_graph", "check_numbers", "check_volume", "gunzip"]
 
 _MOST_PIXELS, _MOST_BLOCK, _MOST_SIDE = 2**14, 64, 2**12
+_MOST_POINTS = 2**13  # on a ray
 _RATIO = 1032  # gzip packs no tighter than that
 
 
@@ -34,6 +36,8 @@ def check_numbers(path: Path, document: Mapping[str, Any]) -> None:
         f"image: allowed: width and height from 1 to {_MOST_PIXELS}": all(_is_size(n, _MOST_PIXELS) for n in sides),
         "intrinsics: allowed: numbers fx, fy, cx and cy": all(map(_is_number, lenses)),
         f"sr_factor: allowed: 1 to {_MOST_BLOCK}": _is_size(document["sr_factor"], _MOST_BLOCK),
+        "stride: allowed: 1 or sr_factor": document["stride"] in (1, document["sr_factor"]),
+        "background_color: allowed: three numbers": _are_numbers(document["background_color"], 3),
         "near, far, aabb: allowed: numbers, six of them for aabb": finite and len(box) == 6,
     }
     for words, fine in good.items():
@@ -41,19 +45,55 @@ def check_numbers(path: Path, document: Mapping[str, Any]) -> None:
             raise UserError(f"{path}: {words}.")
 
 
-def check_volume(path: Path, volume: Mapping[str, Any]) -> None:
-    """Refuse a description of a volume whose size is none.
+def check_entry(path: Path, entry: Mapping[str, Any]) -> None:
+    """Refuse an artefact whose output or window is none.
+
+    Raises:
+        UserError: names the artefact and what is allowed.
+    """
+    window = entry["window"]
+    if entry["output"] not in ("rgb", "rgba"):
+        raise UserError(f"{path}: {entry['name']} draws {entry['output']!r}; allowed: rgb, rgba.")
+    if window is not None and not (
+        _is_size(window.get("margin"), _MOST_SIDE, 0) and _is_size(window.get("multiple"), _MOST_SIDE)
+    ):
+        raise UserError(f"{path}: {entry['name']} has window {window}; allowed: whole numbers margin and multiple.")
+    if (entry["input"] == "features") != (entry["volume"] is not None):
+        raise UserError(f"{path}: {entry['name']} begins at {entry['input']!r}; only features have a volume.")
+
+
+def check_volume(path: Path, volume: Mapping[str, Any], aabb: Sequence[float]) -> None:
+    """Refuse a description of a volume that nobody could have written, or nobody can draw in any time.
+
+    Args:
+        path: the volume's file.
+        volume: its description.
+        aabb: the box that it fills.
 
     Raises:
         UserError: says what is allowed.
     """
-    shape = volume.get("resolution")
+    shape, rows, channels = (volume.get(key) for key in ("resolution", "rows", "features"))
     if not isinstance(shape, list) or len(shape) != 3 or not all(_is_size(n, _MOST_SIDE, 2) for n in shape):
         raise UserError(f"{path}: has resolution {shape}; allowed: three whole numbers from 2 to {_MOST_SIDE}.")
-    if not _is_size(volume.get("features"), _MOST_SIDE) or volume.get("dtype") not in ("float16", "float32"):
-        raise UserError(f"{path}: allowed: features from 1 to {_MOST_SIDE}, and dtype float16 or float32.")
-    if not _is_size(volume.get("points"), _MOST_SIDE):
-        raise UserError(f"{path}: has {volume.get('points')} points on a ray; allowed: 1 to {_MOST_SIDE}.")
+    if math.prod(shape) > MOST_CORNERS:
+        raise UserError(f"{path}: has {math.prod(shape)} corners; allowed: up to {MOST_CORNERS}.")
+    if not _is_size(rows, math.prod(shape)):
+        raise UserError(f"{path}: has {rows} rows; allowed: 1 to {math.prod(shape)}, one for each corner.")
+    if not _is_size(channels, _MOST_SIDE) or volume.get("dtype") not in ("uint8", "float16"):
+        raise UserError(f"{path}: allowed: features from 1 to {_MOST_SIDE}, and dtype uint8 or float16.")
+    scale = volume.get("scale")
+    ends = [scale.get("low"), scale.get("step")] if isinstance(scale, dict) else [scale, scale]
+    eight = volume["dtype"] == "uint8"
+    if any(not _are_numbers(each, 1 + channels) if eight else each is not None for each in ends):
+        words = f"low and step, {1 + channels} numbers each" if eight else "null"
+        raise UserError(f"{path}: has no scale that can be read; allowed for {volume['dtype']}: {words}.")
+    for key in ("step", "min_alpha", "min_transmittance"):
+        if not _is_number(volume.get(key)) or not 0 < volume[key] < (math.inf if key == "step" else 0.5):
+            raise UserError(f"{path}: has {key} {volume.get(key)}; allowed: a number above 0, limits below 0.5.")
+    points = math.dist(aabb[:3], aabb[3:]) / volume["step"]
+    if not points <= _MOST_POINTS:
+        raise UserError(f"{path}: has up to {points:.0f} points on a ray; allowed: {_MOST_POINTS}.")
 
 
 def gunzip(path: Path, size: int) -> bytes:
@@ -116,6 +156,10 @@ def _tensors(graph: Any) -> list[Any]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    return isinstance(values, list) and len(values) == count and all(map(_is_number, values))
 
 
 def _is_size(value: Any, most: int, least: int = 1) -> bool:

@@ -10,7 +10,7 @@ from copy import deepcopy
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -20,11 +20,15 @@ from nelf.cameras import Camera
 from nelf.compression.fold import fold_batch_norm
 from nelf.compression.quantization import restore_network
 from nelf.errors import UserError, atomic_path
-from nelf.export.inputs import KINDS, Kind, check_kind, feed_of, kinds_of
+from nelf.export.inputs import KINDS, Kind, check_kind, feed_of, kinds_of, output_of
+from nelf.kernels.ray_features import most_points, ray_features_reference
 from nelf.lightfields import LightField
+from nelf.lightfields.grid_r2l import MIN_ALPHA_RENDERING, decoder_inputs
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
+
+    from nelf.lightfields import GridR2L
 
 __all__ = ["exact", "graph_module", "half_weights", "largest_difference", "onnx", "quiet", "session"]
 
@@ -36,15 +40,36 @@ class _FromPose(nn.Module):
 
     directions: Tensor
 
-    def __init__(self, network: LightField, camera: Camera) -> None:
+    def __init__(self, rays: nn.Module, stride: int, camera: Camera) -> None:
         super().__init__()
-        self.network = network
+        self.rays = rays
         here = replace(camera, c2w=torch.eye(3, 4), time=None)
-        self.register_buffer("directions", here.rays(network.sr_factor).rays_d)
+        self.register_buffer("directions", here.rays(stride).rays_d)
 
     def forward(self, c2w: Tensor) -> Tensor:
         rays_d = self.directions @ c2w[:, None, :, :3].mT
-        return self.network(c2w[:, None, None, :, 3].expand_as(rays_d), rays_d)
+        return self.rays(c2w[:, None, None, :, 3].expand_as(rays_d), rays_d)
+
+
+class _FromRays(nn.Module):
+    """A light field with a volume from the rays on: the look-up as gathers, its sizes as numbers."""
+
+    index: Tensor
+
+    def __init__(self, network: GridR2L) -> None:
+        super().__init__()
+        self.network, self.step = network, network.voxel
+        self.points = most_points(network.aabb, self.step)
+        self.register_buffer("index", network.volume.index.long())
+
+    def forward(self, rays_o: Tensor, rays_d: Tensor) -> Tensor:
+        volume, aabb = self.network.volume, self.network.aabb
+        flat_o, flat_d = rays_o.reshape(-1, 3), rays_d.reshape(-1, 3)
+        along = ray_features_reference(
+            volume.density, volume.features, self.index, flat_o, flat_d, aabb, torch.full_like(flat_o[:, 0], 0.5),
+            self.step, MIN_ALPHA_RENDERING, self.points,
+        )  # fmt: skip
+        return self.network.decode(decoder_inputs(rays_d, along, self.network.sr_factor))
 
 
 class _Decoder(nn.Module):
@@ -76,10 +101,10 @@ def onnx(
         cameras: a batch of cameras of one size: the size to trace, and the views to compare.
         kind: where the graph begins, see ``nelf.export.inputs``; None for the one that suits a viewer.
         fixed_size: take images of this size only; ``pose`` always does.
-        tolerance: the largest difference of a colour that is accepted.
+        tolerance: the largest difference of a color, or opacity, that is accepted.
 
     Returns:
-        The largest difference of any colour in any of the views, in [0, 1].
+        The largest difference of any color in any of the views, in [0, 1].
 
     Raises:
         UserError: the network has no such kind of input, the file cannot be written, or it draws something else.
@@ -94,7 +119,7 @@ def onnx(
             graph_module(network, kind, cameras[0]),
             example,
             input_names=list(names),
-            output_names=["rgb"],
+            output_names=[output_of(network)],
             dynamic_shapes=None if fixed_size or kind == "pose" else _any_size(kind),
             opset_version=OPSET,
             dynamo=True,
@@ -105,7 +130,7 @@ def onnx(
         error = largest_difference(session(partial), network, kind, cameras)
         if not error <= tolerance:
             raise UserError(
-                f"{path}: draws colours that differ by {error:.2g} from the network's, more than tolerance "
+                f"{path}: draws colors that differ by {error:.2g} from the network's, more than tolerance "
                 f"{tolerance:.2g}; it is not written."
             )
     return error
@@ -129,21 +154,24 @@ def largest_difference(graph: InferenceSession, network: LightField, kind: Kind,
         cameras: a batch of cameras.
 
     Returns:
-        The largest difference of any colour in any view.
+        The largest difference of any color, or opacity, in any view.
     """
     differences = []
     for index in range(len(cameras)):
-        drawn = graph.run(None, feed_of(network, kind, cameras[index]))[0][0]
-        expected = network.render(cameras[index]).rgb.permute(2, 0, 1).numpy()
+        drawn = graph.run(None, feed_of(network, kind, cameras[index]))[0]
+        rays = cameras[index].rays(network.stride)
+        with torch.no_grad():
+            expected = network(rays.rays_o[None], rays.rays_d[None]).numpy()
         differences.append(np.abs(drawn - expected).max())
     return float(np.max(differences))
 
 
 def graph_module(network: LightField, kind: Kind, camera: Camera) -> nn.Module:
     """What to trace, so that the graph begins at ``kind``; where that is the pose, ``camera`` gives size and lens."""
-    if kind == "pose":
-        return _FromPose(network, camera)
-    return network if kind == "rays" else _Decoder(network)
+    if kind in ("points", "features"):
+        return _Decoder(network)
+    rays = _FromRays(cast("GridR2L", network)) if hasattr(network, "volume") else network
+    return rays if kind == "rays" else _FromPose(rays, network.stride, camera)
 
 
 def _any_size(kind: Kind) -> tuple[dict[int, object], ...]:

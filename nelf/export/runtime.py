@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from nelf.cameras import Camera
 from nelf.compression.pruning import compressed_bytes
 from nelf.errors import UserError
-from nelf.export.bundle import UNREAD, Volume, read_bundle, read_volume
+from nelf.export.bundle import read_bundle
 from nelf.export.cost import graph_cost
 from nelf.export.executorch import Program
 from nelf.export.files import check_graph
 from nelf.export.graph import session
-from nelf.export.inputs import feed
+from nelf.export.inputs import Window, cut, feed, window_in
+from nelf.export.volume import Volume, read_volume
 from nelf.kernels.ray_features import RayFeatures, ray_features
 from nelf.rendering import Rendering
 
@@ -51,6 +53,7 @@ class ExportedLightField:
         self.sr_factor: int = bundle["sr_factor"]
         self._graph, self._volume = graph, volume
         self._aabb = torch.tensor(bundle["aabb"])
+        self._background = torch.tensor(bundle["background_color"])
 
     def render(self, camera: Camera, time: float | None = None) -> Rendering:
         """Render one camera.
@@ -61,39 +64,58 @@ class ExportedLightField:
             time: moment in [0, 1], for graphs that have the input ``time``.
 
         Returns:
-            ``rgb`` (H, W, 3) in [0, 1]; neither depth nor opacity.
+            ``rgb`` (H, W, 3) in [0, 1], over the bundle's background; opacity where the graph has it, no depth.
 
         Raises:
             UserError: a camera of another size than the graph takes.
         """
-        return Rendering(self.run(self.inputs(camera, time)).permute(1, 2, 0))
+        arrays, window = self._feed(camera, time)
+        if window is None:
+            return Rendering.over(self.run(arrays), self._background)
+        top, bottom, left, right = (side * self.sr_factor for side in window)
+        if top == bottom:  # the camera sees nothing
+            return Rendering.over(torch.zeros(4, camera.height, camera.width), self._background)
+        around = (left, camera.width - right, top, camera.height - bottom)
+        return Rendering.over(pad(self.run(arrays), around), self._background)
 
     def inputs(self, camera: Camera, time: float | None = None) -> dict[str, np.ndarray]:
-        """Make the inputs of the graph for one camera, see ``render``; arrays by name.
+        """Make what the graph is given for one camera, see ``render``; arrays by name.
+
+        Where the graph draws a part of the picture only, these are that part's inputs.
 
         Raises:
             UserError: a camera of another size than the graph takes.
         """
+        return self._feed(camera, time)[0]
+
+    def _feed(self, camera: Camera, time: float | None) -> tuple[dict[str, np.ndarray], Window | None]:
+        """The inputs of the graph, and the rectangle of blocks that they are for; None for all of them."""
         self._check(camera)
         kind = self.entry["input"]
         declared = self._graph.get_inputs()
         points = declared[0].shape[1] // 3 if kind == "points" else 0
         camera = replace(camera.to("cpu"), time=None)
-        near, far = self.bundle["near"], self.bundle["far"]
-        arrays = feed(kind, camera, self.sr_factor, points, near, far, self._composite)
+        near, far, stride = (self.bundle[key] for key in ("near", "far", "stride"))
+        arrays = feed(kind, camera, self.sr_factor, points, near, far, self._composite, stride)
         if any(each.name == "time" for each in declared):
             arrays["time"] = np.array([0.0 if time is None else time], np.float32)
-        return arrays
+        about = self.entry["window"]
+        if about is None or self.entry["size"] is not None or kind != "features":
+            return arrays, None
+        window = window_in(arrays["features"], self.sr_factor, about["margin"])
+        if window[0] < window[1]:
+            arrays["features"] = cut(arrays["features"], window)
+        return arrays, window
 
     def run(self, inputs: dict[str, np.ndarray]) -> Tensor:
-        """Run the graph alone, from ``inputs`` to rgb (3, H, W)."""
-        return torch.from_numpy(self._graph.run(["rgb"], inputs)[0])[0]
+        """Run the graph alone, from ``inputs`` to rgb (3, h, w), or to rgb on black and opacity (4, h, w)."""
+        return torch.from_numpy(self._graph.run([self.entry["output"]], inputs)[0])[0]
 
     def cost(self, camera: Camera) -> dict[str, int]:
         """Count what drawing one camera takes: ``parameters``, ``nonzero``, ``macs`` and ``compressed_bytes``.
 
-        A volume beside the graph counts with it, what no ray reads of it as zeros. Of an ExecuTorch program only the
-        bytes can be told. See ``nelf.export.cost``.
+        The rows of a volume beside the graph count with it. Of an ExecuTorch program only the bytes can be told. See
+        ``nelf.export.cost``.
         """
         beside = [self.path.parent / self.entry["volume"]["file"]] if self.entry["volume"] else []
         files = [self.path, *beside]
@@ -102,9 +124,9 @@ class ExportedLightField:
             return cost
         counted = graph_cost(self.path, self.inputs(camera))
         if self._volume is not None:
-            density, features, _ = self._volume
-            counted["parameters"] += density.numel() + features.numel()
-            counted["nonzero"] += int(((density != UNREAD) & (density != 0)).sum() + features.count_nonzero())
+            for rows in (self._volume.density, self._volume.features):
+                counted["parameters"] += rows.numel()
+                counted["nonzero"] += int(rows.count_nonzero())
         return cost | counted
 
     def _check(self, camera: Camera) -> None:
@@ -129,9 +151,8 @@ class ExportedLightField:
             rays_d,
             self._aabb,
             jitter=torch.full_like(rays_o[:, 0], 0.5),
-            points=about["points"],
-            density_scale=about["density_scale"],
-            min_tau=about["min_tau"],
+            step=about["step"],
+            min_alpha=about["min_alpha"],
         )
 
 
@@ -162,7 +183,7 @@ def load(path: Path | str, threads: int | None = None) -> ExportedLightField:
     entry = next(iter(entries.values()), None) if path.is_dir() else entries.get(path.name)
     if entry is None:
         raise UserError(f"{path}: bundle.json does not name it; it names {', '.join(entries) or 'nothing'}.")
-    volume = read_volume(folder, entry["volume"]) if entry["volume"] else None
+    volume = read_volume(folder, entry["volume"], bundle["aabb"]) if entry["volume"] else None
     file = folder / entry["file"]
     if file.suffix == ".onnx" and file.is_file():
         check_graph(file)

@@ -15,26 +15,28 @@ from nelf.compression.quantization import Ranges, activation_ranges
 from nelf.data import Scene, read_scene
 from nelf.errors import UserError, did_you_mean
 from nelf.evaluation import evaluate
-from nelf.export.bundle import artefact, write_bundle, write_volume
+from nelf.export.bundle import artefact, write_bundle
 from nelf.export.coreml import check_installed as coreml_installed
 from nelf.export.coreml import mlpackage
 from nelf.export.executorch import check_installed as executorch_installed
 from nelf.export.executorch import pte
 from nelf.export.graph import exact, half_weights, onnx
-from nelf.export.inputs import KINDS, Kind, check_kind, feed_of, kinds_of
+from nelf.export.inputs import KINDS, Kind, check_kind, kinds_of, output_of, window_feeds, window_of
 from nelf.export.int8 import quantize_dynamic, quantize_static
 from nelf.export.runtime import ExportedLightField, load
 from nelf.export.viewer import write as write_viewer
 from nelf.export.viewer.runtime import runtime_folder
+from nelf.export.volume import choose_dtype, rounded, write_volume
 from nelf.interop.mobile_r2l import check_original, save_tar
-from nelf.lightfields import GridR2L, LightField
+from nelf.lightfields import LightField
 from nelf.run import Run, read_artefacts, write_json
 from nelf.stages.journal import Journal
 from nelf.weights import load as load_weights
 from nelf.weights import save
 
-__all__ = ["PRECISIONS", "check", "export"]
+__all__ = ["PRECISIONS", "check", "check_drawn", "export"]
 
+_CHECKED = 3  # views that each 32-bit file draws once more, from the finished bundle
 PRECISIONS = ("fp32", "fp16", "int8 dynamic", "int8 static", "int8 QAT")
 
 
@@ -53,18 +55,19 @@ def export(
 ) -> dict[str, Any]:
     """Export the student, and its pruned versions where they are, into the bundle ``export/``.
 
-    Where a graph begins at the features of a volume, the volume lies beside it. ``int8 static`` takes the ranges of
-    stage quantize where that is done, and finds its own elsewhere; ``int8 QAT`` is written if it has trained it.
+    Where a graph begins at the features of a volume, the volume lies beside it, in 8 bits unless that costs 0.1 dB on
+    the validation views. What is checked is what is drawn: the network with the volume of the file. ``int8 static``
+    takes the ranges of stage quantize where that is done, and finds its own elsewhere; ``int8 QAT`` is written if it
+    has trained it.
 
     Args:
         run: the run to write into.
         inputs: where the student's graphs begin, see ``nelf.export.inputs``; all precisions are written for the first
-            of them, fp32 for the others. None for what suits a viewer and, where that needs a volume, the whole
-            graph from the rays on.
+            of them, fp32 for the others. None for what suits a viewer.
         fixed_size: for images of the scene's size only.
         precisions: some of ``PRECISIONS``; fp32 is always written.
         calibration_views: of the pseudo set, for ``int8 static``.
-        tolerance: largest difference of a colour between a 32-bit graph and its network, on all test views.
+        tolerance: largest difference of a color, or opacity, between a 32-bit graph and its network, on all test views.
         executorch: write ``.pte`` programs for phones, in 32 and 8 bits; needs the extra of that name.
         coreml: write a ``.mlpackage``, which is not measured; needs the extra of that name.
         tar: write a checkpoint of MobileR2L's own code, too.
@@ -82,13 +85,13 @@ def export(
     save(student, folder / "model.safetensors", run.model_config(), scene.digest)
     if tar:
         save_tar(student, folder / "model.tar")
-    kinds = list(inputs or _suitable(student))
+    kinds = list(inputs or kinds_of(student)[:1])
     journal = Journal(folder / "made.json", run.fingerprint("export"))
-    bundle = _Bundle(folder, scene.test.camera, fixed_size, tolerance, journal)
+    bundle = _Bundle(folder, scene, fixed_size, tolerance, journal)
 
     model = bundle.add("fp32", student, kinds[0], "model")
     views = _pseudo_cameras(run, calibration_views)
-    feeds = cache(lambda: [feed_of(exact(student), kinds[0], views[index]) for index in range(len(views))])
+    feeds = cache(lambda: window_feeds(exact(bundle.drawn["model.onnx"]), kinds[0], views))
     quantized = _artefacts(run, "quantize")
     ranges = _ranges(quantized.get("int8 static"))
     makers: dict[str, Callable[[Path], Path]] = {
@@ -105,7 +108,7 @@ def export(
         bundle.add(f"fp32 from {kind}", student, kind, f"model_{kind}")
     if executorch:
         for precision, stem in (("fp32", "model"), ("int8", "model_int8")):
-            make = partial(pte, student, cameras=views, kind=kinds[0], int8=precision == "int8")
+            make = partial(pte, bundle.drawn["model.onnx"], cameras=views, kind=kinds[0], int8=precision == "int8")
             size = (views.width, views.height)
             bundle.derive(f"pte {precision}", folder / f"{stem}.pte", precision, make, size)
     if coreml and journal.recall("coreml") is None:
@@ -115,7 +118,7 @@ def export(
         bundle.add(name, load_weights(file), kinds[0], file.stem)
 
     write_bundle(folder, scene, student, bundle.entries)  # without figures: what is measured is read from it
-    bundle.measure(scene)
+    bundle.measure()
     write_bundle(folder, scene, student, bundle.entries)
     write_json(folder / "artefacts.json", [_row(entry) for entry in bundle.entries])
     if viewer:
@@ -130,11 +133,12 @@ class _Bundle:
     A file that the journal knows, since an earlier attempt was killed after it, is not made again.
     """
 
-    def __init__(self, folder: Path, cameras: Camera, fixed_size: bool, tolerance: float, journal: Journal) -> None:
-        self.folder, self.cameras = folder, cameras
+    def __init__(self, folder: Path, scene: Scene, fixed_size: bool, tolerance: float, journal: Journal) -> None:
+        self.folder, self.scene, self.cameras = folder, scene, scene.test.camera
         self.fixed_size, self.tolerance = fixed_size, tolerance
         self.journal = journal
         self.entries: list[dict[str, Any]] = []
+        self.drawn: dict[str, LightField] = {}  # by file: the network that a 32-bit graph and its volume draw
 
     def graph(self, network: LightField, path: Path, kind: Kind) -> float:
         """Write one network in 32 bits; give its largest error."""
@@ -146,15 +150,19 @@ class _Bundle:
 
         def make() -> dict[str, Any]:
             print(f"export: {path}", flush=True)
-            error = self.graph(network, path, kind)
-            volume = None
+            volume, drawn = None, network
             if kind == "features":
-                assert isinstance(network, GridR2L)
-                volume = write_volume(network, self.folder / f"{stem}_volume.bin.gz")
+                dtype, why = choose_dtype(network, self.scene)
+                print(f"export: {why}", flush=True)
+                drawn = rounded(network, dtype)
+                volume = write_volume(network, self.folder / f"{stem}_volume.bin.gz", dtype)  # type: ignore[arg-type]
+            error = self.graph(drawn, path, kind)
             size = (self.cameras.width, self.cameras.height) if self.fixed_size or kind == "pose" else None
-            return artefact(name, path, kind, "fp32", volume, size, max_abs_error=error)
+            about: dict[str, Any] = {"output": output_of(network), "window": window_of(network)}
+            return artefact(name, path, kind, "fp32", volume, size, **about, max_abs_error=error)
 
-        self._once(path, make)
+        entry = self._once(path, make)
+        self.drawn[path.name] = rounded(network, entry["volume"]["dtype"]) if entry["volume"] else network
         return path
 
     def derive(
@@ -169,29 +177,59 @@ class _Bundle:
         first = self.entries[0]
 
         def make() -> dict[str, Any]:
-            return artefact(name, write(path), first["input"], precision, first["volume"], size or first["size"])
+            about = {key: first[key] for key in ("output", "window")}
+            place = first["volume"], size or first["size"]
+            return artefact(name, write(path), first["input"], precision, *place, **about)
 
         self._once(path, make)
 
-    def measure(self, scene: Scene) -> None:
-        """Add quality and time on the validation views, which a viewer shows."""
+    def measure(self) -> None:
+        """Check what the files draw, all together; add quality and time on the validation views for a viewer."""
         for entry in self.entries:
+            model: ExportedLightField = load(self.folder / entry["file"])
+            if entry["file"] in self.drawn:
+                check_drawn(model, exact(self.drawn[entry["file"]]), self.cameras, self.tolerance)
             if entry["psnr"] is None:
-                model: ExportedLightField = load(self.folder / entry["file"])
-                result = evaluate(model, scene.val, scene.background, description=f"Measuring {entry['name']}")
+                words = f"Measuring {entry['name']}"
+                result = evaluate(model, self.scene.val, self.scene.background, description=words)
                 entry.update(psnr=result["psnr"], latency_ms=1000 * result["seconds_per_view"])
                 self._note(entry)
 
-    def _once(self, path: Path, make: Callable[[], dict[str, Any]]) -> None:
-        entry = self.journal.recall(path.name)
+    def _once(self, path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        entry: dict[str, Any] | None = self.journal.recall(path.name)
         if entry is None:
             entry = make()
             self._note(entry)
         self.entries.append(entry)
+        return entry
 
     def _note(self, entry: dict[str, Any]) -> None:
         volume = [entry["volume"]["file"]] if entry["volume"] else []
         self.journal.note(entry["file"], entry, [entry["file"], *volume])
+
+
+def check_drawn(model: ExportedLightField, network: LightField, cameras: Camera, tolerance: float) -> None:
+    """Refuse a file of a bundle that, read as anybody reads it, draws something else than its network.
+
+    Args:
+        model: the file with what lies beside it, loaded.
+        network: of ``exact``, with the volume as its file rounds it.
+        cameras: a batch of cameras; some of them are drawn.
+        tolerance: the largest difference of a color, or opacity, that is accepted.
+
+    Raises:
+        UserError: it draws something else.
+    """
+    for index in range(min(_CHECKED, len(cameras))):
+        drawn, expected = model.render(cameras[index]), network.render(cameras[index])
+        for part in ("rgb", "opacity"):
+            values = getattr(expected, part)
+            error = 0.0 if values is None else float((getattr(drawn, part) - values).abs().max())
+            if not error <= tolerance:
+                raise UserError(
+                    f"{model.path}: read from the bundle, its {part} differs by {error:.2g} from the network's, more "
+                    f"than tolerance {tolerance:.2g}."
+                )
 
 
 def _export_trained(file: Path, bundle: _Bundle, kind: Kind, feeds: list[dict[str, Any]], out: Path) -> Path:
@@ -227,11 +265,6 @@ def check(run: Run) -> None:
         runtime_folder()
     if options["calibration_views"] < 1:
         raise UserError(f"stage.export.calibration_views: is {options['calibration_views']}; allowed: 1 or more.")
-
-
-def _suitable(student: LightField) -> tuple[Kind, ...]:
-    """Where its graphs begin if nobody says it: what suits a viewer; the whole graph, too, if that needs a volume."""
-    return ("features", "rays") if isinstance(student, GridR2L) else kinds_of(student)[:1]
 
 
 def _ranges(file: Path | None) -> Ranges | None:

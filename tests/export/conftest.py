@@ -10,7 +10,9 @@ import torch
 
 from nelf.data import Scene, read_scene
 from nelf.export import onnx, write_bundle
-from nelf.export.bundle import artefact, write_volume
+from nelf.export.bundle import artefact
+from nelf.export.inputs import output_of, window_of
+from nelf.export.volume import rounded, write_volume
 from nelf.lightfields import GridR2L, LightField, MobileR2L
 
 
@@ -29,12 +31,18 @@ def scene(tiny_scene: Path) -> Scene:
 
 
 def grid_network() -> GridR2L:
-    """Neither empty nor opaque, some of its cells not occupied."""
+    """Neither empty nor opaque, some of its corners missing; its network draws something of its own."""
     torch.manual_seed(3)
-    network = GridR2L(width=8, depth=4, points=16, resolution=10, features=4)
-    torch.nn.init.normal_(network.density, std=3.0)
-    torch.nn.init.normal_(network.features)
-    network.occupied[:3] = False
+    network = GridR2L(width=8, depth=4, resolution=12, features=4)
+    exists = torch.ones(12, 12, 12, dtype=torch.bool)
+    exists[:3] = False
+    exists[9:, 4:] = False
+    exists[5, 6, 7] = False
+    network.volume.resize(exists)
+    torch.nn.init.normal_(network.volume.density, mean=-1.0, std=2.0)
+    torch.nn.init.normal_(network.volume.features, mean=0.3, std=0.5)
+    torch.nn.init.normal_(network.tail.weight, std=0.05)
+    torch.nn.init.normal_(network.tail.bias, std=0.05)
     return network.eval()
 
 
@@ -61,9 +69,13 @@ def bundles(tmp_path_factory: pytest.TempPathFactory, scene: Scene) -> dict[str,
     ):
         folder = tmp_path_factory.mktemp(f"bundle_{name}")
         path = folder / "model.onnx"
+        volume = None
+        if kind == "features":
+            volume = write_volume(network, folder / "volume.bin.gz")
+            network = rounded(network, "uint8").eval()
         error = onnx(network, path, scene.test.camera, kind)  # type: ignore[arg-type]
-        volume = write_volume(network, folder / "volume.bin.gz", "float32") if kind == "features" else None
         size = (16, 16) if kind == "pose" else None
-        write_bundle(folder, scene, network, [artefact("fp32", path, kind, "fp32", volume, size, max_abs_error=error)])
+        about = {"output": output_of(network), "window": window_of(network), "max_abs_error": error}
+        write_bundle(folder, scene, network, [artefact("fp32", path, kind, "fp32", volume, size, **about)])
         made[name] = Exported(network, path, kind, error)
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import hashlib
 import json
@@ -15,7 +16,8 @@ import torch
 from nelf import paths
 from nelf.cameras import Camera
 from nelf.errors import UserError
-from nelf.export.bundle import VERSION, orbit_limits, read_bundle, read_volume, write_volume
+from nelf.export.bundle import VERSION, orbit_limits, read_bundle
+from nelf.export.volume import choose_dtype, read_volume, rounded, write_volume
 from tests.export.conftest import grid_network
 
 
@@ -27,6 +29,9 @@ def test_a_bundle_says_what_it_holds(bundles, scene) -> None:
         assert bundle["image"] == {"width": 16, "height": 16}
         assert bundle["intrinsics"]["fx"] == pytest.approx(8 / math.tan(0.6911112 / 2))
         assert bundle["sr_factor"] == network.sr_factor
+        assert bundle["stride"] == network.stride
+        assert bundle["background_color"] == [1.0, 1.0, 1.0]
+        assert entry["output"] == ("rgba" if name in ("features", "rays") else "rgb")
         assert entry["input"] == kind
         assert entry["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
         assert entry["max_abs_error"] == error
@@ -34,28 +39,59 @@ def test_a_bundle_says_what_it_holds(bundles, scene) -> None:
         assert entry["bytes"] == path.stat().st_size + volume
 
 
-def test_a_volume_is_laid_out_as_described(tmp_path) -> None:
+@pytest.mark.parametrize(("dtype", "bytes_each"), [("uint8", 1), ("float16", 2)])
+def test_a_volume_is_laid_out_as_described(tmp_path, dtype: str, bytes_each: int) -> None:
     network = grid_network()
-    about = write_volume(network, tmp_path / "v.bin.gz", "float16")
+    volume = network.volume
+    about = write_volume(network, tmp_path / "v.bin.gz", dtype)
     content = gzip.decompress((tmp_path / "v.bin.gz").read_bytes())
-    corners, cells = 10**3, 9**3
-    assert len(content) == corners * 4 + corners * 4 * 2 + cells
-    density = np.frombuffer(content, "<f4", corners).reshape(10, 10, 10)
-    features = np.frombuffer(content, "<f2", corners * 4, corners * 4).reshape(10, 10, 10, 4)
-    distance = np.frombuffer(content, np.uint8, cells, corners * 12).reshape(9, 9, 9)
-    own = network.density.detach().numpy()
-    assert np.array_equal(density[3:], own[3:])  # corners that an occupied cell touches
-    assert (density[:3] == -30).all()
-    np.testing.assert_allclose(features[3:], network.features.detach().numpy()[3:], atol=2e-3)
-    assert (features[:3] == 0).all()
-    assert (distance[3:] == 0).all()
-    assert [int(distance[z].min()) for z in range(3)] == [3, 2, 1]
-    assert about["resolution"] == [10, 10, 10]
-    assert about["points"] == 16
+    corners, rows = 12**3, len(volume.density)
+    assert 0 < rows < corners
+    assert len(content) == corners // 8 + rows * 5 * bytes_each
+    assert (about["resolution"], about["rows"], about["features"]) == ([12, 12, 12], rows, 4)
+    assert about["step"] == network.voxel
+    exists = np.unpackbits(np.frombuffer(content, np.uint8, corners // 8)).reshape(12, 12, 12)
+    assert np.array_equal(exists, volume.exists.numpy())
+    kind = {"uint8": "u1", "float16": "<f2"}[dtype]
+    numbers = np.frombuffer(content, kind, rows * 5, corners // 8)
+    numbers = np.concatenate([numbers[:rows, None], numbers[rows:].reshape(rows, 4)], 1).astype(float)
+    own = torch.cat([volume.density[:, None], volume.features], 1).detach().numpy()
+    if dtype == "uint8":
+        scale = about["scale"]
+        numbers = numbers * scale["step"] + scale["low"]
+        assert (np.abs(numbers - own) <= 0.501 * np.array(scale["step"])).all()
+    else:
+        assert about["scale"] is None
+        np.testing.assert_allclose(numbers, own, rtol=1e-3, atol=1e-6)
 
-    again = read_volume(tmp_path, about)
-    assert torch.equal(again.occupied, network.occupied)
-    assert again.features.dtype == torch.float32
+    again, drawn = read_volume(tmp_path, about, network.aabb.tolist()), rounded(network, dtype).volume
+    assert torch.equal(again.density, drawn.density)
+    assert torch.equal(again.features, drawn.features)
+    assert torch.equal(again.index, volume.index)
+
+
+def test_a_zero_in_a_volume_stays_zero_in_8_bits() -> None:
+    network = grid_network()
+    with torch.no_grad():
+        network.volume.features[::2] = 0.0
+        network.volume.density[::3] = 0.0
+    drawn = rounded(network, "uint8").volume
+    assert (drawn.features[::2] == 0).all()
+    assert (drawn.density[::3] == 0).all()
+
+
+def test_eight_bits_are_taken_unless_they_cost_a_tenth(scene) -> None:
+    network = grid_network()
+    assert choose_dtype(network, scene)[0] == "uint8"
+    with torch.no_grad():  # a channel that eight bits cannot hold: one corner is far off all others
+        network.volume.features[:, :3] *= 0.2
+        network.volume.features[0, :3] = 500.0
+    views = [network.render(scene.val.camera[index]).rgb for index in range(len(scene.val))]
+    images = np.stack([np.round(255 * rgb.clamp(0, 1).numpy()).astype(np.uint8) for rgb in views])
+    seen = dataclasses.replace(scene, val=dataclasses.replace(scene.val, images=images))
+    dtype, why = choose_dtype(network, seen)
+    assert dtype == "float16"
+    assert why.endswith("written in 16")
 
 
 @pytest.mark.parametrize(
@@ -74,7 +110,17 @@ def test_a_damaged_volume_is_named(tmp_path, damage, message: str) -> None:
     if damage is not None:
         path.write_bytes(damage(raw))
     with pytest.raises(UserError, match=f"v.bin.gz: {message}"):
-        read_volume(tmp_path, about)
+        read_volume(tmp_path, about, [0.0, 0.0, 0.0, 1.0, 1.0, 1.0])
+
+
+def test_a_volume_with_other_corners_is_refused(tmp_path) -> None:
+    network = grid_network()
+    about = write_volume(network, tmp_path / "v.bin.gz")
+    content = bytearray(gzip.decompress((tmp_path / "v.bin.gz").read_bytes()))
+    content[0] ^= 0x80
+    (tmp_path / "v.bin.gz").write_bytes(gzip.compress(bytes(content)))
+    with pytest.raises(UserError, match=f"corners, but bundle.json describes {about['rows']} rows"):
+        read_volume(tmp_path, about, network.aabb.tolist())
 
 
 @pytest.mark.parametrize(
@@ -82,7 +128,11 @@ def test_a_damaged_volume_is_named(tmp_path, damage, message: str) -> None:
     [
         ("{", "is not a whole bundle.json"),
         ("[]", "is not the description of a bundle"),
-        ('{"format": "nelf-bundle", "version": 99}', f"has version 99; this nelf reads versions up to {VERSION}"),
+        (
+            '{"format": "nelf-bundle", "version": 99}',
+            f"has version 99; this nelf reads version {VERSION}. Update nelf.",
+        ),
+        ('{"format": "nelf-bundle", "version": 1}', r"has version 1; .* Export it again: stages=\[export\]\."),
     ],
 )
 def test_a_strange_bundle_is_refused_in_one_line(tmp_path, content: str, message: str) -> None:
@@ -96,14 +146,23 @@ def test_a_strange_bundle_is_refused_in_one_line(tmp_path, content: str, message
     ("change", "message"),
     [
         ({"orbit": None, "far": None}, "bundle.json: lacks far, orbit."),
-        ({"artefacts": {}}, "artefacts must be a list, each with name, file, input, size and volume."),
-        ({"artefacts": [{"name": "fp32"}]}, "artefacts must be a list, each with name, file, input, size and volume."),
+        ({"artefacts": {}}, "artefacts must be a list, each with file, input, name, output, size, volume, window."),
+        (
+            {"artefacts": [{"name": "fp32"}]},
+            "artefacts must be a list, each with file, input, name, output, size, volume, window.",
+        ),
         ({"file": "../model.onnx"}, "fp32 lies in '../model.onnx'; allowed: names of files beside bundle.json."),
         ({"file": "/model.onnx"}, "fp32 lies in '/model.onnx'"),
         ({"file": ".."}, r"fp32 lies in '..'"),
         ({"volume": {"file": "a/../../v.gz"}}, "fp32 lies in 'a/../../v.gz'"),
         ({"volume": {"resolution": [2, 2, 2]}}, "fp32 lies in None"),
         ({"volume": "v.gz"}, "fp32 has no volume that can be read"),
+        ({"window": 3}, "fp32 has no window that can be read"),
+        ({"window": {"margin": -1, "multiple": 16}}, "allowed: whole numbers margin and multiple"),
+        ({"output": "bgr"}, "fp32 draws 'bgr'; allowed: rgb, rgba"),
+        ({"input": "features"}, "fp32 begins at 'features'; only features have a volume"),
+        ({"stride": 3}, "stride: allowed: 1 or sr_factor"),
+        ({"background_color": [1, 1]}, "background_color: allowed: three numbers"),
         ({"file": "link.onnx"}, "fp32 lies in 'link.onnx'"),
         ({"image": {"width": 10**6, "height": 10**6}}, "image: allowed: width and height from 1 to 16384"),
         ({"image": 3}, "image: allowed: width and height"),
@@ -129,19 +188,28 @@ def test_a_bundle_lacks_nothing_and_names_only_its_own_files(tmp_path, bundles, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"resolution": [4000, 4000, 4000]}, "bytes, which cannot be the [0-9]+ that bundle.json describes"),
+        ({"resolution": [4000, 4000, 4000]}, "has 64000000000 corners; allowed: up to 134217728"),
+        ({"resolution": [512, 512, 512]}, "bytes, which cannot be the [0-9]+ that bundle.json describes"),
         ({"resolution": [10**9, 2, 2]}, "has resolution .*; allowed: three whole numbers from 2 to 4096"),
         ({"resolution": [10, 10]}, "has resolution"),
+        ({"rows": 12**3 + 1}, "has 1729 rows; allowed: 1 to 1728"),
+        ({"rows": 1700}, "but bundle.json describes"),
         ({"features": -4}, "allowed: features from 1"),
-        ({"dtype": "object"}, "dtype float16 or float32"),
-        ({"points": 10**9}, "has 1000000000 points on a ray"),
-        ({"features": 3}, "holds more than [0-9]+ bytes, but bundle.json describes"),
+        ({"features": 3, "scale": {"low": [0.0] * 4, "step": [1.0] * 4}}, "holds more than [0-9]+ bytes"),
+        ({"dtype": "object"}, "dtype uint8 or float16"),
+        ({"scale": None}, "has no scale that can be read; allowed for uint8: low and step, 5 numbers each"),
+        ({"scale": {"low": [0.0] * 5, "step": [float("nan")] * 5}}, "has no scale that can be read"),
+        ({"step": 1e-9}, "points on a ray; allowed: 8192"),
+        ({"step": 0}, "has step 0; allowed: a number above 0"),
+        ({"min_alpha": 1.5}, "has min_alpha 1.5"),
     ],
 )
 def test_a_volume_s_size_is_checked_before_it_is_unpacked(tmp_path, change, message: str) -> None:
-    about = write_volume(grid_network(), tmp_path / "v.bin.gz")
-    with pytest.raises(UserError, match=message):
-        read_volume(tmp_path, {**about, **change})
+    network = grid_network()
+    about = write_volume(network, tmp_path / "v.bin.gz")
+    with pytest.raises(UserError, match=message) as caught:
+        read_volume(tmp_path, {**about, **change}, network.aabb.tolist())
+    assert "\n" not in str(caught.value)
 
 
 def test_the_camera_stays_where_training_cameras_stood(scene) -> None:

@@ -27,10 +27,8 @@ def test_a_graph_costs_what_its_network_costs(bundles, scene, name: str) -> None
     turning = 9 * (16 // network.sr_factor) ** 2 if name == "pose" else 0
     assert cost["macs"] == counter.get_total_flops() // 2 + turning
     assert cost["parameters"] == sum(parameter.numel() for parameter in network.parameters())
-    if name == "features":  # a third of the cells, which no ray reads, is written as zeros
-        assert cost["nonzero"] < 0.9 * cost["parameters"]
-    else:
-        assert cost["nonzero"] == cost["parameters"]
+    # In 8 bits a few of a volume's numbers are rounded to zero.
+    assert cost["nonzero"] == sum(int(parameter.count_nonzero()) for parameter in network.parameters())
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8 dynamic", "int8 static"])

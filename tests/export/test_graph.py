@@ -13,28 +13,30 @@ import torch
 from nelf.errors import UserError
 from nelf.export import graph, onnx
 from nelf.export.graph import exact, half_weights
-from nelf.export.inputs import KINDS, feed_of
+from nelf.export.inputs import KINDS, feed_of, output_of
 
 NAMES = ["features", "rays", "points", "pose"]
 
 
 def run(path: Path, feeds: dict[str, np.ndarray]) -> np.ndarray:
-    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(["rgb"], feeds)[0]
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, feeds)[0]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_graph_has_the_names_and_the_colours_of_its_kind(bundles, scene, name: str) -> None:
+def test_a_graph_has_the_names_and_the_colors_of_its_kind(bundles, scene, name: str) -> None:
     network, path, kind, error = bundles[name]
     declared = onnx_format.load(path).graph
     assert tuple(value.name for value in declared.input) == KINDS[kind]
+    assert [value.name for value in declared.output] == [output_of(network)]
     camera = scene.train.camera[3]
-    rays = camera.rays(network.sr_factor)
+    rays = camera.rays(network.stride)
     network = exact(network)
     with torch.no_grad():
         expected = network(rays.rays_o[None], rays.rays_d[None]).numpy()
     drawn = run(path, feed_of(network, kind, camera))
-    assert drawn.shape == (1, 3, 16, 16)
-    assert expected.std() > 0.02  # else all greys would pass
+    assert drawn.shape == (1, 4 if kind in ("features", "rays") else 3, 16, 16)
+    assert expected[:, 0].std() > 0.02  # else all grays would pass
+    assert expected[:, -1].std() > 0.02
     np.testing.assert_allclose(drawn, expected, atol=1e-4)
     assert error <= 1e-4
 
@@ -45,7 +47,18 @@ def test_a_graph_draws_other_sizes(bundles, scene, name: str) -> None:
     camera = scene.train.camera[2].resized(24)
     network = exact(network)
     drawn = run(path, feed_of(network, kind, camera))[0]
-    np.testing.assert_allclose(drawn, network.render(camera).rgb.permute(2, 0, 1).numpy(), atol=1e-4)
+    rays = camera.rays(network.stride)
+    with torch.no_grad():
+        expected = network(rays.rays_o[None], rays.rays_d[None])[0].numpy()
+    np.testing.assert_allclose(drawn, expected, atol=1e-4)
+
+
+def test_a_volume_may_be_inside_a_graph_from_the_pose_on(bundles, scene, tmp_path) -> None:
+    network = bundles["rays"].network
+    assert onnx(network, tmp_path / "pose.onnx", scene.test.camera, "pose") <= 1e-4
+    drawn = run(tmp_path / "pose.onnx", feed_of(network, "pose", scene.train.camera[0]))[0]
+    expected = exact(network).render(scene.train.camera[0]).opacity
+    np.testing.assert_allclose(drawn[3], expected.numpy(), atol=1e-4)
 
 
 def test_no_norm_is_left_and_gelu_stays_gelu(bundles) -> None:

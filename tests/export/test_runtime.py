@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,37 @@ def test_a_bundle_renders_what_its_network_renders(bundles, scene, name: str) ->
     camera = scene.test.camera[1]
     rendering = load(path.parent).render(camera)
     assert rendering.rgb.shape == (16, 16, 3)
-    torch.testing.assert_close(rendering.rgb, exact(network).render(camera).rgb, atol=1e-4, rtol=0)
+    expected = exact(network).render(camera)
+    torch.testing.assert_close(rendering.rgb, expected.rgb, atol=1e-4, rtol=0)
+    assert (rendering.opacity is None) == (expected.opacity is None)
+    if expected.opacity is not None:
+        assert expected.opacity.std() > 0.02
+        torch.testing.assert_close(rendering.opacity, expected.opacity, atol=1e-4, rtol=0)
+
+
+def test_a_graph_runs_only_where_something_is_seen(bundles, scene) -> None:
+    network, path, _, _ = bundles["features"]
+    model, camera = load(path.parent), scene.test.camera[0].resized(256)
+    far = replace(camera, c2w=torch.cat([camera.c2w[:, :3], 4 * camera.c2w[:, 3:]], -1))
+    height, width = model.inputs(far)["features"].shape[2:]
+    assert (height % 16, width % 16) == (0, 0)
+    assert height < 128
+    torch.testing.assert_close(model.render(far).rgb, exact(network).render(far).rgb, atol=1e-4, rtol=0)
+    away = replace(camera, c2w=camera.c2w * torch.tensor([-1.0, 1.0, -1.0, 1.0]))  # it looks the other way
+    rendering = model.render(away)
+    assert torch.equal(rendering.rgb, torch.ones(256, 256, 3))
+    assert not rendering.opacity.any()
+
+
+def test_the_background_is_that_of_the_bundle(bundles, scene, tmp_path) -> None:
+    shutil.copytree(bundles["features"].path.parent, tmp_path / "bundle")
+    about = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
+    about["background_color"] = [0.0, 0.5, 1.0]
+    (tmp_path / "bundle" / "bundle.json").write_text(json.dumps(about))
+    camera = scene.test.camera[0]
+    white, other = (load(folder).render(camera) for folder in (bundles["features"].path.parent, tmp_path / "bundle"))
+    rest = (1 - white.opacity)[..., None] * torch.tensor([1.0, 0.5, 0.0])
+    torch.testing.assert_close(other.rgb, white.rgb - rest, atol=1e-6, rtol=0)
 
 
 def test_an_exported_file_is_scored_like_any_model(bundles, scene) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import shutil
@@ -23,8 +24,10 @@ from nelf.cameras import Camera
 from nelf.errors import UserError
 from nelf.export.bundle import artefact, read_bundle, write_bundle
 from nelf.export.graph import exact
+from nelf.export.inputs import output_of, window_of
 from nelf.export.viewer import write
 from nelf.export.viewer.runtime import runtime_folder
+from nelf.export.volume import rounded, write_volume
 from nelf.view import Server
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -145,6 +148,57 @@ def test_the_canvas_shows_what_pytorch_renders(tab, bundles, name: str) -> None:
     assert "WASM" in opened.data["runtime"]
 
 
+@pytest.mark.parametrize(("choice", "level"), [("black", 0), ("gray", 128), ("white", 255)])
+def test_the_background_can_be_another_one(tab, bundles, choice: str, level: int) -> None:
+    network, path, _, _ = bundles["features"]
+    opened = tab(path.parent).go("?runtime=wasm").drawn()
+    select = opened.page.get_by_label("Background")
+    select.focus()
+    for letter in choice:  # as with any select, without a mouse
+        opened.page.keyboard.press(letter)
+    opened.page.wait_for_function(f"location.search.includes('background={choice}')")
+    opened.drawn(f"d.background === '{level},{level},{level}'")
+    about = read_bundle(path.parent)
+    intrinsics = torch.tensor([about["intrinsics"][key] for key in ("fx", "fy", "cx", "cy")])
+    drawn = exact(network).render(Camera(pose_of(opened.data, about), intrinsics, 16, 16))
+    on_black = drawn.rgb - (1 - drawn.opacity)[..., None]  # the network's own background is white
+    expected = 255 * on_black + level * (1 - drawn.opacity)[..., None]
+    error = np.mean((opened.pixels() - expected.numpy()) ** 2) / 255**2
+    assert -10 * np.log10(error) > 50
+    pixels = opened.pixels()
+    opened.page.reload()
+    opened.drawn(f"d.background === '{level},{level},{level}'")
+    assert np.array_equal(opened.pixels(), pixels)
+    assert opened.complaints == []
+
+
+def test_the_background_stays_where_the_colors_have_it(tab, bundles) -> None:
+    opened = tab(bundles["points"].path.parent).go("?background=black").drawn("d.background === '255,255,255'")
+    assert opened.page.get_by_label("Background").is_disabled()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float16"])
+def test_most_of_a_large_picture_need_not_be_drawn(tab, bundles, scene, tmp_path, dtype: str) -> None:
+    """A picture much larger than the decoder's window, and a volume of either kind of rows."""
+    network, path, _, _ = bundles["features"]
+    shutil.copy(path, tmp_path / "model.onnx")
+    volume = write_volume(network, tmp_path / "volume.bin.gz", dtype)
+    network = rounded(network, dtype)
+    about = {"output": output_of(network), "window": window_of(network)}
+    write_bundle(tmp_path, scene, network, [artefact("m", path, "features", "fp32", volume, **about)])
+    described = json.loads((tmp_path / "bundle.json").read_text())
+    described["image"] = {"width": 160, "height": 160}
+    described["intrinsics"] = {"fx": 90.0, "fy": 90.0, "cx": 70.0, "cy": 85.0}
+    (tmp_path / "bundle.json").write_text(json.dumps(described))
+    opened = tab(tmp_path).go("?runtime=wasm").drawn()
+    camera = Camera(pose_of(opened.data, described), torch.tensor([90.0, 90.0, 70.0, 85.0]), 160, 160)
+    expected = 255 * exact(network).render(camera).rgb.numpy()
+    error = np.mean((opened.pixels() - expected) ** 2) / 255**2
+    assert -10 * np.log10(error) > 50
+    assert (opened.pixels()[0] == 255).all()
+    assert opened.complaints == []
+
+
 def test_a_drag_turns_the_camera_and_a_double_click_brings_it_back(tab, bundles) -> None:
     opened = tab(bundles["points"].path.parent).go().drawn()
     page, before = opened.page, opened.data
@@ -203,7 +257,7 @@ def moving(tmp_path, scene, bundles) -> Path:
     onnx.save(model, tmp_path / "model.onnx")
     write_bundle(tmp_path, scene, bundles["points"].network, [artefact("m", tmp_path / "model.onnx", "points", "fp32")])
     about = json.loads((tmp_path / "bundle.json").read_text())
-    about |= {"sr_factor": 1, "time": {"min": 0, "max": 1, "value": 0.2}}
+    about |= {"sr_factor": 1, "stride": 1, "time": {"min": 0, "max": 1, "value": 0.2}}
     about["controls"] = [{"name": "jaw", "min": 0, "max": 2, "value": 1}]
     (tmp_path / "bundle.json").write_text(json.dumps(about))
     return tmp_path
@@ -264,7 +318,10 @@ def test_what_is_wrong_is_said_in_words(tab, damaged) -> None:
     opened.server.files["model.onnx"] = damaged / "model.onnx"
     assert opened.go().words() == "runtime/ort.wasm.min.mjs: is missing beside the page."
     opened.server.bundle = {**about, "version": 7}
-    assert opened.go().words() == "This bundle has version 7; this page reads versions up to 1."
+    assert opened.go().words() == "This bundle has version 7; this page reads version 2."
+    opened.server.bundle = {**about, "version": 1}
+    words = "This bundle has version 1; this page reads version 2. Export it again: stages=[export]."
+    assert opened.go().words() == words
     opened.server.bundle = {"format": "else"}
     assert opened.go().words() == "bundle.json is damaged, or not that of a nelf bundle."
     opened.server.bundle = {key: value for key, value in about.items() if key not in ("orbit", "near")}
@@ -294,6 +351,28 @@ def test_a_model_that_needs_more_memory_than_there_is_says_so(tab, moving) -> No
     opened = tab(moving)
     opened.server.bundle = unchecked(opened.server.bundle)
     assert opened.go().words().startswith("The browser has no memory left for this model; choose a smaller one.")
+
+
+def test_a_wrong_volume_is_refused(tab, bundles, tmp_path) -> None:
+    opened = tab(bundles["features"].path.parent)
+    about = opened.server.bundle
+    (entry,) = about["artefacts"]
+
+    def with_volume(**changes: Any) -> dict[str, Any]:
+        return {**about, "artefacts": [{**entry, "volume": {**entry["volume"], **changes}}]}
+
+    rows = entry["volume"]["rows"]
+    opened.server.bundle = with_volume(resolution=[4096, 4096, 4096])
+    assert opened.go().words() == "volume.bin.gz: describes more corners than fit into memory."
+    opened.server.bundle = with_volume(rows=rows + 1)
+    assert re.fullmatch(r"volume.bin.gz: holds \d+ bytes, but bundle.json describes \d+\.", opened.go().words())
+    content = bytearray(gzip.decompress(opened.server.files["volume.bin.gz"].read_bytes()))
+    content[0] ^= 0x80
+    (tmp_path / "other.gz").write_bytes(gzip.compress(bytes(content)))
+    opened.server.files["volume.bin.gz"] = tmp_path / "other.gz"
+    opened.server.bundle = about
+    words = f"volume.bin.gz: has {rows + 1} corners, but bundle.json describes {rows} rows."
+    assert opened.go().words() == words
 
 
 def test_a_browser_without_webgpu_says_so_and_draws_with_wasm(tab, bundles) -> None:
@@ -421,7 +500,7 @@ class FakeTeacher:
 def test_the_teacher_is_drawn_by_the_server(tab, bundles) -> None:
     opened = tab(bundles["points"].path.parent)
     opened.server.teacher = teacher = FakeTeacher()  # type: ignore[assignment]
-    entry = {"name": "teacher", "file": "teacher.png", "input": "server", "size": None}
+    entry = {"name": "teacher", "file": "teacher.png", "input": "server", "output": "rgb", "size": None}
     opened.server.bundle["artefacts"].append(entry)
     page = opened.go().drawn().page
     azimuth = float(opened.data["azimuth"])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,13 @@ from nelf.compression.quantization import calibrate, quantize_network
 from nelf.data import read_scene
 from nelf.errors import UserError
 from nelf.export import load
+from nelf.export.graph import exact
+from nelf.export.volume import rounded, write_volume
 from nelf.lightfields import GridR2L
 from nelf.run import Run, write_json
 from nelf.stages.export import check
 
-MODEL = {"width": 8, "depth": 4, "points": 16, "resolution": 10, "features": 4}
+MODEL = {"width": 8, "depth": 4, "resolution": 12, "features": 4}
 
 
 def run_in(root: Path, scene: Path, *more: str) -> Run:
@@ -50,10 +54,16 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_scene: Path) -> Path
     shutil.copytree(tiny_scene, root / "pseudo")
     torch.manual_seed(5)
     network = GridR2L(**MODEL).eval()
-    torch.nn.init.normal_(network.density, std=3.0)
+    exists = torch.ones(12, 12, 12, dtype=torch.bool)
+    exists[:2] = False
+    network.volume.resize(exists)
+    torch.nn.init.normal_(network.volume.density, std=2.0)
+    for values in (network.tail.weight, network.tail.bias):  # new ones draw nothing of their own
+        torch.nn.init.normal_(values, std=0.05)
     config = {"_target_": "nelf.lightfields.GridR2L", **network.arguments}
     weights.save(network, root / "student" / "model.safetensors", config, "digest")
     narrow = GridR2L(**{**MODEL, "width": 4})
+    torch.nn.init.normal_(narrow.volume.density)
     config = {**config, **narrow.arguments}
     weights.save(narrow, root / "prune" / "structured.safetensors", config, "digest")
     write_json(root / "prune" / "artefacts.json", [{"name": "structured 50 %", "file": "structured.safetensors"}])
@@ -67,17 +77,22 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_scene: Path) -> Path
     return root
 
 
-def test_every_network_of_a_run_is_exported_and_drawn(prepared: Path, tiny_scene: Path) -> None:
+def test_every_network_of_a_run_is_exported_and_drawn(prepared: Path, tiny_scene: Path, capfd) -> None:
     run = run_in(prepared, tiny_scene)
     metrics = run.do("export", cli.build(run.config["stage"]["export"]))
     assert metrics["max_abs_error"] <= 1e-4
     folder = prepared / "export"
     bundle = json.loads((folder / "bundle.json").read_text())
-    names = ["fp32", "fp16", "int8 dynamic", "int8 static", "int8 QAT", "fp32 from rays", "structured 50 %"]
+    names = ["fp32", "fp16", "int8 dynamic", "int8 static", "int8 QAT", "structured 50 %"]
     assert [entry["name"] for entry in bundle["artefacts"]] == names
     entries = {entry["name"]: entry for entry in bundle["artefacts"]}
     scene = read_scene(tiny_scene)
-    expected = nelf.load(folder / "model.safetensors").render(scene.test.camera[0]).rgb
+    student = nelf.load(folder / "model.safetensors")
+    expected = student.render(scene.test.camera[0]).rgb
+    drawn = exact(rounded(student, "uint8")).render(scene.test.camera[0])
+    rendering = load(folder / "model.onnx").render(scene.test.camera[0])
+    torch.testing.assert_close(rendering.rgb, drawn.rgb, atol=1e-4, rtol=0)
+    torch.testing.assert_close(rendering.opacity, drawn.opacity, atol=1e-4, rtol=0)
     for name, entry in entries.items():
         assert entry["psnr"] > 0
         assert entry["latency_ms"] > 0
@@ -87,10 +102,35 @@ def test_every_network_of_a_run_is_exported_and_drawn(prepared: Path, tiny_scene
         else:
             assert difference < (0.1 if "int8" in name else 2e-2), name
     assert entries["int8 QAT"]["volume"] == entries["fp32"]["volume"]
+    assert entries["fp32"]["volume"]["dtype"] == "uint8"
+    said = capfd.readouterr().out
+    assert re.search(r"export: volume: [\d.]+ dB in 8 bits, [\d.]+ dB in 16; written in 8\n", said)
     assert entries["structured 50 %"]["volume"]["file"] == "structured_volume.bin.gz"
     artefacts = json.loads((folder / "artefacts.json").read_text())
     assert [each["name"] for each in artefacts] == [f"onnx {name}" for name in names]
     assert all((folder / each["file"]).is_file() for each in artefacts)
+    files = {each["file"] for each in bundle["artefacts"]} | {each["volume"]["file"] for each in bundle["artefacts"]}
+    made = {path.name for path in folder.iterdir() if path.suffix in (".onnx", ".gz")}
+    assert made == files
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_a_wrong_volume_beside_a_right_graph_is_noticed(
+    prepared: Path, tiny_scene: Path, tmp_path, monkeypatch
+) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(prepared, root, ignore=shutil.ignore_patterns("export", "prune", "quantize"))
+
+    def write_another(network: GridR2L, *options: Any) -> dict[str, Any]:
+        network = deepcopy(network)
+        with torch.no_grad():
+            network.volume.density += 0.5
+        return write_volume(network, *options)
+
+    monkeypatch.setattr(stage, "write_volume", write_another)
+    run = run_in(root, tiny_scene, "stage.export.precisions=[fp32]")
+    with pytest.raises(UserError, match=r"model.onnx: read from the bundle, its rgb differs by .* than tolerance"):
+        run.do("export", cli.build(run.config["stage"]["export"]))
 
 
 def test_a_bundle_with_the_viewer_is_a_page(tmp_path, prepared: Path, tiny_scene: Path, monkeypatch) -> None:
@@ -140,6 +180,7 @@ class Power:
         monkeypatch.setattr(stage, "half_weights", lambda model, path: self.step("fp16", path, path))
         monkeypatch.setattr(stage, "quantize_dynamic", lambda model, path: self.step("int8", path, path))
         monkeypatch.setattr(stage, "load", lambda path: path)
+        monkeypatch.setattr(stage, "check_drawn", lambda *_: None)
         figures = {"psnr": 1.0, "seconds_per_view": 1.0}
         monkeypatch.setattr(stage, "evaluate", lambda path, *rest, **options: self.step("measured", None, figures))
 

@@ -73,18 +73,21 @@ export function cameraOf(bundle, c2w, scale) {
 }
 
 /**
- * Rays through the centres of the image's blocks of stride x stride pixels.
+ * Rays through the centers of the image's blocks of stride x stride pixels.
  * @param {Camera} camera
+ * @param {number} stride
+ * @param {{top: number, left: number, width: number, height: number}} [window] of blocks; all if it is left out
  * @returns {{width: number, height: number, origin: number[], directions: Float32Array}} directions (h, w, 3)
  */
-export function raysOf(camera, stride) {
+export function raysOf(camera, stride, window) {
   const { c2w: m, fx, fy, cx, cy } = camera;
-  const [width, height] = [camera.width / stride, camera.height / stride];
+  const all = { top: 0, left: 0, width: camera.width / stride, height: camera.height / stride };
+  const { top, left, width, height } = window ?? all;
   const directions = new Float32Array(width * height * 3);
   let k = 0;
-  for (let row = 0; row < height; row++) {
+  for (let row = top; row < top + height; row++) {
     const y = (cy - (row + 0.5) * stride) / fy;
-    for (let column = 0; column < width; column++) {
+    for (let column = left; column < left + width; column++) {
       const x = ((column + 0.5) * stride - cx) / fx;
       directions[k++] = m[0] * x + m[1] * y - m[2];
       directions[k++] = m[4] * x + m[5] * y - m[6];

@@ -4,8 +4,12 @@ import { Orbit, cameraOf } from "./camera.js";
 import { listen } from "./gestures.js";
 import { Inputs, Models } from "./panel.js";
 
-const VERSION = 1; // of bundle.json, that this page reads
-const NEEDED = ["image", "intrinsics", "near", "far", "aabb", "sr_factor", "orbit", "controls", "artefacts"];
+const VERSION = 2; // of bundle.json, that this page reads
+const NEEDED = [
+  ...["image", "intrinsics", "near", "far", "aabb", "sr_factor", "stride", "background_color"],
+  ...["orbit", "controls", "artefacts"],
+];
+const BACKGROUNDS = { white: [255, 255, 255], black: [0, 0, 0], gray: [128, 128, 128] };
 const REST = 180; // milliseconds without a movement, after which a full frame is drawn
 const FLUENT = 80; // milliseconds that a frame may take while moving, where the resolution is automatic
 const MEASURED = 10; // frames drawn of each model at first, since the first ones are slower than those to come
@@ -55,8 +59,9 @@ async function readBundle() {
   if (!response.ok) throw new Error("bundle.json is missing: this folder is not a bundle.");
   const described = await response.json().catch(() => null);
   if (described?.format !== "nelf-bundle") throw new Error("bundle.json is damaged, or not that of a nelf bundle.");
-  if (!(described.version <= VERSION)) {
-    throw new Error(`This bundle has version ${described.version}; this page reads versions up to ${VERSION}.`);
+  if (described.version !== VERSION) {
+    const todo = described.version < VERSION ? " Export it again: stages=[export]." : "";
+    throw new Error(`This bundle has version ${described.version}; this page reads version ${VERSION}.${todo}`);
   }
   const missing = NEEDED.filter((key) => !(key in described));
   if (missing.length) throw new Error(`bundle.json is damaged: it lacks ${missing.join(", ")}.`);
@@ -75,6 +80,8 @@ function open() {
   ready = busy = false;
   at("chosen").textContent = artefact.name;
   at("runtime").disabled = at("resolution").disabled = server;
+  at("background").disabled = artefact.output !== "rgba"; // others have the scene's in their colors
+  document.body.style.background = `rgb(${background().join()})`;
   tell([]);
   if (server) {
     say("");
@@ -90,6 +97,18 @@ function open() {
   const trial = cameraOf(bundle, orbit.pose(), artefact.size ? 1 : 0.25);
   const threads = Number(asked.get("threads"));
   worker.postMessage({ type: "open", bundle, artefact, wish: at("runtime").value, threads, trial });
+}
+
+/** The color (0 to 255) that the chosen model is drawn over. */
+function background() {
+  const own = bundle.background_color.map((part) => Math.round(255 * part));
+  return (models.chosen.output === "rgba" && BACKGROUNDS[at("background").value]) || own;
+}
+
+/** Keep a setting in the page's address, so that loading it again or passing it on shows the same. */
+function remember({ target: { id, value } }) {
+  asked.set(id, value);
+  history.replaceState(null, "", `?${asked}`);
 }
 
 /** What is worth knowing beside the figures: the scene's licence, and runtimes that were tried and left. */
@@ -134,6 +153,7 @@ function show(image) {
   else pen.drawImage(image, 0, 0);
   const { azimuth, elevation, radius } = orbit;
   Object.assign(canvas.dataset, { azimuth, elevation, radius, time: inputs.time, frame: ++frames, sharp });
+  canvas.dataset.background = background().join();
 }
 
 /** Something has moved: draw, coarsely while it goes on, in full once it rests. */
@@ -157,7 +177,10 @@ function request() {
   sharp = scale === 1;
   const camera = cameraOf(bundle, orbit.pose(), scale);
   if (models.chosen.input === "server") requestServer(camera);
-  else worker.postMessage({ type: "draw", camera, time: inputs.time, controls: inputs.controls });
+  else {
+    const { time, controls } = inputs;
+    worker.postMessage({ type: "draw", camera, time, controls, background: background() });
+  }
 }
 
 /** The share of the full resolution, along a side, that is drawn while something moves. */
@@ -198,9 +221,12 @@ try {
   bundle = await readBundle();
   document.title = `${bundle.name} · nelf`;
   at("name").textContent = bundle.name;
-  document.body.style.background = bundle.background;
   orbit = new Orbit(bundle.orbit);
-  for (const id of ["runtime", "resolution"]) if (asked.has(id)) at(id).value = asked.get(id);
+  for (const id of ["runtime", "resolution", "background"]) {
+    const options = Array.from(at(id).options, ({ value }) => value);
+    if (options.includes(asked.get(id))) at(id).value = asked.get(id);
+    at(id).addEventListener("change", remember);
+  }
   models = new Models(at("models"), bundle.artefacts, asked.get("model"), open);
   inputs = new Inputs(at("inputs"), bundle, moved);
   at("runtime").onchange = () => {
@@ -208,6 +234,10 @@ try {
     open();
   };
   at("resolution").onchange = redraw;
+  at("background").onchange = () => {
+    document.body.style.background = `rgb(${background().join()})`;
+    redraw();
+  };
   at("panel").open = matchMedia("(min-width: 720px)").matches;
   listen(canvas, orbit, moved, () => inputs.toggle());
   at("reset").onclick = () => {

@@ -8,7 +8,7 @@ import { decoderInputs, readVolume } from "./volume.js";
 const FLUENT = 50; // milliseconds for the trial picture; a WebGPU that takes less need not be quicker than WASM
 const HEAVY = 20; // milliseconds for the trial picture, from which on it is worth trying with all cores
 const PATIENCE = 15_000; // milliseconds until WebGPU must have drawn twice; some adapters never do
-const ALIKE = 1e-3; // mean squared difference of colours (30 dB), above which two pictures are not the same
+const ALIKE = 1e-3; // mean squared difference of colors (30 dB), above which two pictures are not the same
 
 let bundle;
 let artefact;
@@ -73,7 +73,9 @@ async function tryWebGPU() {
 
 /** Why a picture drawn with WebGPU is not as good as the one drawn with WASM; null if it is. */
 function comparison(drawn, expected) {
-  const error = expected.rgb.reduce((sum, value, i) => sum + (value - drawn.rgb[i]) ** 2, 0) / expected.rgb.length;
+  if (!expected.values) return null; // nothing is seen from here
+  const { values } = expected;
+  const error = values.reduce((sum, value, i) => sum + (value - drawn.values[i]) ** 2, 0) / values.length;
   if (!(error < ALIKE)) return "it draws something else";
   if (drawn.ms > FLUENT && drawn.ms > expected.ms) {
     return `it is slower here (a small picture takes ${drawn.ms.toFixed(0)} ms, with WASM ${expected.ms.toFixed(0)})`;
@@ -134,8 +136,8 @@ function ready(refusal) {
 }
 
 /** Draw one frame and hand its pixels over. */
-async function draw({ camera, time, controls }) {
-  const { rgb, lookup, begin } = await network(runtime, camera, time, controls).catch(async (error) => {
+async function draw({ camera, time, controls, background }) {
+  const drawn = await network(runtime, camera, time, controls).catch(async (error) => {
     if (runtime.kind !== "webgpu" || wish === "webgpu") throw error;
     runtime = await startWasm(); // adapters are taken away, and their memory ends
     ready(readable(error));
@@ -143,46 +145,70 @@ async function draw({ camera, time, controls }) {
   });
   const { width, height } = camera;
   const pixels = new Uint8ClampedArray(4 * width * height);
-  const plane = width * height;
-  for (let i = 0; i < plane; i++) {
-    pixels[4 * i] = 255 * rgb[i];
-    pixels[4 * i + 1] = 255 * rgb[plane + i];
-    pixels[4 * i + 2] = 255 * rgb[2 * plane + i];
-    pixels[4 * i + 3] = 255;
-  }
-  const message = { type: "frame", width, height, pixels, ms: performance.now() - begin, lookup };
+  const words = new Uint32Array(pixels.buffer);
+  words.fill(new Uint32Array(Uint8Array.of(...background, 255).buffer)[0]);
+  if (drawn.values) paint(pixels, width, drawn, background);
+  const message = { type: "frame", width, height, pixels, ms: performance.now() - drawn.begin, lookup: drawn.lookup };
   postMessage(message, [pixels.buffer]);
 }
 
-/** Inputs for a camera, then the graph: rgb (3, H, W), when it began, and the milliseconds of both and of the first. */
+/** Lay what the network has drawn, colors and maybe opacity in a rectangle of the picture, over a background. */
+function paint(pixels, width, { values, window }, [red, green, blue]) {
+  const plane = window.width * window.height;
+  const opaque = values.length < 4 * plane;
+  for (let row = 0, i = 0; row < window.height; row++) {
+    let to = 4 * ((window.top + row) * width + window.left);
+    for (let column = 0; column < window.width; column++, i++, to += 4) {
+      const rest = opaque ? 0 : 1 - values[3 * plane + i];
+      pixels[to] = 255 * values[i] + rest * red;
+      pixels[to + 1] = 255 * values[plane + i] + rest * green;
+      pixels[to + 2] = 255 * values[2 * plane + i] + rest * blue;
+    }
+  }
+}
+
+/**
+ * Inputs for a camera, then the graph.
+ * @returns the values of its output (C, h, w), none where there is nothing to draw; their rectangle of pixels; when it
+ *   began, and the milliseconds of both and of the first
+ */
 async function network({ ort, session }, camera, time, controls) {
   const begin = performance.now();
-  const feeds = inputs(ort, session, camera);
+  const { feeds, window } = inputs(ort, session, camera);
   const lookup = performance.now() - begin;
+  if (!feeds) return { values: null, begin, lookup, ms: lookup };
   if (session.inputNames.includes("time")) feeds.time = new ort.Tensor("float32", [time], [1]);
   if (session.inputNames.includes("controls")) {
     feeds.controls = new ort.Tensor("float32", controls, [1, controls.length]);
   }
-  const { rgb } = await session.run(feeds);
-  return { rgb: await rgb.getData(), begin, lookup, ms: performance.now() - begin };
+  const output = (await session.run(feeds))[artefact.output];
+  return { values: await output.getData(), window, begin, lookup, ms: performance.now() - begin };
 }
 
-/** The inputs of the artefact's kind, see nelf/export/inputs.py. */
+/** The inputs of the artefact's kind, see nelf/export/inputs.py, and the pixels that they are for. */
 function inputs(ort, session, camera) {
   const tensor = (data, ...shape) => new ort.Tensor("float32", data, shape);
-  if (artefact.input === "pose") return { c2w: tensor(camera.c2w, 1, 3, 4) };
-  const rays = raysOf(camera, bundle.sr_factor);
-  const { width, height } = rays;
+  const window = { top: 0, left: 0, width: camera.width, height: camera.height };
+  if (artefact.input === "pose") return { feeds: { c2w: tensor(camera.c2w, 1, 3, 4) }, window };
+  const s = bundle.sr_factor;
   if (artefact.input === "features") {
-    return { features: tensor(decoderInputs(volume, rays), 1, volume.channels + 17, height, width) };
+    const part = decoderInputs(volume, camera, s, artefact.size ? null : artefact.window);
+    if (!part) return { feeds: null };
+    const { top, left, width, height } = part;
+    const channels = part.inputs.length / (height * width);
+    const feeds = { features: tensor(part.inputs, 1, channels, height, width) };
+    return { feeds, window: { top: top * s, left: left * s, width: width * s, height: height * s } };
   }
+  const rays = raysOf(camera, bundle.stride);
+  const { width, height } = rays;
   if (artefact.input === "points") {
     const channels = session.inputMetadata.find(({ name }) => name === "points").shape[1];
-    return { points: tensor(pointsOf(rays, channels / 3), 1, channels, height, width) };
+    return { feeds: { points: tensor(pointsOf(rays, channels / 3), 1, channels, height, width) }, window };
   }
   const origins = new Float32Array(3 * width * height);
   for (let i = 0; i < origins.length; i++) origins[i] = rays.origin[i % 3];
-  return { rays_o: tensor(origins, 1, height, width, 3), rays_d: tensor(rays.directions, 1, height, width, 3) };
+  const feeds = { rays_o: tensor(origins, 1, height, width, 3), rays_d: tensor(rays.directions, 1, height, width, 3) };
+  return { feeds, window };
 }
 
 /** Points on rays, linear from near to far; channel point * 3 + coordinate. */

@@ -60,7 +60,7 @@ def _walk(o, d, aabb, jitter, step, shape):  # type: ignore[no-untyped-def]
         t_min, t_max = max(t_min, min(low, high)), min(t_max, max(low, high))
     dt = step / math.sqrt(d[0] * d[0] + d[1] * d[1] + d[2] * d[2])
     t = t_min + jitter * dt
-    points = int(math.ceil((t_max - t) / dt)) if t < t_max else 0
+    points = np.int64(math.ceil((t_max - t) / dt)) if t < t_max else 0
     sx = np.float32(shape[2] - 1) / (aabb[3] - aabb[0])
     sy = np.float32(shape[1] - 1) / (aabb[4] - aabb[1])
     sz = np.float32(shape[0] - 1) / (aabb[5] - aabb[2])
@@ -214,8 +214,8 @@ def _kernels(channels: int) -> tuple[Any, Any, Any]:
                 weights[at] = weight * reaches
                 along = _dot_features(features, a, b, c, d, fx, fy, fz, channels, grad_out[n])
                 grads[at] = grad_opacity[n] + along
-                # The light that arrives; the share of it that counts and, where light fades, how that grows with it; what
-                # the point absorbs, and how that grows with its density.
+                # The light that arrives; the share of it that counts and, where light fades, how that grows with it;
+                # what the point absorbs, and how that grows with its density.
                 terms[at, 0], terms[at, 1] = light, reaches
                 terms[at, 2] = reaches + (light / _MIN_TRANSMITTANCE if _F0 < reaches < _F1 else _F0)
                 terms[at, 3] = alpha * dense

@@ -112,16 +112,16 @@ class SparseVolume(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Take as many rows as the state has, once its parts are known to belong together."""
-        parts = [state_dict.get(prefix + name) for name in ("density", "features", "corners", "shape")]
-        if all(part is not None for part in parts):
-            density, features, corners, shape = parts
+        names = [prefix + name for name in ("density", "features", "corners", "shape")]
+        if all(name in state_dict for name in names):
+            density, features, corners, shape = (state_dict[name] for name in names)
             _check(prefix, density, features, corners, shape, self.channels)
-            new = {"dtype": torch.float32, "device": self.density.device}
-            self.density = nn.Parameter(torch.empty(density.shape, **new))
-            self.features = nn.Parameter(torch.empty(features.shape, **new))
-            self.corners = torch.empty_like(corners, device=self.density.device)
+            device = self.density.device
+            self.density = nn.Parameter(torch.empty(density.shape, device=device))
+            self.features = nn.Parameter(torch.empty(features.shape, device=device))
+            self.corners = torch.empty_like(corners, device=device)
             self._index = None
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def index_of(exists: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ def test_a_network_can_be_described_without_memory(network) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"_target_": "nelf.lightfields.GridR2L", "resolution": 4000}, r"of \d+ numbers, but holds 1\."),
+        ({"_target_": "nelf.lightfields.GridR2L", "resolution": 4000}, "`resolution` to be from 2 to 512"),
         ({"_target_": "GridR2L", "features": 10**6}, r"of \d+ numbers, but holds 1\."),
         ({"_target_": "GridR2L", "resolution": 10**6}, "GridR2L"),
         ({"_target_": "MobileR2L", "depth": 10**6}, "more parameters than the file has tensors"),

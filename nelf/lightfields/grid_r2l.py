@@ -142,7 +142,9 @@ class GridR2L(LightField):
         cells = self._matter(scene, teacher, shape)
         if teacher is not None:  # what lies between its samples, and where a density falls to nothing
             cells = max_pool3d(cells[None].float(), 3, 1, 1)[0] > 0
-        self.volume.resize(corners_of(cells) if cells.any() else torch.ones(self.volume.shape.tolist(), dtype=torch.bool))
+        self.volume.resize(
+            corners_of(cells) if cells.any() else torch.ones(self.volume.shape.tolist(), dtype=torch.bool)
+        )
         if teacher is not None:
             bake(self.volume, teacher, self.aabb, scene.train.camera)
             self.volume.keep(lit_cells(self.volume, self.aabb, scene.train.camera, self.voxel, MIN_ALPHA_RENDERING))

@@ -78,7 +78,9 @@ def test_a_prefix_does_not_matter_and_patterns_match_names() -> None:
 
 
 def test_layers_that_match_nothing() -> None:
-    with pytest.raises(ValueError, match=r"'body\.9\.\*' matches no weight; allowed: head, .*volume\.density, volume\.features, "):
+    with pytest.raises(
+        ValueError, match=r"'body\.9\.\*' matches no weight; allowed: head, .*volume\.density, volume\.features, "
+    ):
         choose_weights(grid(), ["head", "body.9.*"])
     with pytest.raises(ValueError, match="'norms' matches no weight"):
         choose_weights(grid(), ["norms"])

@@ -86,7 +86,9 @@ def test_channels_have_their_own_scale(tmp_path) -> None:
     assert errors[0] > 100 * errors[1]
     for channel in range(GRID["features"]):
         step = float(network.volume.features.detach()[..., channel].abs().max()) / 127
-        assert float((again.volume.features - network.volume.features).detach()[..., channel].abs().max()) <= 0.5001 * step
+        assert (
+            float((again.volume.features - network.volume.features).detach()[..., channel].abs().max()) <= 0.5001 * step
+        )
 
 
 def test_the_volume_s_rows_have_a_scale_for_each_feature_and_one_for_the_density() -> None:

@@ -50,7 +50,7 @@ def make(name: str) -> tuple[LightField, dict[str, Any]]:
             nn.init.uniform_(part.running_var, 0.5, 2.0)
     if isinstance(network, GridR2L):
         nn.init.normal_(network.volume.density, std=2.0)
-        nn.init.normal_(network.tail.weight, std=0.2)  # a new one is zero
+        nn.init.normal_(network.tail.weight, std=0.03)  # a new one is zero
     return network.eval(), {**arguments, **smaller}
 
 

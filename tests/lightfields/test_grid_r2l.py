@@ -207,7 +207,9 @@ def test_an_untrained_network_draws_its_teacher(ball_scene: Scene) -> None:
     network.fit_scene(ball_scene, ColoredBall())
     unseen = Camera.from_fov(paths.orbit(3, 4.0, 25.0), 0.7, 64, 64)
     truth, depth = sphere(Camera.from_fov(unseen.c2w, 0.7, 256, 256))
-    truth = nn.functional.avg_pool2d(torch.cat([truth[..., :3] * truth[..., 3:], truth[..., 3:]], -1).permute(0, 3, 1, 2), 4)
+    truth = nn.functional.avg_pool2d(
+        torch.cat([truth[..., :3] * truth[..., 3:], truth[..., 3:]], -1).permute(0, 3, 1, 2), 4
+    )
     depth = depth[:, 2::4, 2::4]
     for index in range(3):
         picture = network.render(unseen[index])
@@ -352,7 +354,9 @@ def test_parameter_groups_hold_each_parameter_once() -> None:
     assert [g["lr"] for g in groups] == pytest.approx([1e-3, 4e-3, 20e-3])
 
 
-@pytest.mark.parametrize("wrong", [{"depth": 3}, {"features": 2}, {"resolution": 1}, {"resolution": 513}, {"sr_factor": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"depth": 3}, {"features": 2}, {"resolution": 1}, {"resolution": 513}, {"sr_factor": 0}]
+)
 def test_wrong_arguments_are_named(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=f"`{next(iter(wrong))}`"):
         small(**wrong)

@@ -87,3 +87,23 @@ def test_either_rule_finds_a_ball(slices: int | None) -> None:
     radius = grid.cell_positions(0, torch.arange(32**3), jitter=False).norm(dim=-1).view(32, 32, 32)
     assert grid.occupied[0][radius < 0.28].all()
     assert not grid.occupied[0][radius > 0.3 + 2 * 3**0.5 / 32].any()
+
+
+@pytest.mark.parametrize("extent", [0.5, 3.0])
+def test_at_reads_the_finest_cascade_that_holds_a_place(extent: float) -> None:
+    """Brute force, over places in every cascade and beyond the last."""
+    grid = OccupancyGrid(4, extent)
+    grid.occupied.copy_(torch.rand(grid.occupied.shape) > 0.5)
+    positions = (torch.rand(500, 3) * 2 - 1) * torch.tensor([0.4, 0.9, 1.9, 3.5])[torch.arange(500) % 4, None]
+    expected, used = [], set()
+    for place in positions.tolist():
+        half = [grid.half_size(c) for c in range(len(grid.occupied)) if max(map(abs, place)) < grid.half_size(c)]
+        if not half:
+            expected.append(False)
+            continue
+        cascade = len(grid.occupied) - len(half)
+        used.add(cascade)
+        x, y, z = (int((each / half[0] + 1) / 2 * 4) for each in place)
+        expected.append(bool(grid.occupied[cascade, x, y, z]))
+    assert used == set(range(len(grid.occupied)))
+    assert grid.at(positions).tolist() == expected

@@ -57,6 +57,32 @@ def test_weights_of_another_network_are_named(path) -> None:
         nelf.load(path, MobileR2L(width=16, depth=4, sr_factor=2))
 
 
+def test_a_volume_has_the_rows_of_its_file(tmp_path) -> None:
+    network = GridR2L(width=8, depth=4)
+    network.volume.resize(torch.rand(5, 6, 7) > 0.5)
+    config = {"_target_": "nelf.lightfields.GridR2L", **network.arguments}
+    path = save(network, tmp_path / "model.safetensors", config, "abc")
+    for again in (nelf.load(path), nelf.load(path, GridR2L(width=8, depth=4, resolution=9))):
+        assert torch.equal(again.volume.index, network.volume.index)
+        assert torch.equal(again.volume.features, network.volume.features)
+    with pytest.raises(UserError, match=r"does not fit GridR2L: head\.0\.weight is"):
+        nelf.load(path, GridR2L(width=8, depth=4, features=5))
+
+
+@pytest.mark.parametrize("name", ["density", "features", "corners", "shape"])
+def test_a_volume_whose_parts_do_not_belong_together_is_named(tmp_path, name: str) -> None:
+    network = GridR2L(width=8, depth=4)
+    config = {"_target_": "nelf.lightfields.GridR2L", **network.arguments}
+    path = save(network, tmp_path / "model.safetensors", config, "abc")
+    with safetensors.safe_open(path, "pt") as file:
+        header, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors[f"volume.{name}"] = tensors[f"volume.{name}"] * 99 if name == "shape" else tensors[f"volume.{name}"][1:]
+    path.write_bytes(safetensors.torch.save(tensors, header))
+    with pytest.raises(UserError, match=r"model\.safetensors: volume\.corners: ") as caught:
+        nelf.load(path)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_torn_or_absent_file_is_named(path, tmp_path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match="is not a whole safetensors file"):
@@ -85,7 +111,7 @@ def test_a_network_can_be_described_without_memory(network) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"_target_": "nelf.lightfields.GridR2L", "resolution": 4000}, r"of \d+ numbers, but holds 1\."),
+        ({"_target_": "nelf.lightfields.GridR2L", "resolution": 4000}, "`resolution` to be from 2 to 512"),
         ({"_target_": "GridR2L", "features": 10**6}, r"of \d+ numbers, but holds 1\."),
         ({"_target_": "GridR2L", "resolution": 10**6}, "GridR2L"),
         ({"_target_": "MobileR2L", "depth": 10**6}, "more parameters than the file has tensors"),

@@ -23,7 +23,8 @@ def pack(network: nn.Module, tensors: Mapping[str, Tensor], scheme: str) -> dict
     """Turn the parameters among a network's tensors into what a scheme stores; buffers stay as they are.
 
     ``int8_per_tensor`` stores every parameter in 8 bits, with one scale each; ``int8_per_channel`` those of two and
-    more dimensions, with a scale for each output channel, and leaves biases and the weights of norms in 32 bits.
+    more dimensions, with a scale for each output channel, and the densities of a volume with one; it leaves biases and
+    the weights of norms in 32 bits.
     Weights that fake quantisation rounds are stored as it rounds them, so that no second rounding follows.
 
     Args:

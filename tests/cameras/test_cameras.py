@@ -90,6 +90,20 @@ def test_resized_sees_the_same_corners():
     assert Camera.from_fov(torch.eye(3, 4), 0.7, 100, 75).resized(30).height == 22
 
 
+def test_a_window_is_a_part_of_the_image():
+    camera = some_cameras()
+    whole, corners = camera.rays(), [(0, 0), (5, 2), (7, 3)]
+    window = camera.window(torch.tensor(corners), 5, 4)
+    assert (window.width, window.height, window.near, window.far) == (5, 4, camera.near, camera.far)
+    rays = window.rays()
+    for index, (x, y) in enumerate(corners):
+        torch.testing.assert_close(rays.rays_d[index], whole.rays_d[index, y : y + 4, x : x + 5])
+        torch.testing.assert_close(rays.rays_o[index], whole.rays_o[index, y : y + 4, x : x + 5])
+    assert torch.equal(window.time, camera.time)
+    one = camera[1].window(torch.tensor([5, 2]), 5, 4).rays()
+    torch.testing.assert_close(one.rays_d, rays.rays_d[1])
+
+
 def test_batches():
     camera = some_cameras()
     again = Camera.stack([camera[0], camera[1], camera[-1]])

@@ -55,5 +55,5 @@ def test_in_place_or_not() -> None:
     assert isinstance(block[1], nn.BatchNorm2d)
     assert fold_batch_norm(block, inplace=True) is block
     assert isinstance(block[1], nn.Identity)
-    plain = GridR2L(width=8, points=4, resolution=4, features=2)
+    plain = GridR2L(width=8, depth=4)
     assert fold_batch_norm(plain).state_dict().keys() == plain.state_dict().keys()

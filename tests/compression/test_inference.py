@@ -14,7 +14,7 @@ from nelf.paths import orbit
 CAMERA = Camera.from_fov(orbit(1, 4.0, 20.0)[0], 0.7, 16, 16)
 NETWORKS = {
     "mobile": lambda: MobileR2L(width=16, depth=6, sr_factor=4, sr_kernels=(8, 8)),
-    "grid": lambda: GridR2L(width=8, depth=4, points=16, resolution=10, features=4),
+    "grid": lambda: GridR2L(width=8, depth=4, resolution=10, features=4),
 }
 
 
@@ -25,7 +25,8 @@ def trained(name: str) -> torch.nn.Module:
             torch.nn.init.normal_(norm.running_mean)
             torch.nn.init.uniform_(norm.running_var, 0.5, 2.0)
     if name == "grid":
-        torch.nn.init.normal_(network.density, std=3.0)
+        torch.nn.init.normal_(network.volume.density, std=3.0)
+        torch.nn.init.normal_(network.tail.weight, std=0.05)  # a new one is zero
     return network.eval()
 
 

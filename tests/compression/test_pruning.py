@@ -1,4 +1,4 @@
-"""Which weights go: schedules against their formulas, choices against numpy, the volume against its renderings."""
+"""Which weights go: schedules against their formulas, choices against numpy, volume and network apart."""
 
 import zipfile
 from pathlib import Path
@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from nelf.cameras import Camera
 from nelf.compression.pruning import (
     apply_masks,
     choose_weights,
@@ -20,23 +19,15 @@ from nelf.compression.pruning import (
 )
 from nelf.lightfields import GridR2L, MobileR2L
 
+VOLUME = {"volume.density", "volume.features"}
+
 
 def mobile() -> MobileR2L:
     return MobileR2L(width=8, depth=6, sr_factor=2, sr_kernels=(8,))
 
 
 def grid() -> GridR2L:
-    network = GridR2L(width=8, depth=4, points=24, resolution=12, features=4)
-    nn.init.normal_(network.density, std=3.0)
-    network.occupied.copy_(torch.zeros_like(network.occupied))
-    network.occupied[3:7, 2:9, 4:6] = True
-    return network
-
-
-def camera() -> Camera:
-    c2w = torch.eye(3, 4)
-    c2w[2, 3] = 4.0
-    return Camera.from_fov(c2w, 0.7, 24, 24)
+    return GridR2L(width=8, depth=4, resolution=12, features=4)
 
 
 @pytest.mark.parametrize("amount", [0.05, 0.3, 0.5, 0.99])
@@ -54,9 +45,6 @@ def test_ties_go_in_order_and_zeros_first() -> None:
     masks = global_l1(weights, 0.5)
     assert masks["a"].tolist() == [False, False, True, True]
     assert masks["b"].tolist() == [True, False, True, False]
-    masks = global_l1(weights, 0.25, {"a": torch.tensor([False, False, False, True])})
-    assert masks["a"].tolist() == [True, True, True, False]  # unread goes before the 1.0
-    assert masks["b"].tolist() == [True, False, True, True]
 
 
 @pytest.mark.parametrize("schedule", ["geometric", "uniform", "cubic"])
@@ -78,7 +66,7 @@ def test_words_mean_what_the_original_prunes() -> None:
     assert names == {"head.0.weight", *blocks}
     assert set(choose_weights(mobile(), ["norms"])) == {name for name in blocks if name.split(".")[3] in "14"}
     assert "tail.0.weight" in choose_weights(mobile(), ["tail"])
-    assert set(choose_weights(grid(), ["head", "norms", "volume"])) == {"density", "features", "head.0.weight"}
+    assert set(choose_weights(grid(), ["head", "norms", "volume"])) == VOLUME | {"head.0.weight"}
 
 
 def test_a_prefix_does_not_matter_and_patterns_match_names() -> None:
@@ -90,33 +78,21 @@ def test_a_prefix_does_not_matter_and_patterns_match_names() -> None:
 
 
 def test_layers_that_match_nothing() -> None:
-    with pytest.raises(ValueError, match=r"'body\.9\.\*' matches no weight; allowed: head, .*density, features, "):
+    with pytest.raises(
+        ValueError, match=r"'body\.9\.\*' matches no weight; allowed: head, .*volume\.density, volume\.features, "
+    ):
         choose_weights(grid(), ["head", "body.9.*"])
     with pytest.raises(ValueError, match="'norms' matches no weight"):
         choose_weights(grid(), ["norms"])
 
 
-def test_what_no_ray_reads_is_free() -> None:
-    """Brute force: a corner is unread if none of its eight cells is occupied; without those the picture is the same."""
-    network = grid()
-    cells = np.pad(network.occupied.numpy(), 1)
-    corners = np.zeros((12, 12, 12), bool)
-    for z, y, x in np.ndindex(12, 12, 12):
-        corners[z, y, x] = not cells[z : z + 2, y : y + 2, x : x + 2].any()
-    assert (network.unread()["density"].numpy() == corners).all()
-    before = network.render(camera())
-    weights = choose_weights(network, ["volume"])
-    apply_masks(weights, find_masks(network, weights, 0.8 * corners.mean()))
-    assert sparsities(weights)["total"] == pytest.approx(0.8 * corners.mean(), abs=1e-3)
-    assert torch.equal(network.render(camera()).rgb, before.rgb)
-
-
 def test_volume_and_network_each_give_their_share() -> None:
     network = grid()
-    torch.nn.init.normal_(network.features, std=100.0)
+    nn.init.normal_(network.volume.features, std=100.0)
+    nn.init.normal_(network.volume.density, std=100.0)
     weights = choose_weights(network, ["head", "body", "volume"])
-    apply_masks(weights, find_masks(network, weights, 0.6))
-    volume = {name: value for name, value in weights.items() if name in ("density", "features")}
+    apply_masks(weights, find_masks(weights, 0.6))
+    volume = {name: value for name, value in weights.items() if name in VOLUME}
     rest = {name: value for name, value in weights.items() if name not in volume}
     for part in (volume, rest, weights):
         assert sparsities(part)["total"] == pytest.approx(0.6, abs=1e-3)

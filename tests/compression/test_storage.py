@@ -17,15 +17,17 @@ from nelf.errors import UserError
 from nelf.lightfields import GridR2L, MobileR2L
 from nelf.weights import save
 
-GRID = {"width": 8, "depth": 4, "points": 8, "resolution": 24, "features": 6}
+GRID = {"width": 8, "depth": 4, "features": 6}
 MOBILE = {"width": 32, "depth": 6, "sr_factor": 4}
 
 
 def grid() -> GridR2L:
     network = GridR2L(**GRID)
     network.near.fill_(1.2345678)
-    torch.nn.init.normal_(network.density, std=5.0)
-    torch.nn.init.normal_(network.features)
+    network.volume.resize(torch.rand(24, 24, 24) > 0.5)
+    torch.nn.init.normal_(network.volume.density, std=5.0)
+    torch.nn.init.normal_(network.volume.features)
+    torch.nn.init.normal_(network.tail.weight, std=0.1)  # a new one is zero
     return network
 
 
@@ -44,7 +46,7 @@ def test_a_file_holds_what_it_claims(scheme: str, share: float, tmp_path) -> Non
     size = write(network, tmp_path, scheme).stat().st_size
     assert size == pytest.approx(share * parameters + fixed, rel=0.02, abs=6000)  # names and scales
     with safetensors.safe_open(tmp_path / f"{scheme}.safetensors", "pt") as file:
-        assert file.get_tensor("features").nbytes == share * network.features.nbytes
+        assert file.get_tensor("volume.features").nbytes == share * network.volume.features.nbytes
         assert file.get_tensor("near").dtype == torch.float32
 
 
@@ -68,23 +70,33 @@ def test_what_comes_back_is_an_ordinary_network(scheme: str, tmp_path) -> None:
 def test_16_bits_round_as_numpy_does(tmp_path) -> None:
     network = grid()
     again = nelf.load(write(network, tmp_path, "fp16"))
-    expected = network.features.detach().numpy().astype(np.float16).astype(np.float32)
-    assert np.array_equal(again.features.detach().numpy(), expected)
+    expected = network.volume.features.detach().numpy().astype(np.float16).astype(np.float32)
+    assert np.array_equal(again.volume.features.detach().numpy(), expected)
 
 
 def test_channels_have_their_own_scale(tmp_path) -> None:
     """Trap: one channel of large features takes the precision of all the others."""
     network = grid()
     with torch.no_grad():
-        network.features[..., 0] *= 1000
+        network.volume.features[..., 0] *= 1000
     errors = []
     for scheme in ("int8_per_tensor", "int8_per_channel"):
         again = nelf.load(write(network, tmp_path, scheme))
-        errors.append(float((again.features - network.features).detach()[..., 1:].abs().max()))
+        errors.append(float((again.volume.features - network.volume.features).detach()[..., 1:].abs().max()))
     assert errors[0] > 100 * errors[1]
     for channel in range(GRID["features"]):
-        step = float(network.features.detach()[..., channel].abs().max()) / 127
-        assert float((again.features - network.features).detach()[..., channel].abs().max()) <= 0.5001 * step
+        step = float(network.volume.features.detach()[..., channel].abs().max()) / 127
+        assert (
+            float((again.volume.features - network.volume.features).detach()[..., channel].abs().max()) <= 0.5001 * step
+        )
+
+
+def test_the_volume_s_rows_have_a_scale_for_each_feature_and_one_for_the_density() -> None:
+    packed = pack(grid(), grid().state_dict(), "int8_per_channel")
+    assert packed["volume.features"].dtype == packed["volume.density"].dtype == torch.int8
+    assert packed["volume.features.scale"].shape == (1, GRID["features"])
+    assert packed["volume.density.scale"].numel() == 1
+    assert packed["volume.corners"].dtype == torch.uint8
 
 
 def test_a_transposed_convolution_s_channels_are_its_second_dimension() -> None:
@@ -137,11 +149,11 @@ def test_an_unknown_scheme_is_named(tmp_path) -> None:
 def test_a_missing_scale_and_a_number_beyond_16_bits_are_named() -> None:
     network = grid()
     packed = pack(network, network.state_dict(), "int8_per_tensor")
-    del packed["features.scale"]
-    with pytest.raises(UserError, match=r"features: .* scale features\.scale is missing"):
+    del packed["volume.features.scale"]
+    with pytest.raises(UserError, match=r"volume\.features: .* scale volume\.features\.scale is missing"):
         unpack(packed, "int8_per_tensor")
     with torch.no_grad():
-        network.density[0, 0, 0] = 1e5
-    with pytest.raises(UserError, match="density: holds numbers beyond fp16"):
+        network.volume.density[0] = 1e5
+    with pytest.raises(UserError, match=r"volume\.density: holds numbers beyond fp16"):
         pack(network, network.state_dict(), "fp16")
-    assert torch.isfinite(pack(network, network.state_dict(), "bf16")["density"]).all()
+    assert torch.isfinite(pack(network, network.state_dict(), "bf16")["volume.density"]).all()

@@ -16,7 +16,7 @@ from nelf.lightfields import GridR2L, LightField, MobileR2L
 NETWORKS: dict[str, tuple[type[LightField], dict[str, Any], dict[str, Any]]] = {
     "grid": (
         GridR2L,
-        {"width": 16, "depth": 8, "points": 12, "resolution": 8, "features": 4, "sr_factor": 4},
+        {"width": 16, "depth": 8, "resolution": 8, "features": 4, "sr_factor": 4},
         {"width": 8},
     ),
     "mobile": (
@@ -49,7 +49,8 @@ def make(name: str) -> tuple[LightField, dict[str, Any]]:
             nn.init.normal_(part.running_mean)
             nn.init.uniform_(part.running_var, 0.5, 2.0)
     if isinstance(network, GridR2L):
-        nn.init.normal_(network.density, std=2.0)
+        nn.init.normal_(network.volume.density, std=2.0)
+        nn.init.normal_(network.tail.weight, std=0.03)  # a new one is zero
     return network.eval(), {**arguments, **smaller}
 
 
@@ -132,7 +133,7 @@ def test_the_weakest_channels_go() -> None:
 
 @pytest.mark.parametrize(("ratio", "round_to", "width"), [(0.3, 8, 24), (0.3, 1, 22), (0.95, 8, 8), (0.5, 4, 16)])
 def test_widths_are_multiples(ratio: float, round_to: int, width: int) -> None:
-    network = GridR2L(width=32, depth=4, resolution=4, features=2)
+    network = GridR2L(width=32, depth=4, resolution=4, features=4)
     smaller = prune_channels(network, ratio, round_to)
     assert smaller.arguments == {**network.arguments, "width": width}
     assert smaller.training

@@ -102,3 +102,25 @@ def test_render_rays_uses_the_same_samples_as_render(tiny_scene) -> None:  # typ
     rendered = field.render(camera).rgb.view(-1, 3)
     assert len(samples.t_starts) > 1000
     assert (rendered - expected.clamp(0, 1)).abs().max() < 2e-3  # the renderer stops a ray at 1e-3
+
+
+def test_sigma_and_rgb_are_the_field_s_in_scene_units() -> None:
+    """A box off the origin, four units wide: a density per scene unit is a quarter of one per unit of the field."""
+    field = NGP(**SMALL, low_precision=False)
+    torch.nn.init.normal_(field.encoding.table)
+    field.center.copy_(torch.tensor([1.0, -2.0, 0.5]))
+    field.unit.fill_(4.0)
+    positions = (torch.rand(300, 3) - 0.5) * 3.9 + field.center
+    viewdirs = torch.nn.functional.normalize(torch.randn(300, 3), dim=-1)
+    rgb, sigma = field((positions - field.center) / 4, viewdirs)
+    torch.testing.assert_close(field.sigma(positions), sigma / 4)
+    torch.testing.assert_close(field.rgb(positions, viewdirs), rgb)
+
+
+def test_sigma_is_zero_where_the_occupancy_grid_is_empty_and_outside() -> None:
+    field = NGP(**SMALL, low_precision=False)
+    field.unit.fill_(2.0)
+    field.occupancy.occupied[0, 8:] = False  # x > 0
+    positions = torch.rand(300, 3) * 1.98 - 0.99
+    assert torch.equal(field.sigma(positions) > 0, positions[:, 0] < 0)
+    assert not field.sigma(torch.tensor([[-1.01, 0.0, 0.0], [0.0, 5.0, 0.0]])).any()

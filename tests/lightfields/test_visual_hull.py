@@ -13,7 +13,7 @@ BOX = torch.tensor([-1.5, -1.5, -1.5, 1.5, 1.5, 1.5])
 
 
 def radii(cells: int) -> torch.Tensor:
-    """Distance of each cell's centre from the origin."""
+    """Distance of each cell's center from the origin."""
     line = ((torch.arange(cells) + 0.5) / cells * 2 - 1) * 1.5
     return torch.stack(torch.meshgrid(line, line, line, indexing="ij")).norm(dim=0)
 
@@ -28,9 +28,15 @@ def sphere(views: int, radius: float, alpha: bool, width: int = 96) -> Split:
     return Split(camera, rgba if alpha else rgb, [str(i) for i in range(views)])
 
 
-@pytest.mark.parametrize("alpha", [True, False])
-def test_hull_of_a_sphere_keeps_it_and_carves_what_is_far_from_it(alpha: bool) -> None:
-    hull = visual_hull(sphere(60, 0.7, alpha), BOX, 32, "white")
+def cells(*shape: int) -> torch.Tensor:
+    return torch.ones(shape, dtype=torch.bool)
+
+
+@pytest.mark.parametrize("fog", [0, 10])
+def test_hull_of_a_sphere_keeps_it_and_carves_what_is_far_from_it(fog: int) -> None:
+    split = sphere(60, 0.7, alpha=True)
+    split.images[..., 3] = np.maximum(split.images[..., 3], fog)  # as a teacher leaves it
+    hull = visual_hull(split, BOX, cells(32, 32, 32))
     distance, cell = radii(32), 3 / 32
     assert hull[distance < 0.7].all()
     assert not hull[distance > 0.7 + 3 * cell].any()
@@ -40,11 +46,25 @@ def test_hull_of_a_sphere_keeps_it_and_carves_what_is_far_from_it(alpha: bool) -
     assert box.abs().max() < 0.7 + 5 * cell
 
 
-def test_nothing_is_carved_where_no_view_shows_background() -> None:
-    split = sphere(4, 0.7, alpha=False)
-    assert visual_hull(split, BOX, 8, "black").all()
-    everything = Split(split.camera, np.full_like(split.images, 7), split.names)
-    assert visual_hull(everything, BOX, 8, "white").all()
+def test_opaque_pictures_carve_nothing() -> None:
+    """White in them may be an object."""
+    opaque = sphere(4, 0.7, alpha=False)
+    assert visual_hull(opaque, BOX, cells(8, 8, 8)).all()
+    rgba = np.concatenate([opaque.images, np.full_like(opaque.images[..., :1], 255)], -1)
+    assert visual_hull(Split(opaque.camera, rgba, opaque.names), BOX, cells(8, 8, 8)).all()
+    rgba[0, ..., 3] = 0  # one of the views sees past everything: it does carve
+    assert not visual_hull(Split(opaque.camera, rgba, opaque.names), BOX, cells(8, 8, 8)).all()
+
+
+def test_only_candidates_stay() -> None:
+    split, candidates = sphere(8, 0.7, alpha=True), torch.rand(9, 10, 11) > 0.5
+    everywhere, hull = visual_hull(split, BOX, cells(9, 10, 11)), visual_hull(split, BOX, candidates)
+    assert 0 < int(hull.sum()) < int(everywhere.sum()) < everywhere.numel()
+    assert not (hull & ~candidates).any()
+    assert hull[4, 5, 5] == candidates[4, 5, 5]  # in the middle of the sphere
+    candidates[4, 5, 5] = ~candidates[4, 5, 5]
+    assert visual_hull(split, BOX, candidates)[4, 5, 5] == candidates[4, 5, 5]
+    assert not visual_hull(split, BOX, ~cells(3, 4, 5)).any()
 
 
 def test_tight_box_is_the_box_itself_where_nothing_is_left() -> None:
@@ -53,8 +73,8 @@ def test_tight_box_is_the_box_itself_where_nothing_is_left() -> None:
 
 def test_axes_follow_the_scene() -> None:
     """A hull is indexed z, y, x: the sphere lies at the box's smallest x, middle y and largest z."""
-    hull = visual_hull(sphere(60, 0.5, alpha=True), torch.tensor([0.0, -0.6, -1.2, 1.2, 0.6, 0.0]), 12, "white")
+    hull = visual_hull(sphere(60, 0.5, alpha=True), torch.tensor([0.0, -0.6, -1.2, 1.2, 0.6, 0.0]), cells(12, 12, 12))
     z, y, x = hull.nonzero().float().mean(0).tolist()
-    assert x < 4  # x and z begin and end at the centre
+    assert x < 4  # x and z begin and end at the center
     assert 5 < y < 6
     assert z > 7

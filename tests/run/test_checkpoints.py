@@ -13,6 +13,7 @@ import torch
 
 from nelf.checkpoints import last_good_checkpoint
 from nelf.errors import UserError
+from nelf.lightfields.volume import SparseVolume
 
 SYSTEM = torch.nn.Linear(2, 1)
 
@@ -128,3 +129,20 @@ def test_another_network_is_named(tmp_path) -> None:
     save(tmp_path, 1)
     with pytest.raises(UserError, match=r"is of another network: weight is \(1, 2\), not \(1, 3\)"):
         last_good_checkpoint(tmp_path, torch.nn.Linear(3, 1))
+
+
+def volume(corners: int) -> torch.nn.Sequential:
+    network = SparseVolume(2)
+    network.resize(torch.arange(27).view(3, 3, 3) < corners)
+    return torch.nn.Sequential(network)
+
+
+def test_rows_of_a_volume_are_those_of_the_checkpoint(tmp_path) -> None:
+    """Their number differs between scenes; how many numbers are in a row does not."""
+    good = save(tmp_path, 1, state_dict=volume(9).state_dict())
+    assert last_good_checkpoint(tmp_path, volume(20)) == good
+    flat = volume(9).state_dict()
+    flat["0.features"] = flat["0.features"].flatten()
+    save(tmp_path, 2, state_dict=flat)
+    with pytest.raises(UserError, match=r"is of another network: 0\.features is \(18,\), not \(20, 2\)"):
+        last_good_checkpoint(tmp_path, volume(20))

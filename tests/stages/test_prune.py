@@ -26,7 +26,7 @@ from nelf.sweeps import shared_stages, write_table
 from nelf.systems import Student
 
 ROOT = Path(__file__).parents[2]
-MODEL = {"width": 16, "depth": 4, "points": 16, "resolution": 12, "features": 4}
+MODEL = {"width": 16, "depth": 4, "resolution": 12, "features": 4}
 LAYERS = ["head", "body", "volume"]
 
 
@@ -56,7 +56,7 @@ def prepared(tmp_path: Path, tiny_scene: Path) -> Path:
     shutil.copytree(tiny_scene, root / "pseudo")
     torch.manual_seed(2)
     network = GridR2L(**MODEL)
-    torch.nn.init.normal_(network.density, std=2.0)
+    torch.nn.init.normal_(network.volume.density, std=2.0)
     config = {"_target_": "nelf.lightfields.GridR2L", **network.arguments}
     weights.save(network, root / "student" / "model.safetensors", config, "digest")
     write_json(root / "student" / "metrics.json", {"val/psnr": 12.0})

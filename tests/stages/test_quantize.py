@@ -21,7 +21,7 @@ from nelf.stages.student import student_data
 from nelf.weights import save
 
 MODELS = {
-    "grid_r2l": ["model.width=8", "model.depth=4", "model.points=8", "model.resolution=12", "model.features=4"],
+    "grid_r2l": ["model.width=8", "model.depth=4", "model.resolution=12", "model.features=4"],
     "mobile_r2l": ["model.width=16", "model.depth=4", "model.sr_factor=4"],
 }
 NAMES = ["fp16", "bf16", "int8 per tensor", "int8 per channel", "int8 dynamic", "int8 static", "int8 QAT"]
@@ -71,8 +71,8 @@ def test_training_keeps_the_volume_and_the_ranges(tmp_path: Path, tiny_scene: Pa
     run = finished(tmp_path, tiny_scene, "grid_r2l")
     run.do("quantize", lambda run: quantize(run, views=2, qat_steps=4))
     before, after = nelf.load(run.folder("student")), nelf.load(run.folder("quantize") / "qat")
-    assert torch.equal(before.features, after.features)
-    assert torch.equal(before.density, after.density)
+    assert torch.equal(before.volume.features, after.volume.features)
+    assert torch.equal(before.volume.density, after.volume.density)
     assert not torch.equal(before.tail.weight, after.tail.weight)
     static = nelf.load(run.folder("quantize") / "int8_static.safetensors")
     assert activation_ranges(after) == activation_ranges(static) != {}

@@ -1,9 +1,10 @@
-"""Student: what it draws from a batch, its learning rates, and that it learns, stops and goes on."""
+"""Student: its windows and backgrounds, its learning rates, and that it learns, stops and goes on."""
 
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -11,15 +12,17 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import timer
 
+from nelf import paths
 from nelf.cameras import Camera
 from nelf.data import BlenderDataModule, ImageBatch
+from nelf.errors import UserError
 from nelf.lightfields import GridR2L, MobileR2L
 from nelf.systems import Student
 from nelf.systems.schedule import training_progress
 
 
 def grid(**changes: object) -> GridR2L:
-    return GridR2L(**{"width": 16, "depth": 4, "points": 24, "resolution": 24, "features": 4, **changes})
+    return GridR2L(**{"width": 16, "depth": 4, "resolution": 24, "features": 4, **changes})
 
 
 def trainer(**changes: object) -> pl.Trainer:
@@ -32,37 +35,134 @@ def batch(views: int = 3, width: int = 12, height: int = 8) -> ImageBatch:
     return ImageBatch(Camera.from_fov(c2w, 0.7, width, height), torch.randint(256, (views, height, width, 4)).byte())
 
 
-def test_shifted_rays_still_look_at_their_pixels() -> None:
-    """An image whose red and green say where a pixel is: the ray of a block must point to its mean."""
-    student = Student(grid(sr_factor=4))
-    views = batch(views=8, width=40, height=24)
-    x, y = np.meshgrid(np.arange(40), np.arange(24))
-    rgba = np.stack([x, y, 0 * x, 0 * x + 255], -1).astype(np.uint8)
-    views = ImageBatch(views.camera, torch.from_numpy(rgba).expand(8, -1, -1, -1))
-    rays_o, rays_d, target = student._rays_and_target(views)
-    assert rays_o.shape == rays_d.shape == (8, 5, 9, 3)
-    assert target.shape == (8, 3, 20, 36)
-    middle = torch.nn.functional.avg_pool2d(target * 255, 4)[:, :2] + 0.5  # pixel centres are at +0.5
-    fx, _, cx, cy = views.camera.intrinsics[0].tolist()
-    torch.testing.assert_close(rays_d[..., 0] * fx + cx, middle[:, 0], atol=1e-3, rtol=0)
-    torch.testing.assert_close(cy - rays_d[..., 1] * fx, middle[:, 1], atol=1e-3, rtol=0)
-    assert len(rays_d[:, 0, 0, :2].unique(dim=0)) > 3  # each view has its own shift
+class Part(GridR2L):
+    """A light field that says where in an image something may be."""
+
+    rectangle = (0, 0, 40, 24)
+
+    def extent(self, camera: Camera) -> tuple[int, int, int, int]:
+        return self.rectangle
 
 
-def test_without_shift_the_whole_view_is_used() -> None:
-    rays_o, _, target = Student(grid(sr_factor=4), shift=False)._rays_and_target(batch())
-    assert rays_o.shape == (3, 2, 3, 3)
-    assert target.shape == (3, 3, 8, 12)
+def located(views: int, width: int, height: int) -> ImageBatch:
+    """Images whose red and green say where a pixel is, blue which view it is of; every view has a camera of its own."""
+    c2w = paths.random_mobile_r2l(views, radius=4.0, seed=3)
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    rgba = [np.stack([x, y, 0 * x + view, 0 * x + 255], -1).astype(np.uint8) for view in range(views)]
+    return ImageBatch(Camera.from_fov(c2w, 0.7, width, height), torch.from_numpy(np.stack(rgba)))
 
 
-def test_alpha_is_laid_over_the_background() -> None:
-    views = batch()
-    student = Student(grid(sr_factor=4), shift=False)
-    _, _, target = student._rays_and_target(views)
-    rgba = views.rgba[1, 5, 7].double() / 255
-    torch.testing.assert_close(target[1, :, 5, 7].double(), rgba[:3] * rgba[3] + 1 - rgba[3], atol=1e-6, rtol=0)
+@pytest.mark.parametrize(("crop", "size"), [(None, (36, 20)), (12, (12, 12)), (15, (12, 12)), (1000, (36, 20))])
+def test_rays_and_pixels_of_a_window_belong_together(crop: int | None, size: tuple[int, int]) -> None:
+    views, student = located(8, 40, 24), Student(grid(sr_factor=4), crop=crop)
+    rays, rgba = student._window(views)
+    assert rgba.shape == (8, 4, size[1], size[0])
+    assert rays.rays_o.shape == rays.rays_d.shape == (8, size[1], size[0], 3)
+    column, row, view = (rgba[:, :3] * 255).round().long().unbind(1)
+    assert torch.equal(view, torch.arange(8)[:, None, None].expand_as(view))
+    whole = views.camera.rays()
+    torch.testing.assert_close(rays.rays_d, whole.rays_d[view, row, column], atol=1e-5, rtol=0)
+    torch.testing.assert_close(rays.rays_o, whole.rays_o[view, row, column])
+    starts = torch.stack([column[:, 0, 0], row[:, 0, 0]], -1)
+    assert len(starts.unique(dim=0)) > 3  # each view has a place of its own
+    assert (starts % 4 > 0).any()  # and a pixel is seen in any place of a block
+
+
+def test_rays_of_whole_blocks_get_their_windows_too() -> None:
+    mobile = MobileR2L(width=8, depth=4, sr_factor=4, sr_kernels=(8, 8))
+    rays, rgba = Student(mobile, crop=16)._window(located(3, 40, 24))
+    assert rays.rays_d.shape == (3, 4, 4, 3)
+    assert rgba.shape == (3, 4, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("rectangle", "crop"), [((0, 0, 40, 24), 12), ((9, 4, 31, 20), 12), ((0, 6, 10, 24), 12), ((30, 1, 34, 5), 12)]
+)
+def test_every_pixel_of_the_extent_is_seen_about_as_often(rectangle: tuple[int, int, int, int], crop: int) -> None:
+    """No pixel of the extent less than half as often as the mean of them, none of it never."""
+    network = Part(width=8, depth=4, resolution=4, features=4, sr_factor=2)
+    network.rectangle = rectangle
+    student, views = Student(network, crop=crop), located(1, 40, 24)
+    seen = torch.zeros(24, 40)
+    for _ in range(3000):
+        _, rgba = student._window(views)
+        x, y = (rgba[0, :2, 0, 0] * 255).round().long().tolist()
+        seen[y : y + crop, x : x + crop] += 1
+    x0, y0, x1, y1 = rectangle
+    inside = seen[y0:y1, x0:x1]
+    assert float(inside.min()) > 0.5 * float(inside.mean())
+    assert float(inside.max()) < 2.0 * float(inside.mean())
+
+
+def test_backgrounds() -> None:
+    """Half of the views with alpha lie over any color, opaque ones over the scene's."""
+    student, views = Student(grid()), torch.full((400, 2, 2, 4), 255, dtype=torch.uint8)
+    views[::2, 1, 0, 3] = 254
     student.background = "black"
-    torch.testing.assert_close(student._rays_and_target(views)[2][1, :, 5, 7].double(), rgba[:3] * rgba[3])
+    colors = student._backgrounds(views)
+    own = (colors == 0).all(-1)
+    assert own[1::2].all()
+    assert 70 < int(own[::2].sum()) < 130
+    drawn = colors[~own]
+    assert float((drawn.mean(0) - 0.5).abs().max()) < 0.1
+    assert float(drawn.std(0).min()) > 0.2
+    student.has_alpha = False
+    assert not student._backgrounds(views).any()
+
+
+class Painted(GridR2L):
+    """Draws the images of ``located`` as they are, from their rays, with some opacity."""
+
+    def forward(self, rays_o: torch.Tensor, rays_d: torch.Tensor) -> torch.Tensor:
+        return self.picture
+
+
+def test_a_picture_that_is_right_has_no_loss_whatever_the_background() -> None:
+    student = Student(Painted(width=8, depth=4, resolution=4, features=4))
+    student.log = lambda *rest, **options: None  # type: ignore[method-assign]
+    views = batch(views=16)
+    rays, rgba = student._window(views)
+    student._window = lambda _: (rays, rgba)  # type: ignore[method-assign]
+    student._check_progress = lambda *_: None  # type: ignore[method-assign]
+    student.network.picture = torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], 1)  # type: ignore[assignment]
+    assert float(student.training_step(views, 0)) < 1e-12
+    student.network.picture = student.network.picture * 0.9  # type: ignore[assignment, operator]
+    assert float(student.training_step(views, 0)) > 1e-3
+
+
+@pytest.mark.parametrize("own", [0.999, 1.001])
+def test_a_student_no_better_than_a_color_is_stopped_in_one_line(own: float) -> None:
+    student = Student(grid(), warmup_steps=20, lr=0.5)
+    target = torch.rand(2, 3, 4, 4)
+    plain = float((target - target.mean((0, 2, 3), keepdim=True)).square().mean())
+    student.trainer = SimpleNamespace(global_step=0)  # type: ignore[assignment]
+
+    def train(error: float) -> None:
+        for step in range(700):
+            student.trainer.global_step = step
+            student._check_progress(torch.tensor(error), target)
+
+    with patch.object(Student, "global_step", property(lambda self: self.trainer.global_step)):
+        if own < 1:
+            train(own * plain)
+            return
+        with pytest.raises(
+            UserError, match=r"after 519 steps .* no better than a single color .*system\.lr.*0\.5"
+        ) as caught:
+            train(own * plain)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_error_that_stops_a_student_comes_out_of_its_training(
+    tiny_scene: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nelf.systems.student.CHECKED", 6)
+    monkeypatch.setattr("nelf.systems.student.CHECKED_STEPS", 4)
+    student = Student(grid(), lr=1e-12, warmup_steps=0, warmup_lr=1e-12)
+    student.network.low_precision = False
+    torch.nn.init.constant_(student.network.tail.bias, 5.0)  # white all over, for ever
+    with pytest.raises(UserError, match="no better than a single color"):
+        trainer(max_steps=20).fit(student, BlenderDataModule(tiny_scene, batch_views=2))
 
 
 def test_exponential_schedule_is_the_originals() -> None:
@@ -114,7 +214,7 @@ def test_training_goes_on_where_it_stopped(network: str, tiny_scene: Path, tmp_p
     def make() -> Student:
         torch.manual_seed(1)
         small = grid() if network == "grid" else MobileR2L(width=8, depth=4, sr_factor=2, sr_kernels=(8,))
-        return Student(small, shift=False)
+        return Student(small, crop=8)
 
     def data() -> BlenderDataModule:
         return BlenderDataModule(tiny_scene, batch_views=2)
@@ -137,6 +237,8 @@ def test_training_goes_on_where_it_stopped(network: str, tiny_scene: Path, tmp_p
     trainer(max_steps=6, callbacks=list(step(5))).fit(rest, data(), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(rest.state_dict()[name], value, msg=name)
+    if network == "grid":  # as many rows as the checkpoint has, not as a new network
+        assert len(rest.network.volume.density) == len(whole.network.volume.density) < 24**3
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
@@ -147,6 +249,11 @@ def test_precisions(precision: str, tiny_scene: Path) -> None:
         run.fit(student, BlenderDataModule(tiny_scene, batch_views=2))
         assert all(p.isfinite().all() for p in student.parameters())
         assert "val/psnr" in run.validate(student, BlenderDataModule(tiny_scene), verbose=False)[0]
+
+
+def test_a_window_needs_pixels() -> None:
+    with pytest.raises(ValueError, match="`crop`.* 0"):
+        Student(grid(), crop=0)
 
 
 @pytest.mark.parametrize(("key", "word"), [("schedule", "linear"), ("optimizer", "sgd")])

@@ -8,7 +8,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from nelf.data import BlenderDataModule
+from nelf.data import BlenderDataModule, RayBatch
 from nelf.fields import NGP
 from nelf.metrics import psnr
 from nelf.systems import Teacher
@@ -65,6 +65,18 @@ def test_resumes_with_the_same_numbers(tiny_scene: Path, tmp_path: Path) -> None
     assert second.samples_per_ray < small_field().max_samples / 2
     moved = (second.network.encoding.table - first.network.encoding.table).abs().max()
     assert 0 < moved < 0.1
+
+
+@pytest.mark.parametrize("has_alpha", [True, False])
+def test_opaque_scenes_lie_over_their_own_background(has_alpha: bool) -> None:
+    """A pixel of the background costs a teacher that draws nothing no loss; over random colors it would."""
+    teacher = Teacher(small_field(), opacity_loss=0.0)
+    teacher.log = lambda *rest, **options: None  # type: ignore[method-assign]
+    teacher.has_alpha = has_alpha
+    rays_o, rays_d = torch.tensor([[0.0, 0.0, 9.0]]).repeat(64, 1), torch.tensor([[0.0, 0.0, 1.0]]).repeat(64, 1)
+    loss = teacher.training_step(RayBatch(rays_o, rays_d, torch.ones(64, 4), None), 0)  # opaque white, past everything
+    assert (float(loss) > 0.1) == has_alpha
+    assert has_alpha or float(loss) == 0.0
 
 
 @pytest.mark.parametrize("argument", ["loss", "background"])

@@ -1,7 +1,7 @@
 """Distill scenes into light fields, one after the other, and write a table: the worst case is the figure.
 
     python benchmarks/scenes.py blocks chess ../data/lego ../data/chair [--sizes 200] [--seeds 0 1 2]
-        [--teacher-minutes 2] [--student-minutes 5] [--experiment lego_cpu] [--out runs/scenes]
+        [--teacher-minutes 2] [--student-minutes 2] [--experiment lego_cpu] [--out runs/scenes]
 
 A scene is the name of a built-in one or the root of a Blender folder. Each run is a command as a user types it, shown
 before it starts. What is finished is kept in the JSON and skipped, and what is half-done goes on, so the same command
@@ -276,7 +276,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sizes", type=int, nargs="+", default=[200], help="widths in pixels; a JSON for each")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--teacher-minutes", type=float, default=2.0)
-    parser.add_argument("--student-minutes", type=float, default=5.0)
+    parser.add_argument("--student-minutes", type=float, default=2.0)
     parser.add_argument(
         "--students-per-teacher", type=int, default=1, help="how many seeds share the teacher of the first of them"
     )

@@ -55,7 +55,7 @@ def grid_network(depth: int) -> GridR2L:
     """In training mode, so that it computes in 32 bits everywhere and cuts nothing off."""
     network = GridR2L(width=16, depth=depth, features=8).train()
     for values in (network.tail.weight, network.tail.bias):  # new ones draw nothing of their own
-        nn.init.normal_(values, std=0.3)
+        nn.init.normal_(values, std=0.06)
     return network
 
 

@@ -363,7 +363,7 @@ def test_a_wrong_volume_is_refused(tab, bundles, tmp_path) -> None:
 
     rows = entry["volume"]["rows"]
     opened.server.bundle = with_volume(resolution=[4096, 4096, 4096])
-    assert opened.go().words() == "volume.bin.gz: describes more corners than fit into memory."
+    assert opened.go().words() == "volume.bin.gz: describes more corners than a browser can hold."
     opened.server.bundle = with_volume(rows=rows + 1)
     assert re.fullmatch(r"volume.bin.gz: holds \d+ bytes, but bundle.json describes \d+\.", opened.go().words())
     content = bytearray(gzip.decompress(opened.server.files["volume.bin.gz"].read_bytes()))

@@ -12,7 +12,7 @@ const CLEARANCE = 12; // cells; a walk through empty space leaps no further
 export async function readVolume(file, about, aabb) {
   const { resolution, rows, features: channels, dtype } = about;
   const corners = resolution.reduce((product, side) => product * side, 1);
-  if (!(corners <= MOST_CORNERS)) throw new Error(`${about.file}: describes more corners than fit into memory.`);
+  if (!(corners <= MOST_CORNERS)) throw new Error(`${about.file}: describes more corners than a browser can hold.`);
   const [mask, bytes] = [Math.ceil(corners / 8), dtype === "uint8" ? 1 : 2];
   const expected = mask + bytes * rows * (1 + channels);
   // Some hosts declare .gz as an encoding, and the browser has unpacked it already.

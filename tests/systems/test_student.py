@@ -252,7 +252,7 @@ def test_precisions(precision: str, tiny_scene: Path) -> None:
 
 
 def test_a_window_needs_pixels() -> None:
-    with pytest.raises(ValueError, match="`crop`.* 0"):
+    with pytest.raises(ValueError, match=r"`crop` to be 1 or more, or None, but got 0"):
         Student(grid(), crop=0)
 
 

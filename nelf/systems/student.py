@@ -159,7 +159,7 @@ class Student(System):
 
 
 def _place(low: int, high: int, length: int, side: int) -> int:
-    """Where along a side a window begins, so that all pixels from ``low`` to ``high`` are seen about as often."""
+    """Where along a side a window begins; pixels at both ends are seen half as often as those in the middle."""
     if high - low <= length:
         first, last = max(high - length, 0), min(low, side - length)
         return int(torch.randint(min(first, last), max(first, last) + 1, ()))

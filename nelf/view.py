@@ -198,8 +198,16 @@ def _export(network: Any, scene: Any) -> Path:
         volume = write_volume(network, folder / "volume.bin.gz", "float16")
         network = rounded(network, "float16")
     error = onnx(network, folder / "model.onnx", scene.test.camera[:1], kind)
-    about = {"output": output_of(network), "window": window_of(network)}
-    entry = artefact(type(network).__name__, folder / "model.onnx", kind, "fp32", volume, **about, max_abs_error=error)
+    entry = artefact(
+        type(network).__name__,
+        folder / "model.onnx",
+        kind,
+        "fp32",
+        volume,
+        output=output_of(network),
+        window=window_of(network),
+        max_abs_error=error,
+    )
     write_bundle(folder, scene, network, [entry])
     return folder
 

@@ -73,7 +73,8 @@ def check_volume(path: Path, volume: Mapping[str, Any], aabb: Sequence[float]) -
     Raises:
         UserError: says what is allowed.
     """
-    shape, rows, channels = (volume.get(key) for key in ("resolution", "rows", "features"))
+    values: list[Any] = [volume.get(key) for key in ("resolution", "rows", "features")]
+    shape, rows, channels = values
     if not isinstance(shape, list) or len(shape) != 3 or not all(_is_size(n, _MOST_SIDE, 2) for n in shape):
         raise UserError(f"{path}: has resolution {shape}; allowed: three whole numbers from 2 to {_MOST_SIDE}.")
     if math.prod(shape) > MOST_CORNERS:

@@ -41,7 +41,7 @@ class Volume(NamedTuple):
 
     density: Tensor
     features: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # a tuple's own method is not wanted here
 
 
 class Stored(NamedTuple):

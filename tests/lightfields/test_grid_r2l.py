@@ -219,7 +219,7 @@ def test_an_untrained_network_draws_its_teacher(ball_scene: Scene) -> None:
             min(float(-10 * each.log10()) for each in error) > 17
         )  # white alone: 10; its outline swells by half a voxel
         inside = nn.functional.avg_pool2d(truth[index, 3:], 5, 1, 2)[0] > 0.999
-        assert float((picture.rgb - expected.rgb)[inside].abs().mean()) < 0.05
+        assert float((picture.rgb - expected.rgb)[inside].abs().mean()) < 0.1  # dark: corners outside are black
         assert float((picture.depth - depth[index])[inside].abs().max()) < 2 * network.voxel
     # Only the shell that light reaches has rows.
     radius = network.volume.positions(network.aabb).norm(dim=-1)

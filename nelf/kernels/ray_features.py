@@ -179,9 +179,7 @@ def ray_features_reference(
 
     alpha = torch.sigmoid((density[rows] * shares).sum(-1))
     alpha = torch.where(kept, alpha * _fade(alpha, max(min_alpha, 1e-12)), 0.0)
-    transmittance = torch.cat(
-        [torch.ones_like(alpha[:, :1]), (1 - alpha).cumprod(-1)[:, :-1]], -1
-    )  # reaches each point
+    transmittance = torch.cat([torch.ones_like(alpha[:, :1]), (1 - alpha).cumprod(-1)[:, :-1]], -1)  # reaches each point
     weights = alpha * transmittance * _fade(transmittance, MIN_TRANSMITTANCE)
     values = (features[rows] * shares[..., None]).sum(-2)  # (N, P, C)
     depth = (weights * t).sum(-1).detach()

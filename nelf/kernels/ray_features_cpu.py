@@ -78,9 +78,9 @@ def _cell(value, side):  # type: ignore[no-untyped-def]
 def _density(density, a, b, c, d, fx, fy, fz):  # type: ignore[no-untyped-def]
     """The density of a point in the cell whose rows along x begin at ``a``, ``b`` (y + 1), ``c`` (z + 1), ``d``."""
     gx, gy, gz = _F1 - fx, _F1 - fy, _F1 - fz
-    return gz * (gy * (gx * density[a] + fx * density[a + 1]) + fy * (gx * density[b] + fx * density[b + 1])) + fz * (
-        gy * (gx * density[c] + fx * density[c + 1]) + fy * (gx * density[d] + fx * density[d + 1])
-    )
+    return gz * (
+        gy * (gx * density[a] + fx * density[a + 1]) + fy * (gx * density[b] + fx * density[b + 1])
+    ) + fz * (gy * (gx * density[c] + fx * density[c + 1]) + fy * (gx * density[d] + fx * density[d + 1]))
 
 
 @_helper

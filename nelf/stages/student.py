@@ -38,7 +38,9 @@ def student(
     """
     data = student_data(run, real_views)
     begin = partial(_start_from_teacher, run, data) if warm_start else None
-    _, metrics = fit(run, run.folder("student"), "student", data, begin=begin, max_steps=max_steps, max_time=max_time)
+    _, metrics = fit(
+        run, run.folder("student"), "student", data, begin=begin, max_steps=max_steps, max_time=max_time
+    )
     return metrics
 
 

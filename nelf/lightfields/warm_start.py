@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool3d, normalize
+from torch.nn.functional import avg_pool3d, max_pool3d, normalize
 
 from nelf.kernels.ray_features import ray_features
 
@@ -22,6 +22,7 @@ CHUNK = 2**18  # positions that a teacher is asked for together
 LARGEST = 8.0  # of a density before its sigmoid; beyond it there is nothing to learn from
 LIT = 1e-2  # light, summed over all rays, from which on a corner matters
 VIEWS = 150
+NOTHING = 1e-2  # weight of a corner, as the opacity of its samples, below which its color means nothing
 
 
 class Density(Protocol):
@@ -67,7 +68,9 @@ def bake(volume: SparseVolume, teacher: Density, aabb: Tensor, cameras: Camera) 
     """
     voxel = float((aabb[3] - aabb[0]) / (volume.shape[2] - 1))
     origins, color = cameras.c2w[:, :, 3].to(aabb), getattr(teacher, "rgb", None)
-    rows = torch.arange(len(volume.density), device=aabb.device)
+    # Color times weight, and weight, of each corner.
+    weighted = torch.zeros(len(volume.density), 4, device=aabb.device)
+    rows = torch.arange(len(weighted), device=aabb.device)
     for part, corner in zip(rows.split(CHUNK // SAMPLES), volume.positions(aabb).split(CHUNK // SAMPLES), strict=True):
         places = corner[:, None] + voxel * (torch.rand(len(corner), SAMPLES, 3, device=aabb.device) - 0.5)
         sigma = teacher.sigma(places.view(-1, 3)).view(-1, SAMPLES)
@@ -77,8 +80,20 @@ def bake(volume: SparseVolume, teacher: Density, aabb: Tensor, cameras: Camera) 
         seen = origins[torch.randint(len(origins), sigma.shape, device=aabb.device)]
         rgb, dense = torch.zeros_like(places), sigma > 0
         rgb[dense] = color(places[dense], normalize(places - seen, dim=-1)[dense])
-        weights = -torch.expm1(-voxel * sigma[..., None]) + 1e-6
-        volume.features[part, :3] = (weights * rgb).sum(1) / weights.sum(1)
+        weights = -torch.expm1(-voxel * sigma[..., None])
+        weighted[part] = torch.cat([weights * rgb, weights], -1).sum(1)
+    if color is not None:
+        volume.features[:, :3] = _spread(weighted, volume)
+
+
+def _spread(weighted: Tensor, volume: SparseVolume) -> Tensor:
+    """The color (K, 3) of each corner; where nothing is, that of its neighbors, since it is mixed with theirs."""
+    grid = torch.zeros(4, *volume.shape.tolist())
+    exists = volume.exists
+    grid[:, exists] = weighted.T.cpu()
+    around = avg_pool3d(grid, 3, stride=1, padding=1)[:, exists].T.to(weighted)
+    mixed = torch.where(weighted[:, 3:] > NOTHING, weighted, around)
+    return mixed[:, :3] / mixed[:, 3:].clamp(min=1e-6)
 
 
 def lit_cells(volume: SparseVolume, aabb: Tensor, cameras: Camera, step: float, min_alpha: float) -> Tensor:

@@ -36,7 +36,7 @@ WORDS: dict[str, tuple[tuple[str, ...], bool]] = {
     "body": (("body.*",), False),
     "norms": (("body.*",), True),
     "tail": (("tail.*",), False),
-    "volume": (("volume.features", "volume.density"), False),
+    "volume": (("volume.features",), False),  # a density of zero is a half-opaque corner, not an empty one
 }
 _DENSE = (nn.modules.conv._ConvNd, nn.Linear)
 _NORM = nn.modules.batchnorm._BatchNorm
@@ -101,7 +101,7 @@ def choose_weights(module: nn.Module, layers: Sequence[str]) -> dict[str, nn.Par
     Args:
         module: anything with convolutions, linear layers or batch norms.
         layers: words and patterns. The words mean parts of a light field: ``head``, ``body`` and ``tail`` their
-            convolutions, ``norms`` the scales of the body's batch norms, ``volume`` the features and densities
+            convolutions, ``norms`` the scales of the body's batch norms, ``volume`` the features
             of ``GridR2L``. Head, body and norms are what the original prunes. A word may find nothing
             (``GridR2L`` has no norms) as long as another one does. Anything else is a pattern of names, such
             as ``*.conv_block.0.weight``, and has to find something.

@@ -134,9 +134,7 @@ def write(root: str | Path, scene: str = "blocks", width: int = 200) -> Path:
         progress_bar(f"rendering the demo scene to {root}", sum(VIEWS.values())) as progress,
     ):
         for name, camera in views.items():
-            writer = SceneWriter(
-                folder, camera, name, aabb=aabb(scene), background=about.background, license="CC0-1.0"
-            )
+            writer = SceneWriter(folder, camera, name, aabb=aabb(scene), background=about.background, license="CC0-1.0")
             draw = partial(_write_view, writer, camera, scene)
             with ThreadPoolExecutor(os.cpu_count()) as pool:  # the tracer runs without Python's lock
                 for _ in pool.map(draw, range(len(camera))):

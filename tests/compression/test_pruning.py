@@ -19,7 +19,7 @@ from nelf.compression.pruning import (
 )
 from nelf.lightfields import GridR2L, MobileR2L
 
-VOLUME = {"volume.density", "volume.features"}
+VOLUME = {"volume.features"}
 
 
 def mobile() -> MobileR2L:
@@ -78,9 +78,7 @@ def test_a_prefix_does_not_matter_and_patterns_match_names() -> None:
 
 
 def test_layers_that_match_nothing() -> None:
-    with pytest.raises(
-        ValueError, match=r"'body\.9\.\*' matches no weight; allowed: head, .*volume\.density, volume\.features, "
-    ):
+    with pytest.raises(ValueError, match=r"'body\.9\.\*' matches no weight; allowed: head, .*volume\.features, "):
         choose_weights(grid(), ["head", "body.9.*"])
     with pytest.raises(ValueError, match="'norms' matches no weight"):
         choose_weights(grid(), ["norms"])

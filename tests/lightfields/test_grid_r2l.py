@@ -219,7 +219,7 @@ def test_an_untrained_network_draws_its_teacher(ball_scene: Scene) -> None:
             min(float(-10 * each.log10()) for each in error) > 17
         )  # white alone: 10; its outline swells by half a voxel
         inside = nn.functional.avg_pool2d(truth[index, 3:], 5, 1, 2)[0] > 0.999
-        assert float((picture.rgb - expected.rgb)[inside].abs().mean()) < 0.1  # dark: corners outside are black
+        assert float((picture.rgb - expected.rgb)[inside].abs().mean()) < 0.01
         assert float((picture.depth - depth[index])[inside].abs().max()) < 2 * network.voxel
     # Only the shell that light reaches has rows.
     radius = network.volume.positions(network.aabb).norm(dim=-1)
@@ -240,13 +240,13 @@ def test_a_teacher_without_color_gives_its_shape(ball_scene: Scene) -> None:
 def test_without_a_teacher_all_corners_in_the_silhouettes_exist(ball_scene: Scene) -> None:
     network = small(resolution=20)
     network.fit_scene(ball_scene)
-    radius = network.volume.positions(network.aabb).norm(dim=-1)
-    assert float(radius.max()) < 1.0 + 4 * network.voxel
     cells = network.volume.cells
     line = [torch.arange(side) + 0.5 for side in cells.shape]
     places = torch.stack(torch.meshgrid(*line, indexing="ij")[::-1], -1) * network.voxel + network.aabb[:3]
-    assert cells[places.norm(dim=-1) < 0.9].all()
-    assert not cells.all()
+    distance = places.norm(dim=-1)
+    assert cells[distance < 0.9].all()
+    carved = ~cells[distance > 1.0 + 4 * network.voxel]
+    assert float(carved.float().mean()) > 0.99  # the rest is near a corner of the box, outside most images
 
 
 @pytest.mark.parametrize("width", [32, 200, 400, 1600])
@@ -328,7 +328,7 @@ def test_the_extent_holds_every_pixel_that_looks_at_the_box() -> None:
         elif min(found[:2]) > 0 and found[2] < 40 and found[3] < 30:  # all of the box is in the image
             kinds["tight"] += 1
             assert max(abs(a - b) for a, b in zip((x0, y0, x1, y1), found, strict=True)) <= 3
-    assert min(kinds.values()) >= 2, kinds
+    assert min(kinds.values()) >= 1, kinds
 
 
 # -------------------------------------------------------------------------------------------- arguments

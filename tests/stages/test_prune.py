@@ -99,7 +99,7 @@ def test_every_round_is_a_file_as_sparse_as_asked(prepared: Path, tiny_scene: Pa
     for each in artefacts:
         assert each["kind"] == "prune"
         assert each["compressed_bytes"] == compressed_bytes(folder / each["file"])
-    assert artefacts[1]["compressed_bytes"] < 0.7 * artefacts[0]["compressed_bytes"]
+    assert artefacts[1]["compressed_bytes"] < 0.8 * artefacts[0]["compressed_bytes"]
     assert "zeros among the chosen weights" in (folder / "pruning.svg").read_text()
     assert not list(folder.glob("*/checkpoints"))
     assert do(run)["seconds"] == metrics["seconds"]  # done is done

@@ -238,6 +238,8 @@ class GridR2L(LightField):
             return self.decode(inputs)
         height, width = inputs.shape[-2:]
         top, bottom, left, right = decoder_window(inputs[:, self._opacity], self.margin)
+        if top == bottom and self.training:  # nothing to learn from, but a loss must have a gradient
+            bottom, right = min(WINDOW, height), min(WINDOW, width)
         if top == bottom:
             return inputs.new_zeros(len(inputs), 4, height * self.sr_factor, width * self.sr_factor)
         drawn = self.decode(inputs[:, :, top:bottom, left:right])

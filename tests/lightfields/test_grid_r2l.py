@@ -297,6 +297,15 @@ def test_a_state_whose_rows_do_not_fit_is_refused() -> None:
         small().load_state_dict(state)
 
 
+def test_a_window_that_sees_nothing_has_a_loss_without_effect() -> None:
+    network = ball().train()
+    rays = camera(32, 32).rays()
+    drawn = network(rays.rays_o[None], -rays.rays_d[None])
+    assert not drawn.detach().any()
+    drawn.sum().backward()
+    assert all(p.grad is None or not p.grad.any() for p in network.parameters())
+
+
 # -------------------------------------------------------------------------------------------- the extent
 
 

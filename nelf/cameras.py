@@ -166,15 +166,14 @@ class Camera:
         shift = torch.cat([torch.zeros_like(corner), corner], dim=-1).to(self.intrinsics)
         return replace(self, intrinsics=self.intrinsics - shift, width=width, height=height)
 
-    def rays(self, stride: int = 1, offset: tuple[float, float] | Tensor = (0, 0)) -> Rays:
+    def rays(self, stride: int = 1) -> Rays:
         """Rays of the whole image, or of the low-resolution grid of a super-resolution student.
 
-        Ray ``(row, column)`` goes through ``((column + 0.5) * stride, (row + 0.5) * stride) + offset`` in
-        full-resolution pixels: the centre of its ``stride`` x ``stride`` block.
+        Ray ``(row, column)`` goes through ``((column + 0.5) * stride, (row + 0.5) * stride)`` in full-resolution
+        pixels: the center of its ``stride`` x ``stride`` block.
 
         Args:
             stride: side of the block of pixels that one ray stands for.
-            offset: ``(dx, dy)``, or a (..., 2) tensor, in full-resolution pixels.
 
         Returns:
             Rays of shape (..., height // stride, width // stride).
@@ -187,10 +186,9 @@ class Camera:
                 f"Expected `stride` to divide the image size {self.width}x{self.height}, but got {stride}."
             )
         dtype, device = self.c2w.dtype, self.c2w.device
-        shift = torch.as_tensor(offset, dtype=dtype, device=device)[..., None, None, :]
         x = (torch.arange(self.width // stride, dtype=dtype, device=device) + 0.5) * stride
         y = (torch.arange(self.height // stride, dtype=dtype, device=device)[:, None] + 0.5) * stride
-        return self._cast(x + shift[..., 0], y + shift[..., 1], spread=2)
+        return self._cast(x, y, spread=2)
 
     def pixel_rays(self, x: Tensor, y: Tensor) -> Rays:
         """Rays through the centres of single pixels.

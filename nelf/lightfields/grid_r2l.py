@@ -137,8 +137,7 @@ class GridR2L(LightField):
             return
         self.background.copy_(scene.background_color)
         self.aabb.copy_(tight_box(self._matter(scene, teacher, (BOX_CELLS,) * 3), self.aabb))
-        self._divide(scene.train.camera, self.resolution, CORNERS[1] if teacher is not None else UNKNOWN)
-        shape = tuple(side - 1 for side in self.volume.shape.tolist())
+        shape = self._divide(scene.train.camera, CORNERS[1] if teacher is not None else UNKNOWN)
         cells = self._matter(scene, teacher, shape)
         if teacher is not None:  # what lies between its samples, and where a density falls to nothing
             cells = max_pool3d(cells[None].float(), 3, 1, 1)[0] > 0
@@ -154,10 +153,8 @@ class GridR2L(LightField):
         Args:
             cameras: those that it was trained with.
         """
-        visible = torch.zeros(self.volume.shape.tolist())
-        visible[self.volume.exists] = (torch.sigmoid(self.volume.density) > MIN_ALPHA_RENDERING).float().cpu()
-        cells = max_pool3d(visible[None], 2, stride=1)[0] > 0
-        self.volume.keep(cells & self._lit(cameras))
+        visible = self.volume.cells_at(torch.sigmoid(self.volume.density) > MIN_ALPHA_RENDERING)
+        self.volume.keep(visible & self._lit(cameras))
 
     def _lit(self, cameras: Camera) -> Tensor:
         return lit_cells(self.volume, self.aabb, cameras, self.voxel, MIN_ALPHA_RENDERING)
@@ -169,18 +166,18 @@ class GridR2L(LightField):
             cells = dense_cells(teacher, self.aabb, shape)  # type: ignore[arg-type]
         return visual_hull(scene.train, self.aabb, cells)
 
-    def _divide(self, camera: Camera, resolution: int | None, most: int) -> None:
-        """Divide the box into cubic voxels; it grows to whole ones."""
+    def _divide(self, camera: Camera, most: int) -> tuple[int, ...]:
+        """Divide the box into cubic voxels, to whole ones of which it grows; how many there are along z, y, x."""
         low, high = self.aabb.cpu().view(2, 3)
-        sides = high - low
+        sides, resolution = high - low, self.resolution
         if resolution is None:
             distance = (camera.c2w[:, :, 3].cpu() - (low + high) / 2).norm(dim=-1).mean()
             block = distance * self.sr_factor / camera.intrinsics[:, 0].mean().cpu()
             resolution = min(max(round(float(sides.max() / (VOXEL * block))), CORNERS[0]), most)
         voxel = float(sides.max()) / (resolution - 1)
-        corners = ((sides / voxel - 1e-3).ceil().long() + 1).clamp(min=2)
-        self.aabb[3:] = (low + voxel * (corners - 1)).to(self.aabb)
-        self.volume.resize(torch.zeros(corners.flip(0).tolist(), dtype=torch.bool))
+        cells = (sides / voxel - 1e-3).ceil().long().clamp(min=1)
+        self.aabb[3:] = (low + voxel * cells).to(self.aabb)
+        return tuple(cells.flip(0).tolist())
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Give the volume its own, higher learning rates; it learns from few rays at a time, so without decay."""

@@ -65,6 +65,12 @@ class SparseVolume(nn.Module):
         """The cells that rays read, those with all their corners: (D - 1, H - 1, W - 1) bool, on the CPU."""
         return occupied_cells(self.index.cpu())
 
+    def cells_at(self, rows: Tensor) -> Tensor:
+        """The cells that rays read at some of the rows, (K,) bool: (D - 1, H - 1, W - 1) bool, on the CPU."""
+        chosen = torch.zeros(self.shape.tolist())
+        chosen[self.exists] = rows.float().cpu()
+        return self.cells & (max_pool3d(chosen[None], 2, stride=1)[0] > 0)
+
     @torch.no_grad()
     def resize(self, exists: Tensor) -> None:
         """Begin anew with these corners: little density everywhere, and random features.

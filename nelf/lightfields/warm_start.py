@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool3d, max_pool3d, normalize
+from torch.nn.functional import avg_pool3d, normalize
 
 from nelf.kernels.ray_features import ray_features
 
@@ -122,6 +122,4 @@ def lit_cells(volume: SparseVolume, aabb: Tensor, cameras: Camera, step: float, 
                 step, min_alpha,
             )  # fmt: skip
             light += torch.autograd.grad(seen.features.sum(), features)[0][:, 0]
-    lit = torch.zeros(volume.index.shape)
-    lit[volume.exists] = (light > LIT).float().cpu()
-    return volume.cells & (max_pool3d(lit[None], 2, stride=1)[0] > 0)
+    return volume.cells_at(light > LIT)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 from torch.optim.lr_scheduler import LambdaLR
 
-from nelf.data.scene import background_color
+from nelf.data.scene import background_color, composite_background
 from nelf.errors import UserError
 from nelf.systems.schedule import cosine_decay, exponential_decay, training_progress, warmup
 from nelf.systems.system import System
@@ -106,10 +106,10 @@ class Student(System):
         """Fit a window of each view of the batch."""
         rays, rgba = self._window(batch)
         drawn = self.network(rays.rays_o, rays.rays_d).float()
-        background = self._backgrounds(batch.rgba)[..., None, None]
-        target = rgba[:, :3] * rgba[:, 3:] + (1 - rgba[:, 3:]) * background
+        colors = self._backgrounds(batch.rgba)
+        target = composite_background(rgba.movedim(1, -1), colors[:, None, None]).movedim(-1, 1)
         if drawn.shape[1] == 4:
-            drawn = drawn[:, :3] + (1 - drawn[:, 3:]) * background
+            drawn = drawn[:, :3] + (1 - drawn[:, 3:]) * colors[..., None, None]
         loss = mse_loss(drawn, target)
         self._check_progress(loss.detach(), target)
         self.log("train/psnr", -10.0 * loss.detach().log10(), prog_bar=True)

@@ -56,14 +56,14 @@ def test_a_grid_ray_is_the_mean_of_its_block(stride):
     torch.testing.assert_close(coarse, blocks)
 
 
-def test_an_offset_moves_a_grid_by_whole_pixels():
+def test_a_window_moves_a_grid_by_whole_pixels():
     camera = some_cameras()
     fine = camera.rays().rays_d
-    # An odd stride has a pixel in the middle of each block: pixel 1 of 0..2, and one further with dx = 1.
+    # An odd stride has a pixel in the middle of each block: pixel 1 of 0..2, and one further in a window from 1 on.
     wide = Camera(camera.c2w, camera.intrinsics, 12, 6, time=camera.time)
-    shifted = wide.rays(3, offset=(1, -1)).rays_d
+    shifted = wide.window(torch.tensor([1, -1]), 12, 6).rays(3).rays_d
     torch.testing.assert_close(shifted, fine[:, 0:6:3, 2::3])
-    each = wide.rays(3, offset=torch.tensor([[0.0, 0], [1, 0], [0, 1]])).rays_d
+    each = wide.window(torch.tensor([[0, 0], [1, 0], [0, 1]]), 12, 6).rays(3).rays_d
     torch.testing.assert_close(each[0], wide.rays(3).rays_d[0])
     torch.testing.assert_close(each[1], fine[1, 1:7:3, 2::3])
     torch.testing.assert_close(each[2], fine[2, 2:8:3, 1::3])

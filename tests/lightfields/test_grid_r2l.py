@@ -258,7 +258,8 @@ def test_the_resolution_follows_the_images(width: int) -> None:
     block = 4.0 * 4 / float(view.intrinsics[0, 0])
     for most in (CORNERS[1], UNKNOWN):
         network.aabb.copy_(box)
-        network._divide(view, None, most)
+        cells = network._divide(view, most)
+        network.volume.resize(torch.zeros([side + 1 for side in cells], dtype=torch.bool))
         depth, height, across = network.volume.shape.tolist()
         assert CORNERS[0] <= across <= most
         if CORNERS[0] < across < most:

@@ -18,16 +18,15 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import max_pool3d
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from nelf.kernels.cpu import _array, _jit, _threads
-from nelf.kernels.ray_features import MIN_TRANSMITTANCE, RayFeatures, occupied_cells
+from nelf.kernels.ray_features import MIN_TRANSMITTANCE, RayFeatures
 
 _F0, _F1 = np.float32(0), np.float32(1)
 _U1 = np.uint64(1)
 _MIN_TRANSMITTANCE = np.float32(MIN_TRANSMITTANCE)
-MAX_CLEARANCE = 12  # cells; a walk through empty space leaps no further
+MAX_CLEARANCE = 255  # cells; a walk through empty space leaps no further
 _helper = njit(fastmath=True, nogil=True)
 _clearances = WeakTensorKeyDictionary()
 
@@ -37,17 +36,46 @@ def clearance(index: Tensor) -> np.ndarray:
     known, clearance = _clearances.get(index, (None, None))
     version = 0 if index.is_inference() else index._version  # an inference tensor counts no versions
     if known != version:
-        near = occupied_cells(index).float()[None]
-        cells = torch.zeros(near.shape[1:], dtype=torch.uint8)
-        for _ in range(MAX_CLEARANCE):
-            cells += (near[0] == 0).to(torch.uint8)
-            for axis in range(3):
-                kernel, padding = [1, 1, 1], [0, 0, 0]
-                kernel[axis], padding[axis] = 3, 1
-                near = max_pool3d(near, kernel, stride=1, padding=padding)
-        clearance = cells.numpy()
+        clearance = _clearance_kernel()(index.numpy())
         _clearances[index] = (version, clearance)
     return clearance  # type: ignore[no-any-return]
+
+
+@lru_cache
+def _clearance_kernel() -> Any:
+    """Distances along diagonals and axes alike, in two passes over the neighbors before and behind each cell."""
+
+    @njit(cache=True, nogil=True)
+    def clearance(index):  # type: ignore[no-untyped-def]
+        depth, height, width = index.shape[0] - 1, index.shape[1] - 1, index.shape[2] - 1
+        far = np.full((depth + 2, height + 2, width + 2), MAX_CLEARANCE, np.uint8)  # a margin spares the bounds
+        for z in range(depth):
+            for y in range(height):
+                for x in range(width):
+                    least = MAX_CLEARANCE
+                    for k in range(2):
+                        for j in range(2):
+                            if index[z + k, y + j, x] < 0 or index[z + k, y + j, x + 1] < 0:
+                                least = -1
+                    if least > 0:
+                        far[z + 1, y + 1, x + 1] = 0
+                        continue
+                    least = far[z + 1, y + 1, x]
+                    for i in range(x, x + 3):
+                        least = min(least, far[z + 1, y, i], far[z, y, i], far[z, y + 1, i], far[z, y + 2, i])
+                    far[z + 1, y + 1, x + 1] = min(least + 1, MAX_CLEARANCE)
+        for z in range(depth, 0, -1):
+            for y in range(height, 0, -1):
+                for x in range(width, 0, -1):
+                    least = far[z, y, x + 1]
+                    for i in range(x - 1, x + 2):
+                        least = min(
+                            least, far[z, y + 1, i], far[z + 1, y + 1, i], far[z + 1, y, i], far[z + 1, y - 1, i]
+                        )
+                    far[z, y, x] = min(far[z, y, x], least + 1)
+        return far[1:-1, 1:-1, 1:-1].copy()
+
+    return clearance
 
 
 @_helper
@@ -72,8 +100,10 @@ def _walk(o, d, aabb, jitter, step, shape):  # type: ignore[no-untyped-def]
 def _cell(value, side):  # type: ignore[no-untyped-def]
     """The cell of a coordinate, and how far into it the coordinate lies."""
     value = min(max(value, _F0), np.float32(side - 1) - np.float32(1e-3))
-    index = np.uint64(value)  # unsigned: Numba would ask each signed one whether it counts from the end
-    return index, value - np.float32(index)
+    # Unsigned, since Numba would ask each signed one whether it counts from the end; by way of 32 bits, since
+    # processors without AVX-512 have no instruction between float and unsigned 64.
+    index = np.uint32(value)
+    return np.uint64(index), value - np.float32(np.int32(index))
 
 
 @_helper

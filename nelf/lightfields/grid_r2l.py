@@ -32,6 +32,7 @@ BOX_CELLS = 64  # along each side of the scene's box, to find what is in it
 VOXEL = 0.67  # side of a voxel, in blocks of pixels as seen from the mean distance of the cameras
 CORNERS = (32, 256)  # smallest and largest number of corners along the longest side that is chosen
 UNKNOWN = 72  # largest number where no teacher says which corners there are
+ROWS = 800_000  # of the volume, if a resolution is chosen: in 8 bits, with four features, 4 MB
 WINDOW = 16  # blocks; the decoder's windows have sides of whole multiples, since its kernels are built for each size
 
 
@@ -64,7 +65,7 @@ class GridR2L(LightField):
         width: channels of head and body.
         depth: layers of head, body and final layer: ``(depth - 2) / 2`` residual blocks.
         resolution: voxel corners along the longest side of the volume. None chooses it by the training images, so that
-            a voxel is two thirds of a block of pixels.
+            a voxel is two thirds of a block of pixels, or larger where the volume would have over 800,000 rows.
         features: channels of the volume, beside the density; the first three are colors.
         sr_factor: pixels along one side of a block.
         activation: ``gelu`` or ``relu``.
@@ -136,8 +137,18 @@ class GridR2L(LightField):
         if fitted:
             return
         self.background.copy_(scene.background_color)
-        self.aabb.copy_(tight_box(self._matter(scene, teacher, (BOX_CELLS,) * 3), self.aabb))
-        shape = self._divide(scene.train.camera, CORNERS[1] if teacher is not None else UNKNOWN)
+        box = tight_box(self._matter(scene, teacher, (BOX_CELLS,) * 3), self.aabb)
+        self.aabb.copy_(box)
+        resolution = self.resolution or self._sharp(scene.train.camera, UNKNOWN if teacher is None else CORNERS[1])
+        self._start(scene, teacher, resolution)
+        while self.resolution is None and resolution > CORNERS[0] and (rows := len(self.volume.density)) > ROWS:
+            resolution = max(int(resolution * (ROWS / rows) ** 0.5), CORNERS[0])  # most scenes are shells
+            self.aabb.copy_(box)
+            self._start(scene, teacher, resolution)
+
+    def _start(self, scene: Scene, teacher: Density | None, resolution: int) -> None:
+        """Find which corners of a volume exist, and give them what the teacher knows."""
+        shape = self._divide(resolution)
         cells = self._matter(scene, teacher, shape)
         if teacher is not None:  # what lies between its samples, and where a density falls to nothing
             cells = max_pool3d(cells[None].float(), 3, 1, 1)[0] > 0
@@ -166,16 +177,18 @@ class GridR2L(LightField):
             cells = dense_cells(teacher, self.aabb, shape)  # type: ignore[arg-type]
         return visual_hull(scene.train, self.aabb, cells)
 
-    def _divide(self, camera: Camera, most: int) -> tuple[int, ...]:
+    def _sharp(self, camera: Camera, most: int) -> int:
+        """How many corners along the longest side of the box make a voxel ``VOXEL`` blocks of an image."""
+        low, high = self.aabb.cpu().view(2, 3)
+        distance = (camera.c2w[:, :, 3].cpu() - (low + high) / 2).norm(dim=-1).mean()
+        block = distance * self.sr_factor / camera.intrinsics[:, 0].mean().cpu()
+        return min(max(round(float((high - low).max() / (VOXEL * block))), CORNERS[0]), most)
+
+    def _divide(self, resolution: int) -> tuple[int, ...]:
         """Divide the box into cubic voxels, to whole ones of which it grows; how many there are along z, y, x."""
         low, high = self.aabb.cpu().view(2, 3)
-        sides, resolution = high - low, self.resolution
-        if resolution is None:
-            distance = (camera.c2w[:, :, 3].cpu() - (low + high) / 2).norm(dim=-1).mean()
-            block = distance * self.sr_factor / camera.intrinsics[:, 0].mean().cpu()
-            resolution = min(max(round(float(sides.max() / (VOXEL * block))), CORNERS[0]), most)
-        voxel = float(sides.max()) / (resolution - 1)
-        cells = (sides / voxel - 1e-3).ceil().long().clamp(min=1)
+        voxel = float((high - low).max()) / (resolution - 1)
+        cells = ((high - low) / voxel - 1e-3).ceil().long().clamp(min=1)
         self.aabb[3:] = (low + voxel * cells).to(self.aabb)
         return tuple(cells.flip(0).tolist())
 

@@ -301,3 +301,19 @@ def test_compiled_walks_are_found_on_disk_again() -> None:
     forward, *_ = module._kernels(4)
     assert dict(forward.stats.cache_misses) == {}
     assert sum(forward.stats.cache_hits.values()) == 1
+
+
+@pytest.mark.parametrize("share", [0.0, 0.6, 0.999])
+def test_the_clearance_is_the_distance_to_the_nearest_occupied_cell(share: float) -> None:
+    from nelf.kernels.ray_features_cpu import MAX_CLEARANCE, clearance
+
+    generator = torch.Generator().manual_seed(5)
+    lumps = torch.nn.functional.interpolate(rand(generator, 1, 1, 7, 6, 5), size=(20, 18, 15))[0, 0]
+    index = index_of(lumps > share)
+    found = torch.from_numpy(clearance(index))
+    cells = torch.stack(torch.meshgrid(*(torch.arange(side) for side in found.shape), indexing="ij"), -1).view(-1, 3)
+    occupied = occupied_cells(index).flatten()
+    expected = torch.full((len(cells),), MAX_CLEARANCE)
+    if occupied.any():
+        expected = (cells[:, None] - cells[occupied]).abs().amax(-1).amin(-1)
+    assert torch.equal(found.flatten().long(), expected)

@@ -258,7 +258,7 @@ def test_the_resolution_follows_the_images(width: int) -> None:
     block = 4.0 * 4 / float(view.intrinsics[0, 0])
     for most in (CORNERS[1], UNKNOWN):
         network.aabb.copy_(box)
-        cells = network._divide(view, most)
+        cells = network._divide(network._sharp(view, most))
         network.volume.resize(torch.zeros([side + 1 for side in cells], dtype=torch.bool))
         depth, height, across = network.volume.shape.tolist()
         assert CORNERS[0] <= across <= most
@@ -270,6 +270,21 @@ def test_the_resolution_follows_the_images(width: int) -> None:
         torch.testing.assert_close(sides, network.voxel * torch.tensor([across - 1.0, height - 1.0, depth - 1.0]))
         assert (network.aabb[3:] >= box[3:] - 0.01 * network.voxel).all()
         assert (sides < box[3:] - box[:3] + 1.01 * network.voxel).all()
+
+
+def test_a_volume_of_too_many_rows_gets_larger_voxels(ball_scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nelf.lightfields.grid_r2l.VOXEL", 0.3)  # small images, which choose few corners
+    free, bounded, chosen = (small(resolution=resolution) for resolution in (None, None, 40))
+    for network in (free, chosen):
+        network.fit_scene(ball_scene, ColoredBall())
+    limit = len(free.volume.density) // 2
+    monkeypatch.setattr("nelf.lightfields.grid_r2l.ROWS", limit)
+    bounded.fit_scene(ball_scene, ColoredBall())
+    assert 0.5 * limit < len(bounded.volume.density) <= limit
+    assert bounded.voxel > free.voxel
+    asked = small(resolution=40)
+    asked.fit_scene(ball_scene, ColoredBall())
+    assert asked.volume.shape.tolist() == chosen.volume.shape.tolist()  # what is asked for is not bounded
 
 
 def test_the_scene_is_fitted_once_and_travels_with_the_weights(tiny_scene: Path) -> None:

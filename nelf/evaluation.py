@@ -97,7 +97,7 @@ def evaluate(
     return result
 
 
-def latencies(models: Mapping[str, Renderable], cameras: Camera, rounds: int = 9) -> dict[str, float]:
+def latencies(models: Mapping[str, Renderable], cameras: Camera, rounds: int = 5) -> dict[str, float]:
     """Time one ``render`` call of each model.
 
     The models take turns, so that all of them meet the same moods of a shared machine: only the ratios mean much. In

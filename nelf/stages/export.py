@@ -26,7 +26,7 @@ from nelf.export.int8 import quantize_dynamic, quantize_static
 from nelf.export.runtime import ExportedLightField, load
 from nelf.export.viewer import write as write_viewer
 from nelf.export.viewer.runtime import runtime_folder
-from nelf.export.volume import choose_dtype, rounded, write_volume
+from nelf.export.volume import Dtype, choose_dtype, rounded, write_volume
 from nelf.interop.mobile_r2l import check_original, save_tar
 from nelf.lightfields import LightField
 from nelf.run import Run, read_artefacts, write_json
@@ -152,8 +152,7 @@ class _Bundle:
             print(f"export: {path}", flush=True)
             volume, drawn = None, network
             if kind == "features":
-                dtype, why = choose_dtype(network, self.scene)
-                print(f"export: {why}", flush=True)
+                dtype = self._dtype(network)
                 drawn = rounded(network, dtype)
                 volume = write_volume(network, self.folder / f"{stem}_volume.bin.gz", dtype)  # type: ignore[arg-type]
             error = self.graph(drawn, path, kind)
@@ -164,6 +163,15 @@ class _Bundle:
         entry = self._once(path, make)
         self.drawn[path.name] = rounded(network, entry["volume"]["dtype"]) if entry["volume"] else network
         return path
+
+    def _dtype(self, network: LightField) -> Dtype:
+        """What the rows of volumes are written in: chosen for the first network; the others are its descendants."""
+        found: list[Dtype] = [entry["volume"]["dtype"] for entry in self.entries if entry["volume"]]
+        if found:
+            return found[0]
+        dtype, why = choose_dtype(network, self.scene)
+        print(f"export: {why}", flush=True)
+        return dtype
 
     def derive(
         self,

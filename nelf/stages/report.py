@@ -52,7 +52,7 @@ def report(run: Run, *, frames: int = 60) -> dict[str, Any]:
 
     Args:
         run: the run to write into: sample pictures and videos into ``report/``, the report into its root.
-        frames: of the orbit video of teacher and student; 0 for none.
+        frames: of the orbit video of the student, or of the teacher where there is no student; 0 for none.
 
     Returns:
         The row of the student, or of the last model if there is none.
@@ -61,14 +61,15 @@ def report(run: Run, *, frames: int = 60) -> dict[str, Any]:
         UserError: a model cannot be loaded, or the directory cannot be written.
     """
     scene, folder = run.data().scene, run.folder("report")
-    rows, videos, curves = [], {}, {}
+    rows, curves, video = [], {}, None
     models = artefacts(run)
+    filmed = [each.name for each in models if each.name in ("teacher", "student")][-1:]
     for name, file, model, known in models:
         result = evaluate(model, scene.test, scene.background, folder / _slug(name), description=f"Evaluating {name}")
         rows.append(row(name, model, result, file, known, scene.test.camera[0]))
+        if frames > 0 and name in filmed:
+            video, _ = orbit_video(model, orbit_cameras(scene, frames), folder / f"{name}_orbit")
         if name in ("teacher", "student"):
-            if frames > 0:
-                videos[name], _ = orbit_video(model, orbit_cameras(scene, frames), folder / f"{name}_orbit")
             logs = sorted(file.parent.glob("logs/*/metrics.csv"))
             curves.update({name: logs[-1]} if logs else {})
     timed = latencies({each.name: each.model for each in models}, scene.test.camera)
@@ -85,7 +86,7 @@ def report(run: Run, *, frames: int = 60) -> dict[str, Any]:
         comparisons({name: folder / _slug(name) / "samples" for name in _shown(models)}),
         title=f"{scene.name}: from a radiance field to a light field",
         subject=shipped,
-        video=videos.get(subject["name"]),
+        video=video,
         curves=curves,
         plots=_pruning_plot(models),
         meta=_circumstances(scene),

@@ -1,4 +1,4 @@
-"""Distil a scene into a small light field, stage by stage: python distill.py experiment=lego data.root=..."""
+"""Distill a scene into a small light field, stage by stage: python distill.py experiment=lego data.root=..."""
 
 from typing import Any
 

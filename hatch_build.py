@@ -11,15 +11,15 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 class RuntimeHook(BuildHookInterface):
-    """Fetches what nelf/export/viewer/runtime.py names; without npm the wheel is built without it."""
+    """Fetches what nelf/viewer/web_runtime.py names; without npm the wheel is built without it."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Add the files, unless the source tree is installed as it stands."""
         if version == "editable":
             return
         sys.path.insert(0, self.root)
-        # By its path: importing nelf.export would import torch.
-        path = Path(self.root, "nelf", "export", "viewer", "runtime.py")
+        # By its path, so that nothing that nelf depends on need be here.
+        path = Path(self.root, "nelf", "viewer", "web_runtime.py")
         spec = importlib.util.spec_from_file_location("viewer_runtime", path)
         assert spec is not None
         assert spec.loader is not None
@@ -30,4 +30,4 @@ class RuntimeHook(BuildHookInterface):
         except runtime.UserError as error:
             print(f"{error} The viewer of this wheel will ask for it.", file=sys.stderr)
             return
-        build_data["force_include"][str(folder)] = "nelf/export/viewer/runtime"
+        build_data["force_include"][str(folder)] = "nelf/viewer/runtime"

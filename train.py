@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from nelf import cli
-from nelf.run import Run, peak_memory, write_json
+from nelf.pipeline.run import Run, peak_memory, write_json
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
@@ -23,9 +23,9 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _train(run: Run) -> dict[str, Any]:
-    from nelf.evaluation import evaluate  # torch is loaded only once the configuration is known to be right
-    from nelf.stages.report import row
-    from nelf.training import fit
+    from nelf.pipeline.fit import fit
+    from nelf.pipeline.stages.report import row
+    from nelf.report.evaluation import evaluate  # torch is loaded only once the configuration is known to be right
 
     scene, start = run.data().scene, time.perf_counter()
     system, metrics = fit(run, run.root)

@@ -1,8 +1,8 @@
-"""Time the artefacts of a run side by side, and write a table and JSON.
+"""Time the artifacts of a run side by side, and write a table and JSON.
 
     python benchmarks/latency.py runs/lego_cpu [--threads 2] [--rounds 21] [--out PATH]
 
-All artefacts take turns, so that a busy machine slows all of them alike: compare ratios, not milliseconds. In its turn
+All artifacts take turns, so that a busy machine slows all of them alike: compare ratios, not milliseconds. In its turn
 each computes everything twice, and the second time counts, as while someone turns the scene about. ``network`` is what
 lies behind the points or features of the rays; ``view`` is all of ``render``.
 """
@@ -28,8 +28,8 @@ from nelf.cameras import Camera
 from nelf.export import ExportedLightField
 from nelf.export.inputs import kinds_of, window_feeds
 from nelf.lightfields import LightField
-from nelf.run import Run
-from nelf.stages.report import artefacts
+from nelf.pipeline.run import Run
+from nelf.pipeline.stages.report import artifacts
 
 
 def network_of(model: Any, camera: Camera) -> Callable[[], Any] | None:
@@ -53,7 +53,7 @@ def seconds_of(call: Callable[[], Any]) -> float:
 
 @torch.no_grad()
 def main() -> None:
-    """Open the run, and time its artefacts in turns."""
+    """Open the run, and time its artifacts in turns."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -64,7 +64,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     run = Run(options.run, yaml.safe_load((options.run / "config.yaml").read_text()), cli.build)
     camera = run.data().scene.test.camera[0]
-    models = {each.name: each.model for each in artefacts(run)}
+    models = {each.name: each.model for each in artifacts(run)}
     networks = {name: network_of(model, camera) for name, model in models.items()}
     times: dict[str, dict[str, list[float]]] = {name: {"network": [], "view": []} for name in models}
     for _ in range(options.rounds):
@@ -77,7 +77,7 @@ def main() -> None:
         name: {part: 1e3 * statistics.median(each) if each else None for part, each in parts.items()}
         for name, parts in times.items()
     }
-    rows = [{"artefact": name, **_figures(parts, medians)} for name, parts in medians.items()]
+    rows = [{"artifact": name, **_figures(parts, medians)} for name, parts in medians.items()]
     table = Table(*rows[0], title=f"{options.run}, {options.threads} threads, medians of {options.rounds}")
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in row.values()))

@@ -29,7 +29,7 @@ from rich.table import Table
 
 from nelf.cameras import Camera
 from nelf.export import load
-from nelf.view import Server
+from nelf.viewer.server import Server
 
 FLAGS = ["--no-sandbox", "--disable-background-networking"]
 WEBGPU = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "viewer.json")
     options = parser.parse_args()
     with Server(options.bundle) as server:
-        folder, entries = server.folder, [each for each in server.bundle["artefacts"] if each["input"] != "server"]
+        folder, entries = server.folder, [each for each in server.bundle["artifacts"] if each["input"] != "server"]
     chosen = [each for each in entries if options.models is None or each["name"] in options.models]
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     rows: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""nelf distils neural radiance fields into neural light fields: one evaluation per ray.
+"""nelf distills neural radiance fields into neural light fields: one evaluation per ray.
 
 The public names are loaded on first use, so that ``import nelf`` costs milliseconds and loads no torch.
 """
@@ -23,18 +23,18 @@ _NAMES = {
     "UserError": "nelf.errors",
     "Camera": "nelf.cameras",
     "Rays": "nelf.cameras",
-    "Scene": "nelf.data.scene",
+    "Scene": "nelf.scene",
     "Rendering": "nelf.rendering",
-    "evaluate": "nelf.evaluation",
+    "evaluate": "nelf.report.evaluation",
     "config": "nelf.cli",
-    "load": "nelf.weights",
-    "write_views": "nelf.stages.pseudo",
+    "load": "nelf.storage",
+    "view": "nelf.viewer.notebook",
+    "write_views": "nelf.pipeline.stages.pseudo",
 }
 _MODULES = (
-    *("callbacks", "cameras", "checkpoints", "checks", "cli", "compression", "data", "encodings", "errors"),
-    *("evaluation", "export", "fields", "interop", "kernels", "lightfields", "locks", "metrics", "occupancy"),
-    *("paths", "pictures", "remembered", "rendering", "reporting", "run", "stages", "sweeps", "systems"),
-    *("training", "view", "weights"),
+    *("callbacks", "cameras", "cli", "compression", "data", "encodings", "errors", "export", "fields", "interop"),
+    *("kernels", "lightfields", "metrics", "paths", "pipeline", "rendering", "report", "scene", "storage", "systems"),
+    "viewer",
 )
 
 __all__ = ["__version__", *_NAMES, *_MODULES]

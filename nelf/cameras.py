@@ -4,9 +4,9 @@ Notation, the same everywhere in nelf (readers of other formats convert at their
 
 - Axes: OpenGL. In camera space x points right, y up, and the camera looks along -z. ``c2w`` (3, 4) takes
   camera space to world space; its last column is the camera's position in the unit of the scene.
-- Pixels: ``x`` runs right and ``y`` down; the centre of pixel ``(0, 0)`` lies at ``(0.5, 0.5)``, the image's
+- Pixels: ``x`` runs right and ``y`` down; the center of pixel ``(0, 0)`` lies at ``(0.5, 0.5)``, the image's
   outer corners at ``(0, 0)`` and ``(width, height)``. ``fx fy cx cy`` are in these pixels.
-- Rays: ``rays_d`` is not normalised, its camera-space z is -1. A point is ``rays_o + t * rays_d``, so ``t``
+- Rays: ``rays_d`` is not normalized, its camera-space z is -1. A point is ``rays_o + t * rays_d``, so ``t``
   is z-depth: every point of one ``t`` lies on a plane parallel to the image. ``near`` and ``far`` are values
   of ``t``.
 - World: Blender scenes have +z up.
@@ -30,7 +30,7 @@ class Rays(NamedTuple):
 
     Attributes:
         rays_o: (..., 3) origins, scene unit.
-        rays_d: (..., 3) directions with camera-space z = -1, not normalised.
+        rays_d: (..., 3) directions with camera-space z = -1, not normalized.
         time: (...,) in [0, 1], or None for a static scene.
     """
 
@@ -96,7 +96,7 @@ class Camera:
         far: float = 6.0,
         time: Tensor | None = None,
     ) -> Camera:
-        """Make cameras with square pixels and a centred principal point.
+        """Make cameras with square pixels and a centered principal point.
 
         Args:
             c2w: (..., 3, 4) camera to world.
@@ -191,7 +191,7 @@ class Camera:
         return self._cast(x, y, spread=2)
 
     def pixel_rays(self, x: Tensor, y: Tensor) -> Rays:
-        """Rays through the centres of single pixels.
+        """Rays through the centers of single pixels.
 
         Args:
             x: (P,) integer pixel columns.

@@ -52,7 +52,7 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     Example:
         >>> did_you_mean("widht", ["width", "depth"])
         " Did you mean 'width'?"
-        >>> did_you_mean("colour", ["width", "depth"])
+        >>> did_you_mean("color", ["width", "depth"])
         ''
     """
     near = difflib.get_close_matches(str(word), list(allowed), n=1)

@@ -1,7 +1,7 @@
 """Camera poses: paths to fly along, and the random poses that light fields are distilled from.
 
 Poses are (N, 3, 4) float32 camera-to-world, OpenGL axes, +z up, without roll. Angles are in degrees: azimuth
-from +x towards +y, elevation above the horizontal plane, polar angle from +z. Every random set is a prefix
+from +x toward +y, elevation above the horizontal plane, polar angle from +z. Every random set is a prefix
 of any longer one of the same seed, so a set can be extended, and shared out among processes, without
 changing what is there.
 """
@@ -50,7 +50,7 @@ def look_at(origin: Tensor, target: Tensor, up: Tensor | None = None) -> Tensor:
         ValueError: a camera stands on its target.
 
     Example:
-        From +x towards the origin: right is +y, up is +z, back is +x.
+        From +x toward the origin: right is +y, up is +z, back is +x.
 
         >>> look_at(torch.tensor([4.0, 0.0, 0.0]), torch.zeros(3)).tolist()
         [[0.0, 0.0, 1.0, 4.0], [1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]]
@@ -160,7 +160,7 @@ def random_mobile_r2l(
 def random_r2l(n: int, radius: float = 4.0, seed: int = 0) -> tuple[Tensor, Tensor]:
     """The random poses and focal zoom of R2L's pseudo data.
 
-    Azimuth and elevation (0 to 90 degrees) are uniform in angle, so poses crowd towards the pole.
+    Azimuth and elevation (0 to 90 degrees) are uniform in angle, so poses crowd toward the pole.
 
     Args:
         n: number of poses.

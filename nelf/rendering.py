@@ -108,8 +108,8 @@ def render_wavefront(
         if not len(ray_indices):
             break
         middle = 0.5 * (t_starts + t_ends)
-        colour, sigma = radiance(o[ray_indices] + middle[:, None] * d[ray_indices], d, ray_indices)
-        out = composite(sigma, colour, t_starts, t_ends, ray_indices, len(alive))
+        color, sigma = radiance(o[ray_indices] + middle[:, None] * d[ray_indices], d, ray_indices)
+        out = composite(sigma, color, t_starts, t_ends, ray_indices, len(alive))
         left = 1.0 - opacity[alive]
         rgb[alive] += left[:, None] * out.rgb
         depth[alive] += left * out.depth

@@ -36,7 +36,7 @@ def data() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A unit sphere coloured by its normal: 8 training, 2 validation and 2 test views of 16 pixels."""
+    """A unit sphere colored by its normal: 8 training, 2 validation and 2 test views of 16 pixels."""
     splits = {
         "train": _sphere_split(paths.hemisphere(8, 4.0, (-60.0, 60.0))),
         "val": _sphere_split(paths.orbit(2, 4.0, 20.0)),

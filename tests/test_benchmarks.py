@@ -159,7 +159,7 @@ def test_a_table_of_scenes_goes_on_where_it_stopped(scenes, tiny_scene, tmp_path
         assert each["gap_db"] == pytest.approx(each["teacher_psnr"] - each["student_psnr"], abs=1e-3)
         assert each["shipped"] == "onnx fp32"
         bundle = json.loads((tmp_path / "out" / f"sphere_16_{each['seed']}" / "export" / "bundle.json").read_text())
-        assert each["shipped_mb"] == pytest.approx(bundle["artefacts"][0]["bytes"] / 1e6, abs=1e-4)
+        assert each["shipped_mb"] == pytest.approx(bundle["artifacts"][0]["bytes"] / 1e6, abs=1e-4)
     assert str(tiny_scene) not in json.dumps(document)
     sheet = iio.imread(tmp_path / "out" / "sphere_16.png")
     assert sheet.shape == (2 * 16, 4 * 16, 3)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import nelf
-from nelf.sweeps import first_job
+from nelf.cli.sweeps import first_job
 
 ROOT = Path(__file__).parents[1]
 

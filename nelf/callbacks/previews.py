@@ -8,8 +8,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
-from nelf.data.scene import View
-from nelf.pictures import comparison, write_png
+from nelf.report.pictures import comparison, write_png
+from nelf.scene import View
 
 __all__ = ["Previews"]
 
@@ -18,13 +18,13 @@ class Previews(pl.Callback):
     """Render one validation view every so many steps, beside the ground truth and the error.
 
     Writes ``DIR/samples/step_000500.png``, where DIR is the trainer's ``default_root_dir`` (the panels are
-    those of :func:`nelf.pictures.comparison`), and hands the picture to those loggers of the trainer that
+    those of :func:`nelf.report.pictures.comparison`), and hands the picture to those loggers of the trainer that
     take images (TensorBoard, Weights & Biases). The view comes from ``trainer.datamodule.scene.val`` or,
     without a scene, from the first validation batch. It is never a test view. A training without validation
     views goes on without previews, after one warning.
 
     Args:
-        every_n_steps: optimiser steps from one preview to the next.
+        every_n_steps: optimizer steps from one preview to the next.
         view: which validation view; a number past the last one counts on from the first.
     """
 

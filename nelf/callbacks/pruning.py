@@ -21,8 +21,8 @@ class IterativePruning(pl.Callback):
     """Set the smallest weights to zero, in rounds, and keep them there while the others are fine-tuned.
 
     A round begins by zeroing the weights of smallest absolute value among all chosen layers together; every
-    optimiser step after it ends with exact zeros in their places, whatever momentum or weight decay wanted.
-    Nothing is reparametrised, so checkpoints and saved weights have the keys and the sizes of the dense
+    optimizer step after it ends with exact zeros in their places, whatever momentum or weight decay wanted.
+    Nothing is reparametrized, so checkpoints and saved weights have the keys and the sizes of the dense
     network. The masks are in the callback's own part of a checkpoint, so that a resumed training keeps them.
 
     A feature volume is ranked by itself.
@@ -33,9 +33,9 @@ class IterativePruning(pl.Callback):
     Args:
         amount: share of the chosen weights that is zero in the end, between 0 and 1.
         rounds: how many times weights are removed.
-        steps: optimiser steps of each round; training ends after the last. None spreads the rounds evenly over
+        steps: optimizer steps of each round; training ends after the last. None spreads the rounds evenly over
             the Trainer's own budget of steps, epochs or time, which it ends with.
-        lr: learning rate of the fine-tuning, of the optimiser's first parameter group; the other groups keep
+        lr: learning rate of the fine-tuning, of the optimizer's first parameter group; the other groups keep
             their ratio to it, schedules their shape. None keeps the module's own.
         layers: which weights, see ``nelf.compression.pruning.choose_weights``.
         schedule: how the rounds share the amount, see ``nelf.compression.pruning.sparsity_after``.
@@ -91,7 +91,7 @@ class IterativePruning(pl.Callback):
         self._hold()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Set the learning rates, watch the optimisers and begin the round that is due."""
+        """Set the learning rates, watch the optimizers and begin the round that is due."""
         if self._first_step is None:
             self._first_step = trainer.global_step
         self._check_budget(trainer)
@@ -119,7 +119,7 @@ class IterativePruning(pl.Callback):
             rank_zero_warn(f"IterativePruning: training ended in round {self.round} of {self.rounds}.")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Let the optimisers go, however the training ended."""
+        """Let the optimizers go, however the training ended."""
         while self._hooks:
             self._hooks.pop().remove()
 
@@ -148,7 +148,7 @@ class IterativePruning(pl.Callback):
             )
 
     def _hold(self, *_: Any) -> None:
-        """After an optimiser's step."""
+        """After an optimizer's step."""
         apply_masks(self._weights, self.masks)
 
 

@@ -1,4 +1,4 @@
-"""Quantisation-aware training: learn with the rounding that int8 kernels will do."""
+"""Quantization-aware training: learn with the rounding that int8 kernels will do."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class QuantizationAwareTraining(pl.Callback):
     """Train with convolutions that round weights, inputs and outputs to 8 bits as ONNX Runtime's int8 kernels do.
 
     Weights are rounded per channel, symmetric; activations per tensor, asymmetric, within moving averages of their
-    extremes that are frozen towards the end, so that the weights settle on the ranges they will be used with.
+    extremes that are frozen toward the end, so that the weights settle on the ranges they will be used with.
     Gradients pass the rounding as if it were not there. Batch norms are folded first.
 
-    Afterwards the module still computes with fake quantisation, so that validation and test measure the int8 network.
-    Its parameters are ordinary ones under their ordinary names; ``nelf.weights.save`` keeps the ranges beside them, and
+    Afterwards the module still computes with fake quantization, so that validation and test measure the int8 network.
+    Its parameters are ordinary ones under their ordinary names; ``nelf.storage.save`` keeps the ranges beside them, and
     ``nelf.compression.quantization.restore_network`` takes the rounding off.
 
     Args:
@@ -49,7 +49,7 @@ class QuantizationAwareTraining(pl.Callback):
         self._given = ranges
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Fold norms and prepare convolutions, before the optimiser looks for parameters."""
+        """Fold norms and prepare convolutions, before the optimizer looks for parameters."""
         network = _network(pl_module)
         if stage == "fit" and not quantizers(network):
             quantize_network(fold_batch_norm(network, inplace=True), self._given or {})

@@ -1,6 +1,6 @@
 """Unstructured pruning: which weights, how many of them in each round, and masks that keep them at zero.
 
-Nothing is reparametrised: a pruned network is a plain network some of whose weights are exactly zero, so its
+Nothing is reparametrized: a pruned network is a plain network some of whose weights are exactly zero, so its
 checkpoints and its files of weights are those of any other.
 """
 

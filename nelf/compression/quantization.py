@@ -1,6 +1,6 @@
 """8-bit numbers: symmetric weights, asymmetric activations, and networks that compute as if they had no more.
 
-A network with fake quantisation is the same network: same class, same parameters and names. Only the classes of its
+A network with fake quantization is the same network: same class, same parameters and names. Only the classes of its
 convolutions are others, whose weights, inputs and outputs are rounded as the files of ``nelf.export.int8`` round them:
 inputs and outputs to 8 bits, weights within ``LARGEST_MULTIPLIED``. Not rounded here, though there: the sum after a
 residual block, where it is added to the next.
@@ -119,7 +119,7 @@ def channel_axes(network: nn.Module) -> dict[str, int | None]:
 
 
 class Quantizer:
-    """What a convolution with fake quantisation carries beside its parameters.
+    """What a convolution with fake quantization carries beside its parameters.
 
     Args:
         rectified: a ReLU follows; int8 kernels do it in the same step, so that nothing is rounded between the two,
@@ -186,7 +186,7 @@ _QUANTIZED: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: _Conv2d, nn.Con
 
 
 def quantizers(network: nn.Module) -> dict[str, Quantizer]:
-    """What the convolutions of a network carry, by the name of the layer; empty without fake quantisation."""
+    """What the convolutions of a network carry, by the name of the layer; empty without fake quantization."""
     return {
         name: layer.quantizer
         for name, layer in network.named_modules()
@@ -223,7 +223,7 @@ def quantize_network(network: nn.Module, ranges: Ranges | Literal["dynamic"]) ->
 
     Args:
         network: changed in place; its batch norms have to be folded.
-        ranges: of ``calibrate`` or of quantisation-aware training; a layer that is not in it computes in 32 bits.
+        ranges: of ``calibrate`` or of quantization-aware training; a layer that is not in it computes in 32 bits.
             ``dynamic``: each input's own range, outputs not rounded.
 
     Returns:
@@ -246,7 +246,7 @@ def quantize_network(network: nn.Module, ranges: Ranges | Literal["dynamic"]) ->
 
 
 def restore_network(network: nn.Module) -> nn.Module:
-    """Take fake quantisation off a network again, in place; its weights are what they are."""
+    """Take fake quantization off a network again, in place; its weights are what they are."""
     plain = {quantized: kind for kind, quantized in _QUANTIZED.items()}
     for layer in list(network.modules()):
         if type(layer) in plain:
@@ -256,7 +256,7 @@ def restore_network(network: nn.Module) -> nn.Module:
 
 
 def activation_ranges(network: nn.Module) -> Ranges | Literal["dynamic"]:
-    """The ranges of a network with fake quantisation, as ``quantize_network`` takes them; empty for any other."""
+    """The ranges of a network with fake quantization, as ``quantize_network`` takes them; empty for any other."""
     layers = quantizers(network)
     if any(quantizer.dynamic for quantizer in layers.values()):
         return "dynamic"

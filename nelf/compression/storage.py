@@ -25,7 +25,7 @@ def pack(network: nn.Module, tensors: Mapping[str, Tensor], scheme: str) -> dict
     ``int8_per_tensor`` stores every parameter in 8 bits, with one scale each; ``int8_per_channel`` those of two and
     more dimensions, with a scale for each output channel, and the densities of a volume with one; it leaves biases and
     the weights of norms in 32 bits.
-    Weights that fake quantisation rounds are stored as it rounds them, so that no second rounding follows.
+    Weights that fake quantization rounds are stored as it rounds them, so that no second rounding follows.
 
     Args:
         network: whose tensors they are.

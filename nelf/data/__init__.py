@@ -1,10 +1,10 @@
 """Scenes: readers that all return one form, the Blender writer, the built-in scene, the training batches."""
 
+from nelf.data.batches import ImageBatch, RayBatch
 from nelf.data.blender import read_scene
 from nelf.data.datamodules import BlenderDataModule, DemoDataModule
-from nelf.data.sampling import ImageBatch, RayBatch
-from nelf.data.scene import BACKGROUNDS, Scene, Split, View, composite_background
 from nelf.data.writer import SceneWriter, write_scene
+from nelf.scene import BACKGROUNDS, Scene, Split, View, composite_background
 
 __all__ = [
     "BACKGROUNDS",

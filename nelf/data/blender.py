@@ -1,9 +1,9 @@
 """Blender scenes (NeRF synthetic, D-NeRF, instant-ngp's ``transforms.json``): read and write.
 
-Conventions of the files: poses are 4x4 (or 3x4) OpenGL camera-to-world matrices, +z up; pixel centres at
+Conventions of the files: poses are 4x4 (or 3x4) OpenGL camera-to-world matrices, +z up; pixel centers at
 +0.5; intrinsics are ``fl_x, fl_y, cx, cy, w, h`` per frame or at the top, or ``camera_angle_x`` (radians);
 ``time`` per frame in [0, 1]; PNG or JPEG, alpha not premultiplied. ``near`` and ``far`` are z-depths along
-unnormalised rays: 2 and 6 unless the file says otherwise, which fits cameras about 4 units from the origin.
+unnormalized rays: 2 and 6 unless the file says otherwise, which fits cameras about 4 units from the origin.
 The box ``aabb`` is the cube +-1.5 unless the file says otherwise. nelf's writer states all three, with
 ``background`` (white unless the file says otherwise) and ``license``.
 
@@ -26,9 +26,9 @@ import torch
 
 from nelf.cameras import Camera
 from nelf.data.images import MEMORY_LIMIT, image_header, load_images
-from nelf.data.scene import BACKGROUNDS, Scene, Split, background_color
 from nelf.data.transforms import SPLITS, Transforms, read_transforms
 from nelf.errors import UserError
+from nelf.scene import BACKGROUNDS, Scene, Split, background_color
 
 __all__ = ["read_scene"]
 
@@ -152,7 +152,7 @@ def _check_space(path: Path, depth: tuple[float, float], box: list[float]) -> No
 @cache
 def _warn_of_motion(root: Path) -> None:
     """Say once of each scene that what moves in it is not learned."""
-    log.warning("%s: the scene moves, and motion is not modelled yet: every time is rendered alike.", root)
+    log.warning("%s: the scene moves, and motion is not modeled yet: every time is rendered alike.", root)
 
 
 def _split(files: dict[str, Transforms], holdout: int, depth: tuple[float, float]) -> dict[str, _Views]:

@@ -15,10 +15,10 @@ import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Dataset
 
 from nelf.data import demo
+from nelf.data.batches import Batches
 from nelf.data.blender import read_scene
-from nelf.data.sampling import Batches
-from nelf.data.scene import Scene, Split, View, background_color
 from nelf.errors import UserError, did_you_mean
+from nelf.scene import Scene, Split, View, background_color
 
 __all__ = ["BlenderDataModule", "DemoDataModule"]
 

@@ -27,12 +27,12 @@ from torch import Tensor
 from nelf import paths
 from nelf.cameras import Camera
 from nelf.data.images import progress_bar
-from nelf.data.raytrace import Lights, pack, trace
-from nelf.data.scene import composite_background
 from nelf.data.shapes import bounds
 from nelf.data.stills import SCENES
+from nelf.data.tracer import Lights, pack, trace
 from nelf.data.writer import SceneWriter
 from nelf.errors import UserError, atomic_path
+from nelf.scene import composite_background
 
 __all__ = ["FOV", "SCENES", "VIEWS", "aabb", "cameras", "render", "write"]
 
@@ -56,7 +56,7 @@ def _packed(scene: str) -> np.ndarray:
 def _lights() -> Lights:
     """Sun and sky directions for each sample of a pixel: both spread by the golden ratio."""
     count = _SIDE**2
-    order = np.argsort(np.random.default_rng(0).random(count))  # neighbours in the pixel look at unlike places
+    order = np.argsort(np.random.default_rng(0).random(count))  # neighbors in the pixel look at unlike places
     sun = np.array([0.48, -0.52, 0.80]) / np.linalg.norm([0.48, -0.52, 0.80])
     right = np.cross(sun, [0.0, 0.0, 1.0])
     right /= np.linalg.norm(right)

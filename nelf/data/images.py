@@ -1,7 +1,7 @@
 """Image files to uint8 arrays: checked by their headers, reduced by area, in RAM or memory-mapped.
 
 Conventions: (H, W, 3|4) uint8, row 0 at the top, alpha not premultiplied. An image is reduced by exact area
-averaging of its premultiplied colour, so transparent pixels never bleed into the edges of an object.
+averaging of its premultiplied color, so transparent pixels never bleed into the edges of an object.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import numba
 import numpy as np
 from PIL import Image
 from rich.console import Console
@@ -27,9 +26,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-# Imported for what it does: Numba gets a cache directory that can be written, and compilation is announced.
-import nelf.kernels.cpu  # noqa: F401
 from nelf.errors import UserError, atomic_path
+from nelf.kernels.numba_tools import njit
 
 __all__ = ["MEMORY_LIMIT", "area_average", "image_header", "load_images", "progress_bar", "read_image"]
 
@@ -117,7 +115,7 @@ def read_image(path: Path, channels: int) -> np.ndarray:
 def area_average(image: np.ndarray, width: int, height: int) -> np.ndarray:
     """Reduce an image: each new pixel is the mean of the area that it covers, fractions of pixels included.
 
-    With alpha the mean is taken of the premultiplied colour, then divided by the mean alpha; a pixel that
+    With alpha the mean is taken of the premultiplied color, then divided by the mean alpha; a pixel that
     stays fully transparent is black.
 
     Args:
@@ -132,7 +130,7 @@ def area_average(image: np.ndarray, width: int, height: int) -> np.ndarray:
         ValueError: the new size is larger than the image, or not positive.
 
     Example:
-        A transparent green pixel leaves no green in its opaque red neighbour.
+        A transparent green pixel leaves no green in its opaque red neighbor.
 
         >>> pair = np.array([[[255, 0, 0, 255], [0, 255, 0, 0]]], dtype=np.uint8)
         >>> area_average(pair, 1, 1).tolist()
@@ -145,7 +143,7 @@ def area_average(image: np.ndarray, width: int, height: int) -> np.ndarray:
     return out
 
 
-@numba.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _area_average(image: np.ndarray, out: np.ndarray) -> None:
     """Loop of ``area_average``; releases the GIL so that a thread pool reduces several images at once."""
     rows, columns, channels = image.shape

@@ -37,7 +37,7 @@ class Transforms:
         near: smallest z-depth.
         far: largest z-depth.
         background: the named background that the views are meant for.
-        license: licence of the images.
+        license: license of the images.
     """
 
     path: Path

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from nelf.cameras import Camera
-from nelf.data.scene import Scene, Split
 from nelf.errors import UserError, atomic_path
+from nelf.scene import Scene, Split
 
 __all__ = ["SceneWriter", "write_scene"]
 
@@ -34,7 +34,7 @@ class SceneWriter:
         split: ``train``, ``val`` or ``test``.
         aabb: the scene's box, (6,) numbers, smallest xyz, largest xyz.
         background: the named background that the views are meant for.
-        license: licence of the images.
+        license: license of the images.
 
     Raises:
         UserError: the directory cannot be made.

@@ -8,7 +8,7 @@
 - ``time`` {min, max, value} or null, ``controls`` a list of {name, min, max, value}: inputs beside the rays;
 - ``orbit``: ``target``, ``up`` and the limits and first values {min, max, value} of ``radius`` (scene unit),
   ``elevation`` and ``azimuth`` (degrees), from the training cameras;
-- ``artefacts``: of each ``name``, ``file``, ``bytes``, ``sha256``, ``precision``, ``input`` (``nelf.export.inputs``),
+- ``artifacts``: of each ``name``, ``file``, ``bytes``, ``sha256``, ``precision``, ``input`` (``nelf.export.inputs``),
   ``output`` (``rgb``, or ``rgba``: rgb on black and opacity), ``size`` [width, height] or null for any, ``volume`` and
   ``window`` or null, and ``max_abs_error``, ``psnr`` (dB) and ``latency_ms`` or null.
 
@@ -19,7 +19,7 @@ A ``volume`` {file, resolution [D, H, W], rows K, features C, dtype "uint8" or "
 min_transmittance} describes a file of ``nelf.export.volume``; ``scale`` {low, step} has 1 + C numbers each for 8 bits,
 the density's first, and is null for 16. What is not in the file, the index and how far cells are from the nearest one
 with all its corners, follows from the bits. Points lie one ``step`` (scene unit) apart, the first half of one behind
-the entry; how they are composited: ``nelf.kernels.ray_features``.
+the entry; how they are composited: ``nelf.kernels.lookup``.
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ from nelf.errors import UserError, atomic_path, lies_in
 from nelf.export.files import check_entry, check_numbers
 from nelf.lightfields import LightField
 
-__all__ = ["VERSION", "artefact", "orbit_limits", "read_bundle", "write_bundle"]
+__all__ = ["VERSION", "artifact", "orbit_limits", "read_bundle", "write_bundle"]
 
 VERSION = 2
 _KEYS = (
     *("image", "intrinsics", "near", "far", "aabb", "sr_factor", "stride", "background", "background_color"),
-    *("time", "controls", "orbit", "artefacts"),
+    *("time", "controls", "orbit", "artifacts"),
 )
 _ENTRY = {"name", "file", "input", "output", "size", "volume", "window"}
 _GAP = 60.0  # degrees without a training camera, from which on the azimuth has limits
 
 
-def write_bundle(folder: Path | str, scene: Scene, network: LightField, artefacts: Sequence[dict[str, Any]]) -> Path:
+def write_bundle(folder: Path | str, scene: Scene, network: LightField, artifacts: Sequence[dict[str, Any]]) -> Path:
     """Write ``bundle.json``.
 
     Args:
-        folder: where the files of the artefacts lie.
-        scene: gives size, lens, licence and the limits of the camera.
+        folder: where the files of the artifacts lie.
+        scene: gives size, lens, license and the limits of the camera.
         network: gives depth range, box and block size.
-        artefacts: of ``artefact``, the one to show first first.
+        artifacts: of ``artifact``, the one to show first first.
 
     Returns:
         Its path.
@@ -89,7 +89,7 @@ def write_bundle(folder: Path | str, scene: Scene, network: LightField, artefact
         "time": None,  # no model takes one yet, whether the scene moves or not
         "controls": [],
         "orbit": orbit_limits(scene),
-        "artefacts": list(artefacts),
+        "artifacts": list(artifacts),
     }
     path = Path(folder) / "bundle.json"
     with atomic_path(path) as partial:
@@ -97,7 +97,7 @@ def write_bundle(folder: Path | str, scene: Scene, network: LightField, artefact
     return path
 
 
-def artefact(
+def artifact(
     name: str,
     path: Path,
     kind: str,
@@ -172,15 +172,15 @@ def read_bundle(folder: Path | str) -> dict[str, Any]:
     if missing:
         raise UserError(f"{path}: lacks {', '.join(missing)}.")
     check_numbers(path, document)
-    _check_artefacts(path, document["artefacts"])
+    _check_artifacts(path, document["artifacts"])
     return document
 
 
-def _check_artefacts(path: Path, entries: Any) -> None:
+def _check_artifacts(path: Path, entries: Any) -> None:
     """Refuse entries that lack what a reader needs, and files elsewhere, since a bundle may come from anybody."""
     for entry in entries if isinstance(entries, list) else [None]:
         if not isinstance(entry, dict) or not set(entry) >= _ENTRY:
-            raise UserError(f"{path}: artefacts must be a list, each with {', '.join(sorted(_ENTRY))}.")
+            raise UserError(f"{path}: artifacts must be a list, each with {', '.join(sorted(_ENTRY))}.")
         for key in ("volume", "window"):
             if not isinstance(entry[key], dict | None):
                 raise UserError(f"{path}: {entry['name']} has no {key} that can be read; allowed: what it is, or null.")
@@ -201,13 +201,13 @@ def orbit_limits(scene: Scene) -> dict[str, Any]:
     Returns:
         ``target``, ``up``, and {min, max, value} of ``radius``, ``elevation`` and ``azimuth`` (degrees; 0 along x).
     """
-    centre = scene.aabb.view(2, 3).mean(0)
-    offset = (scene.train.camera.c2w[:, :, 3] - centre).double()
+    center = scene.aabb.view(2, 3).mean(0)
+    offset = (scene.train.camera.c2w[:, :, 3] - center).double()
     radius = offset.norm(dim=-1)
     elevation = torch.rad2deg(torch.asin((offset[:, 2] / radius).clamp(-1, 1)))
     azimuth = torch.rad2deg(torch.atan2(offset[:, 1], offset[:, 0]))
     return {
-        "target": centre.tolist(),
+        "target": center.tolist(),
         "up": [0.0, 0.0, 1.0],
         "radius": _limits(radius, 0.05 * float(radius.mean())),
         "elevation": _limits(elevation, 2.0, -89.0, 89.0),

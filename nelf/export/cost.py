@@ -56,18 +56,18 @@ def _weights(model: ModelProto) -> dict[str, np.ndarray]:
         if zero_point < len(node.input) and node.input[value] in stored:
             axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
             whole, zeros = stored[node.input[value]], stored[node.input[zero_point]]
-            weights[node.input[value]] = _centred(whole, zeros, axis if zeros.size > 1 else 0)
+            weights[node.input[value]] = _centered(whole, zeros, axis if zeros.size > 1 else 0)
     return {name: values for name, values in weights.items() if values.dtype.kind == "f" or values.dtype == np.int32}
 
 
 def _learned(node: NodeProto, place: int, maker: Mapping[str, str]) -> bool:
-    """Whether a stored input holds weights, not the settings of quantisation, an embedding's frequencies or shapes."""
+    """Whether a stored input holds weights, not the settings of quantization, an embedding's frequencies or shapes."""
     if node.op_type == "Add":  # the bias of a product
         return any(maker.get(name) == "MatMul" for name in node.input)
     return place in (1, 2) if node.op_type in _PRODUCTS else place == 0 and node.op_type in (*_LOOKUPS, *_ON_THE_WAY)
 
 
-def _centred(values: np.ndarray, zero_point: np.ndarray, axis: int) -> np.ndarray:
+def _centered(values: np.ndarray, zero_point: np.ndarray, axis: int) -> np.ndarray:
     """Whole numbers less their zero point, one for all or one for each place along an axis."""
     shape = [-1 if place == axis else 1 for place in range(values.ndim)]
     return values.astype(np.int32) - zero_point.astype(np.int32).reshape(shape)

@@ -73,7 +73,7 @@ def pte(network: LightField, path: Path | str, cameras: Camera, kind: Kind | Non
 
 
 def _quantized(module: Any, examples: Sequence[tuple[torch.Tensor, ...]]) -> Any:
-    """Post-training quantisation as XNNPACK wants it, its ranges from the examples."""
+    """Post-training quantization as XNNPACK wants it, its ranges from the examples."""
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
         get_symmetric_quantization_config,

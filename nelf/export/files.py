@@ -46,10 +46,10 @@ def check_numbers(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def check_entry(path: Path, entry: Mapping[str, Any]) -> None:
-    """Refuse an artefact whose output or window is none.
+    """Refuse an artifact whose output or window is none.
 
     Raises:
-        UserError: names the artefact and what is allowed.
+        UserError: names the artifact and what is allowed.
     """
     window = entry["window"]
     if entry["output"] not in ("rgb", "rgba"):

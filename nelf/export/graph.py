@@ -21,7 +21,8 @@ from nelf.compression.fold import fold_batch_norm
 from nelf.compression.quantization import restore_network
 from nelf.errors import UserError, atomic_path
 from nelf.export.inputs import KINDS, Kind, check_kind, feed_of, kinds_of, output_of
-from nelf.kernels.ray_features import most_points, ray_features_reference
+from nelf.kernels import reference
+from nelf.kernels.lookup import most_points
 from nelf.lightfields import LightField
 from nelf.lightfields.grid_r2l import MIN_ALPHA_RENDERING, decoder_inputs
 
@@ -65,7 +66,7 @@ class _FromRays(nn.Module):
     def forward(self, rays_o: Tensor, rays_d: Tensor) -> Tensor:
         volume, aabb = self.network.volume, self.network.aabb
         flat_o, flat_d = rays_o.reshape(-1, 3), rays_d.reshape(-1, 3)
-        along = ray_features_reference(
+        along = reference.ray_features(
             volume.density, volume.features, self.index, flat_o, flat_d, aabb, torch.full_like(flat_o[:, 0], 0.5),
             self.step, MIN_ALPHA_RENDERING, self.points,
         )  # fmt: skip
@@ -93,7 +94,7 @@ def onnx(
 ) -> float:
     """Write a light field as an ONNX file, and compare what the file draws with what the network draws.
 
-    Batch norms are folded and fake quantisation is left out: the graph computes in 32 bits.
+    Batch norms are folded and fake quantization is left out: the graph computes in 32 bits.
 
     Args:
         network: a trained light field, in evaluation mode or not.
@@ -137,7 +138,7 @@ def onnx(
 
 
 def exact(network: LightField) -> LightField:
-    """Copy a light field: in evaluation mode, without fake quantisation and norms, all in 32 bits."""
+    """Copy a light field: in evaluation mode, without fake quantization and norms, all in 32 bits."""
     copy = deepcopy(network)
     restore_network(copy)
     copy.low_precision = False

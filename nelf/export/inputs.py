@@ -24,7 +24,7 @@ from torch import Tensor
 
 from nelf.cameras import Camera
 from nelf.errors import UserError
-from nelf.kernels.ray_features import RayFeatures
+from nelf.kernels.lookup import RayFeatures
 from nelf.lightfields import LightField
 from nelf.lightfields.grid_r2l import WINDOW, decoder_inputs, decoder_window
 from nelf.lightfields.mobile_r2l import ray_points

@@ -1,7 +1,7 @@
 """ONNX files that compute in 8-bit integers.
 
 What makes ONNX Runtime fast here: unsigned activations with signed weights (signed activations run at 0.8 times the
-speed of fp32 on a CPU with AVX-512 VNNI), and quantised tensors on both sides of each convolution and each sum, so that
+speed of fp32 on a CPU with AVX-512 VNNI), and quantized tensors on both sides of each convolution and each sum, so that
 convolution, ReLU and residual sum become one integer kernel each. GELU and transposed convolution have no such kernel:
 they are computed in fp32 between two conversions. Measured against fp32 in one interleaved run, two threads: GridR2L
 2.0 times as fast; a MobileR2L of width 128 with ReLU and pixel shuffle 2.1, with GELU 1.7; with transposed convolutions

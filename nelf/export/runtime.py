@@ -21,7 +21,7 @@ from nelf.export.files import check_graph
 from nelf.export.graph import session
 from nelf.export.inputs import Window, cut, feed, window_in
 from nelf.export.volume import Volume, read_volume
-from nelf.kernels.ray_features import RayFeatures, ray_features
+from nelf.kernels.lookup import RayFeatures, ray_features
 from nelf.rendering import Rendering
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class ExportedLightField:
         path: the ONNX file or ExecuTorch program.
         graph: the same, opened.
         bundle: of ``read_bundle``.
-        entry: the artefact's entry in it.
+        entry: the artifact's entry in it.
         volume: the arrays that its graph's features come from, if it begins there.
     """
 
@@ -160,7 +160,7 @@ def load(path: Path | str, threads: int | None = None) -> ExportedLightField:
     """Open an exported light field.
 
     Args:
-        path: a bundle, for its first artefact, or one of the ``.onnx`` and ``.pte`` files in it.
+        path: a bundle, for its first artifact, or one of the ``.onnx`` and ``.pte`` files in it.
         threads: how many to compute with; None for as many as PyTorch uses.
 
     Returns:
@@ -179,7 +179,7 @@ def load(path: Path | str, threads: int | None = None) -> ExportedLightField:
         raise UserError(f"{path}: no such file or folder.")
     folder = path if path.is_dir() else path.parent
     bundle = read_bundle(folder)
-    entries = {entry["file"]: entry for entry in bundle["artefacts"]}
+    entries = {entry["file"]: entry for entry in bundle["artifacts"]}
     entry = next(iter(entries.values()), None) if path.is_dir() else entries.get(path.name)
     if entry is None:
         raise UserError(f"{path}: bundle.json does not name it; it names {', '.join(entries) or 'nothing'}.")

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from nelf.errors import UserError, atomic_path
-from nelf.evaluation import evaluate
 from nelf.export.files import check_volume, gunzip
-from nelf.kernels.ray_features import MIN_TRANSMITTANCE
+from nelf.kernels.lookup import MIN_TRANSMITTANCE
 from nelf.lightfields.grid_r2l import MIN_ALPHA_RENDERING
 from nelf.lightfields.volume import SparseVolume, index_of
+from nelf.report.evaluation import evaluate
 
 if TYPE_CHECKING:
     from nelf.data import Scene

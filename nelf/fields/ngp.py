@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from nelf.cameras import Camera
-from nelf.data.scene import Scene, background_color
 from nelf.encodings import HashEncoding, spherical_harmonics
+from nelf.fields.occupancy import OccupancyGrid
 from nelf.kernels import Composited, HashGrid, Samples, composite, march, multiplies_bfloat16
-from nelf.occupancy import OccupancyGrid
 from nelf.rendering import Rendering, intersect_box, render_wavefront
+from nelf.scene import Scene, background_color
 
 _ROWS = 2048
 
 
 class RenderedRays(NamedTuple):
-    """What training sees of a batch of rays: their colours on black, and the samples that made them."""
+    """What training sees of a batch of rays: their colors on black, and the samples that made them."""
 
     composited: Composited
     samples: Samples
@@ -40,7 +40,7 @@ class NGP(nn.Module):
         base_resolution: cells along a side of the coarsest level.
         finest_resolution: cells along a side of the finest level for ``scale=1`` (it grows with ``scale``).
         hidden: neurons in the hidden layers of both networks.
-        color_layers: hidden layers of the colour network (the density network has one).
+        color_layers: hidden layers of the color network (the density network has one).
         scale: half-size of the cube that the field covers.
         grid_resolution: cells along a side of the occupancy grid.
         grid_slices: see ``slices`` of ``OccupancyGrid``.
@@ -115,7 +115,7 @@ class NGP(nn.Module):
         return _TruncatedExp.apply(features[:, 0].float()), features  # type: ignore[no-untyped-call]
 
     def forward(self, positions: Tensor, viewdirs: Tensor, ray_indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Colour and density at positions, seen along directions.
+        """Color and density at positions, seen along directions.
 
         Args:
             positions: (S, 3) in [-scale, scale].
@@ -165,7 +165,7 @@ class NGP(nn.Module):
             rays_d: (N, 3) directions of any length, scene units.
 
         Returns:
-            Colours on black, opacities, and the samples; ``t`` and depth are in units of the field here. In training
+            Colors on black, opacities, and the samples; ``t`` and depth are in units of the field here. In training
             mode each ray's samples are moved by a random part of a step.
         """
         origins, directions, t_min, t_max, _ = self._to_field(rays_o, rays_d)
@@ -173,7 +173,7 @@ class NGP(nn.Module):
             t_min = t_min + self.step * torch.rand_like(t_min)
         samples = self._march(origins, directions, t_min, t_max, self.max_samples)
         sigma, features = self.density(self._positions(origins, directions, samples))
-        # Many samples lie behind a surface (three of five on lego): they need no colour, and have no gradient.
+        # Many samples lie behind a surface (three of five on lego): they need no color, and have no gradient.
         seen = _in_sight(samples, sigma, len(rays_o), self.early_stop)
         samples = Samples(*(values.index_select(0, seen) for values in samples))
         rgb = self._color(features.index_select(0, seen), directions, samples.ray_indices)

@@ -16,10 +16,11 @@ Notation, shared by everything that marches rays::
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from types import ModuleType
-from typing import NamedTuple
+from functools import cache, cached_property
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +28,13 @@ from torch import Tensor
 
 from nelf.errors import UserError
 
+#: By operation and backend: the module that implements it. A backend that lacks one uses the reference.
+IMPLEMENTATIONS: dict[str, dict[str, str]] = {
+    "hash_encode": {"cpu": "cpu_field"},
+    "march": {"cpu": "cpu_rays"},
+    "composite": {"cpu": "cpu_rays"},
+    "ray_features": {"cpu": "cpu_lookup"},
+}
 BACKENDS = ("reference", "cpu")
 
 
@@ -107,8 +115,12 @@ class HashGrid:
         return tuple(r**3 > size for r, size in zip(self.resolutions, self.sizes, strict=True))
 
 
-def backend_for(device: torch.device) -> ModuleType:
-    """The module that runs the kernels for tensors on ``device``.
+def implementation(operation: str, device: torch.device) -> Callable[..., Any]:
+    """The function that computes an operation for tensors on ``device``: its backend's, else the reference.
+
+    Args:
+        operation: one of those that ``IMPLEMENTATIONS`` lists.
+        device: where its tensors are.
 
     Raises:
         UserError: ``NELF_KERNELS`` names a backend that does not exist or cannot run on this device.
@@ -116,15 +128,18 @@ def backend_for(device: torch.device) -> ModuleType:
     name = os.environ.get("NELF_KERNELS") or ("cpu" if device.type == "cpu" else "reference")
     if name not in BACKENDS:
         raise UserError(f"NELF_KERNELS: {name!r} is not a kernel backend; allowed: {', '.join(BACKENDS)}.")
-    if name == "cpu":
-        if device.type != "cpu":
-            raise UserError(f"NELF_KERNELS=cpu: the tensors are on {device}; use reference there, or trainer=cpu.")
-        from nelf.kernels import cpu
+    if name == "cpu" and device.type != "cpu":
+        raise UserError(f"NELF_KERNELS=cpu: the tensors are on {device}; use reference there, or trainer=cpu.")
+    # A tracer must see PyTorch operations.
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+        name = "reference"
+    return _function(operation, name)
 
-        return cpu
-    from nelf.kernels import reference
 
-    return reference
+@cache
+def _function(operation: str, backend: str) -> Callable[..., Any]:
+    modules = IMPLEMENTATIONS[operation]
+    return getattr(import_module(f"nelf.kernels.{modules.get(backend, 'reference')}"), operation)  # type: ignore[no-any-return]
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
@@ -165,7 +180,7 @@ def hash_encode(positions: Tensor, table: Tensor, grid: HashGrid) -> Tensor:
         raise ValueError(f"Expected `positions` to have shape (N, 3), got {tuple(positions.shape)}.")
     if table.shape != (grid.entries, grid.features):
         raise ValueError(f"Expected `table` to have shape {(grid.entries, grid.features)}, got {tuple(table.shape)}.")
-    return backend_for(positions.device).hash_encode(positions, table, grid)
+    return implementation("hash_encode", positions.device)(positions, table, grid)  # type: ignore[no-any-return]
 
 
 def march(
@@ -218,8 +233,8 @@ def march(
             f"Expected `rays_o`, `rays_d` (N, 3) and `t_min`, `t_max` (N,), got {tuple(rays_o.shape)}, "
             f"{tuple(rays_d.shape)}, {tuple(t_min.shape)}, {tuple(t_max.shape)}."
         )
-    backend = backend_for(rays_o.device)
-    return Samples(*backend.march(rays_o, rays_d, t_min, t_max, occupied, step, cone, max_step, extent, max_samples))
+    run = implementation("march", rays_o.device)
+    return Samples(*run(rays_o, rays_d, t_min, t_max, occupied, step, cone, max_step, extent, max_samples))
 
 
 def composite(
@@ -231,7 +246,7 @@ def composite(
     n_rays: int,
     early_stop: float = 0.0,
 ) -> Composited:
-    """Composite ragged samples front to back into one colour per ray.
+    """Composite ragged samples front to back into one color per ray.
 
     ``alpha_i = 1 - exp(-sigma_i (t_ends_i - t_starts_i))`` and
     ``weights_i = alpha_i * prod(1 - alpha_j for j before i on the same ray)``.
@@ -239,7 +254,7 @@ def composite(
 
     Args:
         sigma: (S,) density, per unit of ``t``, >= 0.
-        rgb: (S, 3) colour in [0, 1].
+        rgb: (S, 3) color in [0, 1].
         t_starts: (S,) where each sample begins, in multiples of ``rays_d``; ascending within a ray.
         t_ends: (S,) where it ends, >= ``t_starts``.
         ray_indices: (S,) int64, the ray of each sample; non-decreasing. A ray may own no sample.
@@ -276,5 +291,5 @@ def composite(
     for name, tensor in (("t_starts", t_starts), ("t_ends", t_ends), ("ray_indices", ray_indices)):
         if tensor.shape != (n_samples,):
             raise ValueError(f"composite: `{name}` has shape {tuple(tensor.shape)}, `sigma` has {n_samples} samples.")
-    backend = backend_for(sigma.device)
-    return Composited(*backend.composite(sigma, rgb, t_starts, t_ends, ray_indices, n_rays, early_stop))
+    run = implementation("composite", sigma.device)
+    return Composited(*run(sigma, rgb, t_starts, t_ends, ray_indices, n_rays, early_stop))

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nelf.kernels import HashGrid
+from nelf.kernels.lookup import MIN_TRANSMITTANCE, RayFeatures, intersect_aabb, most_points
 
 _PRIMES = (1, 2654435761, 805459861)
 _CORNERS = tuple((x, y, z) for z in (0, 1) for y in (0, 1) for x in (0, 1))
@@ -115,3 +116,54 @@ def composite(
     per_sample = torch.cat([rgb, torch.ones_like(middle)[:, None], middle[:, None]], dim=1) * weights[:, None]
     per_ray = per_sample.new_zeros(n_rays, 5).index_add(0, ray_indices, per_sample)
     return per_ray[:, :3], per_ray[:, 3], per_ray[:, 4], weights
+
+
+def ray_features(
+    density: Tensor,
+    features: Tensor,
+    index: Tensor,
+    rays_o: Tensor,
+    rays_d: Tensor,
+    aabb: Tensor,
+    jitter: Tensor,
+    step: float,
+    min_alpha: float = 0.0,
+    points: int | None = None,
+) -> RayFeatures:
+    """See ``nelf.kernels.lookup.ray_features``; the definition, in PyTorch operations that every exporter knows.
+
+    An exporter needs to be told how many ``points`` the longest ray has (``most_points``): the box is a tensor.
+    """
+    t_min, t_max = intersect_aabb(rays_o, rays_d, aabb)
+    dt = step / rays_d.norm(dim=-1)
+    points = points or most_points(aabb, step)
+    t = t_min[:, None] + (torch.arange(points, device=dt.device) + jitter[:, None]) * dt[:, None]  # (N, P)
+    positions = rays_o[:, None] + rays_d[:, None] * t[..., None]
+    cells = density.new_tensor([side - 1 for side in index.shape[::-1]])
+    at = (positions - aabb[:3]) / (aabb[3:] - aabb[:3]) * cells
+    at = torch.minimum(at.clamp(min=0.0), cells - 1e-3)
+    low = at.long()
+    inside = at - low
+
+    _, height, width = index.shape
+    corners = torch.stack([low.new_tensor([i, j, k]) for k in (0, 1) for j in (0, 1) for i in (0, 1)])  # x, y, z
+    shares = torch.where(corners.bool(), inside[..., None, :], 1 - inside[..., None, :]).prod(-1)  # (N, P, 8)
+    x, y, z = (low[..., None, :] + corners).unbind(-1)
+    rows = index.flatten()[(z * height + y) * width + x].long()
+    kept = (rows >= 0).all(-1) & (t < t_max[:, None])
+    rows = rows.clamp(min=0)
+
+    alpha = torch.sigmoid((density[rows] * shares).sum(-1))
+    alpha = torch.where(kept, alpha * _fade(alpha, max(min_alpha, 1e-12)), 0.0)
+    # What reaches each point; as a sum of logarithms, since exporters know no product of this kind.
+    passed = (1 - alpha).clamp(min=1e-20).log().cumsum(-1).exp()
+    transmittance = torch.cat([torch.ones_like(alpha[:, :1]), passed[:, :-1]], -1)
+    weights = alpha * transmittance * _fade(transmittance, MIN_TRANSMITTANCE)
+    values = (features[rows] * shares[..., None]).sum(-2)  # (N, P, C)
+    depth = (weights * t).sum(-1).detach()
+    return RayFeatures((values * weights[..., None]).sum(1), weights.sum(-1), depth)
+
+
+def _fade(values: Tensor, least: float) -> Tensor:
+    """From 0 at ``least`` to 1 at twice as much."""
+    return (values / least - 1.0).clamp(0.0, 1.0)

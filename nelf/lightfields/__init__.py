@@ -1,7 +1,7 @@
 """Light fields: networks that are evaluated once per ray, what a student is."""
 
+from nelf.lightfields.base import LightField
 from nelf.lightfields.grid_r2l import GridR2L
-from nelf.lightfields.light_field import LightField
 from nelf.lightfields.mobile_r2l import MobileR2L
 
 __all__ = ["GridR2L", "LightField", "MobileR2L"]

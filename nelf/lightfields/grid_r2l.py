@@ -11,8 +11,8 @@ from torch.nn.functional import avg_pool2d, max_pool2d, max_pool3d, normalize, p
 
 from nelf.encodings import spherical_harmonics
 from nelf.kernels import multiplies_bfloat16
-from nelf.kernels.ray_features import RayFeatures
-from nelf.lightfields.light_field import LightField
+from nelf.kernels.lookup import RayFeatures
+from nelf.lightfields.base import LightField
 from nelf.lightfields.mobile_r2l import activation_layer
 from nelf.lightfields.visual_hull import tight_box, visual_hull
 from nelf.lightfields.volume import SparseVolume, corners_of
@@ -21,8 +21,8 @@ from nelf.rendering import Rendering
 
 if TYPE_CHECKING:
     from nelf.cameras import Camera
-    from nelf.data.scene import Scene
     from nelf.lightfields.warm_start import Density
+    from nelf.scene import Scene
 
 __all__ = ["GridR2L", "decoder_inputs", "decoder_window"]
 
@@ -223,7 +223,7 @@ class GridR2L(LightField):
     # ---------------------------------------------------------------------------------------- the picture
 
     def composite(self, rays_o: Tensor, rays_d: Tensor) -> RayFeatures:
-        """Look up rays of any shape (..., 3), flattened; see ``nelf.kernels.ray_features``."""
+        """Look up rays of any shape (..., 3), flattened; see ``nelf.kernels.lookup``."""
         rays_o, rays_d = rays_o.reshape(-1, 3).float(), rays_d.reshape(-1, 3).float()
         jitter = torch.rand_like(rays_o[:, 0]) if self.training else torch.full_like(rays_o[:, 0], 0.5)
         least = MIN_ALPHA if self.training else MIN_ALPHA_RENDERING

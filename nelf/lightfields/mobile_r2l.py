@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from nelf.lightfields.light_field import LightField
+from nelf.lightfields.base import LightField
 
 __all__ = ["MobileR2L", "ResidualBlock", "activation_layer", "embed_points", "ray_points"]
 
@@ -31,7 +31,7 @@ def activation_layer(name: str) -> nn.Module:
 def ray_points(rays_o: Tensor, rays_d: Tensor, near: Tensor, far: Tensor, points: int, jitter: bool) -> Tensor:
     """Place points on rays, linear in z-depth from ``near`` to ``far``, both included.
 
-    With ``jitter`` each depth is drawn between the mid-points to its neighbours, anew for each ray of the grid
+    With ``jitter`` each depth is drawn between the mid-points to its neighbors, anew for each ray of the grid
     but once for the whole batch, as MobileR2L does.
 
     Args:

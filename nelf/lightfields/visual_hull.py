@@ -11,7 +11,7 @@ from torch.nn.functional import max_pool2d
 
 if TYPE_CHECKING:
     from nelf.cameras import Camera
-    from nelf.data.scene import Split
+    from nelf.scene import Split
 
 __all__ = ["tight_box", "visual_hull"]
 
@@ -63,7 +63,7 @@ def _sees_matter(mask: Tensor, camera: Camera, centers: Tensor, radius: float) -
     fx, fy, cx, cy = (camera.intrinsics / shrink).tolist()
     column = (cx + fx * local[:, 0] / t).floor().long()
     row = (cy - fy * local[:, 1] / t).floor().long()
-    # One width of the neighbourhood for all points, that of the nearest.
+    # One width of the neighborhood for all points, that of the nearest.
     nearest = float(t[t > 0].min()) if (t > 0).any() else 1.0
     reach = min(math.ceil(radius * max(fx, fy) / nearest), max(mask.shape)) + 1
     small = max_pool2d(mask[None].float(), shrink, ceil_mode=True)

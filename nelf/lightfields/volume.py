@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool3d
 
-from nelf.kernels.ray_features import RayFeatures, occupied_cells, ray_features
+from nelf.kernels.lookup import RayFeatures, occupied_cells, ray_features
 
 __all__ = ["MOST_CORNERS", "SparseVolume", "corners_of", "index_of"]
 
@@ -108,7 +108,7 @@ class SparseVolume(nn.Module):
     def composite(
         self, rays_o: Tensor, rays_d: Tensor, aabb: Tensor, jitter: Tensor, step: float, min_alpha: float
     ) -> RayFeatures:
-        """Look up rays (N, 3), see ``nelf.kernels.ray_features``."""
+        """Look up rays (N, 3), see ``nelf.kernels.lookup``."""
         return ray_features(self.density, self.features, self.index, rays_o, rays_d, aabb, jitter, step, min_alpha)
 
     def positions(self, aabb: Tensor) -> Tensor:

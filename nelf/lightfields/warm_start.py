@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool3d, normalize
 
-from nelf.kernels.ray_features import ray_features
+from nelf.kernels.lookup import ray_features
 
 if TYPE_CHECKING:
     from nelf.cameras import Camera
@@ -103,7 +103,7 @@ def lit_cells(volume: SparseVolume, aabb: Tensor, cameras: Camera, step: float, 
         volume: with the densities of the scene.
         aabb: (6,) the box that it fills.
         cameras: at most 150 of them, evenly chosen, look at it, a quarter of their pixels each.
-        step: see ``nelf.kernels.ray_features``.
+        step: see ``nelf.kernels.lookup``.
         min_alpha: likewise.
 
     Returns:

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 from torch.optim.lr_scheduler import LambdaLR
 
-from nelf.data.scene import background_color, composite_background
 from nelf.errors import UserError
+from nelf.scene import background_color, composite_background
 from nelf.systems.schedule import cosine_decay, exponential_decay, training_progress, warmup
 from nelf.systems.system import System
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pytorch_lightning.utilities.types import OptimizerLRScheduler
 
     from nelf.cameras import Rays
-    from nelf.data.sampling import ImageBatch
+    from nelf.data.batches import ImageBatch
     from nelf.lightfields import LightField
 
 __all__ = ["Student"]
@@ -84,7 +84,7 @@ class Student(System):
         self._errors: list[Tensor] = []  # of the picture, and of a single color
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimiser over the network's parameter groups and its per-step schedule."""
+        """Build the optimizer over the network's parameter groups and its per-step schedule."""
         options = self.hparams
         groups = self.network.parameter_groups(options["lr"], options["weight_decay"])
         optimizer = OPTIMIZERS[options["optimizer"]](groups, lr=options["lr"], fused=True)

@@ -10,8 +10,8 @@ from nelf.metrics import psnr
 
 if TYPE_CHECKING:
     from nelf.cameras import Camera
-    from nelf.data.scene import View
     from nelf.rendering import Rendering
+    from nelf.scene import View
 
 __all__ = ["System"]
 

@@ -9,15 +9,15 @@ from torch import Tensor
 from torch.nn.functional import mse_loss, smooth_l1_loss
 from torch.optim.lr_scheduler import LambdaLR
 
-from nelf.data.scene import background_color, composite_background
 from nelf.rendering import distortion
+from nelf.scene import background_color, composite_background
 from nelf.systems.schedule import cosine_decay, training_progress
 from nelf.systems.system import System
 
 if TYPE_CHECKING:
     from pytorch_lightning.utilities.types import OptimizerLRScheduler
 
-    from nelf.data.sampling import RayBatch
+    from nelf.data.batches import RayBatch
     from nelf.fields import NGP
 
 __all__ = ["Teacher"]

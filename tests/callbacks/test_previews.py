@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from nelf.callbacks import Previews
 from nelf.cameras import Camera
-from nelf.data.scene import Split
+from nelf.scene import Split
 
 
 def _loader(items: list) -> DataLoader:
@@ -27,7 +27,7 @@ class Picture(NamedTuple):
 
 
 class Toy(pl.LightningModule):
-    """Learns one number; its picture is grey, and remembers in which mode it was asked for."""
+    """Learns one number; its picture is gray, and remembers in which mode it was asked for."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Quantisation-aware training in an ordinary Trainer, with a module that is not nelf's."""
+"""Quantization-aware training in an ordinary Trainer, with a module that is not nelf's."""
 
 from __future__ import annotations
 

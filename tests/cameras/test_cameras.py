@@ -25,7 +25,7 @@ def project(points, c2w, intrinsics):
 
 
 def test_rays_in_closed_form():
-    # 90 degrees wide, 4x2 pixels: f = 2. Pixel (0, 0) is centred at (0.5, 0.5): x = (0.5 - 2) / 2 = -0.75 and
+    # 90 degrees wide, 4x2 pixels: f = 2. Pixel (0, 0) is centered at (0.5, 0.5): x = (0.5 - 2) / 2 = -0.75 and
     # y = (1 - 0.5) / 2 = 0.25 upwards. The camera is turned by 90 degrees about z: its x is the world's y.
     c2w = torch.tensor([[0.0, -1, 0, 7], [1, 0, 0, 8], [0, 0, 1, 9]])
     rays = Camera.from_fov(c2w, math.pi / 2, 4, 2).rays()
@@ -37,7 +37,7 @@ def test_rays_in_closed_form():
     torch.testing.assert_close(rays.viewdirs.norm(dim=-1), torch.ones(2, 4))
 
 
-def test_points_on_rays_project_back_to_pixel_centres_at_their_depth():
+def test_points_on_rays_project_back_to_pixel_centers_at_their_depth():
     camera = some_cameras()
     rays = camera.rays()
     for i in range(len(camera)):

@@ -26,13 +26,13 @@ def polar_and_azimuth(c2w):
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_poses_are_rotations_that_look_at_the_centre_without_roll(name):
+def test_poses_are_rotations_that_look_at_the_center_without_roll(name):
     c2w = EVERY[name](40).double()
     rotation, position = c2w[:, :, :3], c2w[:, :, 3]
     identity = torch.eye(3, dtype=torch.float64).expand(40, 3, 3)
     torch.testing.assert_close(rotation.mT @ rotation, identity, atol=1e-6, rtol=0)
     torch.testing.assert_close(torch.linalg.det(rotation), torch.ones(40, dtype=torch.float64))
-    # Four units along -z of the camera lies the centre; the camera's right is level, its up points upwards.
+    # Four units along -z of the camera lies the center; the camera's right is level, its up points upwards.
     target = position - 4.0 * rotation[:, :, 2]
     torch.testing.assert_close(target, torch.tensor([1.0, 2, 3]).double().expand(40, 3), atol=1e-5, rtol=0)
     assert rotation[:, 2, 0].abs().max() < 1e-6

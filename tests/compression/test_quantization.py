@@ -181,7 +181,7 @@ def test_calibration_without_views_or_with_another_word_is_refused() -> None:
         calibrate(small(), [cameras()[0]], "best")
 
 
-def test_the_quantised_network_is_near_and_comes_back() -> None:
+def test_the_quantized_network_is_near_and_comes_back() -> None:
     network = fold_batch_norm(MobileR2L(width=16, depth=6, sr_factor=4, activation="relu").eval())
     camera = cameras()[0]
     plain = network.render(camera).rgb

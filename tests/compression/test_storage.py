@@ -15,7 +15,7 @@ from nelf.compression.quantization import LARGEST_MULTIPLIED, activation_ranges,
 from nelf.compression.storage import SCHEMES, pack, unpack
 from nelf.errors import UserError
 from nelf.lightfields import GridR2L, MobileR2L
-from nelf.weights import save
+from nelf.storage import save
 
 GRID = {"width": 8, "depth": 4, "features": 6}
 MOBILE = {"width": 32, "depth": 6, "sr_factor": 4}

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import nelf
-from nelf import weights
+from nelf import storage
 from nelf.cameras import Camera
 from nelf.compression.structured import prune_channels
 from nelf.lightfields import GridR2L, LightField, MobileR2L
@@ -115,7 +115,7 @@ def test_without_dead_channels_the_picture_is_the_same(name: str, tmp_path: Path
     }
     # By itself: the file alone makes the narrow network.
     config = {"_target_": f"nelf.lightfields.{type(network).__name__}", **smaller.arguments}
-    loaded = nelf.load(weights.save(smaller, tmp_path / "small.safetensors", config, "scene"))
+    loaded = nelf.load(storage.save(smaller, tmp_path / "small.safetensors", config, "scene"))
     assert torch.equal(loaded.render(camera()).rgb, smaller.render(camera()).rgb)
 
 

@@ -126,7 +126,7 @@ def test_only_the_split_without_a_file_is_held_out(tmp_path):
 
 def test_kinds_of_files_and_intrinsics(tmp_path):
     frames = [
-        {"file_path": "./im/a", "fl_x": 10.0},  # .jpg, no extension given; centre of the image
+        {"file_path": "./im/a", "fl_x": 10.0},  # .jpg, no extension given; center of the image
         {"file_path": "im\\b.c", "fl_x": 10.0, "fl_y": 12.0, "cx": 3.0, "cy": 2.0},  # .png behind another dot
         {"file_path": "./im/2", "fl_x": 20.0, "w": 16, "h": 12},  # stated for images of twice the size
         {"file_path": "./im/3.png", "camera_angle_x": 2 * np.arctan(0.5)},  # f = 4 / 0.5
@@ -278,7 +278,7 @@ def test_a_moving_scene_is_said_to_stand_still_once(tmp_path, caplog):
     for _ in range(2):
         assert read_scene(moving).train.camera.time is not None
     assert [record.getMessage() for record in caplog.records] == [
-        f"{moving}: the scene moves, and motion is not modelled yet: every time is rendered alike."
+        f"{moving}: the scene moves, and motion is not modeled yet: every time is rendered alike."
     ]
     caplog.clear()
     read_scene(write_json(tmp_path / "still", [{"time": 0.5}] * 4))

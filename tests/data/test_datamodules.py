@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 import torch
 
 from nelf.data import BlenderDataModule, DemoDataModule, ImageBatch, RayBatch, View, composite_background
-from nelf.data.sampling import Batches, sample_rays
+from nelf.data.batches import Batches, sample_rays
 from nelf.errors import UserError
 
 
@@ -52,7 +52,7 @@ def fit(probe, data, steps, tmp_path, checkpoint=None):
 
 
 @pytest.mark.parametrize("sampling", ["all_images", "same_image"])
-def test_a_ray_carries_the_colour_of_its_pixel(tiny_scene, sampling):
+def test_a_ray_carries_the_color_of_its_pixel(tiny_scene, sampling):
     split = BlenderDataModule(tiny_scene).scene.train
     batch = sample_rays(split, 500, np.random.default_rng(0), sampling)
     assert batch.rgba.shape == (500, 4)
@@ -164,7 +164,7 @@ BAD = {
         r"data\.sampling: is 'all_image'; allowed: all_images, same_image\. Did you mean",
     ),
     "batch": ("ray", r"data\.batch: is 'ray'; allowed: rays, views"),
-    "background": ("grey", r"data\.background: unknown background 'grey'; allowed: white, black"),
+    "background": ("gray", r"data\.background: unknown background 'gray'; allowed: white, black"),
 }
 
 

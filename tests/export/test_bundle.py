@@ -24,7 +24,7 @@ from tests.export.conftest import grid_network
 def test_a_bundle_says_what_it_holds(bundles, scene) -> None:
     for name, (network, path, kind, error) in bundles.items():
         bundle = json.loads((path.parent / "bundle.json").read_text())
-        entry = bundle["artefacts"][0]
+        entry = bundle["artifacts"][0]
         assert bundle["format"] == "nelf-bundle"
         assert bundle["image"] == {"width": 16, "height": 16}
         assert bundle["intrinsics"]["fx"] == pytest.approx(8 / math.tan(0.6911112 / 2))
@@ -146,10 +146,10 @@ def test_a_strange_bundle_is_refused_in_one_line(tmp_path, content: str, message
     ("change", "message"),
     [
         ({"orbit": None, "far": None}, "bundle.json: lacks far, orbit."),
-        ({"artefacts": {}}, "artefacts must be a list, each with file, input, name, output, size, volume, window."),
+        ({"artifacts": {}}, "artifacts must be a list, each with file, input, name, output, size, volume, window."),
         (
-            {"artefacts": [{"name": "fp32"}]},
-            "artefacts must be a list, each with file, input, name, output, size, volume, window.",
+            {"artifacts": [{"name": "fp32"}]},
+            "artifacts must be a list, each with file, input, name, output, size, volume, window.",
         ),
         ({"file": "../model.onnx"}, "fp32 lies in '../model.onnx'; allowed: names of files beside bundle.json."),
         ({"file": "/model.onnx"}, "fp32 lies in '/model.onnx'"),
@@ -174,7 +174,7 @@ def test_a_strange_bundle_is_refused_in_one_line(tmp_path, content: str, message
 )
 def test_a_bundle_lacks_nothing_and_names_only_its_own_files(tmp_path, bundles, change, message: str) -> None:
     about = read_bundle(bundles["points"].path.parent)
-    entry = about["artefacts"][0]
+    entry = about["artifacts"][0]
     for key, value in change.items():
         (entry if key in entry else about)[key] = value
         if value is None:

@@ -178,7 +178,7 @@ def foretell(module: Decoder, ranges: dict[str, tuple[float, float]], features: 
         return quantize_network(Decoder(fold_batch_norm(module.network)), ranges)(features).numpy()
 
 
-def test_without_residuals_the_fake_quantised_network_is_the_file(tmp_path: Path, features: Tensor) -> None:
+def test_without_residuals_the_fake_quantized_network_is_the_file(tmp_path: Path, features: Tensor) -> None:
     module = Decoder(grid_network(depth=2))
     path = export(module, features[0], tmp_path / "model.onnx")
     ranges = calibrate(module, features, "minmax")
@@ -188,7 +188,7 @@ def test_without_residuals_the_fake_quantised_network_is_the_file(tmp_path: Path
     assert (np.abs(computed - run(path, features[1])) < 1e-5).mean() < 0.1
 
 
-def test_the_fake_quantised_network_foretells_the_error(
+def test_the_fake_quantized_network_foretells_the_error(
     fp32: Path, decoder: Decoder, features: Tensor, tmp_path: Path
 ) -> None:
     ranges = calibrate(decoder, features, "minmax")

@@ -80,7 +80,7 @@ def forget(folder: Path) -> None:
 
 def rename(folder: Path) -> None:
     bundle = json.loads((folder / "bundle.json").read_text())
-    bundle["artefacts"][0]["file"] = "other.onnx"
+    bundle["artifacts"][0]["file"] = "other.onnx"
     (folder / "bundle.json").write_text(json.dumps(bundle))
 
 

@@ -13,7 +13,7 @@ SMALL = {"levels": 4, "log2_table": 12, "finest_resolution": 64, "grid_resolutio
 
 
 def test_parameters_are_ngp_pls() -> None:
-    """What tiny-cuda-nn counts at scale 0.5: 11,445,040 in the grid, 3,072 for density, 7,168 - 13 * 64 for colour."""
+    """What tiny-cuda-nn counts at scale 0.5: 11,445,040 in the grid, 3,072 for density, 7,168 - 13 * 64 for color."""
     field = NGP()
     assert field.encoding.table.numel() == 11_445_040
     assert sum(p.numel() for p in field.density_net.parameters()) == 3072
@@ -57,7 +57,7 @@ def test_one_viewdir_per_ray_or_per_sample_is_the_same() -> None:
 
 
 class _Ball(NGP):
-    """A ball of radius 1 in scene units, coloured by position."""
+    """A ball of radius 1 in scene units, colored by position."""
 
     def forward(self, positions, viewdirs, ray_indices=None):  # type: ignore[no-untyped-def]
         scene = positions * self.unit + self.center

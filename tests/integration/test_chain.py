@@ -19,7 +19,7 @@ def test_one_command_from_a_scene_to_a_report(scripts) -> None:
     printed = scripts.run(command)
     out = scripts.folder / "out"
     report = json.loads((out / "report.json").read_text())
-    assert [row["name"] for row in report["rows"]] == ["teacher", "student", "student, optimised"]
+    assert [row["name"] for row in report["rows"]] == ["teacher", "student", "student, optimized"]
     for row in report["rows"][:2]:
         assert {"psnr", "ssim", "parameters", "nonzero", "macs", "bytes", "latency_ms", "peak_memory_mb"} <= set(row)
         assert row["bytes"] == (out / row["name"] / "model.safetensors").stat().st_size
@@ -69,7 +69,7 @@ def test_an_existing_run_is_compressed_and_exported(scripts) -> None:
     scripts.run(command)
     assert (out / "student" / "model.safetensors").stat().st_mtime_ns == trained
     rows = {row["name"]: row for row in json.loads((out / "report.json").read_text())["rows"]}
-    assert list(rows)[:5] == ["teacher", "student", "student, optimised", "pruned 29.3 %", "pruned 50 %"]
+    assert list(rows)[:5] == ["teacher", "student", "student, optimized", "pruned 29.3 %", "pruned 50 %"]
     assert {"structured 50 %", "fp16", "bf16", "int8 per tensor", "int8 static", "int8 QAT"} < set(rows)
     assert {"onnx fp32", "onnx fp16", "onnx int8 static", "onnx int8 QAT", "onnx structured 50 %"} < set(rows)
     assert all(row["psnr"] > 0 and row["latency_ms"] > 0 for row in rows.values())
@@ -81,7 +81,7 @@ def test_an_existing_run_is_compressed_and_exported(scripts) -> None:
     page, bundle = (out / "report.html").read_text(), json.loads((out / "export" / "bundle.json").read_text())
     assert f"<b>{rows['onnx fp32']['psnr']:.2f} dB</b>" in page
     assert "PSNR of onnx fp32" in page
-    assert f"<b>{bundle['artefacts'][0]['bytes'] / 1e6:.2f} MB</b>" in page
+    assert f"<b>{bundle['artifacts'][0]['bytes'] / 1e6:.2f} MB</b>" in page
     assert rows["onnx fp32"]["delta_db"] == rows["onnx fp32"]["psnr"] - rows["student"]["psnr"]
     assert scripts.run(command).count(": done, out/") == 4
 

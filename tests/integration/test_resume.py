@@ -20,7 +20,7 @@ def checkpoints(folder: Path) -> list[Path]:
 def whole(folder: Path) -> None:
     """The run has come to its end, and nothing unfinished lies about."""
     report = json.loads((folder / "report.json").read_text())
-    assert [row["name"] for row in report["rows"]] == ["teacher", "student", "student, optimised"]
+    assert [row["name"] for row in report["rows"]] == ["teacher", "student", "student, optimized"]
     assert json.loads((folder / "teacher" / "metrics.json").read_text())["steps"] == 40
     assert json.loads((folder / "student" / "metrics.json").read_text())["steps"] == 40
     assert len(list((folder / "pseudo" / "train").glob("*.png"))) == 6

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from nelf.export.viewer.runtime import FILES
+from nelf.viewer.web_runtime import FILES
 
 ROOT = Path(__file__).parents[2]
 

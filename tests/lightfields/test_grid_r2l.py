@@ -11,7 +11,7 @@ from nelf import paths
 from nelf.cameras import Camera
 from nelf.data import Scene, Split, read_scene
 from nelf.errors import UserError
-from nelf.kernels.ray_features import intersect_aabb
+from nelf.kernels.lookup import intersect_aabb
 from nelf.lightfields import GridR2L
 from nelf.lightfields.grid_r2l import CORNERS, UNKNOWN, VOXEL, decoder_inputs, decoder_window
 from nelf.rendering import Rendering

@@ -162,15 +162,15 @@ def test_wrong_arguments_are_named(wrong: dict[str, object], text: str) -> None:
 
 
 def test_shuffled_tail_puts_each_channel_on_its_pixel() -> None:
-    """With biases only, channel (colour, row, column) of the last layer is that pixel of every block."""
+    """With biases only, channel (color, row, column) of the last layer is that pixel of every block."""
     network = small(sr_factor=3, upsampling="shuffle").eval()
     for parameter in network.parameters():
         torch.nn.init.zeros_(parameter)
-    colours = torch.randn(3, 3, 3)
-    network.tail[0].bias.data.copy_(colours.flatten())
+    colors = torch.randn(3, 3, 3)
+    network.tail[0].bias.data.copy_(colors.flatten())
     rgb = network(*rays(4, 5))
     assert rgb.shape == (1, 3, 12, 15)
-    torch.testing.assert_close(rgb[0], torch.sigmoid(colours).repeat(1, 4, 5))
+    torch.testing.assert_close(rgb[0], torch.sigmoid(colors).repeat(1, 4, 5))
 
 
 def test_unknown_upsampling_is_refused() -> None:

@@ -6,7 +6,7 @@ from nelf.kernels import Samples, composite, march
 from nelf.rendering import distortion, intersect_box, render_wavefront
 
 
-def rays_towards_centre(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+def rays_toward_center(n: int) -> tuple[torch.Tensor, torch.Tensor]:
     origins = torch.nn.functional.normalize(torch.randn(n, 3), dim=-1) * 2
     return origins, torch.nn.functional.normalize(0.25 * torch.randn(n, 3) - origins, dim=-1)
 
@@ -21,7 +21,7 @@ def test_box_is_entered_and_left_on_its_faces() -> None:
 
 
 def test_wavefront_sees_the_surface_of_a_ball() -> None:
-    origins, directions = rays_towards_centre(500)
+    origins, directions = rays_toward_center(500)
     occupied = torch.ones(1, 8, 8, 8, dtype=torch.bool)
     step = 1 / 256
 
@@ -48,7 +48,7 @@ def test_wavefront_sees_the_surface_of_a_ball() -> None:
 
 
 def test_passes_add_up_to_one_composite() -> None:
-    origins, directions = rays_towards_centre(100)
+    origins, directions = rays_toward_center(100)
     occupied = torch.rand(1, 16, 16, 16) < 0.5
     near, far = intersect_box(origins, directions, 0.5)
 

@@ -1,0 +1,191 @@
+"""Check a configuration against the classes that it names, and explain what Hydra refuses in one line."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, Union
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import InstantiationException, MissingConfigException
+from hydra.utils import get_object
+from omegaconf import DictConfig
+
+from nelf.errors import UserError, did_you_mean
+from nelf.pipeline.run import PLACES
+
+__all__ = ["accepts", "check_types", "explain", "parameters"]
+
+_WORDS = {int: "a whole number", float: "a number", str: "a word", bool: "true or false", Path: "a path"}
+
+
+def check_types(node: Any, where: str = "") -> None:
+    """Compare every value with the annotation of the argument that it becomes.
+
+    Args:
+        node: a resolved configuration, or a part of it.
+        where: the path of that part.
+
+    Raises:
+        UserError: a key that its class does not take, or a value of the wrong type.
+    """
+    if isinstance(node, list):
+        for index, item in enumerate(node):
+            check_types(item, f"{where}[{index}]")
+    if not isinstance(node, dict):
+        return
+    if "_target_" in node:
+        _check_node(node, where)
+    for key, value in node.items():
+        check_types(value, f"{where}.{key}" if where else str(key))
+
+
+def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Arguments that can be passed by name, with those of base classes that ``**options`` are passed on to.
+
+    Args:
+        target: a class or a function.
+
+    Returns:
+        Parameters by name, without ``self``; ``**options`` is there only if it goes nowhere.
+    """
+    if not isinstance(target, type):
+        return dict(inspect.signature(target).parameters)
+    found: dict[str, inspect.Parameter] = {}
+    for kind in target.__mro__:
+        if "__init__" not in vars(kind) or kind is object:
+            continue
+        signature = inspect.signature(kind.__init__)  # type: ignore[misc]
+        own = {name: value for name, value in list(signature.parameters.items())[1:]}
+        found = {
+            **own,
+            **{name: value for name, value in found.items() if value.kind is not value.VAR_KEYWORD},
+        }
+        if not any(value.kind is value.VAR_KEYWORD for value in own.values()):
+            break
+    return found
+
+
+def accepts(annotation: Any, value: Any) -> bool:
+    """Whether a plain value is of an annotated type; what cannot be judged is accepted.
+
+    Example:
+        >>> accepts(int | None, None), accepts(int, 3.5), accepts(Literal["a", "b"], "c")
+        (True, False, False)
+    """
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return any(accepts(part, value) for part in inner)
+    if origin is Literal:
+        return value in inner
+    if annotation is None or annotation is types.NoneType:
+        return value is None
+    if annotation in (int, float):
+        allowed = (int,) if annotation is int else (int, float)
+        return isinstance(value, allowed) and not isinstance(value, bool)
+    if annotation in (str, Path):
+        return isinstance(value, str)
+    if annotation is bool:
+        return isinstance(value, bool)
+    if origin in (list, tuple, Sequence):
+        parts = [part for part in inner if part is not Ellipsis]
+        return isinstance(value, list) and (len(set(parts)) != 1 or all(accepts(parts[0], item) for item in value))
+    return True
+
+
+def explain(error: Exception, overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> UserError:
+    """Say in one line what Hydra refused, and what is allowed instead.
+
+    Args:
+        error: what Hydra raised.
+        overrides: the command's.
+        compose: composes with other overrides.
+
+    Returns:
+        The error to raise.
+    """
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        if group:
+            allowed = ", ".join(error.options)
+            near = did_you_mean(choice, error.options)
+            return UserError(f"{group}={choice}: there is no such choice; allowed: {allowed}.{near}")
+    unknown = re.search(r"[Cc]ould not override '([^']+)'", str(error))
+    if unknown:
+        return _unknown_key(unknown[1].split("@")[0], overrides, compose)
+    return UserError(" ".join(re.split(r"\n\n|\nSee ", str(error))[0].split()))
+
+
+def _unknown_key(key: str, overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> UserError:
+    """List the keys beside which an unknown one was written."""
+    parser = OverridesParser.create()
+    others = [text for text in overrides if parser.parse_override(text).key_or_group != key]
+    node: Any = compose(others)
+    parents: list[str] = []
+    for part in key.replace("/", ".").split(".")[:-1]:
+        if not isinstance(node, DictConfig) or part not in node or not isinstance(node._get_node(part), DictConfig):
+            break
+        node = node[part]
+        parents.append(part)
+    wrong = key.replace("/", ".").split(".")[len(parents)]
+    allowed = [str(name) for name in node if not str(name).startswith("_") and name != "hydra"]
+    place = ".".join(parents) or "the configuration"
+    near = did_you_mean(wrong, allowed)
+    return UserError(f"{key}: there is no key {wrong!r} in {place}; allowed: {', '.join(allowed)}.{near}")
+
+
+def _check_node(node: dict[str, Any], where: str) -> None:
+    """Check the arguments of one object."""
+    try:
+        target = get_object(str(node["_target_"]))
+    except (ImportError, InstantiationException, ValueError) as error:
+        raise UserError(f"{where}._target_: {' '.join(str(error).split())}") from error
+    known = parameters(target)
+    # A built-in class does not tell what it takes.
+    open_ended = not known or any(value.kind is value.VAR_KEYWORD for value in known.values())
+    for key, value in node.items():
+        if key in ("_target_", "_partial_") or (key in PLACES and value is None):
+            continue
+        if key not in known:
+            if not open_ended:
+                allowed = ", ".join(known)
+                raise UserError(f"{where}.{key}: there is no such key; allowed: {allowed}.{did_you_mean(key, known)}")
+            continue
+        annotation = _evaluate(known[key].annotation, target)
+        nested = isinstance(value, dict) and "_target_" in value
+        if not nested and not accepts(annotation, value):
+            shown = "null" if value is None else repr(value)
+            raise UserError(f"{where}.{key}: is {shown}; allowed: {_in_words(annotation)}.")
+
+
+def _evaluate(annotation: Any, target: Any) -> Any:
+    """The annotation itself where its module has postponed it; anything where it cannot be found."""
+    if annotation is inspect.Parameter.empty:
+        return Any
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return eval(annotation, vars(sys.modules[target.__module__]))
+    except Exception:  # a name that exists for type checkers only
+        return Any
+
+
+def _in_words(annotation: Any) -> str:
+    """Describe what a value may be."""
+    if typing.get_origin(annotation) is Literal:
+        return ", ".join(map(str, typing.get_args(annotation)))
+    if typing.get_origin(annotation) in (Union, types.UnionType):
+        words = [word for part in typing.get_args(annotation) for word in _in_words(part).split(", ")]
+        return ", ".join(dict.fromkeys(words))
+    if annotation is types.NoneType:
+        return "null"
+    if typing.get_origin(annotation) in (list, tuple, Sequence):
+        return "a list"
+    return _WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)))

@@ -1,0 +1,338 @@
+"""The two scripts' way from a command line to a run: compose, recall, check, sweep, explain."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import runpy
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nelf.cli import remembered
+from nelf.cli.check import check_types, explain
+from nelf.cli.sweeps import first_job, shared_stages, swept_keys, write_table
+from nelf.errors import UserError, unwritable
+from nelf.pipeline.lock import is_first_process
+from nelf.pipeline.run import CHAIN, Run, check_stages, hash_of, write_yaml
+
+__all__ = ["build", "config", "distill", "main", "start", "train"]
+
+_HERE = Path(__file__).parents[1]
+#: Inside an installed package the configuration and the scripts lie in it; in the source tree beside it.
+CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
+_SCRIPTS = _HERE / "scripts" if (_HERE / "scripts").is_dir() else _HERE.parent
+
+#: Said anew in each command, never carried over from the last one.
+_FORGET = ("run", "stages", "sweep", "hydra")
+#: A choice in these groups decides the keys of these sections.
+_FOLLOWERS = {"data": ("data",), "model": ("model", "system"), "teacher": ("teacher",)}
+
+
+def _slug(overrides: str) -> str:
+    """A job's folder: its overrides, shortened where they are longer than a file name may be."""
+    name = overrides.replace("/", "_").replace("\\", "") or "default"  # Hydra escapes colons
+    return name if len(name) <= 160 else f"{name[:150]}-{hash_of(name)[:8]}"
+
+
+OmegaConf.register_new_resolver("slug", lambda text: _slug(str(text)), replace=True)
+
+
+def train() -> None:
+    """``nelf-train``: the script train.py, from anywhere."""
+    runpy.run_path(str(_SCRIPTS / "train.py"), run_name="__main__")
+
+
+def distill() -> None:
+    """``nelf-distill``: the script distill.py, from anywhere."""
+    runpy.run_path(str(_SCRIPTS / "distill.py"), run_name="__main__")
+
+
+def config(command: str, overrides: list[str] | None = None, *, config_dir: str | None = None) -> DictConfig:
+    """Compose what a command would run with, as in a notebook.
+
+    Args:
+        command: ``train`` or ``distill``.
+        overrides: as on the command line, such as ``["experiment=lego", "data.root=/x"]``.
+        config_dir: a folder with more configuration, as ``--config-dir``.
+
+    Returns:
+        The configuration. Values that are missing (``???``) are left so.
+
+    Raises:
+        UserError: an unknown key or choice; says which are allowed.
+    """
+    return _compose(command, overrides or [], config_dir)
+
+
+def build(node: dict[str, Any], **arguments: Any) -> Any:
+    """Make the object that a node of the configuration describes.
+
+    Args:
+        node: ``_target_`` and its arguments, nested at will.
+        **arguments: more arguments, passed on as they are.
+
+    Returns:
+        The object; with ``_partial_: true``, the function with its options bound.
+
+    Raises:
+        UserError: the class refuses an argument.
+    """
+    make = instantiate({**node, "_partial_": True}, _convert_="all")
+    if node.get("_partial_"):
+        return functools.partial(make, **arguments)
+    try:
+        return make(**arguments)
+    except Exception as error:
+        # Lightning's MisconfigurationException is not a ValueError, and is not imported for its name's sake.
+        if isinstance(error, ValueError) or type(error).__name__ == "MisconfigurationException":
+            raise UserError(f"{node['_target_']}: {_first_line(error)}") from error
+        raise
+
+
+def start(cfg: DictConfig) -> Run:
+    """Check a configuration and its scene, then open the run directory.
+
+    Nothing is written before everything has been checked.
+
+    Args:
+        cfg: what Hydra composed.
+
+    Returns:
+        The run, its scene read. It is a context, which others cannot write into until it is left.
+
+    Raises:
+        UserError: a value is missing or of the wrong type, the scene cannot be read or is not the
+        directory's, or
+            the directory cannot be written, or another process writes into it.
+    """
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise UserError(f"{missing[0]}: is not set. Add {missing[0]}=VALUE to the command.")
+    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    if "stages" in plain:
+        check_stages(plain["stages"], {name: CHAIN[name] for name in CHAIN if name in plain["stage"]})
+    check_types(plain)
+    from nelf.pipeline.fit import (
+        check_trainer,
+    )  # loads torch, which a wrong word on the command line need not wait for
+
+    check_trainer(plain["trainer"], plain.get("stage", {}), build)
+    job = HydraConfig.initialized() and HydraConfig.get().mode is hydra.types.RunMode.MULTIRUN
+    root = os.path.relpath(HydraConfig.get().runtime.output_dir) if job else plain["run"]
+    run = Run(root, plain, build, shared=plain["run"] if job else None)
+    if is_first_process():
+        run.lock.refuse()  # at once, not when the scene is read
+    run.check()
+    for name in plain.get("stages", ()):
+        stage = get_object(plain["stage"][name]["_target_"])
+        getattr(sys.modules[stage.__module__], "check", lambda run: None)(run)
+    if is_first_process():
+        try:
+            run.open()
+            if HydraConfig.initialized():
+                overrides = list(HydraConfig.get().overrides.task)
+                write_yaml(run.root / "overrides.yaml", overrides if job else _memorable(overrides))
+        except BaseException:
+            run.lock.release()
+            raise
+    return run
+
+
+def main(command: str, task: Callable[[DictConfig], Any]) -> None:
+    """Run a script: compose its configuration with Hydra, call it, end with an exit code.
+
+    Exit codes: 0; 2 with one line on standard error for what the user can mend; 130 after Ctrl-C, with a
+    line that says how to go on. Anything else keeps its traceback.
+
+    Args:
+        command: ``train`` or ``distill``: which defaults.
+        task: what to do with the configuration.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of being printed by Hydra
+    try:
+        _main(command, task)
+    except Exception as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        _interrupted()
+
+
+def _main(command: str, task: Callable[[DictConfig], Any]) -> None:
+    flags, overrides, config_dir = _split_arguments(sys.argv[1:])
+    if {"--help", "-h", "--hydra-help", "--version", "--info", "--shell-completion", "-sc"} & set(flags):
+        _run_hydra(command, task, [*flags, *overrides])
+        return
+    # Only these say which directory; the others may make sense only beside what is stored in it.
+    naming = [text for text in first_job(overrides) if _key(text) in ("run", "experiment", "sweep")]
+    place = _compose(command, naming, config_dir).run
+    kept = _recall(command, Path(place) / "overrides.yaml", overrides, config_dir)
+    if kept:
+        print(f"{place}: begun with {shlex.join(kept)}, which still holds", flush=True)
+        overrides = [*kept, *overrides]
+    first = _compose(command, first_job(overrides), config_dir, hydra_too=True)
+    if "run" not in map(_key, overrides):
+        # A directory named by the time keeps this one name, in all jobs and processes, and after Ctrl-C.
+        overrides = [*overrides, f"run={first.run}"]
+        sys.argv = [*sys.argv, f"run={first.run}"]
+    swept = swept_keys(overrides, first)
+    if "--multirun" not in flags and "-m" not in flags and not swept:
+        _run_hydra(command, task, [*flags, *overrides])
+        return
+    _sweep(command, task, flags, overrides, first, swept, [_key(text) for text in kept])
+
+
+def _recall(command: str, file: Path, overrides: list[str], config_dir: str | None) -> list[str]:
+    """The overrides of a run directory that still count; a stranger's may be data only."""
+    kept = _still_meant(remembered.read(file), overrides)
+    folders = [CONF, *([Path(config_dir)] if config_dir else [])]
+    choices = [text for text in first_job(overrides) if any((folder / _key(text)).is_dir() for folder in folders)]
+    remembered.check(file, kept, choices, folders, functools.partial(_compose, command, config_dir=config_dir))
+    return kept
+
+
+def _sweep(
+    command: str,
+    task: Callable[[DictConfig], Any],
+    flags: list[str],
+    overrides: list[str],
+    first: DictConfig,
+    swept: list[str],
+    recalled: list[str],
+) -> None:
+    """Run what all jobs share once, then the jobs, then write their table."""
+    common = shared_stages(list(first.stages), swept) if "stages" in first else []
+    if common:
+        print(f"sweep: {', '.join(common)} first, for all jobs", flush=True)
+        fixed = [text for text in overrides if _key(text) not in {*swept, "stages", "sweep"}]
+        single = [flag for flag in flags if flag not in ("--multirun", "-m")]
+        _run_hydra(command, task, [*single, *fixed, f"stages=[{','.join(common)}]"])
+    # A run has one scene and one beginning; they need not stand in the names of its jobs.
+    unnamed = {"run", "stages", "sweep", "trainer", "experiment", "data.root", *recalled} - {*swept}
+    naming = f"hydra.job.config.override_dirname.exclude_keys=[{','.join(sorted(unnamed))}]"
+    _run_hydra(command, task, [*flags, *overrides, naming])
+    failed = write_table(Path(first.hydra.sweep.dir))
+    if failed:
+        raise UserError(f"{first.hydra.sweep.dir}: {failed} of the jobs failed; their lines stand above.")
+
+
+def _run_hydra(command: str, task: Callable[[DictConfig], Any], arguments: list[str]) -> None:
+    """Hand over to Hydra's own main, with these arguments."""
+    typed = sys.argv
+    sys.argv = [sys.argv[0], *arguments]
+    job = functools.partial(_job, task)
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(job)()
+    finally:
+        sys.argv = typed
+
+
+def _job(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
+    """One job: its mistakes end a single run, but not the other jobs of a sweep."""
+    try:
+        return task(cfg)
+    except Exception as error:
+        job = HydraConfig.get().mode is hydra.types.RunMode.MULTIRUN
+        place = os.path.relpath(HydraConfig.get().runtime.output_dir) if job else cfg.run
+        if not job:
+            _fail(error, place)
+        line = _line(error, place)
+        if line is None:
+            raise
+        print(f"{HydraConfig.get().job.override_dirname}: {line}", file=sys.stderr, flush=True)
+        return None
+
+
+def _compose(command: str, overrides: list[str], config_dir: str | None, hydra_too: bool = False) -> DictConfig:
+    searched = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
+    try:
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            cfg = hydra.compose(command, [*overrides, *searched], return_hydra_config=hydra_too)
+            if hydra_too:
+                _ = (cfg.run, cfg.hydra.sweep.dir)  # what ${now:} and the like make of them is asked for here
+            return cfg
+    except (HydraException, OmegaConfBaseException) as error:
+        without = functools.partial(_compose, command, config_dir=config_dir)
+        raise explain(error, overrides, without) from None
+
+
+def _split_arguments(argv: list[str]) -> tuple[list[str], list[str], str | None]:
+    """Flags (with their values), overrides, and the value of ``--config-dir``."""
+    from hydra._internal.utils import get_args_parser
+
+    parsed = get_args_parser().parse_intermixed_args(argv)  # flags may stand anywhere
+    rest = list(parsed.overrides)
+    flags = []
+    for argument in argv:
+        if argument in rest:
+            rest.remove(argument)
+        else:
+            flags.append(argument)
+    return flags, list(parsed.overrides), parsed.config_dir
+
+
+def _key(override: str) -> str:
+    return _parse(override).key_or_group
+
+
+def _parse(override: str) -> Override:
+    return OverridesParser.create().parse_override(override)
+
+
+def _memorable(overrides: list[str]) -> list[str]:
+    """The overrides that a later command in the same run directory begins with."""
+    return [text for text in overrides if _key(text).split(".")[0].split("/")[0] not in _FORGET]
+
+
+def _still_meant(stored: list[str], overrides: list[str]) -> list[str]:
+    """The stored overrides that the new ones neither replace nor make meaningless."""
+    new = {_key(text): text for text in overrides}
+    old = {_key(text): text for text in _memorable(stored)}
+    if "experiment" in new and old.get("experiment") != new["experiment"]:
+        return []  # another preset is another beginning
+    changed = [key for key in _FOLLOWERS if key in new and old.get(key) != new[key]]
+    orphans = tuple(f"{section}." for key in changed for section in _FOLLOWERS[key])
+    return [text for key, text in old.items() if key not in new and not key.startswith(orphans)]
+
+
+def _line(error: BaseException, run: str | None = None) -> str | None:
+    """What to tell the user of an error, in this run directory; None where it is not the user's to mend."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _first_line(error)
+    # What is missing or in the way deep inside is a bug; a disk that is full or read-only is not.
+    place_is_wrong = isinstance(error, FileNotFoundError | FileExistsError | NotADirectoryError)
+    refused = unwritable(error, error.filename or run) if isinstance(error, OSError) and not place_is_wrong else None
+    return None if refused is None else str(refused)
+
+
+def _first_line(error: BaseException) -> str:
+    return " ".join(re.split(r"\n\n|\nSee ", str(error))[0].split())
+
+
+def _fail(error: BaseException, run: str | None = None) -> NoReturn:
+    """Print the line and exit, or let the error out as it is."""
+    line = _line(error, run)
+    if line is None:
+        raise error
+    print(line, file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def _interrupted() -> NoReturn:
+    program = sys.argv[0] if os.access(sys.argv[0], os.X_OK) else f"python {sys.argv[0]}"
+    print(f"\nInterrupted. To go on: {program} {shlex.join(sys.argv[1:])}".rstrip(), file=sys.stderr, flush=True)
+    sys.exit(130)

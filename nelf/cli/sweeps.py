@@ -1,0 +1,152 @@
+"""Sweeps: what their jobs have in common, and the table that they end in."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob
+from omegaconf import DictConfig
+
+from nelf.errors import atomic_path
+from nelf.pipeline.run import CHAIN, read_json, read_yaml
+
+__all__ = ["first_job", "shared_stages", "swept_keys", "write_table"]
+
+_METRICS = {
+    "name": ("artifact", "s"),
+    "sparsity": ("sparsity", ".1%"),
+    "val/psnr": ("validation PSNR, dB", ".2f"),
+    "psnr": ("PSNR, dB", ".2f"),
+    "ssim": ("SSIM", ".4f"),
+    "lpips": ("LPIPS", ".4f"),
+    "parameters": ("parameters", ",d"),
+    "bytes": ("bytes", ",d"),
+    "latency_ms": ("ms per view", ".1f"),
+}
+
+
+def first_job(overrides: list[str]) -> list[str]:
+    """The overrides of a sweep's first job: of several values, the first; patterns and ranges are left out.
+
+    Example:
+        >>> first_job(["model.width=64,128", "seed=1", "experiment=glob(*)"])
+        ['model.width=64', 'seed=1']
+    """
+    first = []
+    for item, text in zip(OverridesParser.create().parse_overrides(overrides), overrides, strict=True):
+        if not item.is_sweep_override():
+            first.append(text)
+        elif item.is_discrete_sweep() and not isinstance(item.value(), Glob):
+            first.append(f"{item.get_key_element()}={next(item.sweep_string_iterator())}")
+    return first
+
+
+def swept_keys(overrides: list[str], cfg: DictConfig) -> list[str]:
+    """The keys that a command gives several values, its own and those of a ``sweep=`` preset.
+
+    Args:
+        overrides: the command's.
+        cfg: what its first job composes to, with the section ``hydra``.
+    """
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    own = [item.key_or_group for item in parsed if item.is_sweep_override()]
+    preset = cfg.hydra.sweeper.get("params") or {}
+    return [*own, *(str(key) for key in preset)]
+
+
+def shared_stages(stages: list[str], swept: list[str]) -> list[str]:
+    """Those leading stages that no swept key concerns; one run of them serves all jobs.
+
+    Example:
+        >>> shared_stages(["teacher", "pseudo", "student", "report"], ["model.width"])
+        ['teacher', 'pseudo']
+        >>> shared_stages(["teacher", "student"], ["experiment"])
+        []
+    """
+
+    def concerns(key: str, name: str) -> bool:
+        section = key.replace("/", ".").split("@")[0]
+        if section.startswith("stage."):
+            return section.split(".")[1] == name
+        return section.split(".")[0] in (*CHAIN[name].sections, "experiment", "stage")
+
+    return list(
+        itertools.takewhile(
+            lambda name: name in CHAIN and name != "report" and not any(concerns(key, name) for key in swept),
+            stages,
+        )
+    )
+
+
+def write_table(folder: Path) -> int:
+    """Write and print ``table.md``: a line for each job of a sweep's directory.
+
+    A job whose own keys are those of a stage with artifacts (such as ``stage.prune.amount``) has a line for each.
+
+    Each job is read by its own list of overrides, not by its folder's name. Jobs of earlier sweeps into the
+    same directory stand in it too.
+
+    Args:
+        folder: the sweep's directory.
+
+    Returns:
+        How many jobs have no result.
+    """
+    jobs = sorted(path.parent for path in folder.glob("*/overrides.yaml"))
+    options = [dict(_split(str(text)) for text in read_yaml(job / "overrides.yaml") or []) for job in jobs]
+    # Keys with one value in all jobs would say nothing.
+    keys = [
+        key
+        for key in dict.fromkeys(itertools.chain.from_iterable(options))
+        if len({row.get(key) for row in options}) > 1
+    ]
+    results = [_results(job, keys) for job in jobs]
+    shown = [name for name in _METRICS if any(_format(name, row) for rows in results for row in rows)]
+    lines = [
+        [*keys, *(_METRICS[name][0] for name in shown), "folder"],
+        *(
+            [*(row.get(key, "") for key in keys), *(_format(name, result) for name in shown), job.name]
+            for row, rows, job in zip(options, results, jobs, strict=True)
+            for result in rows or [{}]
+        ),
+    ]
+    rows = ["| " + " | ".join(line) + " |" for line in lines]
+    text = "\n".join([rows[0], "|" + "---|" * len(lines[0]), *rows[1:]]) + "\n"
+    with atomic_path(folder / "table.md") as partial:
+        partial.write_text(text, encoding="utf-8")
+    print(f"{text}\n{folder / 'table.md'}", flush=True)
+    begun = [path for path in folder.iterdir() if path.is_dir()]
+    return len(begun) - sum(bool(result) for result in results)
+
+
+def _split(override: str) -> tuple[str, str]:
+    key, _, value = override.lstrip("+").partition("=")
+    return key, value
+
+
+def _results(job: Path, keys: list[str]) -> list[dict[str, Any]]:
+    """A job's figures; none where it has failed.
+
+    Of the artifacts of the stages that the sweep's keys concern, if there are such; else of ``train`` its own, of a
+    chain those of its student or of its last row.
+    """
+    report = read_json(job / "report.json")
+    rows: list[dict[str, Any]] = [] if report is None else report["rows"]
+    stages = dict.fromkeys(key.split(".")[1] for key in keys if key.startswith("stage."))
+    artifacts = [each for stage in stages for each in read_json(job / stage / "artifacts.json") or []]
+    if artifacts:
+        measured = {row["name"]: row for row in rows}
+        return [{**artifact, **measured.get(artifact["name"], {})} for artifact in artifacts]
+    if report is None:
+        own = read_json(job / "metrics.json")
+        return [own] if own else []
+    student = next((row for row in rows if row["name"] == "student"), rows[-1] if rows else {})
+    return [{key: value for key, value in student.items() if key != "name"}]
+
+
+def _format(name: str, result: dict[str, Any]) -> str:
+    value = result.get(name)
+    return format(value, _METRICS[name][1]) if isinstance(value, int | float | str) else ""

@@ -1,0 +1,149 @@
+"""Training batches: rays over all views, and whole views, straight from the uint8 images.
+
+Batch ``k`` of a process is a pure function of ``(seed, rank, k)``: no state is carried from batch to batch.
+A run that is resumed after ``k`` batches goes on with batch ``k``; it neither replays the beginning nor
+needs its generator's state in the checkpoint. Loader workers take turns, so their number does not change the
+batches either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from nelf.cameras import Camera
+from nelf.scene import Split
+
+__all__ = ["Batches", "ImageBatch", "RayBatch", "sample_rays", "sample_views"]
+
+
+class RayBatch(NamedTuple):
+    """P rays with the color that they saw.
+
+    Attributes:
+        rays_o: (P, 3) origins.
+        rays_d: (P, 3) directions, camera z = -1.
+        rgba: (P, 4) in [0, 1], not premultiplied; alpha 1 where the files have none.
+        time: (P,) in [0, 1], or None.
+    """
+
+    rays_o: Tensor
+    rays_d: Tensor
+    rgba: Tensor
+    time: Tensor | None
+
+
+class ImageBatch(NamedTuple):
+    """B whole views.
+
+    Attributes:
+        camera: a batch of B cameras.
+        rgba: (B, H, W, 4) uint8, not premultiplied; alpha 255 where the files have none.
+    """
+
+    camera: Camera
+    rgba: Tensor
+
+
+def sample_rays(
+    split: Split,
+    n_rays: int,
+    rng: np.random.Generator,
+    sampling: Literal["all_images", "same_image"] = "all_images",
+) -> RayBatch:
+    """Draw random pixels, with replacement.
+
+    Args:
+        split: the views.
+        n_rays: P.
+        rng: where the randomness comes from.
+        sampling: ``all_images`` draws a view for each ray, ``same_image`` one view for all.
+
+    Returns:
+        The rays through the centers of those pixels.
+    """
+    height, width = split.images.shape[1:3]
+    pixels = rng.integers(height * width, size=n_rays)
+    if sampling == "all_images":
+        views = rng.integers(len(split), size=n_rays)
+        camera = split.camera[torch.from_numpy(views)]
+        colors = split.images.reshape(-1, split.images.shape[-1])[views * (height * width) + pixels]
+    else:
+        view = int(rng.integers(len(split)))
+        camera = split.camera[view]
+        colors = split.images[view].reshape(height * width, -1)[pixels]
+    rays = camera.pixel_rays(torch.from_numpy(pixels % width), torch.from_numpy(pixels // width))
+    rgba = torch.ones(n_rays, 4)
+    rgba[:, : colors.shape[1]] = torch.from_numpy(colors)
+    rgba[:, : colors.shape[1]] /= 255
+    return RayBatch(rays.rays_o, rays.rays_d, rgba, rays.time)
+
+
+def sample_views(split: Split, n_views: int, seed: int, first: int) -> ImageBatch:
+    """Take the next views of an endless sequence in which each pass over the split is a new permutation.
+
+    Args:
+        split: the views.
+        n_views: B.
+        seed: which sequence.
+        first: position in the sequence.
+
+    Returns:
+        Views ``first`` to ``first + n_views - 1`` of the sequence.
+    """
+    places = np.arange(first, first + n_views)
+    passes = places // len(split)
+    orders = {p: np.random.default_rng((seed, p)).permutation(len(split)) for p in np.unique(passes)}
+    views = np.array([orders[p][place % len(split)] for p, place in zip(passes, places, strict=True)])
+    images = np.full((n_views, *split.images.shape[1:3], 4), 255, dtype=np.uint8)
+    images[..., : split.images.shape[-1]] = split.images[views]
+    return ImageBatch(split.camera[torch.from_numpy(views)], torch.from_numpy(images))
+
+
+class Batches(IterableDataset[RayBatch | ImageBatch]):
+    """An endless stream of batches.
+
+    Args:
+        split: the views to draw from.
+        kind: ``rays`` or ``views``.
+        size: rays, or views, per batch and process.
+        sampling: where the rays of a batch come from, see ``sample_rays``.
+        seed: which stream.
+        first: number of batches that were drawn before.
+        rank: index of this process.
+        world: number of processes; together they see each view once per pass.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        kind: Literal["rays", "views"],
+        size: int,
+        sampling: Literal["all_images", "same_image"] = "all_images",
+        seed: int = 0,
+        first: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.split, self.kind, self.size, self.sampling = split, kind, size, sampling
+        self.seed, self.first, self.rank, self.world = seed, first, rank, world
+
+    def batch(self, index: int) -> RayBatch | ImageBatch:
+        """Batch ``index`` of this process's stream."""
+        if self.kind == "rays":
+            rng = np.random.default_rng((self.seed, self.rank, index))
+            return sample_rays(self.split, self.size, rng, self.sampling)
+        return sample_views(self.split, self.size, self.seed, (index * self.world + self.rank) * self.size)
+
+    def __iter__(self) -> Iterator[RayBatch | ImageBatch]:
+        """Yield batches without end; of several loader workers each yields every so manieth."""
+        worker = get_worker_info()
+        index, step = (self.first, 1) if worker is None else (self.first + worker.id, worker.num_workers)
+        while True:
+            yield self.batch(index)
+            index += step

@@ -1,0 +1,467 @@
+"""A small ray tracer of solids: what the built-in scene is rendered with, exact for any camera.
+
+It shares no code with the radiance fields that learn from its pictures. Spheres, boxes, cylinders and cones
+are intersected in closed form, tori by sphere tracing their exact distance. Shading: a sun with a soft
+shadow, a sky with ambient occlusion, highlights, and one mirror bounce with Fresnel's rise toward grazing
+angles. Nothing is random: the samples of a pixel are the same in every pixel and every view.
+
+Conventions: world +z up; distances along unit directions; colors are linear until the end, where they are
+encoded with a gamma of 2.2, averaged over the samples that hit, and returned with alpha not premultiplied.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from nelf.kernels.numba_tools import njit, prange
+
+__all__ = ["BOX", "CONE", "CYLINDER", "SPHERE", "TORUS", "Lights", "Material", "Solid", "pack", "trace"]
+
+SPHERE, BOX, CYLINDER, CONE, TORUS = range(5)
+"""Kinds of solids. Their ``size``: radius; half sides; radius, half height; likewise; a ring's two radii."""
+
+_jit = njit(cache=True, nogil=True, fastmath=True)
+_inline = njit(inline="always", fastmath=True)
+
+_KIND, _BOUND, _CENTER, _SIZE, _AXES = 0, 1, 2, 5, 8  # columns of the table of solids
+_COLOR, _SECOND, _PATTERN, _SCALE, _SHINE, _GLOSS, _MIRROR, _METAL, _SKIP = 17, 20, 23, 24, 25, 26, 27, 28, 29
+_GROUP = -1  # kind of a row that bounds those after it
+_FEW = 2  # solids that are not worth a bound
+
+_FAR = 1e9
+_LIFT = 1e-5
+_OCCLUSION_RANGE = 0.6
+
+
+class Material(NamedTuple):
+    """How a surface looks.
+
+    Attributes:
+        color: linear rgb in [0, 1].
+        second: linear rgb of the pattern's other color.
+        pattern: 0 none, 1 chequered across x and y, 2 rings along the local z axis.
+        scale: pattern's repeats per scene unit.
+        shine: strength of the sun's highlight.
+        gloss: its exponent; higher is smaller.
+        mirror: reflectance seen straight on; it rises to 1 at grazing angles for ``mirror`` above 0.
+        metal: whether reflections take the surface's color.
+    """
+
+    color: tuple[float, float, float]
+    second: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    pattern: int = 0
+    scale: float = 1.0
+    shine: float = 0.4
+    gloss: float = 60.0
+    mirror: float = 0.04
+    metal: bool = False
+
+
+class Solid(NamedTuple):
+    """One solid.
+
+    Attributes:
+        kind: ``SPHERE``, ``BOX``, ``CYLINDER``, ``CONE`` or ``TORUS``.
+        center: scene unit.
+        size: see the kinds.
+        material: its look.
+        axes: (3, 3) the local axes as rows in world space.
+    """
+
+    kind: int
+    center: np.ndarray
+    size: tuple[float, float, float]
+    material: Material
+    axes: np.ndarray
+
+
+class Lights(NamedTuple):
+    """Sample directions of a pixel: one sun direction and some directions of the sky per sample.
+
+    Attributes:
+        sun: (S, 3) unit vectors toward the sun's disc.
+        sky: (S, A, 3) unit vectors around +z, denser toward it (cosine).
+    """
+
+    sun: np.ndarray
+    sky: np.ndarray
+
+
+def pack(solids: list[Solid]) -> np.ndarray:
+    """Arrange solids as a table for ``trace``.
+
+    Args:
+        solids: N solids.
+
+    Returns:
+        (M, 30) float64: kind, bounding radius, center, size, axes, look, and the row to go on at where a ray misses the
+        bounding sphere. Before neighbors stands a row that bounds them all, so that most rays skip most rows. One
+        array, because every array that is handed to a compiled function costs more than the test of a sphere.
+    """
+    rows: list[list[float]] = []
+    _append(rows, [_row(solid) for solid in solids])
+    return np.array(rows, dtype=np.float64).reshape(-1, _SKIP + 1)
+
+
+def _row(solid: Solid) -> np.ndarray:
+    """All columns of a solid but the last."""
+    a, b, _ = solid.size
+    bound = {SPHERE: a, TORUS: a + b, BOX: float(np.linalg.norm(solid.size))}.get(solid.kind, float(np.hypot(a, b)))
+    m = solid.material
+    look = (*m.color, *m.second, m.pattern, m.scale, m.shine, m.gloss, m.mirror, m.metal)
+    return np.array([solid.kind, bound, *solid.center, *solid.size, *solid.axes.ravel(), *look], dtype=np.float64)
+
+
+def _append(rows: list[list[float]], group: list[np.ndarray]) -> None:
+    """Add rows of a table, split in half again and again across their longest side, each half after its bound."""
+    if len(group) <= _FEW:
+        for row in group:
+            rows.append([*row, len(rows) + 1])
+        return
+    centers = np.array([row[_CENTER:_SIZE] for row in group])
+    bounds = np.array([row[_BOUND] for row in group])
+    low, high = (centers - bounds[:, None]).min(axis=0), (centers + bounds[:, None]).max(axis=0)
+    middle = (low + high) / 2
+    place = len(rows)
+    rows.append([_GROUP, float((np.linalg.norm(centers - middle, axis=1) + bounds).max()), *middle])
+    order = np.argsort(centers[:, int(np.argmax(np.ptp(centers, axis=0)))], kind="stable")
+    for half in np.array_split(order, 2):
+        _append(rows, [group[index] for index in half])
+    rows[place] += [0.0] * (_SKIP - len(rows[place])) + [len(rows)]
+
+
+# ------------------------------------------------------------------------------------------------ vectors
+# Vectors are tuples of three floats: Numba keeps them in registers, where small arrays would be allocated.
+
+
+@_inline
+def _dot(a, b):  # type: ignore[no-untyped-def]
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
+@_inline
+def _along(o, t, d):  # type: ignore[no-untyped-def]
+    return o[0] + t * d[0], o[1] + t * d[1], o[2] + t * d[2]
+
+
+@_inline
+def _scaled(a, s):  # type: ignore[no-untyped-def]
+    return a[0] * s, a[1] * s, a[2] * s
+
+
+@_inline
+def _product(a, b):  # type: ignore[no-untyped-def]
+    return a[0] * b[0], a[1] * b[1], a[2] * b[2]
+
+
+@_inline
+def _blend(a, b, s):  # type: ignore[no-untyped-def]
+    return a[0] + (b[0] - a[0]) * s, a[1] + (b[1] - a[1]) * s, a[2] + (b[2] - a[2]) * s
+
+
+@_inline
+def _unit(a):  # type: ignore[no-untyped-def]
+    return _scaled(a, 1.0 / np.sqrt(_dot(a, a) + 1e-30))
+
+
+@_inline
+def _three(table, i, k):  # type: ignore[no-untyped-def]
+    return table[i, k], table[i, k + 1], table[i, k + 2]
+
+
+@_inline
+def _to_local(solids, i, v):  # type: ignore[no-untyped-def]
+    x, y, z = _three(solids, i, _AXES), _three(solids, i, _AXES + 3), _three(solids, i, _AXES + 6)
+    return _dot(x, v), _dot(y, v), _dot(z, v)
+
+
+@_inline
+def _to_world(solids, i, v):  # type: ignore[no-untyped-def]
+    x, y, z = _three(solids, i, _AXES), _three(solids, i, _AXES + 3), _three(solids, i, _AXES + 6)
+    return _along(_along(_scaled(x, v[0]), v[1], y), v[2], z)
+
+
+# ------------------------------------------------------------------------------------------------ solids
+# Each takes a ray in the solid's own axes and returns the distance (``_FAR`` for a miss) and the normal
+# there.
+
+
+@_inline
+def _roots(a, b, c):  # type: ignore[no-untyped-def]
+    """Both roots of a t^2 + 2 b t + c, the smaller first, or an empty interval."""
+    discriminant = b * b - a * c
+    if discriminant < 0.0 or abs(a) < 1e-14:
+        return _FAR, -_FAR
+    root = np.sqrt(discriminant)
+    first, second = (-b - root) / a, (-b + root) / a
+    return min(first, second), max(first, second)
+
+
+@_jit
+def _sphere(o, d, radius):  # type: ignore[no-untyped-def]
+    t, _ = _roots(1.0, _dot(o, d), _dot(o, o) - radius * radius)
+    if t < 0.0 or t >= _FAR:
+        return _FAR, d
+    return t, _scaled(_along(o, t, d), 1.0 / radius)
+
+
+@_jit
+def _box(o, d, size):  # type: ignore[no-untyped-def]
+    enter, leave, normal = -_FAR, _FAR, d
+    for k in range(3):
+        inverse = 1.0 / d[k] if abs(d[k]) > 1e-12 else 1e12
+        middle, half = -o[k] * inverse, abs(size[k] * inverse)
+        if middle - half > enter:
+            enter = middle - half
+            sign = -1.0 if d[k] > 0.0 else 1.0
+            normal = (sign if k == 0 else 0.0, sign if k == 1 else 0.0, sign if k == 2 else 0.0)
+        leave = min(leave, middle + half)
+    if enter > leave or enter < 0.0:
+        return _FAR, d
+    return enter, normal
+
+
+@_inline
+def _disc(o, d, radius, height):  # type: ignore[no-untyped-def]
+    """The disc at local z = ``height`` that faces away from z = 0, seen from outside."""
+    sign = 1.0 if height > 0.0 else -1.0
+    t = (height - o[2]) / d[2] if sign * d[2] < -1e-12 else -1.0
+    x, y = o[0] + t * d[0], o[1] + t * d[1]
+    if t < 0.0 or x * x + y * y > radius * radius:
+        return _FAR, d
+    return t, (0.0, 0.0, sign)
+
+
+@_jit
+def _cylinder(o, d, radius, half):  # type: ignore[no-untyped-def]
+    a, b = d[0] * d[0] + d[1] * d[1], o[0] * d[0] + o[1] * d[1]
+    t, _ = _roots(a, b, o[0] * o[0] + o[1] * o[1] - radius * radius)
+    p = _along(o, t, d)
+    if 0.0 <= t < _FAR and abs(p[2]) <= half:
+        return t, (p[0] / radius, p[1] / radius, 0.0)
+    return _disc(o, d, radius, -half if d[2] > 0.0 else half)
+
+
+@_jit
+def _cone(o, d, radius, half):  # type: ignore[no-untyped-def]
+    slope = radius / (2.0 * half)
+    z, dz = slope * (half - o[2]), -slope * d[2]
+    a, b = d[0] * d[0] + d[1] * d[1] - dz * dz, o[0] * d[0] + o[1] * d[1] - z * dz
+    best, normal = _disc(o, d, radius, -half)
+    for t in _roots(a, b, o[0] * o[0] + o[1] * o[1] - z * z):
+        p = _along(o, t, d)
+        if 0.0 <= t < best and abs(p[2]) <= half:
+            best, normal = t, _unit((p[0], p[1], slope * slope * (half - p[2])))
+    return best, normal
+
+
+@_jit
+def _torus(o, d, ring, tube):  # type: ignore[no-untyped-def]
+    reach = ring + tube + 1e-3
+    t, leave = _roots(1.0, _dot(o, d), _dot(o, o) - reach * reach)
+    flat = tube + 1e-3  # and only between two planes
+    if abs(d[2]) > 1e-12:
+        near, far = (-flat - o[2]) / d[2], (flat - o[2]) / d[2]
+        t, leave = max(t, min(near, far)), min(leave, max(near, far))
+    t = max(t, 0.0)
+    for _ in range(512):  # a grazing ray comes near only slowly
+        if t > leave:
+            break
+        p = _along(o, t, d)
+        level = np.sqrt(p[0] * p[0] + p[1] * p[1]) + 1e-12
+        distance = np.sqrt((level - ring) ** 2 + p[2] * p[2]) - tube
+        if distance < 2e-6:
+            shrink = 1.0 - ring / level
+            return t, _unit((p[0] * shrink, p[1] * shrink, p[2]))
+        t += distance
+    return _FAR, d
+
+
+@_inline
+def _near(solids, i, o, d, limit):  # type: ignore[no-untyped-def]
+    """Whether a ray meets the bounding sphere of row ``i`` within ``limit``; most rays miss most of them."""
+    offset = _along(o, -1.0, _three(solids, i, _CENTER))
+    along, bound = -_dot(offset, d), solids[i, _BOUND]
+    return -bound < along < limit + bound and _dot(offset, offset) - along * along < bound * bound
+
+
+@_jit
+def _hit(solids, i, o, d):  # type: ignore[no-untyped-def]
+    """Distance to solid ``i`` and the normal in its own axes; ``_FAR`` for a miss."""
+    offset = _along(o, -1.0, _three(solids, i, _CENTER))
+    local_o, local_d, kind = _to_local(solids, i, offset), _to_local(solids, i, d), solids[i, _KIND]
+    size = _three(solids, i, _SIZE)
+    if kind == SPHERE:
+        return _sphere(local_o, local_d, size[0])
+    if kind == BOX:
+        return _box(local_o, local_d, size)
+    if kind == CYLINDER:
+        return _cylinder(local_o, local_d, size[0], size[1])
+    if kind == CONE:
+        return _cone(local_o, local_d, size[0], size[1])
+    return _torus(local_o, local_d, size[0], size[1])
+
+
+@_jit
+def _nearest(solids, o, d):  # type: ignore[no-untyped-def]
+    """Distance, index (-1 for none) and world normal of the first solid on a ray."""
+    nearest, which, normal = _FAR, -1, d
+    i = 0
+    while i < len(solids):
+        if not _near(solids, i, o, d, nearest):
+            i = int(solids[i, _SKIP])
+            continue
+        if solids[i, _KIND] != _GROUP:
+            t, local = _hit(solids, i, o, d)
+            if t < nearest:
+                nearest, which, normal = t, i, local
+        i += 1
+    if which >= 0:
+        normal = _to_world(solids, which, normal)
+    return nearest, which, normal
+
+
+@_jit
+def _blocked(solids, o, d, limit):  # type: ignore[no-untyped-def]
+    """Whether anything lies within ``limit`` along a ray."""
+    i = 0
+    while i < len(solids):
+        if not _near(solids, i, o, d, limit):
+            i = int(solids[i, _SKIP])
+            continue
+        if solids[i, _KIND] != _GROUP and _hit(solids, i, o, d)[0] < limit:
+            return True
+        i += 1
+    return False
+
+
+# ------------------------------------------------------------------------------------------------ light
+
+
+@_jit
+def _sky(d, sun):  # type: ignore[no-untyped-def]
+    """What a ray sees that leaves the scene: only reflections do, the picture itself is transparent there."""
+    up = 0.5 + 0.5 * d[2]
+    color = _blend((0.30, 0.27, 0.25), (0.98, 0.96, 0.92), min(1.0, max(0.0, 8.0 * (up - 0.47))))
+    color = _blend(color, (0.22, 0.42, 0.80), min(1.0, max(0.0, 1.6 * (up - 0.52))))
+    glow = max(0.0, _dot(d, sun)) ** 24
+    return _along(color, glow, (1.6, 1.4, 1.1))
+
+
+@_jit
+def _surface(solids, i, p):  # type: ignore[no-untyped-def]
+    """Color of solid ``i`` at world point ``p``: one of its two colors."""
+    color, second = _three(solids, i, _COLOR), _three(solids, i, _SECOND)
+    pattern, scale = solids[i, _PATTERN], solids[i, _SCALE]
+    local = _to_local(solids, i, _along(p, -1.0, _three(solids, i, _CENTER)))
+    if pattern == 1.0 and (int(np.floor(local[0] * scale)) + int(np.floor(local[1] * scale))) % 2:
+        return second
+    if pattern == 2.0 and int(np.floor(local[2] * scale)) % 2:
+        return second
+    return color
+
+
+@_jit
+def _lit(solids, i, p, n, view, sun, ambient):  # type: ignore[no-untyped-def]
+    """Light that leaves a point toward ``view`` without reflections."""
+    albedo, metal = _surface(solids, i, p), solids[i, _METAL] > 0.0
+    sky = _blend((0.34, 0.30, 0.27), (0.62, 0.68, 0.78), 0.5 + 0.5 * n[2])
+    diffuse = 0.25 if metal else 1.0
+    color = _scaled(_product(albedo, sky), diffuse * ambient)
+    facing = _dot(n, sun)
+    if facing > 0.0 and not _blocked(solids, p, sun, _FAR):
+        half = _unit(_along(sun, 1.0, view))
+        highlight = solids[i, _SHINE] * max(0.0, _dot(n, half)) ** solids[i, _GLOSS]
+        tint = albedo if metal else (1.0, 1.0, 1.0)
+        light = _along(_scaled(albedo, diffuse * facing), highlight, tint)
+        color = _along(color, 1.0, _product(light, (1.75, 1.62, 1.42)))
+    return color
+
+
+@_jit
+def _openness(solids, p, n, sky, sample):  # type: ignore[no-untyped-def]
+    """Share of the sky's directions around the normal that nothing near blocks."""
+    sign = 1.0 if n[2] >= 0.0 else -1.0
+    a = -1.0 / (sign + n[2])
+    b = n[0] * n[1] * a
+    tangent = (1.0 + sign * n[0] * n[0] * a, sign * b, -sign * n[0])
+    bitangent = (b, sign + n[1] * n[1] * a, -n[1])
+    free = 0
+    for k in range(sky.shape[1]):
+        s = sky[sample, k, 0], sky[sample, k, 1], sky[sample, k, 2]
+        d = _along(_along(_scaled(tangent, s[0]), s[1], bitangent), s[2], n)
+        free += not _blocked(solids, p, d, _OCCLUSION_RANGE)
+    return 0.25 + 0.75 * free / sky.shape[1]
+
+
+@_jit
+def _shade(solids, o, d, sun, sky, sample):  # type: ignore[no-untyped-def]
+    """Linear color along a ray, and whether it hits anything."""
+    t, i, n = _nearest(solids, o, d)
+    if i < 0:
+        return (0.0, 0.0, 0.0), False
+    p = _along(_along(o, t, d), _LIFT, n)
+    view = _scaled(d, -1.0)
+    color = _lit(solids, i, p, n, view, sun, _openness(solids, p, n, sky, sample))
+    mirror = solids[i, _MIRROR]
+    if mirror > 0.0:
+        cosine = max(0.0, _dot(n, view))
+        share = mirror + (1.0 - mirror) * (1.0 - cosine) ** 5
+        r = _along(d, 2.0 * cosine, n)
+        far, j, m = _nearest(solids, p, r)
+        seen = _sky(r, sun)
+        if j >= 0:
+            seen = _lit(solids, j, _along(_along(p, far, r), _LIFT, m), m, _scaled(r, -1.0), sun, 0.8)
+        if solids[i, _METAL] > 0.0:
+            seen = _product(seen, _surface(solids, i, p))
+        color = _along(_scaled(color, 1.0 - share), share, seen)
+    return color, True
+
+
+@njit(cache=True, nogil=True, fastmath=True, parallel=True)
+def _trace(solids, sun, sky, frame, side, out):  # type: ignore[no-untyped-def]
+    """Fill one (H, W, 4) image; ``frame``: eye, image corner from there, one pixel across, one down."""
+    samples = side * side
+    for row in prange(out.shape[0]):
+        for column in range(out.shape[1]):
+            red = green = blue = hits = 0.0
+            for sample in range(samples):
+                x, y = column + (sample % side + 0.5) / side, row + (sample // side + 0.5) / side
+                d = _along(_along(_three(frame, 1, 0), x, _three(frame, 2, 0)), y, _three(frame, 3, 0))
+                color, hit = _shade(solids, _three(frame, 0, 0), _unit(d), _three(sun, sample, 0), sky, sample)
+                if hit:
+                    hits += 1.0
+                    red += min(1.0, color[0]) ** (1.0 / 2.2)
+                    green += min(1.0, color[1]) ** (1.0 / 2.2)
+                    blue += min(1.0, color[2]) ** (1.0 / 2.2)
+            inverse = 1.0 / max(hits, 1.0)
+            out[row, column, 0], out[row, column, 1] = red * inverse, green * inverse
+            out[row, column, 2], out[row, column, 3] = blue * inverse, hits / samples
+
+
+def trace(
+    solids: np.ndarray, lights: Lights, c2w: np.ndarray, intrinsics: np.ndarray, width: int, height: int
+) -> np.ndarray:
+    """Render one image.
+
+    Args:
+        solids: the table of ``pack``.
+        lights: S = s * s samples of each pixel, which lie on an s x s grid in it.
+        c2w: (3, 4) camera to world, OpenGL axes.
+        intrinsics: (4,) ``fx, fy, cx, cy`` in pixels.
+        width: in pixels.
+        height: in pixels.
+
+    Returns:
+        (height, width, 4) float32 rgba in [0, 1], alpha not premultiplied.
+    """
+    c2w = np.asarray(c2w, dtype=np.float64)
+    fx, fy, cx, cy = (float(value) for value in intrinsics)
+    across, down = c2w[:, 0] / fx, -c2w[:, 1] / fy
+    corner = -c2w[:, 2] - cx * across - cy * down
+    out = np.empty((height, width, 4), dtype=np.float32)
+    side = round(len(lights.sun) ** 0.5)
+    _trace(solids, lights.sun, lights.sky, np.stack([c2w[:, 3], corner, across, down]), side, out)
+    return out

@@ -1,0 +1,163 @@
+"""The occupancy grid: which cells of the scene may hold matter, learned along with the field."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from nelf.cameras import Camera
+
+
+class OccupancyGrid(nn.Module):
+    """Densities seen in the cells of nested cubes, and the cells that are dense enough to be sampled.
+
+    Cascade ``c`` covers the cube of half-size ``min(2**(c - 1), extent)`` round the origin with ``resolution**3``
+    cells. Cells that no training camera sees hold -1 and are never revived.
+
+    Args:
+        resolution: cells along a side.
+        extent: half-size of the outermost cube, in the field's units; the scene's box has half-size 0.5.
+        threshold: the density above which a cell always counts as occupied; where the mean density is lower, that.
+        decay: a cell's density fades by this factor at each update unless it is seen again.
+        slices: None updates as Instant-NGP does: all cells while warming up, then a random half of them. A number
+            looks at every ``slices``-th cell, each time at the next ones, and at one point for each 2 x 2 x 2
+            cells while warming up: as quick to forget, ``slices / 2`` times cheaper.
+
+    Source:
+        Instant-NGP, appendix C (arXiv 2201.05989).
+    """
+
+    density: Tensor
+    occupied: Tensor
+    updates: Tensor
+
+    def __init__(
+        self,
+        resolution: int = 128,
+        extent: float = 0.5,
+        threshold: float = 0.01 * 1024 / math.sqrt(3),
+        decay: float = 0.95,
+        slices: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.extent = extent
+        self.threshold = threshold
+        self.decay = decay
+        self.slices = slices
+        cascades = max(1 + math.ceil(math.log2(2 * extent)), 1)
+        shape = (cascades, resolution, resolution, resolution)
+        self.register_buffer("density", torch.zeros(shape))
+        self.register_buffer("occupied", torch.ones(shape, dtype=torch.bool))
+        self.register_buffer("updates", torch.tensor(0))
+
+    @property
+    def resolution(self) -> int:
+        """Cells along a side."""
+        return self.density.shape[1]
+
+    def half_size(self, cascade: int) -> float:
+        """Half the side of a cascade's cube."""
+        return min(2.0 ** (cascade - 1), self.extent)
+
+    def cell_positions(self, cascade: int, cells: Tensor, jitter: bool) -> Tensor:
+        """Points (N, 3) in the flat-indexed ``cells`` (N,) of a cascade: their centers, or anywhere inside."""
+        n = self.resolution
+        corner = torch.stack([cells // (n * n), cells // n % n, cells % n], dim=-1)
+        inside = torch.rand(len(cells), 3, device=cells.device) if jitter else 0.5
+        return ((corner + inside) * (2.0 / n) - 1.0) * self.half_size(cascade)
+
+    def at(self, positions: Tensor) -> Tensor:
+        """Whether positions (N, 3) of this grid lie in occupied cells of the finest cascade that holds them, (N,)."""
+        n = self.resolution
+        largest = positions.abs().amax(-1)
+        occupied = torch.zeros_like(largest, dtype=torch.bool)
+        for cascade in reversed(range(len(self.occupied))):
+            inside = (largest < self.half_size(cascade)).nonzero()[:, 0]
+            cell = ((positions[inside] / self.half_size(cascade) + 1.0) * (0.5 * n)).long().clamp(0, n - 1)
+            occupied[inside] = self.occupied[cascade].view(-1)[(cell[:, 0] * n + cell[:, 1]) * n + cell[:, 2]]
+        return occupied
+
+    @torch.no_grad()
+    def mark_invisible(self, cameras: Camera, to_scene: Callable[[Tensor], Tensor]) -> None:
+        """Exclude the cells whose center no camera sees in front of its near plane.
+
+        Args:
+            cameras: the training cameras, batched.
+            to_scene: maps points (N, 3) of this grid to scene units.
+        """
+        poses = cameras.c2w.to(self.density)
+        intrinsics = cameras.intrinsics.to(self.density)
+        cells = torch.arange(self.resolution**3, device=self.density.device)
+        for cascade in range(len(self.density)):
+            points = to_scene(self.cell_positions(cascade, cells, jitter=False))
+            seen = torch.zeros(len(cells), dtype=torch.bool, device=cells.device)
+            for pose, (fx, fy, cx, cy) in zip(poses, intrinsics, strict=True):
+                hidden = (~seen).nonzero()[:, 0]
+                if not len(hidden):
+                    break
+                x, y, z = ((points[hidden] - pose[:, 3]) @ pose[:, :3]).unbind(-1)
+                depth = -z
+                u, v = cx + fx * x / depth, cy - fy * y / depth
+                seen[hidden] = (depth > 0.01) & (u >= 0) & (u <= cameras.width) & (v >= 0) & (v <= cameras.height)
+            self.density[cascade].view(-1)[~seen] = -1.0
+        self.occupied.copy_(self.density >= 0)
+
+    @torch.no_grad()
+    def update(self, density: Callable[[Tensor], Tensor], warm_up: bool = False) -> None:
+        """Look at some cells again, let them fade where nothing is, and decide which are occupied.
+
+        Args:
+            density: the field's density (N,) at positions (N, 3) of this grid, per unit of it.
+            warm_up: look at the whole grid.
+        """
+        for cascade, old in enumerate(self.density):
+            if self.slices is None:
+                self._update_half(cascade, old.view(-1), density, warm_up)
+            elif warm_up:
+                self._update_coarsely(cascade, old, density)
+            else:
+                self._update_slice(cascade, old.view(-1), density)
+        self.updates += 1
+        visible = self.density[self.density > 0]
+        mean = float(visible.mean()) if len(visible) else 0.0
+        torch.gt(self.density, min(mean, self.threshold), out=self.occupied)
+
+    def _update_half(self, cascade: int, old: Tensor, density: Callable[[Tensor], Tensor], warm_up: bool) -> None:
+        """Instant-NGP's rule: a quarter of the cells anywhere, a quarter where matter is known; all of them fade."""
+        if warm_up:
+            cells = (old >= 0).nonzero()[:, 0]
+        else:
+            cells = torch.randint(len(old), (len(old) // 4,), device=old.device)
+            known = self.occupied[cascade].view(-1).nonzero()[:, 0]
+            if len(known):
+                again = known[torch.randint(len(known), (len(old) // 4,), device=old.device)]
+                cells = torch.cat([cells, again])
+        seen = torch.zeros_like(old)
+        seen[cells] = self._look(density, self.cell_positions(cascade, cells, jitter=True))
+        old.copy_(torch.where(old < 0, old, torch.maximum(old * self.decay, seen)))
+
+    def _update_slice(self, cascade: int, old: Tensor, density: Callable[[Tensor], Tensor]) -> None:
+        """Look at every n-th cell; they fade as far as n updates of Instant-NGP's rule would let them."""
+        assert self.slices is not None
+        cells = torch.arange(int(self.updates) % self.slices, len(old), self.slices, device=old.device)
+        cells = cells[old[cells] >= 0]
+        seen = self._look(density, self.cell_positions(cascade, cells, jitter=True))
+        old[cells] = torch.maximum(old[cells] * self.decay**self.slices, seen)
+
+    def _update_coarsely(self, cascade: int, old: Tensor, density: Callable[[Tensor], Tensor]) -> None:
+        """Look at one random point for each 2 x 2 x 2 cells, which is enough while the field is still smooth."""
+        half = self.resolution // 2
+        corner = torch.stack(torch.meshgrid(*[torch.arange(half, device=old.device)] * 3, indexing="ij"), dim=-1).view(
+            -1, 3
+        )
+        inside = torch.rand(len(corner), 3, device=old.device)
+        positions = ((corner + inside) * (2.0 / half) - 1.0) * self.half_size(cascade)
+        seen = self._look(density, positions).view(half, half, half)
+        for axis in range(3):
+            seen = seen.repeat_interleave(2, dim=axis)
+        old.copy_(torch.where(old < 0, old, torch.maximum(old * self.decay, seen)))
+
+    @staticmethod
+    def _look(density: Callable[[Tensor], Tensor], positions: Tensor) -> Tensor:
+        return torch.cat([density(chunk).float() for chunk in positions.split(2**18)] or [positions[:, 0]])

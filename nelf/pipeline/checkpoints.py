@@ -1,0 +1,145 @@
+"""The checkpoint that a training goes on from; it may be damaged, or a stranger's."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nelf.errors import UserError
+from nelf.storage import differences
+
+__all__ = ["last_good_checkpoint"]
+
+
+def last_good_checkpoint(folder: Path, system: torch.nn.Module) -> Path | None:
+    """Find the newest checkpoint that can be used; put damaged ones aside, and say so.
+
+    Args:
+        folder: where the ``.ckpt`` files are. What is no file, such as a link to nowhere, does not count.
+        system: what is to be resumed.
+
+    Returns:
+        Its path, or None where there is none.
+
+    Raises:
+        UserError: it is of another network (names what differs), cannot be read, or is more than data.
+    """
+    damaged: list[tuple[Path, str]] = []
+    weights: Mapping[str, torch.Tensor] = {}
+    good = None
+    for path in _newest_first(folder):
+        try:
+            weights = _weights_of(path)
+        except _DamagedError as error:
+            damaged.append((path, str(error)))
+            with suppress(FileNotFoundError):  # another process of the same training was faster
+                path.rename(path.with_suffix(".damaged"))
+            continue
+        except FileNotFoundError:
+            continue
+        good = path
+        break
+    for index, (path, reason) in enumerate(damaged, 1):
+        last = "training begins anew" if good is None else "the one before it is used"
+        print(f"{path}: is damaged ({reason}); {last if index == len(damaged) else 'it is put aside'}", flush=True)
+    if good is not None:
+        _refuse_other_network(good, weights, system)
+    return good
+
+
+class _DamagedError(Exception):
+    """A file that holds no checkpoint, or no longer; says why."""
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    files = [path for path in folder.glob("*.ckpt") if path.is_file()]
+    return sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+
+def _weights_of(path: Path) -> Mapping[str, torch.Tensor]:
+    """The ``state_dict`` of a checkpoint.
+
+    Raises:
+        _DamagedError: the file is.
+        UserError: it may not be read, or holds objects, or names files elsewhere, which Lightning would delete.
+    """
+    content = _read(path)
+    weights = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(weights, Mapping) or not all(isinstance(each, torch.Tensor) for each in weights.values()):
+        raise _DamagedError("it holds no weights by name")
+    states = content.get("callbacks")
+    for text in _strings(list(states.values()) if isinstance(states, dict) else []):
+        if ".." in Path(text).parts or "://" in text:
+            raise UserError(f"{path}: names {text!r}, outside its folder. Delete it, or choose another run=.")
+    return weights
+
+
+def _read(path: Path) -> Any:
+    """The content of a checkpoint; what is wrong with the machine, such as too little memory, is raised as it is."""
+    if path.stat().st_size == 0:
+        raise _DamagedError("it is empty")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}). Mend that, or choose another run=.") from None
+    except Exception as error:  # whatever a torn file makes of the reader
+        if _lacks_memory(error):
+            raise
+        if (reason := _damage(path)) is not None:
+            raise _DamagedError(reason) from None
+        if not isinstance(error, pickle.UnpicklingError):
+            raise
+        # The rest of the message advises to trust the file.
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"objects ({found[1]})" if found else "objects"
+        raise UserError(f"{path}: holds {what}, not only numbers. Delete it, or choose another run=.") from None
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, which is a zip file; None where it is whole."""
+    if not zipfile.is_zipfile(path):
+        return "it is not whole"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            torn = archive.testzip()
+            named = any(name.endswith("data.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError):
+        return "it is not whole"
+    if torn is not None:
+        return f"its part {torn} is not whole"
+    return None if named else "it is no checkpoint"
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether reading failed for want of memory; PyTorch says so in words."""
+    words = ("allocate memory", "out of memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(each in str(error).lower() for each in words)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All strings in plain values, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from _strings([*value, *value.values()])
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _strings(inner)
+
+
+def _refuse_other_network(path: Path, weights: Mapping[str, torch.Tensor], system: torch.nn.Module) -> None:
+    """Refuse weights of another network, with the names that differ."""
+    differing = list(differences(system, weights).values())
+    if differing:
+        listed = ", ".join(differing[:3])
+        raise UserError(f"{path}: is of another network: {listed}. Choose another directory with run=.")

@@ -1,0 +1,450 @@
+"""Run: a directory of finished and half-finished stages, which knows what is still to do.
+
+    runs/NAME/
+      config.yaml overrides.yaml scene.json
+      teacher/ pseudo/ student/ report/     per stage: config.yaml, metrics.json, checkpoints/, ..., done.json
+
+A stage is done when ``done.json`` holds the hash of its configuration and the marks of its inputs. It is
+written last, by rename, so a killed run never looks finished. Run again, a done stage is skipped, a
+half-done one goes on, a changed one is redone; those after it follow, because the mark of their input is
+another. What would throw a trained model away, another architecture or another scene, is refused instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+import nelf
+from nelf.errors import UserError, atomic_path, did_you_mean, lies_in, remove_leftovers
+from nelf.pipeline.lock import Lock, is_first_process
+
+__all__ = ["CHAIN", "PLACES", "Link", "Run", "peak_memory", "read_artifacts", "read_json", "write_json", "write_yaml"]
+
+
+#: Arguments of callbacks and loggers that say where to write; where they are null, the run says it.
+PLACES = ("dirpath", "save_dir")
+
+
+# How a training draws its batches: nothing to those that only look at the scene.
+_BATCHES = ("batch_rays", "batch_views", "sampling", "batch")
+
+
+class Link(NamedTuple):
+    """What a stage depends on: sections of the configuration, and stages before it."""
+
+    sections: tuple[str, ...]
+    inputs: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()  # of these it takes what is there; one of them, if it has no other input
+    without: tuple[str, ...] = ()  # keys of the section data that it does not look at
+
+
+CHAIN = {
+    "teacher": Link(("data", "teacher", "trainer", "seed"), without=("batch_views",)),
+    "pseudo": Link(("data", "seed"), ("teacher",), without=_BATCHES),
+    "student": Link(("data", "model", "system", "trainer", "seed"), ("pseudo",)),
+    "prune": Link(("data", "model", "system", "trainer", "seed"), ("pseudo", "student")),
+    "quantize": Link(("data", "model", "system", "trainer", "seed"), ("pseudo", "student")),
+    "export": Link(("data",), ("pseudo", "student"), ("prune", "quantize"), without=_BATCHES),
+    "report": Link(("data",), (), ("prune", "quantize", "export", "teacher", "student"), without=_BATCHES),
+}
+
+#: When this process began: what is older, and not whole, nobody is writing any more.
+_BEGIN = time.time()
+
+# Of these sections only what changes the result counts: a run may move to another machine, or its scene to
+# another folder (its digest is compared instead).
+_TRAINER_KEYS = ("max_steps", "max_time", "precision", "accumulate_grad_batches", "gradient_clip_val")
+_DATA_PLACES = ("root", "eval_root", "extra_views", "num_workers")
+
+
+class Run:
+    """A run directory and the configuration that it is made with.
+
+    Args:
+        root: the run's own directory.
+        config: plain, resolved values: ``data``, ``model``, ``system``, ``trainer``, ``callbacks``,
+        ``logger``,
+            ``seed`` and, for a chain, ``teacher`` and ``stage``.
+        build: makes the object that a node of the configuration describes (``_target_`` and arguments), with
+        more
+            arguments by name.
+        shared: a second directory in which finished stages are looked for: a sweep's jobs share their
+        teacher.
+
+    Raises:
+        UserError: the directory cannot be written.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        config: dict[str, Any],
+        build: Callable[..., Any],
+        shared: Path | str | None = None,
+    ) -> None:
+        self.root, self.config, self.build = Path(root), config, build
+        self.shared = None if shared is None else Path(shared)
+        self.lock = Lock(self.root)
+        self._data: Any = None
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.lock.release()
+
+    # ------------------------------------------------------------------------------------- what it is made of
+
+    def data(self) -> Any:
+        """The scene's datamodule, once; a run directory belongs to one scene.
+
+        Raises:
+            UserError: the directory holds work on another scene.
+        """
+        if self._data is None:
+            data = self.build(self.config["data"])
+            self._check_scene(data)
+            self._data = data
+        return self._data
+
+    def system(self, name: str = "student") -> Any:
+        """A new LightningModule with its network: the teacher, or the student (in ``train``: the model)."""
+        part = self.config["teacher"] if name == "teacher" else self.config
+        return self.build(part["system"], network=self.build(part["model"]))
+
+    def model_config(self, name: str = "student") -> dict[str, Any]:
+        """What describes the network of ``system(name)``; it travels with the weights."""
+        part = self.config["teacher"] if name == "teacher" else self.config
+        return dict(part["model"])
+
+    def _check_scene(self, data: Any) -> None:
+        """Compare the scene with the one that was noted here."""
+        noted = read_json(self.root / "scene.json")
+        if noted is None:
+            return
+        if noted["root"] == _place(data) and self.complete(*self.config.get("stages", ())):
+            return  # nothing will be read, so the files need not be either
+        digest = data.scene.digest
+        if noted["digest"] != digest:
+            raise UserError(
+                f"{self.root}: holds work on another scene ({noted['name']} from {noted['root']}, digest "
+                f"{noted['digest']}), but {data.root} has digest {digest}. Choose another with run=."
+            )
+
+    def open(self) -> None:
+        """Make the directory, lock it until this run is left as a context, and note its configuration and its scene.
+
+        Raises:
+            UserError: it cannot be written, or another process writes into it.
+        """
+        self.lock.acquire()
+        remove_leftovers(self.root, _BEGIN, recursive="stages" not in self.config)
+        write_yaml(self.root / "config.yaml", self.config)
+        if not (self.root / "scene.json").is_file():
+            scene = self.data().scene
+            noted = {"name": scene.name, "root": _place(self.data()), "digest": scene.digest}
+            write_json(self.root / "scene.json", noted)
+
+    def check(self) -> None:
+        """Refuse, before anything is written or trained, what would be refused in the middle.
+
+        Raises:
+            UserError: the scene cannot be read or is another one, a stage before is missing, there are
+            weights of
+                another architecture, or a network does not take its arguments or the scene's size.
+        """
+        data = self.data()
+        stages = self.config.get("stages")
+        if stages is None:  # a single training in the root
+            previous = read_yaml(self.root / "config.yaml")
+            if previous is not None:
+                refuse_other_architecture(self.root, previous, self.config)
+            _ = data.scene
+            self._check_network("student")
+            return
+        views = self.config["stage"].get("pseudo", {}).get("views", 1)
+        if views < 1:
+            raise UserError(f"stage.pseudo.views: is {views}; allowed: 1 or more.")
+        for place, name in enumerate(stages):
+            previous = read_yaml(self.folder(name) / "config.yaml")
+            if previous is not None:
+                refuse_other_architecture(self.folder(name), previous, self._settings(name))
+            self._check_inputs(name, stages[:place])
+        if not self.complete(*stages):
+            _ = data.scene  # read it, with whatever is wrong with it
+            for name in {"teacher", "student"} & set(stages):
+                self._check_network(name)
+
+    def _check_network(self, name: str) -> None:
+        """Build a network, and let it look at the size of the scene's images."""
+        network = self.system(name).network
+        if getattr(network, "sr_factor", 1) > 1:
+            network.fit_scene(self.data().scene)
+
+    # ------------------------------------------------------------------------------------- stages
+
+    def do(self, name: str, stage: Callable[[Run], dict[str, Any]]) -> dict[str, Any]:
+        """Run one stage, or what is left of it.
+
+        Args:
+            name: one of ``CHAIN``.
+            stage: the function of that stage, its options bound.
+
+        Returns:
+            The metrics of the stage, as in its ``metrics.json``.
+
+        Raises:
+            UserError: a stage before it is not done, or its folder holds another architecture's work.
+        """
+        done = self.find(name)
+        if done is not None and self._is_current(name, done):
+            print(f"{name}: done, {done}", flush=True)
+            return read_json(done / "metrics.json") or {}
+        self.lock.check()
+        self._check_inputs(name)
+        folder = self.prepare(name)
+        print(f"{name}: {folder}", flush=True)
+        reset_peak_memory()
+        start = time.perf_counter()
+        metrics = stage(self)
+        self.lock.check()
+        metrics = {**metrics, "seconds": time.perf_counter() - start, "peak_memory_bytes": peak_memory()}
+        write_json(folder / "metrics.json", metrics)
+        write_json(folder / "done.json", {**self._state(name), "mark": secrets.token_hex(8)})
+        return metrics
+
+    def fingerprint(self, name: str) -> str:
+        """A hash of all that a stage's result depends on: its settings, its inputs' marks, the version of nelf."""
+        return hash_of({"settings": self._settings(name), "nelf": nelf.__version__})
+
+    def complete(self, *names: str) -> bool:
+        """Whether these stages (at least one) are done with the present configuration."""
+        folders = [self.find(name) for name in names]
+        return bool(names) and all(
+            folder is not None and self._is_current(name, folder) for name, folder in zip(names, folders, strict=True)
+        )
+
+    def folder(self, name: str) -> Path:
+        """Where a stage of this run writes."""
+        return self.root / name
+
+    def find(self, name: str) -> Path | None:
+        """The folder of a finished stage: this run's own, else the shared one's, else None."""
+        roots = [self.root] if self.shared is None else [self.root, self.shared]
+        return next((root / name for root in roots if (root / name / "done.json").is_file()), None)
+
+    def current(self, name: str) -> Path | None:
+        """As ``find``, but None, with a line, where what the stage was made from has been made anew since."""
+        folder, redone = self.find(name), self._redone_before(name)
+        if folder is not None and redone is not None:
+            print(f"{name}: left out, because it was made from an earlier {redone}", flush=True)
+            return None
+        return folder
+
+    def _redone_before(self, name: str) -> str | None:
+        """The input, however far back, that a finished stage was made without knowing; a deleted one is none."""
+        made_from = (read_json((self.find(name) or self.folder(name)) / "done.json") or {}).get("inputs", {})
+        for needed, mark in self._marks(name).items():
+            if made_from.get(needed, mark) != mark:
+                return needed
+            if (earlier := self._redone_before(needed)) is not None:
+                return earlier
+        return None
+
+    def input(self, name: str, needed_by: str | None = None) -> Path:
+        """The folder of a finished stage that another one, ``needed_by``, needs.
+
+        Raises:
+            UserError: it is not done.
+        """
+        folder = self.find(name)
+        if folder is None:
+            chain = ",".join(stage for stage in CHAIN if stage in (name, needed_by))
+            raise UserError(f"{self.root}: stage {name} is not done, and is needed here. Add it: stages=[{chain}].")
+        return folder
+
+    def prepare(self, name: str) -> Path:
+        """Make the stage's folder, and empty it if what lies there was made with other settings.
+
+        Raises:
+            UserError: it holds a model of another architecture.
+        """
+        folder = self.folder(name)
+        settings = self._settings(name)
+        previous = read_yaml(folder / "config.yaml")
+        if previous is not None and previous != settings:
+            refuse_other_architecture(folder, previous, settings)
+            print(f"{name}: its settings or inputs have changed, so it is redone", flush=True)
+            shutil.rmtree(folder)
+        if is_first_process():
+            remove_leftovers(folder, _BEGIN)
+        (folder / "done.json").unlink(missing_ok=True)
+        write_yaml(folder / "config.yaml", settings)
+        return folder
+
+    def _check_inputs(self, name: str, before: Sequence[str] = ()) -> None:
+        """Refuse to begin where a stage is missing, and is not among those that will be done before."""
+        link = CHAIN[name]
+        needed = link.inputs or link.optional
+        missing = [one for one in needed if one not in before and self.find(one) is None]
+        if missing and (link.inputs or len(missing) == len(needed)):
+            self.input(missing[-1], name)
+
+    def _is_current(self, name: str, folder: Path) -> bool:
+        """Whether a finished stage was made with the present configuration and inputs."""
+        done = read_json(folder / "done.json") or {}
+        return all(done.get(key) == value for key, value in self._state(name).items())
+
+    def _settings(self, name: str) -> dict[str, Any]:
+        """All that the stage's result depends on, as it stands in the stage's config.yaml."""
+        sections = {key: self.config[key] for key in CHAIN[name].sections if key in self.config}
+        if "trainer" in sections:
+            sections["trainer"] = {key: sections["trainer"].get(key) for key in _TRAINER_KEYS}
+        left_out = {*_DATA_PLACES, *CHAIN[name].without}
+        sections["data"] = {key: value for key, value in sections["data"].items() if key not in left_out}
+        settings = {"stage": self.config["stage"][name], **sections, "inputs": self._marks(name)}
+        return json.loads(json.dumps(settings))
+
+    def _marks(self, name: str) -> dict[str, str]:
+        """The mark of each input that is done."""
+        found = {needed: self.find(needed) for needed in (*CHAIN[name].inputs, *CHAIN[name].optional)}
+        return {
+            needed: (read_json(folder / "done.json") or {}).get("mark", "")
+            for needed, folder in found.items()
+            if folder is not None
+        }
+
+    def _state(self, name: str) -> dict[str, Any]:
+        settings = self._settings(name)
+        inputs = settings.pop("inputs")
+        return {"config": hash_of(settings), "inputs": inputs}
+
+
+def check_stages(names: list[str], allowed: Mapping[str, Any]) -> None:
+    """Refuse stages that do not exist.
+
+    Raises:
+        UserError: a name is not among the allowed ones, or there is none.
+    """
+    words = ", ".join(allowed)
+    if not names:
+        raise UserError(f"stages: is empty; allowed: {words}.")
+    for name in names:
+        if name not in allowed:
+            raise UserError(f"stages: there is no stage {name!r}; allowed: {words}.{did_you_mean(name, allowed)}")
+
+
+def refuse_other_architecture(folder: Path, previous: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Refuse to go on, or to begin anew, over weights of another network.
+
+    Args:
+        folder: where checkpoints or a finished model may be.
+        previous: the settings that it was made with.
+        settings: the present ones.
+
+    Raises:
+        UserError: there are weights, and the networks differ; names the keys with both values.
+    """
+    weights = [*folder.glob("checkpoints/*.ckpt"), *folder.glob("model.safetensors")]
+    for path in (("model",), ("teacher", "model")):
+        old, new = _dig(previous, path), _dig(settings, path)
+        if not weights or old == new:
+            continue
+        keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+        differing = ", ".join(f"{'.'.join((*path, key))} was {old.get(key)} and is {new.get(key)}" for key in keys)
+        raise UserError(
+            f"{folder}: was trained with another network: {differing}. "
+            "Choose another directory with run=, or delete this one to train anew."
+        )
+
+
+def _place(data: Any) -> str:
+    """Where a datamodule's scene lies."""
+    return str(Path(data.root).resolve())
+
+
+def _dig(settings: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    for key in path:
+        settings = settings.get(key) or {}
+    return settings
+
+
+def hash_of(settings: Any) -> str:
+    """16 hex digits of plain values, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, or None where there is no whole one."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write plain values as JSON, whole or not at all."""
+    with atomic_path(path) as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def read_artifacts(folder: Path) -> list[dict[str, Any]]:
+    """The files that a stage has noted in its ``artifacts.json``; none where there is no such list.
+
+    Raises:
+        UserError: it lists something else, or files elsewhere.
+    """
+    path, listed = folder / "artifacts.json", read_json(folder / "artifacts.json")
+    for each in listed if isinstance(listed, list) else [] if listed is None else [None]:
+        if not isinstance(each, dict) or not isinstance(each.get("name"), str) or not lies_in(folder, each.get("file")):
+            raise UserError(f"{path}: lists {each!r}; allowed: artifacts with a name, and a file beside it.")
+    return listed or []
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file, or None where there is none.
+
+    Raises:
+        UserError: it is not YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: is not a YAML file ({' '.join(str(error).split())[:120]}).") from None
+
+
+def write_yaml(path: Path, content: Any) -> None:
+    """Write plain values as YAML, whole or not at all."""
+    with atomic_path(path) as partial:
+        partial.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def peak_memory() -> int:
+    """The most memory, bytes, that this process has held since ``reset_peak_memory`` (or its start)."""
+    try:
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    except (OSError, StopIteration):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def reset_peak_memory() -> None:
+    """Begin a new measurement, so that each stage has its own peak; only Linux can."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return

@@ -1,0 +1,305 @@
+"""Stage export: the networks of a run as ONNX files, in a bundle that is drawn without nelf."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from nelf.cameras import Camera
+from nelf.compression.quantization import Ranges, activation_ranges
+from nelf.data import Scene, read_scene
+from nelf.errors import UserError, did_you_mean
+from nelf.export.bundle import artifact, write_bundle
+from nelf.export.coreml import check_installed as coreml_installed
+from nelf.export.coreml import mlpackage
+from nelf.export.executorch import check_installed as executorch_installed
+from nelf.export.executorch import pte
+from nelf.export.graph import exact, half_weights, onnx
+from nelf.export.inputs import KINDS, Kind, check_kind, kinds_of, output_of, window_feeds, window_of
+from nelf.export.int8 import quantize_dynamic, quantize_static
+from nelf.export.runtime import ExportedLightField, load
+from nelf.export.volume import Dtype, choose_dtype, rounded, write_volume
+from nelf.interop.mobile_r2l import check_original, save_tar
+from nelf.lightfields import LightField
+from nelf.pipeline.run import Run, read_artifacts, write_json
+from nelf.pipeline.stages.journal import Journal
+from nelf.report.evaluation import evaluate
+from nelf.storage import load as load_weights
+from nelf.storage import save
+from nelf.viewer.static import write as write_viewer
+from nelf.viewer.web_runtime import runtime_folder
+
+__all__ = ["PRECISIONS", "check", "check_drawn", "export"]
+
+_CHECKED = 3  # views that each 32-bit file draws once more, from the finished bundle
+PRECISIONS = ("fp32", "fp16", "int8 dynamic", "int8 static", "int8 QAT")
+
+
+def export(
+    run: Run,
+    *,
+    inputs: Sequence[Kind] | None = None,
+    fixed_size: bool = False,
+    precisions: Sequence[str] = PRECISIONS,
+    calibration_views: int = 16,
+    tolerance: float = 1e-4,
+    executorch: bool = False,
+    coreml: bool = False,
+    tar: bool = False,
+    viewer: bool = False,
+) -> dict[str, Any]:
+    """Export the student, and its pruned versions where they are, into the bundle ``export/``.
+
+    Where a graph begins at the features of a volume, the volume lies beside it, in 8 bits unless that costs 0.1 dB on
+    the validation views. What is checked is what is drawn: the network with the volume of the file. ``int8 static``
+    takes the ranges of stage quantize where that is done, and finds its own elsewhere; ``int8 QAT`` is written if it
+    has trained it.
+
+    Args:
+        run: the run to write into.
+        inputs: where the student's graphs begin, see ``nelf.export.inputs``; all precisions are written for the first
+            of them, fp32 for the others. None for what suits a viewer.
+        fixed_size: for images of the scene's size only.
+        precisions: some of ``PRECISIONS``; fp32 is always written.
+        calibration_views: of the pseudo set, for ``int8 static``.
+        tolerance: largest difference of a color, or opacity, between a 32-bit graph and its network, on all test views.
+        executorch: write ``.pte`` programs for phones, in 32 and 8 bits; needs the extra of that name.
+        coreml: write a ``.mlpackage``, which is not measured; needs the extra of that name.
+        tar: write a checkpoint of MobileR2L's own code, too.
+        viewer: put the page that draws the bundle into it, and its runtime: a folder for any static host.
+
+    Returns:
+        ``max_abs_error`` of the student's graph, and ``artifacts``: how many.
+
+    Raises:
+        UserError: an unknown input or precision, a graph that draws something else, or the directory cannot be written.
+    """
+    check(run)
+    folder, scene = run.folder("export"), run.data().scene
+    student: LightField = load_weights(run.input("student"))
+    save(student, folder / "model.safetensors", run.model_config(), scene.digest)
+    if tar:
+        save_tar(student, folder / "model.tar")
+    kinds = list(inputs or kinds_of(student)[:1])
+    journal = Journal(folder / "made.json", run.fingerprint("export"))
+    bundle = _Bundle(folder, scene, fixed_size, tolerance, journal)
+
+    model = bundle.add("fp32", student, kinds[0], "model")
+    views = _pseudo_cameras(run, calibration_views)
+    feeds = cache(lambda: window_feeds(exact(bundle.drawn["model.onnx"]), kinds[0], views))
+    quantized = _artifacts(run, "quantize")
+    ranges = _ranges(quantized.get("int8 static"))
+    makers: dict[str, Callable[[Path], Path]] = {
+        "fp16": partial(half_weights, model),
+        "int8 dynamic": partial(quantize_dynamic, model),
+        "int8 static": lambda out: quantize_static(model, out, feeds(), ranges),
+    }
+    if "int8 QAT" in quantized:
+        makers["int8 QAT"] = lambda out: _export_trained(quantized["int8 QAT"], bundle, kinds[0], feeds(), out)
+    for precision in [each for each in precisions if each in makers]:
+        path = folder / f"model_{precision.replace(' ', '_').lower()}.onnx"
+        bundle.derive(precision, path, precision, makers[precision])
+    for kind in kinds[1:]:
+        bundle.add(f"fp32 from {kind}", student, kind, f"model_{kind}")
+    if executorch:
+        for precision, stem in (("fp32", "model"), ("int8", "model_int8")):
+            make = partial(pte, bundle.drawn["model.onnx"], cameras=views, kind=kinds[0], int8=precision == "int8")
+            size = (views.width, views.height)
+            bundle.derive(f"pte {precision}", folder / f"{stem}.pte", precision, make, size)
+    if coreml and journal.recall("coreml") is None:
+        mlpackage(student, folder / "model.mlpackage", views[0], kinds[0])
+        journal.note("coreml", True, ["model.mlpackage"])
+    for name, file in _artifacts(run, "prune").items():
+        bundle.add(name, load_weights(file), kinds[0], file.stem)
+
+    write_bundle(folder, scene, student, bundle.entries)  # without figures: what is measured is read from it
+    bundle.measure()
+    write_bundle(folder, scene, student, bundle.entries)
+    write_json(folder / "artifacts.json", [_row(entry) for entry in bundle.entries])
+    if viewer:
+        write_viewer(folder)
+    journal.close()
+    return {"max_abs_error": bundle.entries[0]["max_abs_error"], "artifacts": len(bundle.entries)}
+
+
+class _Bundle:
+    """A bundle in the making: its folder, what its graphs are checked with, and the entries so far.
+
+    A file that the journal knows, since an earlier attempt was killed after it, is not made again.
+    """
+
+    def __init__(self, folder: Path, scene: Scene, fixed_size: bool, tolerance: float, journal: Journal) -> None:
+        self.folder, self.scene, self.cameras = folder, scene, scene.test.camera
+        self.fixed_size, self.tolerance = fixed_size, tolerance
+        self.journal = journal
+        self.entries: list[dict[str, Any]] = []
+        self.drawn: dict[str, LightField] = {}  # by file: the network that a 32-bit graph and its volume draw
+
+    def graph(self, network: LightField, path: Path, kind: Kind) -> float:
+        """Write one network in 32 bits; give its largest error."""
+        return onnx(network, path, self.cameras, kind, self.fixed_size, self.tolerance)
+
+    def add(self, name: str, network: LightField, kind: Kind, stem: str) -> Path:
+        """Write one network in 32 bits, with its volume, and note it."""
+        path = self.folder / f"{stem}.onnx"
+
+        def make() -> dict[str, Any]:
+            print(f"export: {path}", flush=True)
+            volume, drawn = None, network
+            if kind == "features":
+                dtype = self._dtype(network)
+                drawn = rounded(network, dtype)
+                volume = write_volume(network, self.folder / f"{stem}_volume.bin.gz", dtype)  # type: ignore[arg-type]
+            error = self.graph(drawn, path, kind)
+            size = (self.cameras.width, self.cameras.height) if self.fixed_size or kind == "pose" else None
+            about: dict[str, Any] = {"output": output_of(network), "window": window_of(network)}
+            return artifact(name, path, kind, "fp32", volume, size, **about, max_abs_error=error)
+
+        entry = self._once(path, make)
+        self.drawn[path.name] = rounded(network, entry["volume"]["dtype"]) if entry["volume"] else network
+        return path
+
+    def _dtype(self, network: LightField) -> Dtype:
+        """What the rows of volumes are written in: chosen for the first network; the others are its descendants."""
+        found: list[Dtype] = [entry["volume"]["dtype"] for entry in self.entries if entry["volume"]]
+        if found:
+            return found[0]
+        dtype, why = choose_dtype(network, self.scene)
+        print(f"export: {why}", flush=True)
+        return dtype
+
+    def derive(
+        self,
+        name: str,
+        path: Path,
+        precision: str,
+        write: Callable[[Path], Path],
+        size: tuple[int, int] | None = None,
+    ) -> None:
+        """Write a file that is made from the first one, and note it."""
+        first = self.entries[0]
+
+        def make() -> dict[str, Any]:
+            about = {key: first[key] for key in ("output", "window")}
+            place = first["volume"], size or first["size"]
+            return artifact(name, write(path), first["input"], precision, *place, **about)
+
+        self._once(path, make)
+
+    def measure(self) -> None:
+        """Check what the files draw, all together; add quality and time on the validation views for a viewer."""
+        for entry in self.entries:
+            model: ExportedLightField = load(self.folder / entry["file"])
+            if entry["file"] in self.drawn:
+                check_drawn(model, exact(self.drawn[entry["file"]]), self.cameras, self.tolerance)
+            if entry["psnr"] is None:
+                words = f"Measuring {entry['name']}"
+                result = evaluate(model, self.scene.val, self.scene.background, description=words)
+                entry.update(psnr=result["psnr"], latency_ms=1000 * result["seconds_per_view"])
+                self._note(entry)
+
+    def _once(self, path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        entry: dict[str, Any] | None = self.journal.recall(path.name)
+        if entry is None:
+            entry = make()
+            self._note(entry)
+        self.entries.append(entry)
+        return entry
+
+    def _note(self, entry: dict[str, Any]) -> None:
+        volume = [entry["volume"]["file"]] if entry["volume"] else []
+        self.journal.note(entry["file"], entry, [entry["file"], *volume])
+
+
+def check_drawn(model: ExportedLightField, network: LightField, cameras: Camera, tolerance: float) -> None:
+    """Refuse a file of a bundle that, read as anybody reads it, draws something else than its network.
+
+    Args:
+        model: the file with what lies beside it, loaded.
+        network: of ``exact``, with the volume as its file rounds it.
+        cameras: a batch of cameras; some of them are drawn.
+        tolerance: the largest difference of a color, or opacity, that is accepted.
+
+    Raises:
+        UserError: it draws something else.
+    """
+    for index in range(min(_CHECKED, len(cameras))):
+        drawn, expected = model.render(cameras[index]), network.render(cameras[index])
+        for part in ("rgb", "opacity"):
+            values = getattr(expected, part)
+            error = 0.0 if values is None else float((getattr(drawn, part) - values).abs().max())
+            if not error <= tolerance:
+                raise UserError(
+                    f"{model.path}: read from the bundle, its {part} differs by {error:.2g} from the network's, more "
+                    f"than tolerance {tolerance:.2g}."
+                )
+
+
+def _export_trained(file: Path, bundle: _Bundle, kind: Kind, feeds: list[dict[str, Any]], out: Path) -> Path:
+    """Write what quantization-aware training left, with the ranges that it learned."""
+    with TemporaryDirectory() as temporary:
+        dense = Path(temporary) / "dense.onnx"
+        bundle.graph(load_weights(file), dense, kind)
+        return quantize_static(dense, out, feeds, _ranges(file))
+
+
+def check(run: Run) -> None:
+    """Refuse options that the stage would stumble over, before anything is trained.
+
+    Raises:
+        UserError: names the key and what is allowed.
+    """
+    options = run.config["stage"]["export"]
+    for key, allowed in (("inputs", tuple(KINDS)), ("precisions", PRECISIONS)):
+        for word in options[key] or ():
+            if word not in allowed:
+                words = ", ".join(allowed)
+                hint = did_you_mean(word, allowed)
+                raise UserError(f"stage.export.{key}: there is no {word!r}; allowed: {words}.{hint}")
+    for kind in options["inputs"] or ():
+        check_kind(run.system().network, kind)
+    if options["tar"]:
+        check_original(run.system().network)
+    if options["executorch"]:
+        executorch_installed()
+    if options["coreml"]:
+        coreml_installed()
+    if options["viewer"]:
+        runtime_folder()
+    if options["calibration_views"] < 1:
+        raise UserError(f"stage.export.calibration_views: is {options['calibration_views']}; allowed: 1 or more.")
+
+
+def _ranges(file: Path | None) -> Ranges | None:
+    """The ranges of activations in a file of stage quantize; None where there is none."""
+    if file is None:
+        return None
+    ranges = activation_ranges(load_weights(file))
+    assert ranges != "dynamic"
+    return ranges
+
+
+def _artifacts(run: Run, stage: str) -> dict[str, Path]:
+    """The files of a finished stage by the names of the artifacts; none where it is not done."""
+    folder = run.current(stage)
+    if folder is None:
+        return {}
+    return {each["name"]: folder / each["file"] for each in read_artifacts(folder)}
+
+
+def _pseudo_cameras(run: Run, views: int) -> Camera:
+    """Cameras of the pseudo set, evenly chosen."""
+    camera: Camera = read_scene(run.input("pseudo")).train.camera.resized(run.data().scene.train.camera.width)
+    return camera[torch.linspace(0, len(camera) - 1, min(views, len(camera))).round().long()]
+
+
+def _row(entry: dict[str, Any]) -> dict[str, Any]:
+    """What the report needs to know of a file."""
+    known = {key: entry[key] for key in ("file", "bytes", "max_abs_error") if entry[key] is not None}
+    name = entry["name"] if entry["file"].endswith(".pte") else f"onnx {entry['name']}"
+    return {"name": name, "kind": "export", **known}

@@ -1,0 +1,68 @@
+"""What a stage has made so far, file by file, so that one that is killed again and again still comes to its end."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nelf.errors import lies_in
+from nelf.pipeline.run import read_json, write_json
+
+__all__ = ["Journal"]
+
+
+class Journal:
+    """Notes, beside a stage's files, which of them are whole.
+
+    Args:
+        path: where the notes lie, beside the files.
+        fingerprint: of what the files are made from, ``Run.fingerprint``; notes about others count for nothing.
+    """
+
+    def __init__(self, path: Path, fingerprint: str) -> None:
+        self._path, self._fingerprint = path, fingerprint
+        noted = read_json(path)
+        known = isinstance(noted, dict) and noted.get("fingerprint") == fingerprint and isinstance(noted["made"], dict)
+        self._made: dict[str, Any] = noted["made"] if known else {}
+
+    def recall(self, key: str) -> Any:
+        """What was noted under a key, if its files are as they were then; else None."""
+        noted = self._made.get(key)
+        folder = self._path.parent
+        if not isinstance(noted, dict) or not all(lies_in(folder, file) for file in noted["files"]):
+            return None
+        whole = all(_digest(folder / file) == digest for file, digest in noted["files"].items())
+        return noted["value"] if whole else None
+
+    def note(self, key: str, value: Any, files: Sequence[str]) -> None:
+        """Note that files are whole.
+
+        Args:
+            key: any word.
+            value: plain values, what ``recall`` is to give.
+            files: their names, beside the notes.
+
+        Raises:
+            UserError: the directory cannot be written.
+        """
+        self._made[key] = {"value": value, "files": {file: _digest(self._path.parent / file) for file in files}}
+        write_json(self._path, {"fingerprint": self._fingerprint, "made": self._made})
+
+    def close(self) -> None:
+        """Delete the notes: the stage is at its end."""
+        self._path.unlink(missing_ok=True)
+
+
+def _digest(path: Path) -> str | None:
+    """The hash of a file; of a folder, those of what is in it; None for what is not there."""
+    if path.is_dir():
+        state = hashlib.sha256()
+        for inner in sorted(path.rglob("*")):
+            state.update(f"{inner.relative_to(path)} {_digest(inner) if inner.is_file() else ''}\n".encode())
+        return state.hexdigest()
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None

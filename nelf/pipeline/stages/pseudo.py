@@ -1,0 +1,121 @@
+"""Stage pseudo: the teacher's views from random poses, as a data set like any other."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from nelf.cameras import Camera
+from nelf.data import Scene, SceneWriter
+from nelf.data.images import progress_bar
+from nelf.paths import random_like, random_mobile_r2l, random_r2l
+from nelf.pipeline.fit import device
+from nelf.pipeline.run import Run
+from nelf.rendering import Renderable, Rendering
+from nelf.scene import background_color
+from nelf.storage import load
+
+__all__ = ["pseudo", "random_cameras", "write_views"]
+
+
+def pseudo(
+    run: Run,
+    *,
+    views: int = 10_000,
+    poses: Literal["hemisphere", "mobile_r2l", "r2l"] = "hemisphere",
+) -> dict[str, Any]:
+    """Render random views with the teacher into the stage's folder.
+
+    Args:
+        run: the run to write into.
+        views: how many.
+        poses: where from, see ``random_cameras``.
+
+    Returns:
+        ``views`` and ``bytes`` of the set.
+
+    Raises:
+        UserError: the directory cannot be written.
+    """
+    scene = run.data().scene
+    cameras = random_cameras(scene, views, poses, run.config.get("seed", 0))
+    network = load(run.input("teacher"), device=device(run))
+    root = write_views(network, cameras, run.folder("pseudo"), scene)
+    return {"views": views, "bytes": sum(path.stat().st_size for path in (root / "train").glob("*.png"))}
+
+
+def random_cameras(
+    scene: Scene, n: int, poses: Literal["hemisphere", "mobile_r2l", "r2l"] = "hemisphere", seed: int = 0
+) -> Camera:
+    """Random cameras for a scene, of the size and the intrinsics of its training views.
+
+    Args:
+        scene: whose training cameras are followed.
+        n: how many.
+        poses: ``hemisphere`` in the region of the training cameras, or the distribution of the original named
+            (``r2l`` zooms by 1 to 2, too) at the mean distance of the training cameras from the origin.
+        seed: which set; the first m of n cameras do not depend on n.
+
+    Returns:
+        A batch of n cameras.
+
+    """
+    if poses == "hemisphere":
+        return random_like(scene.train.camera, n, seed)
+    radius = float(scene.train.camera.c2w[:, :, 3].norm(dim=-1).mean())
+    intrinsics = scene.train.camera.intrinsics[:1].repeat(n, 1)
+    if poses == "mobile_r2l":
+        c2w = random_mobile_r2l(n, radius, seed=seed)
+    else:
+        c2w, zoom = random_r2l(n, radius, seed)
+        intrinsics[:, :2] *= zoom[:, None]
+    return replace(scene.train.camera, c2w=c2w, intrinsics=intrinsics, time=None)
+
+
+def write_views(model: Renderable, cameras: Camera, root: Path | str, scene: Scene | None = None) -> Path:
+    """Write a model's views as a Blender data set; those that are there whole are not rendered again.
+
+    They have an alpha channel where the model's pictures have an opacity.
+
+    One view is in memory at a time. Started by several processes (``RANK`` and ``WORLD_SIZE`` in the
+    environment), each takes its share of the views and the last to finish writes the transforms file.
+
+    Args:
+        model: anything with ``render(camera)``.
+        cameras: a batch of N cameras.
+        root: the data set's directory.
+        scene: whose box, background and license are noted in it.
+
+    Returns:
+        The directory.
+
+    Raises:
+        UserError: the directory cannot be written.
+    """
+    known: dict[str, Any] = {}
+    if scene is not None:
+        known = {"aabb": scene.aabb, "background": scene.background, "license": scene.license}
+    writer = SceneWriter(root, cameras, **known)
+    background = background_color(known.get("background", "white"))
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    mine = [index for index in writer.missing() if index % world == rank]
+    with progress_bar(f"rendering views (of {len(cameras)})", len(mine)) as progress:
+        for index in mine:
+            writer.write(index, _image(model.render(cameras[index]), background))
+            progress.advance(progress.task_ids[0])
+    if not writer.missing():
+        writer.finish()
+    return Path(root)
+
+
+def _image(rendering: Rendering, background: Tensor) -> Tensor:
+    """A picture to write: with alpha, color not premultiplied, where the model knows its opacity."""
+    rgb = rendering.rgb
+    if rendering.opacity is None:
+        return rgb
+    alpha = rendering.opacity[..., None].clamp(0.0, 1.0)
+    own = (rgb - (1.0 - alpha) * background.to(rgb)) / alpha.clamp(min=1e-6)
+    return torch.cat([own.clamp(0.0, 1.0), alpha], dim=-1)

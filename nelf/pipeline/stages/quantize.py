@@ -1,0 +1,136 @@
+"""Stage quantize: the student in files of fewer bits, down to 8 for weights and activations."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from torch import nn
+
+from nelf.callbacks.quantization import QuantizationAwareTraining
+from nelf.compression.fold import fold_batch_norm
+from nelf.compression.quantization import Ranges, calibrate, quantize_network
+from nelf.compression.storage import Scheme
+from nelf.data import Split
+from nelf.errors import UserError
+from nelf.metrics import psnr
+from nelf.pipeline.fit import device, fit
+from nelf.pipeline.run import Run, write_json
+from nelf.pipeline.stages.student import student_data
+from nelf.rendering import Renderable
+from nelf.storage import load, save
+
+__all__ = ["quantize"]
+
+_VALIDATION_VIEWS = 8
+
+
+def quantize(
+    run: Run,
+    *,
+    views: int = 16,
+    method: Literal["minmax", "percentile", "mse"] = "percentile",
+    qat_steps: int | None = 1000,
+    qat_time: str | None = None,
+    qat_lr: float = 5e-4,
+) -> dict[str, Any]:
+    """Write the student in 16 and 8 bits, and measure each file on the validation views.
+
+    Args:
+        run: the run to write into. The stage's folder gets a file for each precision, ``artifacts.json``, and ``qat/``
+            with the training's checkpoints and, in 32 bits, its weights.
+        views: of the pseudo set, to find the ranges of activations with.
+        method: how, see ``nelf.compression.quantization.calibrate``.
+        qat_steps: of quantization-aware training; None for no limit but ``qat_time``. None for both leaves it out.
+        qat_time: its limit in days:hours:minutes:seconds.
+        qat_lr: its learning rate; it falls along half a cosine. Only convolutions learn: a volume beside them is
+            stored in 8 bits, but not computed with, and all files may share it.
+
+    Returns:
+        ``val/psnr`` of fp32 and of each file, by name.
+
+    Raises:
+        UserError: ``views`` is below one; the pseudo set is missing or damaged; or as ``nelf.pipeline.fit.fit``.
+    """
+    if views < 1:
+        raise UserError(f"stage.quantize.views: is {views}; calibration needs 1 or more.")
+    folder, data = run.folder("quantize"), student_data(run)
+    student = load(run.input("student"), device=device(run))
+    chosen = np.linspace(0, len(data.scene.train) - 1, min(views, len(data.scene.train))).round().astype(int)
+    folded = fold_batch_norm(student)
+    ranges = calibrate(folded, (data.scene.train.camera[index] for index in chosen.tolist()), method)
+    versions: dict[str, tuple[nn.Module, Scheme]] = {
+        "fp16": (student, "fp16"),
+        "bf16": (student, "bf16"),
+        "int8 per tensor": (student, "int8_per_tensor"),
+        "int8 per channel": (student, "int8_per_channel"),
+        "int8 dynamic": (quantize_network(fold_batch_norm(student), "dynamic"), "int8_per_channel"),
+        "int8 static": (quantize_network(folded, ranges), "int8_per_channel"),
+    }
+    if qat_steps is not None or qat_time is not None:
+        network = train_quantized(run, fold_batch_norm(student), ranges, data, qat_steps, qat_time, qat_lr)
+        versions["int8 QAT"] = (network, "int8_per_channel")
+
+    split, background, digest = data.scene.val, data.scene.background, data.scene.digest
+    artifacts, found = [], {"fp32": _mean_psnr(student, split, background)}
+    _show("fp32", run.input("student") / "model.safetensors", found)
+    for name, (network, scheme) in versions.items():
+        file = f"{name.replace(' ', '_').lower()}.safetensors"
+        save(network, folder / file, run.model_config(), digest, scheme)
+        found[name] = _mean_psnr(load(folder / file, device=device(run)), split, background)
+        artifacts.append({"name": name, "file": file, "kind": "quantize", "precision": scheme, "val_psnr": found[name]})
+        _show(name, folder / file, found)
+    write_json(folder / "artifacts.json", artifacts)
+    return {"val/psnr": found}
+
+
+def train_quantized(
+    run: Run,
+    network: nn.Module,
+    ranges: Ranges,
+    data: Any,
+    max_steps: int | None,
+    max_time: str | None,
+    lr: float,
+) -> nn.Module:
+    """Fine-tune a network's convolutions with the rounding of int8 kernels, from its last checkpoint on.
+
+    Args:
+        run: whose Trainer and system to use; it goes on in ``quantize/qat``.
+        network: the trained light field, its batch norms folded.
+        ranges: to begin with.
+        data: the datamodule of its views.
+        max_steps: optimizer steps, or None.
+        max_time: days:hours:minutes:seconds, or None.
+        lr: learning rate of the first step.
+
+    Returns:
+        The network with fake quantization.
+    """
+    network.train().requires_grad_(False)
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            layer.requires_grad_(True)
+    system = run.build(run.config["system"], network=network, lr=lr, warmup_steps=0, schedule="cosine")
+    # Ranges that were found over many views stay: the extremes of single batches would only widen them.
+    callback = QuantizationAwareTraining(ranges, freeze=0.0)
+    folder = run.folder("quantize") / "qat"
+    fit(run, folder, "student", data, max_steps=max_steps, max_time=max_time, system=system, callbacks=[callback])
+    return load(folder, device=device(run))  # type: ignore[no-any-return]
+
+
+def _mean_psnr(model: Renderable, split: Split, background: str) -> float:
+    """The mean over some of the views, dB."""
+    values = []
+    for index in np.linspace(0, len(split) - 1, min(_VALIDATION_VIEWS, len(split))).round().astype(int).tolist():
+        view = split.view(index)
+        rgb = model.render(view.camera).rgb.permute(2, 0, 1)[None].clamp(0, 1)
+        values.append(float(psnr(rgb, view.rgb(background).to(rgb).permute(2, 0, 1)[None])))
+    return sum(values) / len(values)
+
+
+def _show(name: str, file: Any, found: dict[str, float]) -> None:
+    """Print a line of the table."""
+    against = found[name] - found["fp32"]
+    megabytes = file.stat().st_size / 1e6
+    print(f"{name:18}{found[name]:7.2f} dB {against:+6.2f}  {megabytes:8.2f} MB  {file}", flush=True)

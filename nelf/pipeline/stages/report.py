@@ -1,0 +1,258 @@
+"""Stage report: measure every model of the run on the test views, and write it down with pictures."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import re
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import nelf
+import nelf.export
+from nelf.cameras import Camera
+from nelf.compression.inference import optimize_for_inference
+from nelf.compression.pruning import compressed_bytes
+from nelf.data import Scene
+from nelf.export import ExportedLightField
+from nelf.kernels import multiplies_bfloat16
+from nelf.lightfields import LightField
+from nelf.paths import orbit
+from nelf.pipeline.fit import device
+from nelf.pipeline.run import Run, peak_memory, read_artifacts, read_json, reset_peak_memory
+from nelf.rendering import Renderable
+from nelf.report.evaluation import evaluate, latencies, orbit_video
+from nelf.report.page import comparisons, write_report
+from nelf.storage import load
+
+__all__ = ["Artifact", "artifacts", "orbit_cameras", "report", "row"]
+
+
+class Artifact(NamedTuple):
+    """A model of a run: what it is called, its file, something that renders, and the figures that are known of it."""
+
+    name: str
+    file: Path
+    model: Renderable
+    known: Mapping[str, Any]
+
+
+def report(run: Run, *, frames: int = 60) -> dict[str, Any]:
+    """Evaluate all models whose stages are done, and write ``report.json``, ``report.md`` and ``report.html``.
+
+    At the top of the page stand the figures of what is shipped: the bundle's first model where there is a bundle.
+
+    Args:
+        run: the run to write into: sample pictures and videos into ``report/``, the report into its root.
+        frames: of the orbit video of the student, or of the teacher where there is no student; 0 for none.
+
+    Returns:
+        The row of the student, or of the last model if there is none.
+
+    Raises:
+        UserError: a model cannot be loaded, or the directory cannot be written.
+    """
+    scene, folder = run.data().scene, run.folder("report")
+    rows, curves, video = [], {}, None
+    models = artifacts(run)
+    filmed = [each.name for each in models if each.name in ("teacher", "student")][-1:]
+    for name, file, model, known in models:
+        result = evaluate(model, scene.test, scene.background, folder / _slug(name), description=f"Evaluating {name}")
+        rows.append(row(name, model, result, file, known, scene.test.camera[0]))
+        if frames > 0 and name in filmed:
+            video, _ = orbit_video(model, orbit_cameras(scene, frames), folder / f"{name}_orbit")
+        if name in ("teacher", "student"):
+            logs = sorted(file.parent.glob("logs/*/metrics.csv"))
+            curves.update({name: logs[-1]} if logs else {})
+    timed = latencies({each.name: each.model for each in models}, scene.test.camera)
+    by_name = {each["name"]: each for each in rows}
+    for each in rows:
+        each["latency_ms"] = 1000 * timed[each["name"]]
+        if "student" in by_name and each["name"] not in ("teacher", "student"):
+            each["delta_db"] = each["psnr"] - by_name["student"]["psnr"]
+    subject = by_name.get("student", rows[-1])
+    shipped = next((each.name for each in models if each.known.get("kind") == "export"), subject["name"])
+    write_report(
+        run.root,
+        rows,
+        comparisons({name: folder / _slug(name) / "samples" for name in _shown(models)}),
+        title=f"{scene.name}: from a radiance field to a light field",
+        subject=shipped,
+        video=video,
+        curves=curves,
+        plots=_pruning_plot(models),
+        meta=_circumstances(scene),
+    )
+    return subject
+
+
+def artifacts(run: Run) -> list[Artifact]:
+    """Open the models of all finished stages, in the order of the chain.
+
+    Args:
+        run: whose directory is searched.
+
+    Returns:
+        Teacher and student; the student made ready for inference; then what pruning, quantization and export wrote.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    found: list[Artifact] = []
+    camera, place = run.data().scene.test.camera[0], device(run)
+
+    def add(name: str, file: Path, make: Callable[[], Renderable], known: Mapping[str, Any]) -> Renderable:
+        model, memory = _measured(make, camera)
+        found.append(Artifact(name, file, model, {"memory_mb": memory / 1e6, **known}))
+        return model
+
+    for name in ("teacher", "student"):
+        folder = run.current(name)
+        if folder is None:
+            continue
+        file, training = folder / "model.safetensors", read_json(folder / "metrics.json") or {}
+        peak = training.get("peak_memory_bytes", 0) / 1e6
+        known = {"train_seconds": training.get("seconds"), "peak_memory_mb": peak}
+        network = add(name, file, partial(load, file, device=place), known)
+        if isinstance(network, LightField):
+            fast = optimize_for_inference(network)
+            add("student, optimized", file, partial(getattr, fast, "network"), {"changes": ", ".join(fast.changes)})
+    for stage in ("prune", "quantize", "export"):
+        folder = run.current(stage)
+        for each in read_artifacts(folder) if folder else []:
+            file = folder / each["file"]  # type: ignore[operator]
+            known = {key: each[key] for key in ("kind", "bytes", "sparsity", "max_abs_error") if key in each}
+            exported = file.suffix != ".safetensors"
+            make = partial(nelf.export.load, file) if exported else partial(load, file, device=place)
+            add(each["name"], file, make, known)
+    return found
+
+
+def _measured(make: Callable[[], Renderable], camera: Camera) -> tuple[Renderable, int]:
+    """Open a model and render once; give it, and how many bytes of main memory that took at most."""
+    with suppress(OSError, AttributeError):  # else what others have left is used again, and counts for nothing
+        ctypes.CDLL(None).malloc_trim(0)
+    reset_peak_memory()
+    before = peak_memory()
+    model = make()
+    model.render(camera)
+    return model, peak_memory() - before
+
+
+def row(
+    name: str,
+    model: Renderable,
+    result: Mapping[str, Any],
+    file: Path,
+    known: Mapping[str, Any],
+    camera: Camera,
+) -> dict[str, Any]:
+    """One model's figures, as a row of the report.
+
+    Args:
+        name: what to call it.
+        model: what renders.
+        result: of ``nelf.report.evaluation.evaluate``.
+        file: its weights.
+        known: figures that are not measured here; they win.
+        camera: the view whose multiplications are counted.
+
+    Returns:
+        Numbers by the names that ``nelf.report.page.write_report`` knows. ``macs`` counts matrix products and
+        convolutions, not lookups and encodings.
+    """
+    figures = {
+        "name": name,
+        **{key: result[key] for key in ("psnr", "ssim", "lpips")},
+        "bytes": file.stat().st_size,
+        "latency_ms": 1000 * result["seconds_per_view"],
+    }
+    if isinstance(model, torch.nn.Module):
+        parameters = list(model.parameters())
+        with FlopCounterMode(display=False) as counter:
+            model.render(camera)  # type: ignore[attr-defined, operator, unused-ignore]
+        figures |= {
+            "parameters": sum(parameter.numel() for parameter in parameters),
+            "nonzero": sum(int(parameter.count_nonzero()) for parameter in parameters),
+            "compressed_bytes": compressed_bytes(file),
+            "macs": counter.get_total_flops() // 2,
+        }
+    elif isinstance(model, ExportedLightField):
+        figures |= model.cost(camera)
+    return {**figures, **known}
+
+
+def _shown(models: list[Artifact]) -> list[str]:
+    """The models whose pictures stand in the report: teacher, student, and the last of each stage after them."""
+    last = {each.known["kind"]: each.name for each in models if "kind" in each.known}
+    return [each.name for each in models if each.name in ("teacher", "student", *last.values())]
+
+
+def _pruning_plot(models: list[Artifact]) -> dict[str, Path]:
+    """The plot of stage prune by its caption, if there are models of that stage."""
+    folder = next((each.file.parent for each in models if each.file.parent.name == "prune"), None)
+    return {} if folder is None else {"PSNR against sparsity, validation views": folder / "pruning.svg"}
+
+
+def _slug(name: str) -> str:
+    """A folder for a model's pictures."""
+    return re.sub(r"[^\w.-]+", "_", name).strip("_")
+
+
+def orbit_cameras(scene: Scene, frames: int) -> Camera:
+    """A circle around the scene at the mean distance and height of its training cameras.
+
+    Args:
+        scene: whose first training camera gives size and intrinsics.
+        frames: how many.
+
+    Returns:
+        A batch of cameras.
+    """
+    camera = scene.train.camera
+    origins = camera.c2w[:, :, 3]
+    center = scene.aabb.view(2, 3).mean(0)
+    offset = origins - center
+    radius = offset.norm(dim=-1)
+    elevation = float(torch.rad2deg(torch.asin(offset[:, 2] / radius)).mean())
+    c2w = orbit(frames, float(radius.mean()), elevation, center.tolist())
+    return replace(camera, c2w=c2w, intrinsics=camera.intrinsics[:1].repeat(frames, 1), time=None)
+
+
+def _circumstances(scene: Scene) -> dict[str, Any]:
+    """What the figures depend on beside the models."""
+    return {
+        "scene": scene.name,
+        **({"license": scene.license} if scene.license else {}),
+        "test views": len(scene.test),
+        "image": f"{scene.test.camera.width} x {scene.test.camera.height}",
+        "processor": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "instructions": _instructions(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "latency": "median of render calls, two by two in turns of all models, of which the second counts",
+        "versions": f"nelf {nelf.__version__}, torch {torch.__version__}, python {platform.python_version()}",
+    }
+
+
+def _instructions() -> str:
+    """What the processor has of the instructions that int8 and bfloat16 are fast with, in words."""
+    cpu = torch.device("cpu")
+    words = {"bfloat16": multiplies_bfloat16(cpu)}
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        # VNNI came with AVX-512, and later without it; only a PyTorch that lists all instructions knows the second.
+        listed: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        vnni = torch.cpu._is_vnni_supported() or bool(listed.get("avx_vnni"))
+        words = {
+            "AVX2": torch.cpu._is_avx2_supported(),
+            "AVX-512": torch.cpu._is_avx512_supported(),
+            "VNNI": vnni,
+        } | words
+    return ", ".join(name if has else f"no {name}" for name, has in words.items())

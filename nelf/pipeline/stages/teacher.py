@@ -1,0 +1,26 @@
+"""Stage teacher: fit a radiance field to the scene's training views."""
+
+from typing import Any
+
+from nelf.pipeline.fit import fit
+from nelf.pipeline.run import Run
+
+__all__ = ["teacher"]
+
+
+def teacher(run: Run, *, max_steps: int | None = None, max_time: str | None = None) -> dict[str, Any]:
+    """Train the teacher.
+
+    Args:
+        run: the run to write into; its ``teacher`` section says what and how.
+        max_steps: optimizer steps; None for the Trainer's.
+        max_time: days:hours:minutes:seconds; None for the Trainer's.
+
+    Returns:
+        Metrics on the validation views, and the number of steps.
+
+    Raises:
+        UserError: as ``nelf.pipeline.fit.fit``.
+    """
+    _, metrics = fit(run, run.folder("teacher"), "teacher", max_steps=max_steps, max_time=max_time)
+    return metrics

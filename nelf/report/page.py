@@ -1,0 +1,397 @@
+"""The report of a run: one row per artifact, pictures beside the truth, in files that need nothing else."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any, NamedTuple
+
+import imageio.v3 as iio
+import numpy as np
+import torch
+
+from nelf.errors import atomic_path
+from nelf.metrics import psnr
+from nelf.report.pictures import ERROR_SCALE, block_mean, error_map
+from nelf.report.plots import curves_svg, trade_off_svg
+
+__all__ = ["Comparison", "comparisons", "write_report"]
+
+_EMBED_BYTES = 8 * 2**20
+_FEW = 4  # rows
+_PICTURE_WIDTH = 400  # an overview; what is lost by it is shown by the crop below it
+
+
+class Column(NamedTuple):
+    """How a key of the rows is shown: its title, its text, and whether more is better (None: neither)."""
+
+    title: str
+    text: Callable[[float], str]
+    more_is_better: bool | None = None
+
+
+class Comparison(NamedTuple):
+    """One view: the ground truth and each artifact's picture of it, all (H, W, 3) uint8."""
+
+    view: str
+    truth: np.ndarray
+    predictions: dict[str, np.ndarray]
+
+
+def _si(value: float) -> str:
+    """Write a count with its thousands, millions, billions: 4305539 -> '4.31 M'."""
+    power = 0 if value < 1e3 else min(int(math.log10(value) // 3), 3)
+    return f"{value:.0f}" if power == 0 else f"{value / 1e3**power:.2f} {'kMG'[power - 1]}"
+
+
+_COLUMNS = {
+    "psnr": Column("PSNR (dB)", lambda value: f"{value:.2f}", True),
+    "ssim": Column("SSIM", lambda value: f"{value:.4f}", True),
+    "lpips": Column("LPIPS", lambda value: f"{value:.4f}", False),
+    "delta_db": Column("\N{GREEK CAPITAL LETTER DELTA} PSNR (dB)", lambda value: f"{value:+.2f}"),
+    "parameters": Column("Parameters", _si, False),
+    "nonzero": Column("Not zero", _si, False),
+    "sparsity": Column("Sparsity", lambda value: f"{100 * value:.0f} %"),
+    "bytes": Column("Size (MB)", lambda value: f"{value / 1e6:.2f}", False),
+    "compressed_bytes": Column("Deflated (MB)", lambda value: f"{value / 1e6:.2f}", False),
+    "macs": Column("MACs / view", _si, False),
+    "latency_ms": Column("ms / view", lambda value: f"{value:.1f}" if value < 100 else f"{value:.0f}", False),
+    "speedup": Column("Speed-up", lambda value: f"{value:.1f}\N{MULTIPLICATION SIGN}", True),
+    "train_seconds": Column("Training (min)", lambda value: f"{value / 60:.1f}"),
+    "peak_memory_mb": Column("Training memory (MB)", lambda value: f"{value:.0f}", False),
+    "memory_mb": Column("Rendering memory (MB)", lambda value: f"{value:.0f}", False),
+    "max_abs_error": Column("Max. error", lambda value: f"{value:.1g}", False),
+}
+
+
+def comparisons(folders: Mapping[str, str | os.PathLike[str]]) -> list[Comparison]:
+    """Read the sample pictures that :func:`nelf.report.evaluation.evaluate` wrote for several models.
+
+    Args:
+        folders: name of an artifact -> its ``samples`` folder.
+
+    Returns:
+        One item for each view that all of the folders have, by name; none without folders.
+    """
+    ending = "_prediction_truth_error.png"
+    found = [{path.name for path in Path(folder).glob(f"*{ending}")} for folder in folders.values()]
+    result = []
+    for name in sorted(set.intersection(*found)) if found else []:
+        panels = {
+            artifact: np.split(iio.imread(Path(folder) / name)[..., :3], 3, axis=1)
+            for artifact, folder in folders.items()
+        }
+        predictions = {artifact: parts[0] for artifact, parts in panels.items()}
+        truth = next(iter(panels.values()))[1]
+        if all(picture.shape == truth.shape for picture in predictions.values()):
+            result.append(Comparison(name.removesuffix(ending), truth, predictions))
+    return result
+
+
+def write_report(
+    folder: str | os.PathLike[str],
+    rows: Sequence[Mapping[str, Any]],
+    pictures: Sequence[Comparison] = (),
+    *,
+    title: str = "nelf report",
+    baseline: str | None = None,
+    subject: str | None = None,
+    video: str | os.PathLike[str] | None = None,
+    curves: Mapping[str, str | os.PathLike[str]] | None = None,
+    plots: Mapping[str, str | os.PathLike[str]] | None = None,
+    meta: Mapping[str, Any] | None = None,
+) -> dict[str, Path]:
+    """Write ``report.json``, ``report.md`` and ``report.html``, each whole or not at all.
+
+    The page is one file without any reference to a network. A column is shown where some row has its key.
+
+    Args:
+        folder: where to write.
+        rows: one per artifact: ``name`` and any of ``psnr`` (dB), ``ssim``, ``lpips``, ``parameters``,
+            ``sparsity`` (0 to 1), ``bytes``, ``latency_ms`` (per view), ``train_seconds``,
+            ``peak_memory_mb`` (of its training), ``memory_mb`` (to load and render); further numbers become columns
+            of their own, other values stand in the JSON only. ``speedup`` is computed where the baseline has a
+            latency.
+        pictures: the views to show; see :func:`comparisons`.
+        title: the page's headline.
+        baseline: name of the row that speed-ups refer to; the first row if None.
+        subject: name of the row whose figures stand at the top; the last row if None.
+        video: an mp4, embedded up to 8 MB; above, the GIF beside it, and if that is too large too, a link.
+        curves: name of a training -> the ``metrics.csv`` of its CSV logger, for plots of its PSNR.
+        plots: words -> an SVG file, to stand beside those of quality against cost.
+        meta: what else should be known (scene, machine, command, threads ...), shown as it is.
+
+    Returns:
+        The paths under "json", "md" and "html".
+
+    Raises:
+        ValueError: no rows, a row without name, two rows of one name, or an unknown baseline or subject.
+        UserError: the folder cannot be written to.
+    """
+    table = _with_speedup(rows, baseline)
+    about = dict(meta or {})
+    columns = _columns(table)
+    document = {"title": title, "rows": table, "meta": about}
+    page = Template(files("nelf.report").joinpath("page.html").read_text(encoding="utf-8")).substitute(
+        title=html.escape(title),
+        subtitle=f"{len(table)} artifacts, compared on the same test views" if len(table) > 1 else "",
+        tiles=_tiles(table[_index(table, baseline, 0)], table[_index(table, subject, -1)]),
+        table=_html_table(table, columns),
+        columns=1 + max((len(view.predictions) for view in pictures), default=0),
+        sections="\n".join(
+            [
+                *_section("Quality against cost", _trade_offs(table, plots or {})),
+                *_section("Test views", [_html_view(view) for view in pictures]),
+                *_section("Around the scene", _html_video(video, Path(folder))),
+                *_section("Training", _html_curves(curves or {})),
+                *_section("About this run", [_html_meta(about)] if about else []),
+            ]
+        ),
+    )
+    texts = {
+        "json": json.dumps(document, indent=1, allow_nan=False, default=str) + "\n",
+        "md": _markdown(title, table, columns, about),
+        "html": page,
+    }
+    paths = {kind: Path(folder) / f"report.{kind}" for kind in texts}
+    for kind, text in texts.items():
+        with atomic_path(paths[kind]) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return paths
+
+
+def _index(rows: Sequence[Mapping[str, Any]], name: str | None, otherwise: int) -> int:
+    """Find a row by name, or take another where none is named."""
+    if name is None:
+        return otherwise
+    names = [row["name"] for row in rows]
+    if name not in names:
+        raise ValueError(f"Expected `baseline` and `subject` to be one of {names}, but got {name!r}.")
+    return names.index(name)
+
+
+def _with_speedup(rows: Sequence[Mapping[str, Any]], baseline: str | None) -> list[dict[str, Any]]:
+    """Copy the rows, numbers that are not finite as None, and add each row's speed-up."""
+    names = [row.get("name") for row in rows]
+    if not rows or None in names or len(set(names)) != len(names):
+        raise ValueError(f"Expected `rows` to have different names and at least one row, but got names {names}.")
+    table = [
+        {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+        for row in rows
+    ]
+    reference = table[_index(table, baseline, 0)].get("latency_ms")
+    for row in table:
+        if reference and row.get("latency_ms"):
+            row["speedup"] = reference / row["latency_ms"]
+    return table
+
+
+def _columns(rows: list[dict[str, Any]]) -> dict[str, Column]:
+    """Choose the columns that some row has: the known ones in their order, then other numbers."""
+    present = [key for row in rows for key, value in row.items() if isinstance(value, int | float)]
+    known = {key: column for key, column in _COLUMNS.items() if key in present}
+    other = {key: Column(key.replace("_", " "), "{:.4g}".format) for key in present if key not in _COLUMNS}
+    return {**known, **other}
+
+
+def _best(rows: list[dict[str, Any]], key: str, column: Column) -> float | None:
+    """Return the best value of a column, if there is something to compare."""
+    values = [row[key] for row in rows if row.get(key) is not None]
+    if column.more_is_better is None or len(set(values)) < 2:
+        return None
+    return max(values) if column.more_is_better else min(values)
+
+
+def _html_table(rows: list[dict[str, Any]], columns: dict[str, Column]) -> str:
+    """Write the sortable table."""
+    titles = ["Artifact", *(column.title for column in columns.values())]
+    head = "".join(f'<th scope="col"><button>{html.escape(title)}</button></th>' for title in titles)
+    best = {key: _best(rows, key, column) for key, column in columns.items()}
+    body = []
+    for row in rows:
+        name = html.escape(str(row["name"]))
+        cells = [f'<td data-value="{name}">{name}</td>']
+        for key, column in columns.items():
+            value = row.get(key)
+            if value is None:
+                cells.append('<td data-value="">\N{EN DASH}</td>')
+            else:
+                mark = ' class="best"' if value == best[key] else ""
+                cells.append(f'<td data-value="{value}"{mark}>{html.escape(column.text(value))}</td>')
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    rows_html = "\n".join(body)
+    return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows_html}\n</tbody>\n</table>"
+
+
+def _markdown(title: str, rows: list[dict[str, Any]], columns: dict[str, Column], meta: dict[str, Any]) -> str:
+    """Write the same table and facts as Markdown."""
+
+    def cells(row: dict[str, Any]) -> list[str]:
+        values = [(column, row.get(key)) for key, column in columns.items()]
+        return [
+            str(row["name"]),
+            *("\N{EN DASH}" if value is None else column.text(value) for column, value in values),
+        ]
+
+    lines = [["Artifact", *(column.title for column in columns.values())], [":--", *["--:"] * len(columns)]]
+    table = ["| " + " | ".join(line) + " |" for line in [*lines, *map(cells, rows)]]
+    facts = [f"- {key}: {value}" for key, value in meta.items()]
+    return "\n".join([f"# {title}", "", *table, "", *facts, ""])
+
+
+def _tiles(baseline: dict[str, Any], last: dict[str, Any]) -> str:
+    """Show the last artifact's main figures large, against the baseline's."""
+
+    def against(key: str) -> float | None:
+        different = last is not baseline and last.get(key) and baseline.get(key)
+        return baseline[key] / last[key] if different else None
+
+    tiles = []
+    if last.get("psnr") is not None:
+        difference = last["psnr"] - baseline["psnr"] if last is not baseline and baseline.get("psnr") else None
+        note = "" if difference is None else f", {difference:+.2f} dB against {baseline['name']}"
+        tiles.append((f"{last['psnr']:.2f} dB", f"PSNR of {last['name']}{note}"))
+    for key, what, better, worse in (
+        ("latency_ms", "ms per view", "faster", "slower"),
+        ("bytes", "MB on disk, {name}", "smaller", "larger"),
+    ):
+        if last.get(key):
+            ratio, (unit, noun) = against(key), what.split(" ", 1)
+            word = better if ratio and ratio >= 1 else worse
+            note = f", {max(ratio, 1 / ratio):.1f} times {word}" if ratio else ""
+            tiles.append((f"{_COLUMNS[key].text(last[key])} {unit}", noun.format(name=last["name"]) + note))
+    if last.get("parameters"):
+        tiles.append((_si(last["parameters"]), "parameters"))
+    cards = [
+        f'<div class="card"><b>{value}</b><span class="soft">{html.escape(note)}</span></div>' for value, note in tiles
+    ]
+    return f'<div class="tiles">{"".join(cards)}</div>' if cards else ""
+
+
+def _section(title: str, parts: list[str]) -> list[str]:
+    """Put a headline over the parts; nothing where there are none."""
+    return [f"<h2>{title}</h2>", *parts] if parts else []
+
+
+def _trade_offs(rows: list[dict[str, Any]], more: Mapping[str, str | os.PathLike[str]]) -> list[str]:
+    """Plot quality against latency and against size, where at least two rows have both; then the plots that are there.
+
+    Beside many others the first row, what all were made from, would press them into a corner.
+    """
+    plots = []
+    shown = rows[1:] if len(rows) > _FEW else rows
+    for key, label, scale in (("latency_ms", "ms per view", 1.0), ("bytes", "size in MB", 1e-6)):
+        points = [(row["name"], row[key] * scale, row["psnr"]) for row in shown if row.get(key) and row.get("psnr")]
+        if len(points) > 1:
+            plots.append(
+                _html_plot(trade_off_svg(points, label), f"PSNR against {label}; the line is the Pareto front")
+            )
+    plots += [_html_plot(Path(path).read_text(encoding="utf-8"), words) for words, path in more.items()]
+    return [f'<div class="plots">{"".join(plots)}</div>'] if plots else []
+
+
+def _html_curves(curves: Mapping[str, str | os.PathLike[str]]) -> list[str]:
+    """Plot the trainings whose files hold a PSNR."""
+    drawn = [(name, curves_svg(Path(path))) for name, path in curves.items()]
+    plots = [_html_plot(svg, f"PSNR while training: {name}") for name, svg in drawn if svg]
+    return [f'<div class="plots">{"".join(plots)}</div>'] if plots else []
+
+
+def _html_plot(svg: str, words: str) -> str:
+    """Embed a plot in a card."""
+    words = html.escape(words)
+    source = _data_uri("image/svg+xml", svg.encode())
+    return f'<figure class="card"><img src="{source}" alt="{words}"><figcaption>{words}</figcaption></figure>'
+
+
+def _html_view(view: Comparison) -> str:
+    """Show one view: a column for the ground truth and one per artifact; picture, crop, error."""
+    rows, columns = _worst_window(view)
+    height, width = view.truth.shape[:2]
+    box = (
+        f"left:{100 * columns.start / width:.2f}%;top:{100 * rows.start / height:.2f}%;"
+        f"width:{100 * (columns.stop - columns.start) / width:.2f}%;"
+        f"height:{100 * (rows.stop - rows.start) / height:.2f}%"
+    )
+
+    def column(name: str, note: str, image: np.ndarray, last: str) -> str:
+        label = html.escape(name)
+        return (
+            f'<figure><figcaption><strong>{label}</strong><br>{note}</figcaption><div class="whole">'
+            f'{_img(_small(image), label)}<i style="{box}"></i></div>'
+            f"{_img(image[rows, columns], label + ', detail', 'crop')}{last}</figure>"
+        )
+
+    scale = (
+        '<figcaption>mean absolute error</figcaption><div class="scale"></div>'
+        f'<div class="ends"><span>0</span><span>{ERROR_SCALE} and more</span></div>'
+    )
+    figures = [column("Ground truth", "test view", view.truth, scale)]
+    for name, image in view.predictions.items():
+        errors = _small(error_map(_unit(image), _unit(view.truth)))
+        value = float(psnr(_unit(image).permute(2, 0, 1)[None], _unit(view.truth).permute(2, 0, 1)[None]))
+        figures.append(column(name, f"{min(value, 100.0):.2f} dB", image, _img(errors, f"{html.escape(name)}, error")))
+    panels = "\n".join(figures)
+    return f'<div class="card view"><h3>{html.escape(view.view)}</h3><div class="panels">{panels}</div></div>'
+
+
+def _worst_window(view: Comparison) -> tuple[slice, slice]:
+    """Find the quarter-sized window in which the last artifact errs most."""
+    height, width = view.truth.shape[:2]
+    rows, columns = max(height // 4, 1), max(width // 4, 1)
+    last = list(view.predictions.values())[-1] if view.predictions else view.truth
+    error = np.abs(last.astype(np.float64) - view.truth).sum(axis=-1)
+    sums = np.pad(error, ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
+    windows = sums[rows:, columns:] - sums[:-rows, columns:] - sums[rows:, :-columns] + sums[:-rows, :-columns]
+    top, left = np.unravel_index(windows.argmax(), windows.shape)
+    return slice(int(top), int(top) + rows), slice(int(left), int(left) + columns)
+
+
+def _html_video(video: str | os.PathLike[str] | None, folder: Path) -> list[str]:
+    """Embed the video, or the GIF beside it, or link to it, whichever is small enough."""
+    if video is None or not Path(video).is_file():
+        return []
+    mp4, gif = Path(video), Path(video).with_suffix(".gif")
+    if mp4.stat().st_size < _EMBED_BYTES:
+        source = _data_uri("video/mp4", mp4.read_bytes())
+        return [f'<div class="card"><video src="{source}" autoplay loop muted playsinline controls></video></div>']
+    if gif.is_file() and gif.stat().st_size < _EMBED_BYTES:
+        source = _data_uri("image/gif", gif.read_bytes())
+        return [f'<div class="card"><img class="film" src="{source}" alt="orbit"></div>']
+    link = html.escape(Path(os.path.relpath(mp4, folder)).as_posix())
+    return [f'<div class="card"><a href="{link}">{link}</a></div>']
+
+
+def _html_meta(meta: dict[str, Any]) -> str:
+    """List the facts."""
+    facts = "".join(
+        f"<dt>{html.escape(str(key))}</dt><dd>{html.escape(str(value))}</dd>" for key, value in meta.items()
+    )
+    return f'<div class="card"><dl>{facts}</dl></div>'
+
+
+def _unit(image: np.ndarray) -> torch.Tensor:
+    """Turn bytes into [0, 1]."""
+    return torch.from_numpy(np.array(image)).float() / 255
+
+
+def _small(image: np.ndarray) -> np.ndarray:
+    """Reduce a wide picture by a whole factor."""
+    return block_mean(image, math.ceil(image.shape[1] / _PICTURE_WIDTH))
+
+
+def _img(image: np.ndarray, words: str, kind: str = "full") -> str:
+    """Embed a (H, W, 3) uint8 picture."""
+    source = _data_uri("image/png", iio.imwrite("<bytes>", image, extension=".png"))
+    return f'<img class="{kind}" src="{source}" alt="{words}">'
+
+
+def _data_uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,224 @@
+"""Weights that are shared: safetensors, with what describes their network in the header.
+
+A file may come from anybody. Loading one never runs a stranger's code, since the header may only name public networks
+of nelf itself, and takes no more memory than such a file can fill, since its network is first built without any.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+import nelf
+from nelf.compression.fold import fold_batch_norm
+from nelf.compression.quantization import activation_ranges, quantize_network
+from nelf.compression.storage import Scheme, pack, unpack
+from nelf.errors import UserError, atomic_path
+
+__all__ = ["differences", "load", "save"]
+
+_HOMES = ("nelf.fields", "nelf.lightfields")
+_TARGET = re.compile(r"(?:nelf\.(?:fields|lightfields)\.(?:\w+\.)?)?(\w+)")
+_LARGEST = 2**20  # of the whole numbers that describe a network; some are counted up to
+#: A network may have so many parameters for each tensor of its file, and so many numbers for each number in it, and
+#: some more: norms are folded before a file is written, and what only training needs is not in it.
+_PARAMETERS, _NUMBERS = (4, 100), (2, 2**20)
+
+
+def save(network: nn.Module, path: Path | str, config: dict[str, Any], scene: str, scheme: Scheme = "fp32") -> Path:
+    """Write a network's weights; and the ranges of its activations, if it has fake quantization.
+
+    Args:
+        network: its parameters and buffers are written as they are, but for those that it names in
+            ``training_state``: nothing but further training needs them.
+        path: the file, ``.safetensors``.
+        config: ``_target_`` and the arguments of its constructor, plain values.
+        scene: the digest of the scene that it has learned.
+        scheme: how its parameters are stored, see ``nelf.compression.storage``.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: the directory cannot be written.
+    """
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in _shared_state(network).items()}
+    tensors = pack(network, state, scheme)
+    header = {"nelf": nelf.__version__, "config": json.dumps(config), "scene": scene, "scheme": scheme}
+    if ranges := activation_ranges(network):
+        header["activation_ranges"] = json.dumps(ranges)
+    with atomic_path(path) as partial:
+        partial.write_bytes(safetensors.torch.save(tensors, header))
+    return Path(path)
+
+
+def load(path: str | os.PathLike[str], network: nn.Module | None = None, device: str = "cpu") -> Any:
+    """Load a network, ready to render.
+
+    It computes in 32 bits, from whatever the file holds. Where the file has ranges of activations, it computes with
+    fake quantization, as its int8 kernels would; ``nelf.compression.quantization.restore_network`` takes that off.
+
+    Args:
+        path: ``model.safetensors`` of a run, or the folder that holds it.
+        network: a network of your own to fill; None builds the one that the file describes.
+        device: where to put it.
+
+    Returns:
+        The network, in evaluation mode.
+
+    Raises:
+        UserError: no such file, not a whole safetensors file, a network that is not one of nelf's, or
+        weights that
+            do not fit it (the names are given).
+    """
+    file = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
+    try:
+        with safetensors.safe_open(file, framework="pt") as opened:
+            header = opened.metadata() or {}
+            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118  # no dict
+        network = _describe(file, header, shapes) if network is None else network
+        tensors = safetensors.torch.load_file(file)
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file; a trained stage has a model.safetensors.") from None
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{file}: is not a whole safetensors file ({error}).") from None
+    try:
+        tensors = unpack(tensors, header.get("scheme", "fp32"))
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    norms = [name for name, module in network.named_modules() if isinstance(module, _BatchNorm)]
+    if not any(f"{name}.running_mean" in tensors for name in norms):  # they were folded before it was written
+        fold_batch_norm(network, inplace=True)
+    _check_fit(file, network, tensors)
+    try:
+        network.load_state_dict(tensors, strict=False)
+    except ValueError as error:  # parts that do not belong together
+        raise UserError(f"{file}: {error}") from None
+    if "activation_ranges" in header:
+        try:
+            quantize_network(network, _ranges(header["activation_ranges"]))
+        except ValueError as error:
+            raise UserError(f"{file}: has ranges of activations that do not fit ({error}).") from None
+    return network.to(device).eval()
+
+
+def _describe(file: Path, header: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
+    """Build the network that a header names, once it is known to be no larger than the file."""
+    try:
+        config = json.loads(header.get("config", "{}"))
+        target = str(config.pop("_target_", ""))
+        large = [key for key, value in config.items() for number in _whole(value) if abs(number) > _LARGEST]
+    except (ValueError, AttributeError, TypeError):
+        raise UserError(f"{file}: holds no description of a network that can be read; pass network=.") from None
+    kind = _public(target)
+    if kind is None:
+        raise UserError(f"{file}: describes {target or 'no network'!r}, which is not one of nelf's; pass network=.")
+    if large:
+        raise UserError(f"{file}: describes a {kind.__name__} whose {large[0]} is beyond {_LARGEST}.")
+    try:
+        with torch.device("meta"), _at_most(_PARAMETERS[0] * len(shapes) + _PARAMETERS[1]):
+            numbers = sum(tensor.numel() for tensor in kind(**config).state_dict().values())
+    except Exception as error:  # whatever a constructor makes of a stranger's arguments
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{file}: describes a {kind.__name__} that cannot be built ({reason}).") from None
+    held = sum(map(math.prod, shapes.values()))
+    if numbers > _NUMBERS[0] * held + _NUMBERS[1]:
+        raise UserError(f"{file}: describes a {kind.__name__} of {numbers} numbers, but holds {held}.")
+    return kind(**config)
+
+
+def _public(target: str) -> type[nn.Module] | None:
+    """The public class of nelf that a header names, with its module or without."""
+    name = _TARGET.fullmatch(target)
+    for package in map(importlib.import_module, _HOMES if name else ()):
+        kind = getattr(package, name[1]) if name and name[1] in package.__all__ else None
+        if isinstance(kind, type) and issubclass(kind, nn.Module):
+            return kind
+    return None
+
+
+def _whole(value: Any) -> Iterator[int]:
+    """The whole numbers in an argument."""
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _whole(inner)
+
+
+@contextmanager
+def _at_most(parameters: int) -> Iterator[None]:
+    """Stop a constructor that goes on and on: each layer has parameters."""
+    left = iter(range(parameters))
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        if next(left, None) is None:
+            raise ValueError("it has more parameters than the file has tensors")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _ranges(text: str) -> Any:
+    """The ranges of activations in a header, see ``nelf.compression.quantization``."""
+    ranges = json.loads(text)
+    if ranges == "dynamic":
+        return ranges
+    if not isinstance(ranges, dict):
+        raise ValueError("they are not by layer")
+    for name, limits in ranges.items():
+        if not isinstance(limits, list) or [type(limit) for limit in limits] not in ([float] * 2, [int] * 2):
+            raise ValueError(f"{name} has no two limits")
+    return ranges
+
+
+def _shared_state(network: nn.Module) -> dict[str, torch.Tensor]:
+    """What a file of weights holds: the network's state without what only training needs."""
+    left_out = getattr(network, "training_state", ())
+    return {name: tensor for name, tensor in network.state_dict().items() if name not in left_out}
+
+
+def _check_fit(file: Path, network: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """Refuse weights of another network, with the names that differ."""
+    left_out = getattr(network, "training_state", ())
+    differing = [line for name, line in differences(network, tensors).items() if name not in left_out]
+    if differing:
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise UserError(f"{file}: does not fit {type(network).__name__}: {', '.join(differing[:3])}{more}.")
+
+
+def differences(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Compare the shapes of weights with those of a network; by name, what differs.
+
+    Of a tensor that a part of the network names in ``sized_by_state``, only the number of dimensions counts.
+    """
+    free = {
+        f"{path}.{name}".lstrip(".")
+        for path, part in network.named_modules()
+        for name in getattr(part, "sized_by_state", ())
+    }
+    expected: dict[str, tuple[int, ...]] = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    return {
+        name: f"{name} is {found.get(name)}, not {expected.get(name)}"
+        for name in {**expected, **found}
+        if expected.get(name) != found.get(name)
+        and not (name in free and len(found.get(name, ())) == len(expected[name]))
+    }

@@ -1,0 +1,5 @@
+"""``python -m nelf.viewer RUN``."""
+
+from nelf.viewer.server import main
+
+main()

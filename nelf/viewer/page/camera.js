@@ -1,0 +1,98 @@
+// Cameras: an orbit around a point, and the rays of an image. Axes are OpenGL's (x right, y up, looking along -z),
+// pixel centers lie at +0.5, and a ray's direction has camera-space z = -1, as everywhere in nelf.
+
+const RADIANS = Math.PI / 180;
+
+/** @typedef {{min: number, max: number, value: number}} Range */
+/** @typedef {{target: number[], up: number[], radius: Range, elevation: Range, azimuth: Range}} OrbitLimits */
+/** @typedef {{c2w: Float32Array, width: number, height: number, fx: number, fy: number, cx: number, cy: number}} Camera */
+
+const clamp = (value, { min, max }) => Math.min(Math.max(value, min), max);
+
+/** Where the viewer stands on its sphere, kept within the limits that the training cameras set. */
+export class Orbit {
+  /** @param {OrbitLimits} limits */
+  constructor(limits) {
+    this.limits = limits;
+    this.reset();
+  }
+
+  /** Go back to the first view. */
+  reset() {
+    this.azimuth = this.limits.azimuth.value;
+    this.elevation = this.limits.elevation.value;
+    this.radius = this.limits.radius.value;
+  }
+
+  /** Turn by degrees; all around where the limits span a whole turn. */
+  turn(azimuth, elevation) {
+    const { min, max } = this.limits.azimuth;
+    const next = this.azimuth + azimuth;
+    this.azimuth = max - min >= 360 ? ((((next + 180) % 360) + 360) % 360) - 180 : clamp(next, this.limits.azimuth);
+    this.elevation = clamp(this.elevation + elevation, this.limits.elevation);
+  }
+
+  /** Go nearer (factor below one) or farther. */
+  zoom(factor) {
+    this.radius = clamp(this.radius * factor, this.limits.radius);
+  }
+
+  /** Camera to world, 3 x 4, row by row. */
+  pose() {
+    const { target, up } = this.limits;
+    const [a, e] = [this.azimuth * RADIANS, this.elevation * RADIANS];
+    const back = [Math.cos(e) * Math.cos(a), Math.cos(e) * Math.sin(a), Math.sin(e)];
+    const right = normalized(cross(up, back));
+    const above = cross(back, right);
+    const c2w = new Float32Array(12);
+    for (let row = 0; row < 3; row++) {
+      c2w.set([right[row], above[row], back[row], target[row] + this.radius * back[row]], 4 * row);
+    }
+    return c2w;
+  }
+}
+
+const cross = (a, b) => [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]];
+
+function normalized(v) {
+  const length = Math.hypot(...v);
+  return v.map((x) => x / length);
+}
+
+/**
+ * The camera of a bundle at a pose, its image reduced by a factor to whole blocks.
+ * @returns {Camera}
+ */
+export function cameraOf(bundle, c2w, scale) {
+  const block = bundle.sr_factor;
+  const side = (full) => Math.max(block, Math.round((full * scale) / block) * block);
+  const [width, height] = [side(bundle.image.width), side(bundle.image.height)];
+  const [sx, sy] = [width / bundle.image.width, height / bundle.image.height];
+  const { fx, fy, cx, cy } = bundle.intrinsics;
+  return { c2w, width, height, fx: fx * sx, fy: fy * sy, cx: cx * sx, cy: cy * sy };
+}
+
+/**
+ * Rays through the centers of the image's blocks of stride x stride pixels.
+ * @param {Camera} camera
+ * @param {number} stride
+ * @param {{top: number, left: number, width: number, height: number}} [window] of blocks; all if it is left out
+ * @returns {{width: number, height: number, origin: number[], directions: Float32Array}} directions (h, w, 3)
+ */
+export function raysOf(camera, stride, window) {
+  const { c2w: m, fx, fy, cx, cy } = camera;
+  const all = { top: 0, left: 0, width: camera.width / stride, height: camera.height / stride };
+  const { top, left, width, height } = window ?? all;
+  const directions = new Float32Array(width * height * 3);
+  let k = 0;
+  for (let row = top; row < top + height; row++) {
+    const y = (cy - (row + 0.5) * stride) / fy;
+    for (let column = left; column < left + width; column++) {
+      const x = ((column + 0.5) * stride - cx) / fx;
+      directions[k++] = m[0] * x + m[1] * y - m[2];
+      directions[k++] = m[4] * x + m[5] * y - m[6];
+      directions[k++] = m[8] * x + m[9] * y - m[10];
+    }
+  }
+  return { width, height, origin: [m[3], m[7], m[11]], directions };
+}

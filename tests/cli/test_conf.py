@@ -1,0 +1,216 @@
+"""conf/: every choice composes, and says exactly what the classes take."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+
+import nelf
+from nelf.cli import CONF, _slug, _still_meant
+from nelf.cli.check import parameters
+from nelf.cli.sweeps import first_job, swept_keys
+from nelf.errors import UserError
+
+FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+
+
+def plain(command: str, *overrides: str) -> dict[str, Any]:
+    return OmegaConf.to_container(nelf.config(command, list(overrides)), resolve=True)  # type: ignore[return-value]
+
+
+def targets(node: Any, where: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """All nodes of a composed configuration that name a class."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield where, node
+        for key, value in node.items():
+            yield from targets(value, f"{where}.{key}".lstrip("."))
+
+
+def choices() -> list[str]:
+    groups = ("data", "model", "system", "teacher", "trainer", "callbacks", "logger")
+    return [f"{path.parent}={path.stem}" for path in FILES if path.parts[0] in groups]
+
+
+@pytest.mark.parametrize("choice", choices())
+def test_every_choice_composes_with_exactly_its_class_s_parameters(choice: str) -> None:
+    group = choice.split("=")[0]
+    command = "distill" if group == "teacher" else "train"
+    for where, node in targets(plain(command, "data.root=/x", choice)):
+        target = get_object(node["_target_"])
+        given = {key for key in node if key not in ("_target_", "_partial_")}
+        takes = set(parameters(target)) - {"network", "run"}
+        if node["_target_"].startswith("nelf."):
+            assert given == takes, f"{where} of {choice}"
+        elif takes:
+            assert given <= takes, f"{where} of {choice}"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.parts[0] in ("model", "system", "stage")], ids=str)
+def test_defaults_are_those_of_the_signature(path: Path) -> None:
+    """A number lives twice, in the signature and in the file: they are the same number.
+
+    The recipe of one model (``system/MODEL.yaml``) may state others; what it does not state is the signature's.
+    """
+    group, name = path.parts[0], path.stem
+    own = set()
+    if group == "system" and name not in ("teacher", "student"):
+        own = set(yaml.safe_load((CONF / path).read_text())) - {"defaults"}
+    if (group, name) in (("system", "teacher"), ("system", "student")):
+        node = yaml.safe_load((CONF / path).read_text())
+    elif group == "stage":
+        node = plain("distill")["stage"][name]
+    else:
+        node = plain("train", f"{group}={name}")[group]
+    for key, parameter in parameters(get_object(node["_target_"])).items():
+        if parameter.default is inspect.Parameter.empty or key in own:
+            continue
+        default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+        value = node[key]
+        assert (float(value) if isinstance(default, float) else value) == default, key
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_preset_wins_over_the_main_file(name: str) -> None:
+    """Trap: with _self_ last, the main file's own run and stages silently win."""
+    preset = yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text())
+    composed = plain("distill", f"experiment={name}", "data.root=/x")
+    assert composed["run"] == preset["run"] == f"runs/{name}"
+    for stage, options in preset["stage"].items():
+        for key, value in options.items():
+            assert composed["stage"][stage][key] == value
+    for command in ("train", "distill"):
+        assert yaml.safe_load((CONF / f"{command}.yaml").read_text())["defaults"][0] == "_self_"
+
+
+def test_a_preset_s_student_can_be_replaced_and_its_recipe_follows() -> None:
+    composed = plain("distill", "experiment=lego", "data.root=/x", "model=grid_r2l")
+    assert composed["model"]["_target_"] == "nelf.lightfields.GridR2L"
+    assert composed["system"] == plain("train", "model=grid_r2l")["system"]
+    assert composed["run"] == "runs/lego"
+
+
+def test_teacher_is_the_same_model_and_recipe_under_its_own_key() -> None:
+    composed = plain("distill", "teacher=ngp", "teacher.model.levels=5", "teacher.system.lr=0.5")
+    alone = plain("train", "model=ngp")
+    assert composed["teacher"]["model"] == {**alone["model"], "levels": 5}
+    assert composed["teacher"]["system"] == {**alone["system"], "lr": 0.5}
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "size").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_size_shows_and_the_command_line_wins(path: Path) -> None:
+    """``model=ngp trainer=cpu`` brings the processor's sizes; nothing else does."""
+    model, _, trainer = path.stem.rpartition("_")
+    size = yaml.safe_load(path.read_text())
+    composed = plain("train", f"model={model}", f"trainer={trainer}")
+    for section, values in size.items():
+        for key, value in values.items():
+            assert composed[section][key] == value
+    paper, anywhere = plain("train", f"model={model}", "trainer=gpu"), plain("train", f"model={model}")
+    for section in size:
+        assert paper[section] == anywhere[section]
+        assert paper[section] != composed[section]
+    section, values = next(iter(size.items()))
+    key, value = next((key, value) for key, value in values.items() if isinstance(value, int | float))
+    chosen = plain("train", f"model={model}", f"trainer={trainer}", f"{section}.{key}={value + 1}")
+    assert chosen[section][key] == value + 1
+
+
+def test_the_teacher_of_a_chain_gets_its_size_too() -> None:
+    on_cpu, anywhere = plain("distill", "trainer=cpu"), plain("distill")
+    assert on_cpu["teacher"]["model"] == plain("train", "model=ngp", "trainer=cpu")["model"]
+    assert anywhere["teacher"]["model"] == plain("train", "model=ngp")["model"]
+    preset = plain("distill", "experiment=demo")
+    assert preset["teacher"]["model"] == on_cpu["teacher"]["model"]
+
+
+def test_data_sets_share_their_core_keys() -> None:
+    """Trap: a sweep over a group is first checked against the default choice."""
+    core = {"root", "width", "background", "batch_rays", "batch_views", "num_workers"}
+    for path in (CONF / "data").glob("*.yaml"):
+        assert core <= set(plain("train", f"data={path.stem}", "data.root=/x")["data"])
+
+
+def test_composing_needs_no_hydra_run() -> None:
+    """Trap: ``${hydra:...}`` in the application's part breaks notebooks."""
+    for command in ("train", "distill"):
+        OmegaConf.resolve(nelf.config(command))
+    for path in FILES:
+        if path.parts[0] != "hydra":
+            assert "${hydra:" not in (CONF / path).read_text()
+
+
+def test_config_composes_the_lego_preset_in_one_call() -> None:
+    cfg = nelf.config("distill", ["experiment=lego", "data.root=/x"])
+    assert cfg.data.root == "/x"
+    assert cfg.stage.pseudo.views == 10_000
+
+
+def test_config_refuses_in_one_line() -> None:
+    with pytest.raises(UserError, match=r"^experiment=leg: there is no such choice; allowed: demo, lego"):
+        nelf.config("distill", ["experiment=leg"])
+
+
+def test_somebody_s_own_model_needs_no_registry(tmp_path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mynet.yaml").write_text("_target_: torch.nn.Linear\nin_features: 1\n")
+    (tmp_path / "system").mkdir()
+    (tmp_path / "system" / "mynet.yaml").write_text("defaults: [student, _self_]\n")
+    cfg = nelf.config("train", ["model=mynet", "model.in_features=9"], config_dir=str(tmp_path))
+    assert cfg.model.in_features == 9
+    assert cfg.system == nelf.config("train", ["model=mobile_r2l"]).system
+
+
+STORED = ["data=blender", "data.root=/lego", "model=mobile_r2l", "model.width=64", "trainer=cpu"]
+
+
+@pytest.mark.parametrize(
+    ("stored", "new", "kept"),
+    [
+        (STORED, ["stages=[student,report]"], STORED),
+        (STORED, ["model.width=128"], [*STORED[:3], STORED[4]]),
+        (STORED, ["model=mobile_r2l"], [STORED[0], STORED[1], *STORED[3:]]),
+        (STORED, ["model=grid_r2l"], [STORED[0], STORED[1], STORED[4]]),
+        (STORED, ["data=demo"], STORED[2:]),
+        (STORED, ["experiment=demo"], []),
+        (["experiment=lego", "data.root=/x"], ["experiment=lego"], ["data.root=/x"]),
+        (["experiment=lego", "run=a", "stages=[teacher]", "hydra.verbose=true"], [], ["experiment=lego"]),
+    ],
+)
+def test_a_short_command_means_the_run_that_it_names(stored: list[str], new: list[str], kept: list[str]) -> None:
+    """Trap: ``run=runs/lego stages=[student]`` composes the demo scene, unless the overrides are kept."""
+    assert _still_meant(stored, new) == kept
+
+
+def test_the_first_job_of_a_sweep_and_its_keys() -> None:
+    overrides = ["model=mobile_r2l", "model.width=64,128", "data.root=/x", "stages=[report]"]
+    assert first_job(overrides) == ["model=mobile_r2l", "model.width=64", "data.root=/x", "stages=[report]"]
+    cfg = OmegaConf.create({"hydra": {"sweeper": {"params": {"seed": "1,2"}}}})
+    assert swept_keys(overrides, cfg) == ["model.width", "seed"]
+
+
+def test_a_job_s_folder_is_named_by_its_overrides_within_what_a_name_may_be() -> None:
+    assert _slug("data.root=/x/lego,model.width=64") == "data.root=_x_lego,model.width=64"
+    assert _slug(r"trainer.max_time=00\:00\:05") == "trainer.max_time=00:00:05"
+    long = [_slug(f"{'key=value,' * 40}model.width={width}") for width in (64, 128)]
+    assert len(set(long)) == 2
+    assert all(len(name) <= 160 for name in long)
+
+
+@pytest.mark.parametrize("script", ["train", "distill"])
+def test_cfg_prints_the_configuration(script: str, tmp_path) -> None:
+    root = Path(__file__).parents[2]
+    command = [sys.executable, str(root / f"{script}.py"), "--cfg", "job", "trainer=cpu"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert yaml.safe_load(shown.stdout)["trainer"]["accelerator"] == "cpu"
+    assert list(tmp_path.iterdir()) == []

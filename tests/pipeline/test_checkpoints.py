@@ -1,0 +1,148 @@
+"""The checkpoint that a training goes on from: damaged files give way, good ones are never put aside."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nelf.errors import UserError
+from nelf.lightfields.volume import SparseVolume
+from nelf.pipeline.checkpoints import last_good_checkpoint
+
+SYSTEM = torch.nn.Linear(2, 1)
+
+
+def save(folder: Path, step: int, **changes: Any) -> Path:
+    """A checkpoint, the newer the larger its step."""
+    path = folder / f"step={step}.ckpt"
+    torch.save({"state_dict": SYSTEM.state_dict(), "callbacks": {}, **changes}, path)
+    os.utime(path, (step, step))
+    return path
+
+
+def damage(path: Path, kind: str) -> None:
+    whole = path.read_bytes()
+    path.unlink()
+    match kind:
+        case "empty":
+            path.touch()
+        case "torn":
+            path.write_bytes(whole[: len(whole) // 2])
+        case "text":
+            path.write_text("not a checkpoint")
+        case "bits":
+            path.write_bytes(whole.replace(b"state_dict", b"state dict"))
+        case "list":
+            torch.save({"state_dict": [1, 2]}, path)
+        case "numbers":
+            torch.save({"state_dict": {"weight": 3}}, path)
+        case "bare":
+            torch.save([1], path)
+    os.utime(path, (9, 9))
+
+
+@pytest.mark.parametrize("kind", ["empty", "torn", "text", "bits", "list", "numbers", "bare"])
+def test_a_damaged_file_gives_way_to_the_one_before_it(tmp_path, capsys, kind: str) -> None:
+    older, newest = save(tmp_path, 1), save(tmp_path, 2)
+    damage(newest, kind)
+    assert last_good_checkpoint(tmp_path, SYSTEM) == older
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{newest}: is damaged (it")
+    assert line.endswith("; the one before it is used")
+    assert "weights_only" not in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step=1.ckpt", "step=2.damaged"]
+
+
+def test_where_none_is_left_training_begins_anew(tmp_path, capsys) -> None:
+    for step in (1, 2):
+        damage(save(tmp_path, step), "empty")
+    assert last_good_checkpoint(tmp_path, SYSTEM) is None
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rpartition("; ")[2] for line in lines] == ["it is put aside", "training begins anew"]
+    assert last_good_checkpoint(tmp_path / "no", SYSTEM) is None
+
+
+def test_what_is_no_file_does_not_count(tmp_path, capsys) -> None:
+    good = save(tmp_path, 1)
+    (tmp_path / "link.ckpt").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "folder.ckpt").mkdir()
+    os.mkfifo(tmp_path / "pipe.ckpt")
+    assert last_good_checkpoint(tmp_path, SYSTEM) == good
+    assert capsys.readouterr().out == ""
+    assert len(list(tmp_path.glob("*.ckpt"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (MemoryError(), MemoryError),
+        (torch.OutOfMemoryError("CUDA out of memory."), torch.OutOfMemoryError),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), RuntimeError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (PermissionError(errno.EACCES, "Permission denied"), UserError),
+        (OSError(errno.EIO, "Input/output error"), UserError),
+        (RuntimeError("a bug of a new version"), RuntimeError),
+    ],
+)
+def test_a_good_file_stays_where_it_is(tmp_path, monkeypatch, error: BaseException, raised: type) -> None:
+    good = save(tmp_path, 1)
+
+    def fail(*rest: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(raised):
+        last_good_checkpoint(tmp_path, SYSTEM)
+    assert list(tmp_path.iterdir()) == [good]
+
+
+class Exploit:
+    def __reduce__(self) -> Any:
+        return (os.system, ("true",))
+
+
+def test_objects_are_refused_in_one_line_without_advice_to_trust_them(tmp_path) -> None:
+    path = tmp_path / "step=1.ckpt"
+    torch.save({"state_dict": SYSTEM.state_dict(), "callbacks": Exploit()}, path, pickle_module=pickle)
+    with pytest.raises(UserError, match=r"step=1.ckpt: holds objects \(\w+\.system\), not only numbers") as caught:
+        last_good_checkpoint(tmp_path, SYSTEM)
+    assert "weights_only" not in str(caught.value)
+    assert path.exists()
+
+
+@pytest.mark.parametrize("place", ["{folder}/../../mine", "s3://bucket/mine"])
+def test_a_checkpoint_makes_lightning_delete_nothing_elsewhere(tmp_path, place: str) -> None:
+    """Lightning removes what the state of its ModelCheckpoint names once there are newer ones."""
+    state = {"dirpath": str(tmp_path), "best_k_models": {place.format(folder=tmp_path): torch.tensor(1.0)}}
+    save(tmp_path, 1, callbacks={"ModelCheckpoint{}": state})
+    with pytest.raises(UserError, match=r"names .*mine', outside its folder"):
+        last_good_checkpoint(tmp_path, SYSTEM)
+
+
+def test_another_network_is_named(tmp_path) -> None:
+    save(tmp_path, 1)
+    with pytest.raises(UserError, match=r"is of another network: weight is \(1, 2\), not \(1, 3\)"):
+        last_good_checkpoint(tmp_path, torch.nn.Linear(3, 1))
+
+
+def volume(corners: int) -> torch.nn.Sequential:
+    network = SparseVolume(2)
+    network.resize(torch.arange(27).view(3, 3, 3) < corners)
+    return torch.nn.Sequential(network)
+
+
+def test_rows_of_a_volume_are_those_of_the_checkpoint(tmp_path) -> None:
+    """Their number differs between scenes; how many numbers are in a row does not."""
+    good = save(tmp_path, 1, state_dict=volume(9).state_dict())
+    assert last_good_checkpoint(tmp_path, volume(20)) == good
+    flat = volume(9).state_dict()
+    flat["0.features"] = flat["0.features"].flatten()
+    save(tmp_path, 2, state_dict=flat)
+    with pytest.raises(UserError, match=r"is of another network: 0\.features is \(18,\), not \(20, 2\)"):
+        last_good_checkpoint(tmp_path, volume(20))

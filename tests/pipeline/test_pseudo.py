@@ -1,0 +1,118 @@
+"""Random views of a teacher, as a data set like any other."""
+
+from __future__ import annotations
+
+import json
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+
+from nelf.cameras import Camera
+from nelf.data import read_scene
+from nelf.pipeline.stages.pseudo import random_cameras, write_views
+from nelf.rendering import Rendering
+
+
+class Painter:
+    """Draws every view in a color of its own, and counts."""
+
+    def __init__(self) -> None:
+        self.drawn = 0
+
+    def render(self, camera: Camera, time: float | None = None) -> Rendering:
+        self.drawn += 1
+        rgb = torch.sigmoid(camera.c2w[:, 3]).expand(camera.height, camera.width, 3)
+        return Rendering(rgb, None, None)
+
+
+@pytest.fixture
+def scene(tiny_scene):
+    return read_scene(tiny_scene)
+
+
+def test_the_views_are_read_back_with_their_cameras(scene, tmp_path) -> None:
+    cameras = random_cameras(scene, 5)
+    write_views(Painter(), cameras, tmp_path, scene)
+    again = read_scene(tmp_path, eval_root=scene.root)
+    assert torch.equal(again.train.camera.c2w, cameras.c2w)
+    assert torch.allclose(again.train.camera.intrinsics, cameras.intrinsics)
+    for index in range(5):
+        expected = torch.sigmoid(cameras.c2w[index, :, 3])
+        assert (again.train.rgb(index) - expected).abs().max() <= 0.5 / 255 + 1e-6
+    assert json.loads((tmp_path / "transforms_train.json").read_text())["aabb"] == scene.aabb.tolist()
+
+
+def test_whole_views_are_not_rendered_again_and_torn_ones_are(scene, tmp_path) -> None:
+    cameras = random_cameras(scene, 4)
+    write_views(Painter(), cameras, tmp_path, scene)
+    torn = tmp_path / "train" / "00002.png"
+    torn.write_bytes(torn.read_bytes()[:40])
+    painter = Painter()
+    write_views(painter, cameras, tmp_path, scene)
+    assert painter.drawn == 1
+
+
+def test_processes_share_the_views(scene, tmp_path, monkeypatch) -> None:
+    cameras = random_cameras(scene, 5)
+    drawn = []
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        painter = Painter()
+        write_views(painter, cameras, tmp_path, scene)
+        drawn.append(painter.drawn)
+        assert (tmp_path / "transforms_train.json").exists() == (rank == 1)
+    assert drawn == [3, 2]
+
+
+def test_one_view_is_in_memory_at_a_time(scene, tmp_path) -> None:
+    alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+
+    class Watched(Painter):
+        def render(self, camera: Camera, time: float | None = None) -> Rendering:
+            assert len(alive) <= 1, "the views before the last one are still there"
+            rendering = super().render(camera)
+            alive.add(rendering.rgb)
+            return rendering
+
+    write_views(Watched(), random_cameras(scene, 12), tmp_path, scene)
+
+
+def test_hemisphere_stays_where_the_training_cameras_stand(scene) -> None:
+    def shell(camera: Camera) -> tuple[torch.Tensor, torch.Tensor]:
+        origins = camera.c2w[:, :, 3]
+        return origins.norm(dim=-1), origins[:, 2] / origins.norm(dim=-1)
+
+    radius, height = shell(random_cameras(scene, 200))
+    of_training = shell(scene.train.camera)
+    assert radius.min() >= of_training[0].min() - 1e-3
+    assert radius.max() <= of_training[0].max() + 1e-3
+    assert height.min() >= of_training[1].min() - 1e-3
+    assert height.max() <= of_training[1].max() + 1e-3
+
+
+def test_the_originals_distributions(scene) -> None:
+    focal = scene.train.camera.intrinsics[0, 0]
+    mobile = random_cameras(scene, 50, "mobile_r2l")
+    assert torch.allclose(mobile.c2w[:, :, 3].norm(dim=-1), torch.tensor(4.0), atol=1e-4)
+    assert torch.equal(mobile.intrinsics[:, 0], focal.expand(50))
+    zoomed = random_cameras(scene, 50, "r2l")
+    factors = zoomed.intrinsics[:, 0] / focal
+    assert factors.min() >= 1
+    assert factors.max() <= 2
+    assert factors.std() > 0.2
+
+
+def test_a_longer_set_begins_with_the_shorter_one(scene) -> None:
+    for poses in ("hemisphere", "mobile_r2l", "r2l"):
+        short, long = random_cameras(scene, 3, poses), random_cameras(scene, 9, poses)
+        assert torch.equal(short.c2w, long.c2w[:3])
+
+
+def test_the_folder_may_not_be_writable(scene) -> None:
+    from nelf.errors import UserError
+
+    with pytest.raises(UserError, match="cannot be written"):
+        write_views(Painter(), random_cameras(scene, 2), Path("/proc/nelf"), scene)

@@ -15,8 +15,8 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 import nelf
-from nelf.cli import CONF, _slug, _still_meant
 from nelf.cli.check import parameters
+from nelf.cli.main import CONF, _slug, _still_meant
 from nelf.cli.sweeps import first_job, swept_keys
 from nelf.errors import UserError
 

@@ -12,9 +12,9 @@ import pytest
 from hydra.utils import get_object
 
 from nelf import cli
-from nelf.cli import CONF, _recall
-from nelf.cli import _compose as compose
 from nelf.cli.check import parameters
+from nelf.cli.main import CONF, _recall
+from nelf.cli.main import _compose as compose
 from nelf.cli.remembered import PATHS, _is_offered, _stated
 from nelf.errors import UserError
 from nelf.pipeline.run import write_yaml

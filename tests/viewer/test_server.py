@@ -28,8 +28,8 @@ from nelf.export.bundle import artifact, write_bundle
 from nelf.fields import NGP
 from nelf.lightfields import GridR2L, MobileR2L
 from nelf.report.pictures import to_uint8
+from nelf.viewer import web_runtime as runtime
 from nelf.viewer.server import Server, main
-from nelf.viewer.static import runtime
 
 TEACHER = {"levels": 2, "log2_table": 8, "finest_resolution": 32, "hidden": 16, "grid_resolution": 16}
 

@@ -1,4 +1,4 @@
-"""Cameras: intrinsics, pose and time, and the rays they see.
+"""Cameras: intrinsics, pose and controls, and the rays they see.
 
 Notation, the same everywhere in nelf (readers of other formats convert at their border):
 
@@ -6,9 +6,8 @@ Notation, the same everywhere in nelf (readers of other formats convert at their
   camera space to world space; its last column is the camera's position in the unit of the scene.
 - Pixels: ``x`` runs right and ``y`` down; the center of pixel ``(0, 0)`` lies at ``(0.5, 0.5)``, the image's
   outer corners at ``(0, 0)`` and ``(width, height)``. ``fx fy cx cy`` are in these pixels.
-- Rays: ``rays_d`` is not normalized, its camera-space z is -1. A point is ``rays_o + t * rays_d``, so ``t``
-  is z-depth: every point of one ``t`` lies on a plane parallel to the image. ``near`` and ``far`` are values
-  of ``t``.
+- Rays: ``directions`` are not normalized, their camera-space z is -1. A point is ``origins + t * directions``,
+  so ``t`` is z-depth: every point of one ``t`` lies on a plane parallel to the image.
 - World: Blender scenes have +z up.
 """
 
@@ -17,52 +16,34 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Camera", "Rays"]
+from nelf.rays import Rays
 
-
-class Rays(NamedTuple):
-    """Rays of any leading shape.
-
-    Attributes:
-        rays_o: (..., 3) origins, scene unit.
-        rays_d: (..., 3) directions with camera-space z = -1, not normalized.
-        time: (...,) in [0, 1], or None for a static scene.
-    """
-
-    rays_o: Tensor
-    rays_d: Tensor
-    time: Tensor | None = None
-
-    @property
-    def viewdirs(self) -> Tensor:
-        """(..., 3) directions of unit length."""
-        return torch.nn.functional.normalize(self.rays_d, dim=-1)
+__all__ = ["Camera"]
 
 
 @dataclass(frozen=True, eq=False)
 class Camera:
-    """One pinhole camera, or a batch of cameras that share the image size and the depth range.
+    """One pinhole camera, or a batch of cameras that share the image size.
 
     Attributes:
         c2w: (..., 3, 4) camera to world, OpenGL axes, float32.
         intrinsics: (..., 4) ``fx, fy, cx, cy`` in pixels, float32.
         width: image width in pixels.
         height: image height in pixels.
-        near: smallest ``t`` at which something may be (z-depth, scene unit).
-        far: largest ``t``.
-        time: (...,) in [0, 1], or None for a static scene.
+        controls: (..., K) in [0, 1], the first of which is the time; or None for a static scene.
+        view: (...,) int64, the index of the training view that this is, for what is learned per image; or None.
 
     Raises:
         ValueError: the shapes do not fit together.
 
     Example:
         >>> camera = Camera.from_fov(torch.eye(3, 4), fov_x=math.pi / 2, width=4, height=2)
-        >>> camera.rays().rays_d[0, 0]
+        >>> camera.rays().directions[0, 0]
         tensor([-0.7500,  0.2500, -1.0000])
     """
 
@@ -70,9 +51,8 @@ class Camera:
     intrinsics: Tensor
     width: int
     height: int
-    near: float = 2.0
-    far: float = 6.0
-    time: Tensor | None = None
+    controls: Tensor | None = None
+    view: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check the shapes once, so that no later broadcast goes wrong silently."""
@@ -83,19 +63,15 @@ class Camera:
             raise ValueError(
                 f"Expected `intrinsics` to have shape {(*batch, 4)}, but got {tuple(self.intrinsics.shape)}."
             )
-        if self.time is not None and self.time.shape != batch:
-            raise ValueError(f"Expected `time` to have shape {tuple(batch)}, but got {tuple(self.time.shape)}.")
+        if self.controls is not None and self.controls.shape[:-1] != batch:
+            raise ValueError(
+                f"Expected `controls` to have shape {(*batch, 'K')}, but got {tuple(self.controls.shape)}."
+            )
+        if self.view is not None and self.view.shape != batch:
+            raise ValueError(f"Expected `view` to have shape {tuple(batch)}, but got {tuple(self.view.shape)}.")
 
     @staticmethod
-    def from_fov(
-        c2w: Tensor,
-        fov_x: float,
-        width: int,
-        height: int,
-        near: float = 2.0,
-        far: float = 6.0,
-        time: Tensor | None = None,
-    ) -> Camera:
+    def from_fov(c2w: Tensor, fov_x: float, width: int, height: int, time: Tensor | None = None) -> Camera:
         """Make cameras with square pixels and a centered principal point.
 
         Args:
@@ -103,23 +79,22 @@ class Camera:
             fov_x: full horizontal angle of view, radians (Blender's ``camera_angle_x``).
             width: image width in pixels.
             height: image height in pixels.
-            near: smallest ``t``.
-            far: largest ``t``.
-            time: (...,) in [0, 1] or None.
+            time: (...,) in [0, 1], the only control; or None.
 
         Returns:
             Cameras of batch shape (...,).
         """
         focal = 0.5 * width / math.tan(0.5 * fov_x)
         intrinsics = torch.tensor([focal, focal, 0.5 * width, 0.5 * height], dtype=c2w.dtype, device=c2w.device)
-        return Camera(c2w, intrinsics.expand(*c2w.shape[:-2], 4), width, height, near, far, time)
+        controls = None if time is None else time[..., None]
+        return Camera(c2w, intrinsics.expand(*c2w.shape[:-2], 4), width, height, controls)
 
     @staticmethod
     def stack(cameras: Sequence[Camera]) -> Camera:
         """Stack N cameras of one batch shape (...,) to batch shape (N, ...).
 
         Raises:
-            ValueError: there is no camera, or they differ in image size, depth range or in having a time.
+            ValueError: there is no camera, or they differ in image size or in their controls.
         """
         return _merge(cameras, torch.stack)
 
@@ -128,7 +103,7 @@ class Camera:
         """Join batches of cameras along their first dimension.
 
         Raises:
-            ValueError: there is no camera, or they differ in image size, depth range or in having a time.
+            ValueError: there is no camera, or they differ in image size or in their controls.
         """
         return _merge(cameras, torch.cat)
 
@@ -146,13 +121,28 @@ class Camera:
         """Pick cameras along the first batch dimension."""
         if isinstance(index, int) and not -len(self) <= index < len(self):
             raise IndexError(f"Expected a camera index below {len(self)}, but got {index}.")
-        time = None if self.time is None else self.time[index]
-        return replace(self, c2w=self.c2w[index], intrinsics=self.intrinsics[index], time=time)
+        return self._map(lambda values: values[index])
 
     def to(self, device: torch.device | str) -> Camera:
         """Move the tensors to a device."""
-        time = None if self.time is None else self.time.to(device)
-        return replace(self, c2w=self.c2w.to(device), intrinsics=self.intrinsics.to(device), time=time)
+        return self._map(lambda values: values.to(device))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Camera:
+        parts = {"c2w": self.c2w, "intrinsics": self.intrinsics, "controls": self.controls, "view": self.view}
+        changed: dict[str, Any] = {name: change(part) for name, part in parts.items() if part is not None}
+        return replace(self, **changed)
+
+    @property
+    def time(self) -> Tensor | None:
+        """(...,) in [0, 1]: the first control."""
+        return None if self.controls is None else self.controls[..., 0]
+
+    def at(self, *controls: float) -> Camera:
+        """The same camera with other controls in [0, 1], the first of which is the time; none for a static one."""
+        if not controls:
+            return replace(self, controls=None)
+        values = self.c2w.new_tensor(controls)
+        return replace(self, controls=values.expand(*self.c2w.shape[:-2], len(controls)))
 
     def resized(self, width: int) -> Camera:
         """The same view at another image width; the height keeps the aspect, rounded to a whole pixel."""
@@ -165,6 +155,11 @@ class Camera:
         """The part of the image that begins at pixel ``corner`` (..., 2), x then y, with this width and height."""
         shift = torch.cat([torch.zeros_like(corner), corner], dim=-1).to(self.intrinsics)
         return replace(self, intrinsics=self.intrinsics - shift, width=width, height=height)
+
+    def padded(self, block: int) -> Camera:
+        """The same view with rows below and columns to the right, so that whole blocks of pixels cover the image."""
+        width, height = (-(-side // block) * block for side in (self.width, self.height))
+        return replace(self, width=width, height=height)
 
     def rays(self, stride: int = 1) -> Rays:
         """Rays of the whole image, or of the low-resolution grid of a super-resolution student.
@@ -203,6 +198,21 @@ class Camera:
         """
         return self._cast(x + 0.5, y + 0.5, spread=0)
 
+    def project(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Find where a single camera sees points: the inverse of ``rays``.
+
+        Args:
+            points: (N, 3) scene unit.
+
+        Returns:
+            ``x``, ``y`` (N,) in pixels and ``t`` (N,), the z-depth. A point with ``t <= 0`` is behind the camera, and
+            its ``x`` and ``y`` mean nothing.
+        """
+        local = (points - self.c2w[:, 3]) @ self.c2w[:, :3]
+        t = -local[:, 2]
+        fx, fy, cx, cy = self.intrinsics.unbind()
+        return cx + fx * local[:, 0] / t, cy - fy * local[:, 1] / t, t
+
     def _cast(self, x: Tensor, y: Tensor, spread: int) -> Rays:
         """Rays through image positions; the batch shape is followed by ``spread`` dimensions of size 1."""
         batch, ones = self.c2w.shape[:-2], (1,) * spread
@@ -210,23 +220,25 @@ class Camera:
         fx, fy, cx, cy = self.intrinsics.reshape(*batch, *ones, 4).unbind(-1)
         across, up = ((x - cx) / fx)[..., None], ((cy - y) / fy)[..., None]
         rays_d = c2w[..., 0] * across + c2w[..., 1] * up - c2w[..., 2]
-        time = None
-        if self.time is not None:
-            time = self.time.reshape((*batch, *ones)).expand(rays_d.shape[:-1])
-        return Rays(c2w[..., 3].expand_as(rays_d), rays_d, time)
+        shape = rays_d.shape[:-1]
+        controls, view = self.controls, self.view
+        if controls is not None:
+            controls = controls.reshape(*batch, *ones, -1).expand(*shape, -1)
+        if view is not None:
+            view = view.reshape((*batch, *ones)).expand(shape)
+        return Rays(c2w[..., 3].expand_as(rays_d), rays_d, controls, view)
 
 
 def _merge(cameras: Sequence[Camera], join: Callable[[list[Tensor]], Tensor]) -> Camera:
     """Join cameras with ``torch.stack`` or ``torch.cat`` after checking that they belong together."""
     if not cameras:
         raise ValueError("Expected at least one camera, but got none.")
-    shared = {(c.width, c.height, c.near, c.far, c.time is None) for c in cameras}
+    shared = {(c.width, c.height, 0 if c.controls is None else c.controls.shape[-1], c.view is None) for c in cameras}
     if len(shared) > 1:
-        raise ValueError(f"Expected cameras of one size, near, far and kind of time, but got {sorted(shared)}.")
-    times = [c.time for c in cameras if c.time is not None]
-    return replace(
-        cameras[0],
-        c2w=join([c.c2w for c in cameras]),
-        intrinsics=join([c.intrinsics for c in cameras]),
-        time=join(times) if times else None,
-    )
+        raise ValueError(f"Expected cameras of one size and with the same controls, but got {sorted(shared)}.")
+
+    def merged(name: str) -> Any:
+        parts = [getattr(camera, name) for camera in cameras]
+        return None if parts[0] is None else join(parts)
+
+    return replace(cameras[0], **{name: merged(name) for name in ("c2w", "intrinsics", "controls", "view")})

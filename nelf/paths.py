@@ -186,8 +186,8 @@ def random_like(camera: Camera, n: int, seed: int = 0) -> Camera:
     They look at the point that the given cameras look at together, from the given ranges of distance,
     elevation and azimuth, evenly by area (an additive recurrence with a random start, which leaves fewer
     gaps than independent draws). Azimuths go all around unless the cameras leave out more than a third of
-    the circle. Intrinsics, size and depth range are those of the first camera; times, where there are any,
-    fill the range of theirs.
+    the circle. Intrinsics and size are those of the first camera; controls, where there are any, fill the range of
+    theirs.
 
     Args:
         camera: a batch of cameras, such as ``scene.train.camera``.
@@ -208,21 +208,22 @@ def random_like(camera: Camera, n: int, seed: int = 0) -> Camera:
     height = offset[:, 2] / distance
     start, width = _covered_arc(np.rad2deg(np.arctan2(offset[:, 1], offset[:, 0])))
 
-    unit = _recurrence(n, 4, seed)
+    controls = camera.controls
+    unit = _recurrence(n, 4 if controls is None else 3 + controls.shape[-1], seed)
     azimuth = start + width * unit[:, 0]
     elevation = np.rad2deg(np.arcsin(height.min() + np.ptp(height) * unit[:, 1]))
     radius = distance.min() + np.ptp(distance) * unit[:, 2]
-    time = None
-    if camera.time is not None:
-        first, last = camera.time.min(), camera.time.max()
-        time = first + (last - first) * torch.from_numpy(unit[:, 3]).to(first)
+    if controls is not None:
+        first, last = controls.amin(0), controls.amax(0)
+        controls = first + (last - first) * torch.from_numpy(unit[:, 3:]).to(first)
     device = camera.c2w.device
     intrinsics = camera.intrinsics[:1].expand(n, 4)
     return replace(
         camera,
         c2w=_spherical(azimuth, elevation, radius, center).to(device),
         intrinsics=intrinsics,
-        time=time,
+        controls=controls,
+        view=None,
     )
 
 

@@ -1,4 +1,4 @@
-"""Scene: the one in-memory form that every reader returns.
+"""Scene: the one in-memory form that every reader returns, and Geometry, what a model is told of it.
 
 Conventions: poses and pixels as in ``nelf.cameras`` (OpenGL camera-to-world, pixel centers at +0.5, ``near``
 and ``far`` are z-depths); images are uint8 (H, W, 3|4), alpha not premultiplied, display-referred. An image
@@ -7,6 +7,7 @@ is turned into floats in [0, 1] one view at a time, so a scene in memory costs i
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +19,20 @@ from torch import Tensor
 from nelf.cameras import Camera
 from nelf.errors import UserError, did_you_mean
 
-__all__ = ["BACKGROUNDS", "Scene", "Split", "View", "background_color", "composite_background"]
+__all__ = [
+    "BACKGROUNDS",
+    "Geometry",
+    "ImageStack",
+    "Scene",
+    "Silhouettes",
+    "Split",
+    "View",
+    "background_color",
+    "composite_background",
+]
+
+_MASK_WIDTH, _MASKS = 160, 100  # of silhouettes: pixels, and how many
+_MATTER = 12  # of 255: alpha below it is what a teacher's fog leaves
 
 BACKGROUNDS: dict[str, tuple[float, float, float]] = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0)}
 """The named backgrounds. (A random one exists only inside a training step.)"""
@@ -74,18 +88,100 @@ class View(NamedTuple):
         return composite_background(image, background) if image.shape[-1] == 4 else image
 
 
+class Silhouettes(NamedTuple):
+    """What views see past: only alpha tells, since in an opaque picture white may be an object.
+
+    Attributes:
+        camera: a batch of N cameras, of views that are not wholly opaque.
+        masks: (N, h, w) bool, whether there is matter in a pixel; smaller than the images by a whole factor.
+    """
+
+    camera: Camera
+    masks: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """What a model is told of a scene. There is no image in it.
+
+    Attributes:
+        aabb: (6,) smallest xyz, largest xyz of the box in which something may be, scene unit.
+        near: smallest ``t`` (z-depth) at which something may be.
+        far: largest ``t``.
+        cameras: a batch of cameras, those of the training views.
+        background: (3,) color in [0, 1] that pictures are composited over.
+        controls: names of what the scene's cameras are set to beside their pose; the first is the time.
+    """
+
+    aabb: Tensor
+    near: float
+    far: float
+    cameras: Camera
+    background: Tensor
+    controls: tuple[str, ...] = ()
+
+
+class ImageStack:
+    """Images of several sources, one after the other, as if they were one array; nothing is copied.
+
+    Args:
+        parts: (N, H, W, 3|4) uint8 each, of one size; where only some have alpha, the others count as opaque.
+    """
+
+    def __init__(self, parts: Sequence[np.ndarray | ImageStack]) -> None:
+        self._parts: list[np.ndarray] = []
+        for part in parts:
+            self._parts += part._parts if isinstance(part, ImageStack) else [part]
+        self._first = np.cumsum([0, *map(len, self._parts)])
+        sizes = {part.shape[1:3] for part in self._parts}
+        if len(sizes) != 1:
+            raise ValueError(f"Expected images of one size, but got {sorted(sizes)}.")
+        self.shape = (int(self._first[-1]), *sizes.pop(), max(part.shape[3] for part in self._parts))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: int | np.ndarray) -> np.ndarray:
+        """Image ``index`` (H, W, C), or those of an array (B,) of indices (B, H, W, C)."""
+        if isinstance(index, int | np.integer):
+            return self[np.array([index])][0]
+        images = np.full((len(index), *self.shape[1:]), 255, np.uint8)
+        for place, (part, within) in enumerate(self._places(index)):
+            image = self._parts[part][within]
+            images[place, ..., : image.shape[-1]] = image
+        return images
+
+    def pixels(self, views: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """The pixels (P, C) at so many places (P,) of views."""
+        colors = np.full((len(views), self.shape[3]), 255, np.uint8)
+        parts = np.searchsorted(self._first, views, side="right") - 1
+        for part, images in enumerate(self._parts):
+            here = parts == part
+            colors[here, : images.shape[3]] = images[views[here] - self._first[part], rows[here], columns[here]]
+        return colors
+
+    def _places(self, index: np.ndarray) -> Iterator[tuple[int, int]]:
+        """The part that holds each view, and its place in it."""
+        for view in np.asarray(index).tolist():
+            view = view + len(self) if view < 0 else view
+            if not 0 <= view < len(self):
+                raise IndexError(f"Expected a view below {len(self)}, but got {view}.")
+            part = int(np.searchsorted(self._first, view, side="right")) - 1
+            yield part, view - int(self._first[part])
+
+
 @dataclass(eq=False)
 class Split:
     """The views of one purpose (train, val or test), of one size.
 
     Attributes:
         camera: a batch of N cameras.
-        images: (N, H, W, 3|4) uint8; an array, or a read-only memory map where the split is large.
+        images: (N, H, W, 3|4) uint8; an array, a read-only memory map where the split is large, or a stack of such.
         names: N paths inside the scene, without extension.
     """
 
     camera: Camera
-    images: np.ndarray
+    images: np.ndarray | ImageStack
     names: list[str]
 
     def __post_init__(self) -> None:
@@ -109,9 +205,35 @@ class Split:
         """View ``index``; the same as ``split[index]``."""
         return self[index]
 
+    @staticmethod
+    def cat(splits: Sequence[Split]) -> Split:
+        """Join splits of one image size; where only some have controls, none are kept.
+
+        Raises:
+            ValueError: their images differ in size.
+        """
+        cameras = [split.camera for split in splits]
+        if any(camera.controls is None for camera in cameras):  # a static teacher's views have no moments
+            cameras = [camera.at() for camera in cameras]
+        names = [name for split in splits for name in split.names]
+        return Split(Camera.cat(cameras), ImageStack([split.images for split in splits]), names)
+
     def rgb(self, index: int, background: str = "white") -> Tensor:
         """(H, W, 3) in [0, 1] of view ``index`` on a named background."""
         return self[index].rgb(background)
+
+    def silhouettes(self) -> Silhouettes | None:
+        """The silhouettes of at most a hundred views, evenly chosen; None where all of them are opaque."""
+        if self.images.shape[-1] < 4:
+            return None
+        chosen = torch.linspace(0, len(self) - 1, min(_MASKS, len(self))).round().long().tolist()
+        chosen = [index for index in chosen if self.images[index][..., 3].min() < 255]
+        if not chosen:
+            return None
+        shrink = max(1, self.camera.width // _MASK_WIDTH)
+        alpha = torch.stack([torch.from_numpy(self.images[index][..., 3] > _MATTER) for index in chosen])
+        masks = torch.nn.functional.max_pool2d(alpha.float(), shrink, ceil_mode=True) > 0
+        return Silhouettes(self.camera[torch.tensor(chosen)], masks)
 
 
 @dataclass(eq=False)
@@ -131,6 +253,7 @@ class Scene:
         digest: 16 hex digits that identify the scene's files, wherever they lie and at whatever width they
             are read.
         license: what the files say about their license, or None.
+        controls: names of the controls of its cameras, see ``Geometry``.
     """
 
     name: str
@@ -144,6 +267,12 @@ class Scene:
     background: str = "white"
     digest: str = ""
     license: str | None = None
+    controls: tuple[str, ...] = ()
+
+    @property
+    def geometry(self) -> Geometry:
+        """What a model is told of it."""
+        return Geometry(self.aabb, self.near, self.far, self.train.camera, self.background_color, self.controls)
 
     @property
     def background_color(self) -> Tensor:
@@ -154,4 +283,4 @@ class Scene:
     def has_alpha(self) -> bool:
         """Whether any training image is not wholly opaque."""
         images = self.train.images
-        return images.shape[-1] == 4 and any(image[..., 3].min() < 255 for image in images)
+        return images.shape[-1] == 4 and any(images[index][..., 3].min() < 255 for index in range(len(images)))

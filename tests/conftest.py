@@ -49,9 +49,9 @@ def tiny_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _sphere_split(c2w: torch.Tensor, width: int = 16, sub: int = 4) -> Split:
     """Views of the sphere, each pixel the mean of ``sub`` x ``sub`` rays."""
-    fine = Camera.from_fov(c2w, 0.6911112, width * sub, width * sub, near=2.5, far=5.5)
+    fine = Camera.from_fov(c2w, 0.6911112, width * sub, width * sub)
     rays = fine.rays()
-    rays_o, viewdirs = rays.rays_o.double().numpy(), rays.viewdirs.double().numpy()
+    rays_o, viewdirs = rays.origins.double().numpy(), rays.viewdirs.double().numpy()
     middle = -(rays_o * viewdirs).sum(-1)
     inside = 1.0 - ((rays_o**2).sum(-1) - middle**2)
     distance = middle - np.sqrt(np.maximum(inside, 0.0))

@@ -42,7 +42,7 @@ def test_a_network_of_one_s_own_is_filled(path) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["os.system", "nelf.cli.main", "nelf.fields.ngp.math.sqrt", "nelf.fields.Nothing", ""]
+    "target", ["os.system", "nelf.cli.command", "nelf.fields.ngp.math.sqrt", "nelf.fields.Nothing", ""]
 )
 def test_a_header_cannot_name_what_is_no_network_of_nelf(tmp_path, target: str) -> None:
     header = {"config": json.dumps({"_target_": target, "command": "true"})}

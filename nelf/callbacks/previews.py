@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
+from nelf.rendering import evaluating
 from nelf.report.pictures import comparison, write_png
 from nelf.scene import View
 
@@ -70,15 +71,9 @@ class Previews(pl.Callback):
 
 
 def _render(model: Any, view: View) -> torch.Tensor:
-    """Render in evaluation mode and put every module back into the mode that it was in."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            return model.render(view.camera).rgb.cpu()
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    """Render in evaluation mode."""
+    with evaluating(model), torch.no_grad():
+        return model.render(view.camera).rgb.cpu()  # type: ignore[no-any-return]
 
 
 def _log(trainer: pl.Trainer, picture: np.ndarray, step: int) -> None:

@@ -1,4 +1,4 @@
-"""Prune while training: some weights go, the others learn to do without, some more go."""
+"""Iterative magnitude pruning with fine-tuning."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class IterativePruning(pl.Callback):
         if self.round >= self._due(trainer):
             return
         self.round = self._due(trainer)
-        self.masks = find_masks(self._weights, self._targets[self.round - 1])
+        self.masks = find_masks(pl_module, self._weights, self._targets[self.round - 1])
         self._hold()
         for logger in trainer.loggers:
             logger.log_metrics(

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 __all__ = [
     "SCHEDULES",
-    "WORDS",
     "apply_masks",
     "check_amount",
     "choose_weights",
@@ -30,14 +29,6 @@ __all__ = [
 
 SCHEDULES = ("geometric", "uniform", "cubic")
 
-#: Words for weights of a light field: pattern of their names, and whether they are scales of batch norms.
-WORDS: dict[str, tuple[tuple[str, ...], bool]] = {
-    "head": (("head.*",), False),
-    "body": (("body.*",), False),
-    "norms": (("body.*",), True),
-    "tail": (("tail.*",), False),
-    "volume": (("volume.features",), False),  # a density of zero is a half-opaque corner, not an empty one
-}
 _DENSE = (nn.modules.conv._ConvNd, nn.Linear)
 _NORM = nn.modules.batchnorm._BatchNorm
 
@@ -99,12 +90,11 @@ def choose_weights(module: nn.Module, layers: Sequence[str]) -> dict[str, nn.Par
     """Find the weights that may be pruned: never biases, and nothing that is not asked for.
 
     Args:
-        module: anything with convolutions, linear layers or batch norms.
-        layers: words and patterns. The words mean parts of a light field: ``head``, ``body`` and ``tail`` their
-            convolutions, ``norms`` the scales of the body's batch norms, ``volume`` the features
-            of ``GridR2L``. Head, body and norms are what the original prunes. A word may find nothing
-            (``GridR2L`` has no norms) as long as another one does. Anything else is a pattern of names, such
-            as ``*.conv_block.0.weight``, and has to find something.
+        module: a light field, a system with one as its ``network``, or anything with convolutions, linear layers or
+            batch norms.
+        layers: words and patterns. The words are those of ``LightField.prunable``, such as ``head``, ``body``,
+            ``norms``, ``tail`` and ``volume``. A word may find nothing (``GridR2L`` has no norms) as long as another
+            one does. Anything else is a pattern of names, such as ``*.conv_block.0.weight``, and has to find something.
 
     Returns:
         Weights by their names in ``module``, in the order of its parameters.
@@ -112,34 +102,50 @@ def choose_weights(module: nn.Module, layers: Sequence[str]) -> dict[str, nn.Par
     Raises:
         ValueError: a pattern, or all words together, match no weight; lists the names.
     """
-    kinds: dict[str, bool] = {}  # name of each weight that can be pruned -> whether it scales a norm
-    for path, part in module.named_modules():
-        if isinstance(part, (*_DENSE, _NORM)) and part.weight is not None:
-            kinds[f"{path}.weight".lstrip(".")] = isinstance(part, _NORM)
-    volume = {name for name, _ in module.named_parameters() if _matches(name, WORDS["volume"][0])}
-    candidates = {name: value for name, value in module.named_parameters() if name in {*kinds, *volume}}
+    words = _words(module)
+    known = {name: value for weights in words.values() for name, value in weights.items()}
+    known |= {name: value for name, value in module.named_parameters() if name in _layer_weights(module)}
     found: set[str] = set()
     for layer in layers:
-        patterns, norms = WORDS.get(layer, ((layer,), None))
-        own = {name for name in candidates if _matches(name, patterns) and norms in (None, kinds.get(name, False))}
-        if not own and layer not in WORDS:
-            raise _nothing_found(layer, candidates)
+        own = set(words[layer]) if layer in words else {name for name in known if _matches(name, layer)}
+        if not own and layer not in (*words, *_USUAL):
+            raise _nothing_found(layer, known, words)
         found |= own
     if not found:
-        raise _nothing_found(", ".join(layers), candidates)
-    return {name: value for name, value in candidates.items() if name in found}
+        raise _nothing_found(", ".join(layers), known, words)
+    return {name: value for name, value in module.named_parameters() if name in found}
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
+#: Words that presets use, whether a light field has such a part or not.
+_USUAL = ("head", "body", "norms", "tail", "volume")
+
+
+def _words(module: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
+    """The prunable weights of a light field by word, with their names in the module that holds it."""
+    holder = next((path for path, part in module.named_modules() if hasattr(part, "prunable")), None)
+    if holder is None:
+        return {}
+    prefix = f"{holder}." if holder else ""
+    found = module.get_submodule(holder).prunable()  # type: ignore[operator]
+    return {word: {prefix + name: value for name, value in weights.items()} for word, weights in found.items()}
+
+
+def _layer_weights(module: nn.Module) -> set[str]:
+    """The names of the weights of layers and norms."""
+    kinds = (*_DENSE, _NORM)
+    return {f"{path}.weight".lstrip(".") for path, part in module.named_modules() if isinstance(part, kinds)}
+
+
+def _matches(name: str, pattern: str) -> bool:
     """Whether a name, or what follows any of its dots, matches: a LightningModule puts its own prefix first."""
-    return any(fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}") for pattern in patterns)
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
 
 
-def _nothing_found(layers: str, candidates: Mapping[str, Tensor]) -> ValueError:
-    names = list(candidates)
+def _nothing_found(layers: str, known: Mapping[str, Tensor], words: Mapping[str, object]) -> ValueError:
+    names = list(known)
     listed = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
     return ValueError(
-        f"layers: {layers!r} matches no weight; allowed: {', '.join(WORDS)}, or a pattern of these names: {listed}."
+        f"layers: {layers!r} matches no weight; allowed: {', '.join(words)}, or a pattern of these names: {listed}."
     )
 
 
@@ -169,22 +175,23 @@ def global_l1(weights: Mapping[str, Tensor], amount: float) -> dict[str, Tensor]
     return {name: mask.view(weights[name].shape) for name, mask in zip(weights, keep.split(sizes), strict=True)}
 
 
-def find_masks(weights: Mapping[str, Tensor], amount: float) -> dict[str, Tensor]:
+def find_masks(module: nn.Module, weights: Mapping[str, Tensor], amount: float) -> dict[str, Tensor]:
     """Choose what of a light field's weights goes, see ``global_l1``.
 
-    A volume is ranked by itself, and gives the same share: its features are not of a size with the network's weights.
-    On lego, ranked together, 80 % of both took every weight of the network.
+    What is no weight of a layer, such as the features of a volume, is ranked by itself and gives the same share: it is
+    not of a size with the network's weights. On lego, ranked together, 80 % of both took every weight of the network.
 
     Args:
+        module: what has the weights.
         weights: of ``choose_weights``.
         amount: share of them, between 0 and 1.
 
     Returns:
         Masks by name, of the same shapes: False where a weight is to be zero.
     """
-    volume = {name: value for name, value in weights.items() if _matches(name, WORDS["volume"][0])}
-    network = {name: value for name, value in weights.items() if name not in volume}
-    return {name: mask for pool in (network, volume) if pool for name, mask in global_l1(pool, amount).items()}
+    layers = _layer_weights(module)
+    pools = [{name: value for name, value in weights.items() if (name in layers) is own} for own in (True, False)]
+    return {name: mask for pool in pools if pool for name, mask in global_l1(pool, amount).items()}
 
 
 @torch.no_grad()

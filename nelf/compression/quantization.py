@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn.functional import conv_transpose2d
 
 from nelf.errors import UserError
-from nelf.lightfields.volume import SparseVolume
 
 if TYPE_CHECKING:
     from nelf.cameras import Camera
@@ -106,13 +105,13 @@ def asymmetric(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 def channel_axes(network: nn.Module) -> dict[str, int | None]:
     """Which dimension of a parameter gets a scale for each of its slices; biases and norms are not in it.
 
-    Output channels of layers; the last dimension of tables of features (K, C); None, a single scale, for the densities
-    of a volume.
+    Output channels of layers; the last dimension of tables of features (K, C); None, a single scale, for what a module
+    names in ``single_scale``, such as the densities of a volume.
     """
     axes: dict[str, int | None] = {name: -1 for name, value in network.named_parameters() if value.dim() > 1}
     for name, layer in network.named_modules():
-        if isinstance(layer, SparseVolume):
-            axes[f"{name}.density" if name else "density"] = None
+        for part in getattr(layer, "single_scale", ()):
+            axes[f"{name}.{part}".lstrip(".")] = None
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             axes[f"{name}.weight" if name else "weight"] = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
     return axes

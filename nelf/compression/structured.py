@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from nelf.compression.pruning import check_amount
-from nelf.lightfields import LightField, MobileR2L
+from nelf.errors import UserError
+from nelf.lightfields import LightField
 
 __all__ = ["prune_channels"]
 
@@ -19,7 +20,7 @@ def prune_channels(network: LightField, ratio: float, round_to: int = 8) -> Any:
 
     Channels that are added to each other (the skips of residual blocks, the skip around the body) go together; a
     channel's strength is the L2 norm of all weights that write, scale and read it. Every layer gives the same share,
-    so the result is what the constructor makes with smaller ``width`` and ``sr_kernels``.
+    so the result is what the constructor makes with smaller arguments, those of ``LightField.widths``.
 
     Args:
         network: its convolutions are pruned, its volume stays as it is; it is not changed.
@@ -31,6 +32,7 @@ def prune_channels(network: LightField, ratio: float, round_to: int = 8) -> Any:
 
     Raises:
         ValueError: ``ratio`` or ``round_to`` is out of range, or there is no channel left to give.
+        UserError: the class cannot be narrowed.
 
     Source:
         Dependency graph and group norm: DepGraph (arXiv 2301.12900), by the library torch-pruning.
@@ -40,6 +42,8 @@ def prune_channels(network: LightField, ratio: float, round_to: int = 8) -> Any:
     check_amount(ratio, "ratio")
     if round_to < 1:
         raise ValueError(f"round_to: is {round_to}; allowed: 1 or more.")
+    if network.encoded is None or type(network).widths is LightField.widths:
+        raise UserError(f"{type(network).__name__}: cannot be narrowed; it needs the methods `decode` and `widths`.")
     pruned: Any = copy.deepcopy(network).eval()
     *inner, last = (part for part in pruned.modules() if isinstance(part, nn.Conv2d | nn.ConvTranspose2d))
     kept = {layer: max(round(layer.out_channels * (1 - ratio) / round_to), 1) * round_to for layer in inner}
@@ -50,10 +54,11 @@ def prune_channels(network: LightField, ratio: float, round_to: int = 8) -> Any:
             f"ratio: {ratio} leaves a network of {widths} channels as it is, there is none to give in steps of "
             f"{round_to}; allowed: a larger ratio, a smaller round_to, or a wider network."
         )
-    inputs = 3 * pruned.points if isinstance(pruned, MobileR2L) else pruned.head[0].in_channels
+    layers = (nn.Conv2d, nn.ConvTranspose2d)
+    parts = [part for part in pruned.children() if any(isinstance(layer, layers) for layer in part.modules())]
     torch_pruning.pruner.BasePruner(
-        nn.ModuleList([pruned.head, pruned.body, pruned.tail]),  # without the volume
-        torch.zeros(1, inputs, 4, 4, device=network.near.device),
+        nn.ModuleList(parts),  # without a volume
+        torch.zeros(1, pruned.encoded_channels, 4, 4, device=network.near.device),
         torch_pruning.importance.GroupMagnitudeImportance(p=2),
         pruning_ratio=0.0,
         # Half a channel more, because the library rounds what remains down.
@@ -61,12 +66,6 @@ def prune_channels(network: LightField, ratio: float, round_to: int = 8) -> Any:
         ignored_layers=[last],
         forward_fn=lambda _, sample: pruned.decode(sample),
     ).step()
-    smaller = type(network)(**{**network.arguments, **_widths(pruned)})  # type: ignore[arg-type]
+    smaller = type(network)(**{**network.arguments, **pruned.widths()})
     smaller.load_state_dict(pruned.state_dict())
     return smaller.to(network.near.device).train(network.training)
-
-
-def _widths(network: Any) -> dict[str, Any]:
-    """The arguments of the constructor that say how many channels there are."""
-    kernels = [part.out_channels for part in network.tail.modules() if isinstance(part, nn.ConvTranspose2d)]
-    return {"width": network.head[0].out_channels, **({"sr_kernels": kernels} if kernels else {})}

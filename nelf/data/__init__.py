@@ -1,8 +1,8 @@
 """Scenes: readers that all return one form, the Blender writer, the built-in scene, the training batches."""
 
 from nelf.data.batches import ImageBatch, RayBatch
-from nelf.data.blender import read_scene
-from nelf.data.datamodules import BlenderDataModule, DemoDataModule
+from nelf.data.blender import read_scene, read_views
+from nelf.data.datamodules import BlenderDataModule, DemoDataModule, SceneDataModule
 from nelf.data.writer import SceneWriter, write_scene
 from nelf.scene import BACKGROUNDS, Scene, Split, View, composite_background
 
@@ -13,10 +13,12 @@ __all__ = [
     "ImageBatch",
     "RayBatch",
     "Scene",
+    "SceneDataModule",
     "SceneWriter",
     "Split",
     "View",
     "composite_background",
     "read_scene",
+    "read_views",
     "write_scene",
 ]

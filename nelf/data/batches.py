@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from nelf.cameras import Camera
-from nelf.scene import Split
+from nelf.rays import Rays
+from nelf.scene import ImageStack, Split
 
 __all__ = ["Batches", "ImageBatch", "RayBatch", "sample_rays", "sample_views"]
 
@@ -26,16 +27,12 @@ class RayBatch(NamedTuple):
     """P rays with the color that they saw.
 
     Attributes:
-        rays_o: (P, 3) origins.
-        rays_d: (P, 3) directions, camera z = -1.
+        rays: (P,).
         rgba: (P, 4) in [0, 1], not premultiplied; alpha 1 where the files have none.
-        time: (P,) in [0, 1], or None.
     """
 
-    rays_o: Tensor
-    rays_d: Tensor
+    rays: Rays
     rgba: Tensor
-    time: Tensor | None
 
 
 class ImageBatch(NamedTuple):
@@ -69,19 +66,21 @@ def sample_rays(
     """
     height, width = split.images.shape[1:3]
     pixels = rng.integers(height * width, size=n_rays)
+    rows, columns = pixels // width, pixels % width
     if sampling == "all_images":
         views = rng.integers(len(split), size=n_rays)
         camera = split.camera[torch.from_numpy(views)]
-        colors = split.images.reshape(-1, split.images.shape[-1])[views * (height * width) + pixels]
+        stack = split.images if isinstance(split.images, ImageStack) else ImageStack([split.images])
+        colors = stack.pixels(views, rows, columns)
     else:
         view = int(rng.integers(len(split)))
         camera = split.camera[view]
-        colors = split.images[view].reshape(height * width, -1)[pixels]
-    rays = camera.pixel_rays(torch.from_numpy(pixels % width), torch.from_numpy(pixels // width))
+        colors = split.images[view][rows, columns]
+    rays = camera.pixel_rays(torch.from_numpy(columns), torch.from_numpy(rows))
     rgba = torch.ones(n_rays, 4)
     rgba[:, : colors.shape[1]] = torch.from_numpy(colors)
     rgba[:, : colors.shape[1]] /= 255
-    return RayBatch(rays.rays_o, rays.rays_d, rgba, rays.time)
+    return RayBatch(rays, rgba)
 
 
 def sample_views(split: Split, n_views: int, seed: int, first: int) -> ImageBatch:
@@ -141,7 +140,7 @@ class Batches(IterableDataset[RayBatch | ImageBatch]):
         return sample_views(self.split, self.size, self.seed, (index * self.world + self.rank) * self.size)
 
     def __iter__(self) -> Iterator[RayBatch | ImageBatch]:
-        """Yield batches without end; of several loader workers each yields every so manieth."""
+        """Yield batches without end; of several loader workers each yields every ``num_workers``-th batch."""
         worker = get_worker_info()
         index, step = (self.first, 1) if worker is None else (self.first + worker.id, worker.num_workers)
         while True:

@@ -16,9 +16,7 @@ trained on.
 from __future__ import annotations
 
 import hashlib
-import logging
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +28,7 @@ from nelf.data.transforms import SPLITS, Transforms, read_transforms
 from nelf.errors import UserError
 from nelf.scene import BACKGROUNDS, Scene, Split, background_color
 
-__all__ = ["read_scene"]
-
-log = logging.getLogger(__name__)
+__all__ = ["read_scene", "read_views"]
 
 _NEAR, _FAR = 2.0, 6.0
 _AABB = (-1.5, -1.5, -1.5, 1.5, 1.5, 1.5)
@@ -62,8 +58,6 @@ def read_scene(
     width: int | None = None,
     background: str | None = None,
     holdout: int = 8,
-    eval_root: str | Path | None = None,
-    extra_views: str | Path | None = None,
     near: float | None = None,
     far: float | None = None,
     aabb: list[float] | None = None,
@@ -76,9 +70,6 @@ def read_scene(
         width: images are reduced to this width by area averaging; None keeps the size of the training images.
         background: named background of the evaluation, instead of the file's.
         holdout: of every so many views one is held out for each of val and test, where they have no file.
-        eval_root: another scene that val, test, name, digest, box, near and far come from. The views of
-            ``root`` are then all trained on: it is a pseudo set rendered by a teacher of ``eval_root``.
-        extra_views: a scene whose training views are trained on too: real views beside those of a pseudo set.
         near: instead of the file's smallest z-depth.
         far: instead of the file's largest z-depth.
         aabb: instead of the file's box: six numbers, smallest xyz then largest xyz.
@@ -95,21 +86,12 @@ def read_scene(
     if holdout < 3:
         raise UserError(f"data.holdout: is {holdout}; allowed: 3 or more (one test, one val, the rest train).")
     files = read_transforms(Path(root))
-    truth = files if eval_root is None else read_transforms(Path(eval_root))
-    stated = truth["train"]
+    stated = files["train"]
     depth = (_first(near, stated.near, _NEAR), _first(far, stated.far, _FAR))
     box = _first(aabb, stated.aabb, list(_AABB))
     _check_space(stated.path, depth, box)
     background = _background(stated) if background is None else background
-    if len({time for each in (*files.values(), *truth.values()) for time in each.times()}) > 1:
-        _warn_of_motion(stated.path.parent.resolve())
-
-    splits = _split(files, holdout, depth)
-    if eval_root is not None:
-        splits = {**_split(truth, holdout, depth), "train": _views(files["train"], depth)}
-    if extra_views is not None:
-        extra = _split(read_transforms(Path(extra_views)), holdout, depth)["train"]
-        splits["train"] = _join(splits["train"], extra, width)
+    splits = _split(files, holdout)
     width = splits["train"].camera.width if width is None else width
     loaded = {name: _load(views, name, width, Path(root), memory_limit) for name, views in splits.items()}
     return Scene(
@@ -120,9 +102,28 @@ def read_scene(
         near=depth[0],
         far=depth[1],
         background=background,
-        digest=_digest(truth),
+        digest=_digest(files),
         license=stated.license,
+        controls=stated.controls,
     )
+
+
+def read_views(root: str | Path, *, width: int | None = None, memory_limit: int = MEMORY_LIMIT) -> Split:
+    """Read all views of ``transforms_train.json`` (or ``transforms.json``), such as those of a pseudo set.
+
+    Args:
+        root: the set's directory.
+        width: as of ``read_scene``.
+        memory_limit: as of ``read_scene``.
+
+    Returns:
+        The views; none is held out.
+
+    Raises:
+        UserError: as ``read_scene``.
+    """
+    views = _views(read_transforms(Path(root))["train"])
+    return _load(views, "train", views.camera.width if width is None else width, Path(root), memory_limit)
 
 
 def _first(*values: Any) -> Any:
@@ -149,15 +150,9 @@ def _check_space(path: Path, depth: tuple[float, float], box: list[float]) -> No
         raise UserError(f"{path}: aabb {box}; allowed: six numbers, smallest x y z, then largest x y z.")
 
 
-@cache
-def _warn_of_motion(root: Path) -> None:
-    """Say once of each scene that what moves in it is not learned."""
-    log.warning("%s: the scene moves, and motion is not modeled yet: every time is rendered alike.", root)
-
-
-def _split(files: dict[str, Transforms], holdout: int, depth: tuple[float, float]) -> dict[str, _Views]:
+def _split(files: dict[str, Transforms], holdout: int) -> dict[str, _Views]:
     """Views of all three splits; those without a file are held out from the training file."""
-    views = {name: _views(transforms, depth) for name, transforms in files.items()}
+    views = {name: _views(transforms) for name, transforms in files.items()}
     absent = [name for name in ("test", "val") if name not in views]
     if not absent:
         return views
@@ -174,7 +169,7 @@ def _split(files: dict[str, Transforms], holdout: int, depth: tuple[float, float
     return {**views, **{name: train.pick(held[name]) for name in absent}, "train": train.pick(rest)}
 
 
-def _views(transforms: Transforms, depth: tuple[float, float]) -> _Views:
+def _views(transforms: Transforms) -> _Views:
     """Open the headers of a file's images and make their cameras.
 
     Intrinsics that are given for another image size (``w``, ``h``) are scaled to the size of the files.
@@ -192,27 +187,9 @@ def _views(transforms: Transforms, depth: tuple[float, float]) -> _Views:
         torch.from_numpy(transforms.intrinsics(width, height)),
         width,
         height,
-        *depth,
-        time=None if transforms.time is None else torch.from_numpy(transforms.time),
+        None if transforms.values is None else torch.from_numpy(transforms.values),
     )
     return _Views(transforms.names, transforms.images, camera, any(alpha for _, alpha in headers))
-
-
-def _join(views: _Views, extra: _Views, width: int | None) -> _Views:
-    """Both lists of views, with cameras of one size; each image is reduced to it when it is decoded."""
-    width = views.camera.width if width is None else width
-    for part in (views, extra):
-        _check_width(part, width)
-    cameras = [views.camera.resized(width), extra.camera.resized(width)]
-    if cameras[0].height != cameras[1].height:
-        raise UserError(
-            f"data.extra_views: {extra.paths[0].parent} differs from {views.paths[0].parent} in the "
-            "shape of its images; allowed: views of the same scene."
-        )
-    if any(camera.time is None for camera in cameras):  # a pseudo set of a static teacher has no moments
-        cameras = [replace(camera, time=None) for camera in cameras]
-    names = [f"extra/{name}" for name in extra.names]
-    return _Views(views.names + names, views.paths + extra.paths, Camera.cat(cameras), views.alpha or extra.alpha)
 
 
 def _check_width(views: _Views, width: int) -> None:

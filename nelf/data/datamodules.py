@@ -20,95 +20,56 @@ from nelf.data.blender import read_scene
 from nelf.errors import UserError, did_you_mean
 from nelf.scene import Scene, Split, View, background_color
 
-__all__ = ["BlenderDataModule", "DemoDataModule"]
+__all__ = ["BlenderDataModule", "DemoDataModule", "SceneDataModule"]
 
-BatchKind = Literal["rays", "views"]
 T = TypeVar("T")
 
 
-class BlenderDataModule(pl.LightningDataModule):
-    """A scene in the Blender, D-NeRF or ``transforms.json`` format.
-
-    What a training batch is, is asked of the module that is trained: its ``batch_kind`` is ``rays``
-    (``RayBatch``) or ``views`` (``ImageBatch``). Validation and test give one ``View`` at a time.
+class SceneDataModule(pl.LightningDataModule):
+    """A scene as batches. A subclass implements ``read``; or the scene is given.
 
     Args:
-        root: the scene's directory.
-        width: images are reduced to this width; None keeps theirs.
-        background: named background of validation and test; None for the one that the scene's files state, or white.
-        batch_rays: rays per training batch and process.
-        batch_views: views per training batch and process.
-        sampling: ``all_images`` draws the view of each ray anew, ``same_image`` one view per batch.
-        batch: ``rays`` or ``views``, whatever the trained module says.
-        holdout: of every so many views one is held out for each of val and test, where they have no file.
-        eval_root: the scene that val, test, box and depth range come from, when ``root`` is a pseudo set of
-            it.
-        extra_views: a scene whose training views are mixed in; with a pseudo set, the real ones
-            (``eval_root``).
-        near: instead of the file's smallest z-depth (2 where it states none).
-        far: instead of the file's largest z-depth (6 where it states none).
-        aabb: instead of the file's box (+-1.5 where it states none): smallest x y z, largest x y z.
+        scene: what to draw from; None for what ``read`` returns.
+        batch: what a training batch is made of: ``rays`` (``RayBatch``) or ``views`` (``ImageBatch``). A system says
+            what it wants: ``SceneDataModule(..., **system.batches)``.
+        batch_size: rays, or views, of a training batch and process.
+        sampling: ``all_images`` draws the view of each ray anew, ``same_image`` one view for all rays of a batch.
         num_workers: loader processes; batches are the same for any number.
         seed: which stream of training batches.
 
     Raises:
-        UserError: an argument is out of range; on ``scene``, whatever ``read_scene`` raises.
+        UserError: an argument is out of range; on ``scene``, whatever ``read`` raises.
     """
 
     def __init__(
         self,
-        root: str | Path,
+        scene: Scene | None = None,
         *,
-        width: int | None = None,
-        background: str | None = None,
-        batch_rays: int = 8192,
-        batch_views: int = 4,
+        batch: Literal["rays", "views"] = "rays",
+        batch_size: int = 8192,
         sampling: Literal["all_images", "same_image"] = "all_images",
-        batch: BatchKind | None = None,
-        holdout: int = 8,
-        eval_root: str | Path | None = None,
-        extra_views: str | Path | None = None,
-        near: float | None = None,
-        far: float | None = None,
-        aabb: list[float] | None = None,
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for key, size in {"batch_rays": batch_rays, "batch_views": batch_views}.items():
-            _check(key, size, size >= 1, "1 or more")
-        _check("width", width, width is None or width >= 1, "1 or more, or null")
+        _check("batch_size", batch_size, batch_size >= 1, "1 or more")
         _check("num_workers", num_workers, num_workers >= 0, "0 or more")
         _choose("sampling", sampling, ("all_images", "same_image"))
-        _choose("batch", batch or "rays", ("rays", "views"))
-        if background is not None:
-            background_color(background)
-        self.root = Path(root)
-        self.batch_rays, self.batch_views, self.sampling, self.batch = (
-            batch_rays,
-            batch_views,
-            sampling,
-            batch,
-        )
+        _choose("batch", batch, ("rays", "views"))
+        self.batch, self.batch_size, self.sampling = batch, batch_size, sampling
         self.num_workers, self.seed = num_workers, seed
-        self._reading: dict[str, Any] = {
-            "width": width,
-            "background": background,
-            "holdout": holdout,
-            "eval_root": eval_root,
-            "extra_views": extra_views,
-            "near": near,
-            "far": far,
-            "aabb": aabb,
-        }
-        self._scene: Scene | None = None
+        self._scene = scene
+
+    def read(self) -> Scene:
+        """Read the scene from disk."""
+        raise NotImplementedError(f"{type(self).__name__}: has no method `read`, and no scene was given.")
 
     @property
     def scene(self) -> Scene:
         """The scene; read from disk when it is first asked for."""
         if self._scene is None:
             self.prepare_data()
-            self._scene = read_scene(self.root, **self._reading)
+            self._scene = self.read()
         return self._scene
 
     def setup(self, stage: str) -> None:
@@ -118,13 +79,10 @@ class BlenderDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> Iterable[Any]:
         """Training batches without end, from the first one that this run has not drawn yet."""
         trainer = self.trainer
-        module = getattr(trainer, "lightning_module", None)
-        asked: Any = getattr(module, "batch_kind", "rays")
-        kind: BatchKind = asked if self.batch is None else self.batch
         batches = Batches(
             self.scene.train,
-            kind,
-            self.batch_rays if kind == "rays" else self.batch_views,
+            self.batch,
+            self.batch_size,
             sampling=self.sampling,
             seed=self.seed,
             first=trainer.global_step * trainer.accumulate_grad_batches if trainer else 0,
@@ -140,6 +98,49 @@ class BlenderDataModule(pl.LightningDataModule):
     def test_dataloader(self) -> Iterable[View]:
         """Test views, one at a time."""
         return _loader(_Views(self.scene.test), 0)
+
+
+class BlenderDataModule(SceneDataModule):
+    """A scene in the Blender, D-NeRF or ``transforms.json`` format.
+
+    Args:
+        root: the scene's directory.
+        width: images are reduced to this width; None keeps theirs.
+        background: named background of validation and test; None for the one that the scene's files state, or white.
+        holdout: of every so many views one is held out for each of val and test, where they have no file.
+        near: instead of the file's smallest z-depth (2 where it states none).
+        far: instead of the file's largest z-depth (6 where it states none).
+        aabb: instead of the file's box (+-1.5 where it states none): smallest x y z, largest x y z.
+        **options: as of ``SceneDataModule``.
+
+    Raises:
+        UserError: an argument is out of range; on ``scene``, whatever ``read_scene`` raises.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        width: int | None = None,
+        background: str | None = None,
+        holdout: int = 8,
+        near: float | None = None,
+        far: float | None = None,
+        aabb: list[float] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        _check("width", width, width is None or width >= 1, "1 or more, or null")
+        if background is not None:
+            background_color(background)
+        self.root = Path(root)
+        self._reading: dict[str, Any] = {
+            **{"width": width, "background": background, "holdout": holdout, "near": near, "far": far, "aabb": aabb}
+        }
+
+    def read(self) -> Scene:
+        """Read the scene from disk."""
+        return read_scene(self.root, **self._reading)
 
 
 class DemoDataModule(BlenderDataModule):

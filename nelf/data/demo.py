@@ -104,7 +104,7 @@ def cameras(width: int = 200) -> dict[str, Camera]:
         "val": paths.random_mobile_r2l(VIEWS["val"], radius, (20.0, 85.0), seed=1),
         "test": paths.spiral(VIEWS["test"], radius, (12.0, 65.0), turns=2.1),
     }
-    return {name: Camera.from_fov(c2w, FOV, width, width, _NEAR, _FAR) for name, c2w in poses.items()}
+    return {name: Camera.from_fov(c2w, FOV, width, width) for name, c2w in poses.items()}
 
 
 def write(root: str | Path, scene: str = "blocks", width: int = 200) -> Path:
@@ -134,7 +134,10 @@ def write(root: str | Path, scene: str = "blocks", width: int = 200) -> Path:
         progress_bar(f"rendering the demo scene to {root}", sum(VIEWS.values())) as progress,
     ):
         for name, camera in views.items():
-            writer = SceneWriter(folder, camera, name, aabb=aabb(scene), background=about.background, license="CC0-1.0")
+            writer = SceneWriter(
+                folder, camera, name, aabb=aabb(scene), near=_NEAR, far=_FAR, background=about.background,
+                license="CC0-1.0",
+            )  # fmt: skip
             draw = partial(_write_view, writer, camera, scene)
             with ThreadPoolExecutor(os.cpu_count()) as pool:  # the tracer runs without Python's lock
                 for _ in pool.map(draw, range(len(camera))):

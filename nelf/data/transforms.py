@@ -31,7 +31,8 @@ class Transforms:
         names: N file paths inside the scene, without extension.
         images: N image files, which exist.
         c2w: (N, 3, 4) float32.
-        time: (N,) float32 in [0, 1], or None.
+        controls: names of what the cameras are set to beside their pose, the first of which is ``time``.
+        values: (N, K) float32 in [0, 1], or None without controls.
         lenses: N dictionaries of the intrinsic keys that the file states, per frame or at its top.
         aabb: box, smallest xyz, largest xyz; None where the file states none. So for the next four.
         near: smallest z-depth.
@@ -44,7 +45,8 @@ class Transforms:
     names: list[str]
     images: list[Path]
     c2w: np.ndarray
-    time: np.ndarray | None
+    controls: tuple[str, ...]
+    values: np.ndarray | None
     lenses: list[dict[str, float]]
     aabb: list[float] | None
     near: float | None
@@ -60,10 +62,6 @@ class Transforms:
         """
         rows = [_lens(lens, width, height, f"{self.path}: frame {index}") for index, lens in enumerate(self.lenses)]
         return np.array(rows, dtype=np.float32)
-
-    def times(self) -> list[float]:
-        """The moments of its frames; none where it states none."""
-        return [] if self.time is None else [float(time) for time in self.time]
 
 
 def read_transforms(root: Path) -> dict[str, Transforms]:
@@ -107,12 +105,14 @@ def _parse(path: Path) -> Transforms:
     entries = [_image(path, index, frame) for index, frame in enumerate(frames)]
     _warn_of_distortion(path, content, frames)
     aabb = content.get("aabb")
+    controls, values = _controls(path, content, frames)
     return Transforms(
         path=path,
         names=[name for name, _ in entries],
         images=[image for _, image in entries],
         c2w=np.stack([_pose(path, index, frame) for index, frame in enumerate(frames)]),
-        time=_times(path, frames),
+        controls=controls,
+        values=values,
         lenses=[_stated_lens(path, index, {**content, **frame}) for index, frame in enumerate(frames)],
         aabb=None if aabb is None else [_number(path, "aabb", value) for value in np.ravel(aabb).tolist()],
         near=None if content.get("near") is None else _number(path, "near", content["near"]),
@@ -177,18 +177,29 @@ def _pose(path: Path, index: int, frame: dict[str, Any]) -> np.ndarray:
     return matrix[:3].astype(np.float32)
 
 
-def _times(path: Path, frames: list[dict[str, Any]]) -> np.ndarray | None:
-    """(N,) float32 times, or None where no frame has one."""
+def _controls(
+    path: Path, content: dict[str, Any], frames: list[dict[str, Any]]
+) -> tuple[tuple[str, ...], np.ndarray | None]:
+    """Names and (N, K) float32 values: ``time`` of each frame, then its ``controls``, whose names stand at the top."""
     timed = ["time" in frame for frame in frames]
     if not any(timed):
-        return None
+        return (), None
     if not all(timed):
         raise UserError(f"{path}: frame {timed.index(False)} has no key 'time', but others have; allowed: all or none.")
-    times = [_number(path, "time", frame["time"]) for frame in frames]
-    outside = [index for index, time in enumerate(times) if not 0 <= time <= 1]
-    if outside:
-        raise UserError(f"{path}: frame {outside[0]}: time is {times[outside[0]]}; allowed: 0 to 1.")
-    return np.array(times, dtype=np.float32)
+    further = content.get("controls", [])
+    if not isinstance(further, list) or not all(isinstance(name, str) for name in further):
+        raise UserError(f"{path}: controls are {further!r}; allowed: a list of names.")
+    rows = []
+    for index, frame in enumerate(frames):
+        values = frame.get("controls", [])
+        if not isinstance(values, list) or len(values) != len(further):
+            raise UserError(f"{path}: frame {index}: controls are {values!r}; allowed: {len(further)} numbers.")
+        row = [_number(path, "time", frame["time"]), *(_number(path, "controls", value) for value in values)]
+        for name, value in zip(("time", *further), row, strict=True):
+            if not 0 <= value <= 1:
+                raise UserError(f"{path}: frame {index}: {name} is {value}; allowed: 0 to 1.")
+        rows.append(row)
+    return ("time", *further), np.array(rows, dtype=np.float32)
 
 
 def _stated_lens(path: Path, index: int, content: dict[str, Any]) -> dict[str, float]:

@@ -6,6 +6,7 @@ Nothing half-written is ever taken for whole: an image or a transforms file gets
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ class SceneWriter:
         camera: a batch of all N cameras.
         split: ``train``, ``val`` or ``test``.
         aabb: the scene's box, (6,) numbers, smallest xyz, largest xyz.
+        near: the scene's smallest ``t``, z-depth.
+        far: the scene's largest ``t``.
+        controls: names of the cameras' controls; None for ``time`` and numbers.
         background: the named background that the views are meant for.
         license: license of the images.
 
@@ -55,14 +59,20 @@ class SceneWriter:
         split: str = "train",
         *,
         aabb: Any = None,
+        near: float | None = None,
+        far: float | None = None,
+        controls: Sequence[str] | None = None,
         background: str = "white",
         license: str | None = None,
     ) -> None:
         self.root, self.camera, self.split = Path(root), camera, split
+        count = 0 if camera.controls is None else camera.controls.shape[-1]
+        names = [f"control_{index}" for index in range(count)] if controls is None else list(controls)[:count]
         self._header: dict[str, Any] = {
             "aabb": None if aabb is None else [float(value) for value in aabb],
-            "near": camera.near,
-            "far": camera.far,
+            "near": near,
+            "far": far,
+            "controls": list(names[1:]) or None,
             "background": background,
             "license": license,
         }
@@ -161,9 +171,16 @@ class SceneWriter:
             "w": camera.width,
             "h": camera.height,
         }
-        if camera.time is not None:
-            frame["time"] = camera.time.item()
+        if camera.controls is not None:
+            frame["time"], *further = camera.controls.tolist()
+            frame |= {"controls": further} if further else {}
         return frame
+
+
+def stated(scene: Scene) -> dict[str, Any]:
+    """What a scene's transforms files state beside its views: arguments of ``SceneWriter``."""
+    known = ("aabb", "near", "far", "controls", "background", "license")
+    return {key: getattr(scene, key) for key in known}
 
 
 def write_scene(root: str | Path, scene: Scene) -> Path:
@@ -181,9 +198,7 @@ def write_scene(root: str | Path, scene: Scene) -> Path:
     """
     splits: dict[str, Split] = {"test": scene.test, "val": scene.val, "train": scene.train}
     for name, split in splits.items():
-        writer = SceneWriter(
-            root, split.camera, name, aabb=scene.aabb, background=scene.background, license=scene.license
-        )
+        writer = SceneWriter(root, split.camera, name, **stated(scene))
         for index in range(len(split)):
             writer.write(index, split.images[index])
         writer.finish()

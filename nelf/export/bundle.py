@@ -27,7 +27,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,10 @@ import torch
 from torch import Tensor
 
 import nelf
-from nelf.data import Scene
 from nelf.errors import UserError, atomic_path, lies_in
 from nelf.export.files import check_entry, check_numbers
 from nelf.lightfields import LightField
+from nelf.scene import Scene
 
 __all__ = ["VERSION", "artifact", "orbit_limits", "read_bundle", "write_bundle"]
 
@@ -85,9 +85,9 @@ def write_bundle(folder: Path | str, scene: Scene, network: LightField, artifact
         "sr_factor": network.sr_factor,
         "stride": network.stride,
         "background": scene.background,
-        "background_color": getattr(network, "background", scene.background_color).tolist(),
-        "time": None,  # no model takes one yet, whether the scene moves or not
-        "controls": [],
+        "background_color": (scene.background_color if network.background is None else network.background).tolist(),
+        "time": _control(scene, 0) if network.controls else None,
+        "controls": [{"name": scene.controls[index], **_control(scene, index)} for index in range(1, network.controls)],
         "orbit": orbit_limits(scene),
         "artifacts": list(artifacts),
     }
@@ -106,7 +106,7 @@ def artifact(
     size: tuple[int, int] | None = None,
     *,
     output: str = "rgb",
-    window: dict[str, int] | None = None,
+    window: Mapping[str, int] | None = None,
     **figures: float | None,
 ) -> dict[str, Any]:
     """Describe a file of a bundle.
@@ -119,7 +119,7 @@ def artifact(
         volume: of ``write_volume``, where the graph begins at features.
         size: width and height, if it takes only those.
         output: ``rgb`` or ``rgba``, see ``nelf.export.inputs``.
-        window: of ``nelf.export.inputs.window_of``, where it need not run everywhere.
+        window: of the light field, where it need not run everywhere.
         **figures: ``max_abs_error``, ``psnr``, ``latency_ms``.
 
     Returns:
@@ -137,7 +137,7 @@ def artifact(
         "output": output,
         "size": size,
         "volume": volume,
-        "window": window,
+        "window": None if window is None else dict(window),
         **{"max_abs_error": None, "psnr": None, "latency_ms": None, **figures},
     }
 
@@ -213,6 +213,15 @@ def orbit_limits(scene: Scene) -> dict[str, Any]:
         "elevation": _limits(elevation, 2.0, -89.0, 89.0),
         "azimuth": _azimuth_limits(azimuth),
     }
+
+
+def _control(scene: Scene, index: int) -> dict[str, float]:
+    """The range of a control of the training cameras, and a first value."""
+    controls = scene.train.camera.controls
+    if controls is None or index >= controls.shape[-1]:
+        return {"min": 0.0, "max": 1.0, "value": 0.0}
+    values = controls[:, index]
+    return {"min": float(values.min()), "max": float(values.max()), "value": float(values[0])}
 
 
 def _limits(values: Tensor, margin: float, least: float = 1e-3, most: float = math.inf) -> dict[str, float]:

@@ -10,7 +10,7 @@ import torch
 from nelf.cameras import Camera
 from nelf.errors import UserError, atomic_path
 from nelf.export.graph import exact, graph_module, quiet
-from nelf.export.inputs import Kind, check_kind, feed_of, kinds_of, output_of
+from nelf.export.inputs import check_kind, feed_of, output_of
 from nelf.lightfields import LightField
 
 __all__ = ["check_installed", "mlpackage"]
@@ -26,7 +26,7 @@ def check_installed() -> None:
         raise UserError("coreml: coremltools is not installed: pip install 'nelf[coreml]'.")
 
 
-def mlpackage(network: LightField, path: Path | str, camera: Camera, kind: Kind | None = None) -> Path:
+def mlpackage(network: LightField, path: Path | str, camera: Camera, kind: str | None = None) -> Path:
     """Write a light field as an ML program that computes in 16 bits, for images of one size.
 
     Args:
@@ -42,7 +42,7 @@ def mlpackage(network: LightField, path: Path | str, camera: Camera, kind: Kind 
         UserError: coremltools is not installed, the network has no such kind of input, or it cannot be written.
     """
     check_installed()
-    kind = kind or kinds_of(network)[0]
+    kind = kind or network.entries[0]
     check_kind(network, kind)
     network = exact(network)
     feeds = feed_of(network, kind, camera)

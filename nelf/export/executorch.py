@@ -14,7 +14,7 @@ import torch
 from nelf.cameras import Camera
 from nelf.errors import UserError, atomic_path
 from nelf.export.graph import exact, graph_module, quiet
-from nelf.export.inputs import KINDS, Kind, check_kind, feed_of, kinds_of
+from nelf.export.inputs import KINDS, check_kind, feed_of
 from nelf.lightfields import LightField
 
 __all__ = ["Program", "check_installed", "pte"]
@@ -30,7 +30,7 @@ def check_installed() -> None:
         raise UserError("executorch: is not installed, and .pte files need it: pip install 'nelf[executorch]'.")
 
 
-def pte(network: LightField, path: Path | str, cameras: Camera, kind: Kind | None = None, int8: bool = False) -> Path:
+def pte(network: LightField, path: Path | str, cameras: Camera, kind: str | None = None, int8: bool = False) -> Path:
     """Write a light field as a ``.pte`` program for images of one size.
 
     XNNPACK computes GELU by its error function, as PyTorch's default does.
@@ -52,7 +52,7 @@ def pte(network: LightField, path: Path | str, cameras: Camera, kind: Kind | Non
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
-    kind = kind or kinds_of(network)[0]
+    kind = kind or network.entries[0]
     check_kind(network, kind)
     network = exact(network)
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # XNNPACK orders them itself
@@ -98,7 +98,7 @@ class Program:
         UserError: ExecuTorch is not installed, or the file is not a program.
     """
 
-    def __init__(self, path: Path, kind: Kind) -> None:
+    def __init__(self, path: Path, kind: str) -> None:
         check_installed()
         from executorch.runtime import Runtime
 

@@ -10,7 +10,7 @@ from copy import deepcopy
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,16 +20,13 @@ from nelf.cameras import Camera
 from nelf.compression.fold import fold_batch_norm
 from nelf.compression.quantization import restore_network
 from nelf.errors import UserError, atomic_path
-from nelf.export.inputs import KINDS, Kind, check_kind, feed_of, kinds_of, output_of
-from nelf.kernels import reference
-from nelf.kernels.lookup import most_points
+from nelf.export.inputs import KINDS, check_kind, feed_of, names_of, output_of, with_controls
 from nelf.lightfields import LightField
-from nelf.lightfields.grid_r2l import MIN_ALPHA_RENDERING, decoder_inputs
+from nelf.rays import Rays
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-    from nelf.lightfields import GridR2L
 
 __all__ = ["exact", "graph_module", "half_weights", "largest_difference", "onnx", "quiet", "session"]
 
@@ -41,36 +38,32 @@ class _FromPose(nn.Module):
 
     directions: Tensor
 
-    def __init__(self, rays: nn.Module, stride: int, camera: Camera) -> None:
+    def __init__(self, rays: _FromRays, stride: int, camera: Camera) -> None:
         super().__init__()
         self.rays = rays
-        here = replace(camera, c2w=torch.eye(3, 4), time=None)
-        self.register_buffer("directions", here.rays(stride).rays_d)
+        here = replace(camera, c2w=torch.eye(3, 4), controls=None)
+        self.register_buffer("directions", here.rays(stride).directions)
 
-    def forward(self, c2w: Tensor) -> Tensor:
+    def forward(self, c2w: Tensor, time: Tensor | None = None, controls: Tensor | None = None) -> Tensor:
         rays_d = self.directions @ c2w[:, None, :, :3].mT
-        return self.rays(c2w[:, None, None, :, 3].expand_as(rays_d), rays_d)
+        return self.rays(c2w[:, None, None, :, 3].expand_as(rays_d), rays_d, time, controls)
 
 
 class _FromRays(nn.Module):
-    """A light field with a volume from the rays on: the look-up as gathers, its sizes as numbers."""
+    """A light field from the rays on."""
 
-    index: Tensor
-
-    def __init__(self, network: GridR2L) -> None:
+    def __init__(self, network: LightField) -> None:
         super().__init__()
-        self.network, self.step = network, network.voxel
-        self.points = most_points(network.aabb, self.step)
-        self.register_buffer("index", network.volume.index.long())
+        self.network = network.traceable()
 
-    def forward(self, rays_o: Tensor, rays_d: Tensor) -> Tensor:
-        volume, aabb = self.network.volume, self.network.aabb
-        flat_o, flat_d = rays_o.reshape(-1, 3), rays_d.reshape(-1, 3)
-        along = reference.ray_features(
-            volume.density, volume.features, self.index, flat_o, flat_d, aabb, torch.full_like(flat_o[:, 0], 0.5),
-            self.step, MIN_ALPHA_RENDERING, self.points,
-        )  # fmt: skip
-        return self.network.decode(decoder_inputs(rays_d, along, self.network.sr_factor))
+    def forward(
+        self, rays_o: Tensor, rays_d: Tensor, time: Tensor | None = None, controls: Tensor | None = None
+    ) -> Tensor:
+        along = None
+        if time is not None:
+            values = time[None] if controls is None else torch.cat([time[None], controls], 1)
+            along = values[:, None, None].expand(*rays_o.shape[:3], -1)
+        return self.network(Rays(rays_o, rays_d, along)).movedim(-1, 1)
 
 
 class _Decoder(nn.Module):
@@ -88,7 +81,7 @@ def onnx(
     network: LightField,
     path: Path | str,
     cameras: Camera,
-    kind: Kind | None = None,
+    kind: str | None = None,
     fixed_size: bool = False,
     tolerance: float = 1e-4,
 ) -> float:
@@ -110,18 +103,17 @@ def onnx(
     Raises:
         UserError: the network has no such kind of input, the file cannot be written, or it draws something else.
     """
-    kind = kind or kinds_of(network)[0]
+    kind = kind or network.entries[0]
     check_kind(network, kind)
     network = exact(network)
-    names = KINDS[kind]
     example = tuple(torch.from_numpy(array) for array in feed_of(network, kind, cameras[0]).values())
     with atomic_path(path) as partial, quiet(), torch.no_grad():
         program = torch.onnx.export(
             graph_module(network, kind, cameras[0]),
             example,
-            input_names=list(names),
+            input_names=list(names_of(network, kind)),
             output_names=[output_of(network)],
-            dynamic_shapes=None if fixed_size or kind == "pose" else _any_size(kind),
+            dynamic_shapes=None if fixed_size or kind == "pose" else _any_size(network, kind),
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
@@ -145,7 +137,7 @@ def exact(network: LightField) -> LightField:
     return fold_batch_norm(copy.cpu().eval(), inplace=True)
 
 
-def largest_difference(graph: InferenceSession, network: LightField, kind: Kind, cameras: Camera) -> float:
+def largest_difference(graph: InferenceSession, network: LightField, kind: str, cameras: Camera) -> float:
     """Compare what a graph draws with what a network draws.
 
     Args:
@@ -159,27 +151,28 @@ def largest_difference(graph: InferenceSession, network: LightField, kind: Kind,
     """
     differences = []
     for index in range(len(cameras)):
-        drawn = graph.run(None, feed_of(network, kind, cameras[index]))[0]
-        rays = cameras[index].rays(network.stride)
+        camera = with_controls(cameras[index], network.controls)
+        feeds = feed_of(network, kind, camera)
+        rays = camera.padded(network.sr_factor).rays(network.stride)
         with torch.no_grad():
-            expected = network(rays.rays_o[None], rays.rays_d[None]).numpy()
-        differences.append(np.abs(drawn - expected).max())
+            expected = network(rays[None]).movedim(-1, 1).numpy()
+        differences.append(np.abs(graph.run(None, feeds)[0] - expected).max())
     return float(np.max(differences))
 
 
-def graph_module(network: LightField, kind: Kind, camera: Camera) -> nn.Module:
+def graph_module(network: LightField, kind: str, camera: Camera) -> nn.Module:
     """What to trace, so that the graph begins at ``kind``; where that is the pose, ``camera`` gives size and lens."""
-    if kind in ("points", "features"):
+    if kind == network.encoded:
         return _Decoder(network)
-    rays = _FromRays(cast("GridR2L", network)) if hasattr(network, "volume") else network
-    return rays if kind == "rays" else _FromPose(rays, network.stride, camera)
+    rays = _FromRays(network)
+    return rays if kind == "rays" else _FromPose(rays, network.stride, camera.padded(network.sr_factor))
 
 
-def _any_size(kind: Kind) -> tuple[dict[int, object], ...]:
+def _any_size(network: LightField, kind: str) -> tuple[dict[int, object] | None, ...]:
     """The axes of each input that may have any size."""
     first = 1 if kind == "rays" else 2
     axes: dict[int, object] = {first: torch.export.Dim.DYNAMIC, first + 1: torch.export.Dim.DYNAMIC}
-    return tuple(axes for _ in KINDS[kind])
+    return tuple(axes if name in KINDS[kind] else None for name in names_of(network, kind))
 
 
 def half_weights(path: Path | str, out: Path | str) -> Path:

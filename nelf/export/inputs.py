@@ -1,7 +1,7 @@
 """What an exported graph is given for a camera: where between the pose and the network the graph begins.
 
 ========  ==========================================================================================
-kind      inputs, float32; s is ``sr_factor``, h and w are the image's sides over s
+kind      inputs, float32; s is ``sr_factor``, h and w are the image's sides over s, rounded up
 ========  ==========================================================================================
 pose      ``c2w`` (1, 3, 4); size and intrinsics are inside the graph
 rays      ``rays_o``, ``rays_d`` (1, ., ., 3), of ``Camera.rays(stride)``
@@ -10,7 +10,9 @@ features  ``features`` (1, (C + 1) s^2 + 16, h, w): a volume's, composited along
           block, their opacities, and the block's direction
 ========  ==========================================================================================
 
-The output is ``rgb`` (1, 3, H, W), or ``rgba`` (1, 4, H, W): rgb on black and opacity.
+A light field that takes controls has the further inputs ``time`` (1,) and, beyond the first control, ``controls``
+(1, K - 1), in [0, 1]. The output is ``rgb`` (1, 3, H, W), or ``rgba`` (1, 4, H, W): rgb on black and opacity. Where s
+does not divide the sides of an image, H and W are the next multiples, and what is beyond the image is cut off.
 """
 
 from __future__ import annotations
@@ -24,10 +26,8 @@ from torch import Tensor
 
 from nelf.cameras import Camera
 from nelf.errors import UserError
-from nelf.kernels.lookup import RayFeatures
 from nelf.lightfields import LightField
-from nelf.lightfields.grid_r2l import WINDOW, decoder_inputs, decoder_window
-from nelf.lightfields.mobile_r2l import ray_points
+from nelf.lightfields.grid_r2l import decoder_window
 
 __all__ = [
     "KINDS",
@@ -37,15 +37,15 @@ __all__ = [
     "cut",
     "feed",
     "feed_of",
-    "kinds_of",
+    "names_of",
     "output_of",
     "window_feeds",
     "window_in",
-    "window_of",
+    "with_controls",
 ]
 
 Kind = Literal["pose", "rays", "points", "features"]
-KINDS: dict[Kind, tuple[str, ...]] = {
+KINDS: dict[str, tuple[str, ...]] = {
     "pose": ("c2w",),
     "rays": ("rays_o", "rays_d"),
     "points": ("points",),
@@ -53,22 +53,14 @@ KINDS: dict[Kind, tuple[str, ...]] = {
 }
 
 
-def kinds_of(network: LightField) -> tuple[Kind, ...]:
-    """The kinds of input that a network can be exported with, what suits a viewer first."""
-    first: dict[str, Kind] = {"volume": "features", "points": "points"}
-    own: tuple[Kind, ...] = tuple(kind for part, kind in first.items() if hasattr(network, part))
-    return (*own, "rays", "pose")
+def names_of(network: LightField, kind: str) -> tuple[str, ...]:
+    """The names of the inputs of a network's graph that begins at ``kind``."""
+    return (*KINDS[kind], *(["time"] if network.controls else []), *(["controls"] if network.controls > 1 else []))
 
 
 def output_of(network: LightField) -> str:
     """The name of a graph's output: ``rgba`` where the network leaves the background out, else ``rgb``."""
-    return "rgba" if hasattr(network, "background") else "rgb"
-
-
-def window_of(network: LightField) -> dict[str, int] | None:
-    """What to know to find the rectangle that a network need run on, see ``nelf.export.bundle``; None: everywhere."""
-    margin = getattr(network, "margin", None)
-    return None if margin is None else {"margin": margin, "multiple": WINDOW}
+    return "rgb" if network.background is None else "rgba"
 
 
 def check_kind(network: LightField, kind: str) -> None:
@@ -77,21 +69,14 @@ def check_kind(network: LightField, kind: str) -> None:
     Raises:
         UserError: names those that it has.
     """
-    allowed = kinds_of(network)
-    if kind not in allowed:
+    allowed = network.entries
+    if kind not in allowed or kind not in KINDS:
         raise UserError(f"export: {type(network).__name__} cannot begin at {kind!r}; allowed: {', '.join(allowed)}.")
 
 
 @torch.no_grad()
 def feed(
-    kind: Kind,
-    camera: Camera,
-    sr_factor: int,
-    points: int = 0,
-    near: float = 0.0,
-    far: float = 0.0,
-    composite: Callable[[Tensor, Tensor], RayFeatures] | None = None,
-    stride: int = 0,
+    kind: str, camera: Camera, sr_factor: int, stride: int, encode: Callable[[Camera], Tensor] | None = None
 ) -> dict[str, np.ndarray]:
     """Make the inputs of a graph for one camera.
 
@@ -99,57 +84,59 @@ def feed(
         kind: where the graph begins.
         camera: a single camera.
         sr_factor: pixels along one side of a block.
-        points: P, for ``points``.
-        near: smallest ``t``, for ``points``.
-        far: largest ``t``, for ``points``.
-        composite: (N, 3) ``rays_o`` and ``rays_d`` to ``RayFeatures``, for ``features``.
-        stride: pixels from one ray to the next; 0 for ``sr_factor``.
+        stride: pixels from one ray to the next.
+        encode: makes ``points`` or ``features`` for a camera whose sides are multiples of ``sr_factor``.
 
     Returns:
-        Arrays by the names of the inputs.
-
-    Raises:
-        ValueError: ``sr_factor`` does not divide the camera's width or height.
+        Arrays by the names of the inputs; with ``time`` and ``controls`` where the camera has any.
     """
+    arrays: dict[str, Tensor]
+    padded = camera.padded(sr_factor)
     if kind == "pose":
-        return {"c2w": camera.c2w[None].numpy()}
-    rays = camera.rays(stride or sr_factor)
-    rays_o, rays_d = rays.rays_o[None], rays.rays_d[None]
-    if kind == "rays":
-        return {"rays_o": np.ascontiguousarray(rays_o.numpy()), "rays_d": rays_d.numpy()}
-    if kind == "points":
-        near_, far_ = rays_o.new_tensor(near), rays_o.new_tensor(far)
-        return {"points": np.ascontiguousarray(ray_points(rays_o, rays_d, near_, far_, points, jitter=False).numpy())}
-    assert composite is not None
-    inputs = decoder_inputs(rays_d, composite(rays_o, rays_d), sr_factor // (stride or sr_factor))
-    return {"features": np.ascontiguousarray(inputs.numpy())}
+        arrays = {"c2w": camera.c2w[None]}
+    elif kind == "rays":
+        rays = padded.rays(stride)
+        arrays = {"rays_o": rays.origins[None], "rays_d": rays.directions[None]}
+    else:
+        assert encode is not None
+        arrays = {kind: encode(padded)}
+    if camera.controls is not None:
+        arrays["time"] = camera.controls[:1]
+        arrays |= {"controls": camera.controls[None, 1:]} if len(camera.controls) > 1 else {}
+    return {name: np.ascontiguousarray(values.numpy()) for name, values in arrays.items()}
 
 
-def feed_of(network: LightField, kind: Kind, camera: Camera) -> dict[str, np.ndarray]:
-    """``feed`` with what a network knows of itself."""
-    near, far = float(network.near), float(network.far)
-    composite = getattr(network, "composite", None)
-    points = getattr(network, "points", 0)
-    return feed(kind, camera, network.sr_factor, points, near, far, composite, network.stride)
+def feed_of(network: LightField, kind: str, camera: Camera) -> dict[str, np.ndarray]:
+    """``feed`` with what a network knows of itself; controls that it does not take are left out."""
+    camera = with_controls(camera, network.controls)
+    return feed(
+        kind, camera, network.sr_factor, network.stride, lambda view: network.encode(view.rays(network.stride)[None])
+    )
+
+
+def with_controls(camera: Camera, count: int) -> Camera:
+    """A single camera with so many controls: its own, and zeros for those that it lacks."""
+    own = [] if camera.controls is None else camera.controls.tolist()
+    return camera.at(*[*own, *[0.0] * count][:count])
 
 
 Window = tuple[int, int, int, int]
 """First and last row, first and last column of a rectangle of blocks, the last ones excluded."""
 
 
-def window_in(features: np.ndarray, sr_factor: int, margin: int) -> Window:
+def window_in(features: np.ndarray, sr_factor: int, window: dict[str, int]) -> Window:
     """Find the rectangle that a graph which begins at features need run on.
 
     Args:
         features: of ``feed``; one ray for each pixel.
         sr_factor: s.
-        margin: of ``window_of``.
+        window: ``margin`` and ``multiple``, see ``LightField.window``.
 
     Returns:
         See ``nelf.lightfields.grid_r2l.decoder_window``.
     """
     opacity = features[:, features.shape[1] - 16 - sr_factor**2 : features.shape[1] - 16]
-    return decoder_window(torch.from_numpy(opacity), margin)
+    return decoder_window(torch.from_numpy(opacity), window["margin"], window["multiple"])
 
 
 def cut(features: np.ndarray, window: Window) -> np.ndarray:
@@ -158,7 +145,7 @@ def cut(features: np.ndarray, window: Window) -> np.ndarray:
     return np.ascontiguousarray(features[:, :, top:bottom, left:right])
 
 
-def window_feeds(network: LightField, kind: Kind, cameras: Camera | Sequence[Camera]) -> list[dict[str, np.ndarray]]:
+def window_feeds(network: LightField, kind: str, cameras: Camera | Sequence[Camera]) -> list[dict[str, np.ndarray]]:
     """``feed_of`` for several cameras, where possible without what need not be drawn; all of one size.
 
     Args:
@@ -170,10 +157,9 @@ def window_feeds(network: LightField, kind: Kind, cameras: Camera | Sequence[Cam
         Arrays by name, for each camera; of features, rectangles as large as the largest that a camera needs.
     """
     feeds = [feed_of(network, kind, cameras[index]) for index in range(len(cameras))]
-    about = window_of(network)
-    if kind != "features" or about is None:
+    if kind != "features" or network.window is None:
         return feeds
-    windows = [window_in(each["features"], network.sr_factor, about["margin"]) for each in feeds]
+    windows = [window_in(each["features"], network.sr_factor, dict(network.window)) for each in feeds]
     sides = [max(window[axis + 1] - window[axis] for window in windows) for axis in (0, 2)]
     if 0 in sides:  # no camera sees anything
         return feeds
@@ -182,5 +168,5 @@ def window_feeds(network: LightField, kind: Kind, cameras: Camera | Sequence[Cam
     for each, window in zip(feeds, windows, strict=True):
         first = [min(window[2 * axis], shape[axis] - sides[axis]) for axis in (0, 1)]
         ends = (first[0], first[0] + sides[0], first[1], first[1] + sides[1])
-        cuts.append({"features": cut(each["features"], ends)})
+        cuts.append({**each, "features": cut(each["features"], ends)})
     return cuts

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from nelf.cameras import Camera
 from nelf.compression.pruning import compressed_bytes
@@ -19,9 +17,12 @@ from nelf.export.cost import graph_cost
 from nelf.export.executorch import Program
 from nelf.export.files import check_graph
 from nelf.export.graph import session
-from nelf.export.inputs import Window, cut, feed, window_in
+from nelf.export.inputs import Window, cut, feed, window_in, with_controls
 from nelf.export.volume import Volume, read_volume
 from nelf.kernels.lookup import RayFeatures, ray_features
+from nelf.lightfields.grid_r2l import decoder_inputs
+from nelf.lightfields.mobile_r2l import ray_points
+from nelf.rays import Rays
 from nelf.rendering import Rendering
 
 if TYPE_CHECKING:
@@ -54,14 +55,14 @@ class ExportedLightField:
         self._graph, self._volume = graph, volume
         self._aabb = torch.tensor(bundle["aabb"])
         self._background = torch.tensor(bundle["background_color"])
+        self._controls = 0 if bundle["time"] is None else 1 + len(bundle["controls"])
 
-    def render(self, camera: Camera, time: float | None = None) -> Rendering:
+    def render(self, camera: Camera) -> Rendering:
         """Render one camera.
 
         Args:
-            camera: a single camera; both sides multiples of ``sr_factor``. A graph that begins at the pose, or was
+            camera: a single camera, its controls those that the graph takes. A graph that begins at the pose, or was
                 exported for one size, takes only cameras of that size (and, from the pose on, of that lens).
-            time: moment in [0, 1], for graphs that have the input ``time``.
 
         Returns:
             ``rgb`` (H, W, 3) in [0, 1], over the bundle's background; opacity where the graph has it, no depth.
@@ -69,16 +70,18 @@ class ExportedLightField:
         Raises:
             UserError: a camera of another size than the graph takes.
         """
-        arrays, window = self._feed(camera, time)
+        arrays, window = self._feed(camera)
         if window is None:
-            return Rendering.over(self.run(arrays), self._background)
-        top, bottom, left, right = (side * self.sr_factor for side in window)
-        if top == bottom:  # the camera sees nothing
-            return Rendering.over(torch.zeros(4, camera.height, camera.width), self._background)
-        around = (left, camera.width - right, top, camera.height - bottom)
-        return Rendering.over(pad(self.run(arrays), around), self._background)
+            drawn = self.run(arrays)
+        else:
+            top, bottom, left, right = (side * self.sr_factor for side in window)
+            full = camera.padded(self.sr_factor)
+            drawn = torch.zeros(4, full.height, full.width)
+            if top < bottom:  # the camera sees something
+                drawn[:, top:bottom, left:right] = self.run(arrays)
+        return Rendering.over(drawn.movedim(0, -1), self._background).cropped(camera.height, camera.width)
 
-    def inputs(self, camera: Camera, time: float | None = None) -> dict[str, np.ndarray]:
+    def inputs(self, camera: Camera) -> dict[str, np.ndarray]:
         """Make what the graph is given for one camera, see ``render``; arrays by name.
 
         Where the graph draws a part of the picture only, these are that part's inputs.
@@ -86,26 +89,29 @@ class ExportedLightField:
         Raises:
             UserError: a camera of another size than the graph takes.
         """
-        return self._feed(camera, time)[0]
+        return self._feed(camera)[0]
 
-    def _feed(self, camera: Camera, time: float | None) -> tuple[dict[str, np.ndarray], Window | None]:
+    def _feed(self, camera: Camera) -> tuple[dict[str, np.ndarray], Window | None]:
         """The inputs of the graph, and the rectangle of blocks that they are for; None for all of them."""
         self._check(camera)
         kind = self.entry["input"]
-        declared = self._graph.get_inputs()
-        points = declared[0].shape[1] // 3 if kind == "points" else 0
-        camera = replace(camera.to("cpu"), time=None)
-        near, far, stride = (self.bundle[key] for key in ("near", "far", "stride"))
-        arrays = feed(kind, camera, self.sr_factor, points, near, far, self._composite, stride)
-        if any(each.name == "time" for each in declared):
-            arrays["time"] = np.array([0.0 if time is None else time], np.float32)
+        camera = with_controls(camera.to("cpu"), self._controls)
+        arrays = feed(kind, camera, self.sr_factor, self.bundle["stride"], self._encode)
         about = self.entry["window"]
         if about is None or self.entry["size"] is not None or kind != "features":
             return arrays, None
-        window = window_in(arrays["features"], self.sr_factor, about["margin"])
+        window = window_in(arrays["features"], self.sr_factor, about)
         if window[0] < window[1]:
             arrays["features"] = cut(arrays["features"], window)
         return arrays, window
+
+    def _encode(self, camera: Camera) -> Tensor:
+        """The points or features of a camera's rays."""
+        rays = camera.rays(self.bundle["stride"])[None]
+        if self.entry["input"] == "points":
+            near, far = (torch.tensor(self.bundle[key]) for key in ("near", "far"))
+            return ray_points(rays, near, far, self._graph.get_inputs()[0].shape[1] // 3, jitter=False)
+        return decoder_inputs(rays, self._composite(rays), self.sr_factor // self.bundle["stride"])
 
     def run(self, inputs: dict[str, np.ndarray]) -> Tensor:
         """Run the graph alone, from ``inputs`` to rgb (3, h, w), or to rgb on black and opacity (4, h, w)."""
@@ -131,20 +137,16 @@ class ExportedLightField:
 
     def _check(self, camera: Camera) -> None:
         """Refuse a camera that the graph cannot draw."""
-        file, size, factor = self.entry["file"], self.entry["size"], self.sr_factor
-        asked = f"the camera has {camera.width}x{camera.height}"
+        file, size = self.entry["file"], self.entry["size"]
         if size is not None and tuple(size) != (camera.width, camera.height):
+            asked = f"the camera has {camera.width}x{camera.height}"
             raise UserError(f"{file}: draws {size[0]}x{size[1]} pixels only, but {asked}.")
-        if camera.width % factor or camera.height % factor:
-            raise UserError(
-                f"{file}: draws blocks of {factor}x{factor} pixels, but {asked}; use multiples of {factor}."
-            )
 
-    def _composite(self, rays_o: Tensor, rays_d: Tensor) -> RayFeatures:
+    def _composite(self, rays: Rays) -> RayFeatures:
         """Composite the bundle's volume along rays."""
         assert self._volume is not None
         about = self.entry["volume"]
-        rays_o, rays_d = rays_o.reshape(-1, 3).contiguous(), rays_d.reshape(-1, 3).contiguous()
+        rays_o, rays_d = (values.reshape(-1, 3).contiguous() for values in (rays.origins, rays.directions))
         return ray_features(
             *self._volume,
             rays_o,

@@ -25,8 +25,8 @@ from nelf.lightfields.volume import SparseVolume, index_of
 from nelf.report.evaluation import evaluate
 
 if TYPE_CHECKING:
-    from nelf.data import Scene
     from nelf.lightfields import GridR2L, LightField
+    from nelf.scene import Scene
 
 __all__ = ["DTYPES", "Dtype", "Volume", "choose_dtype", "read_volume", "rounded", "stored", "write_volume"]
 
@@ -118,7 +118,7 @@ def choose_dtype(network: LightField, scene: Scene) -> tuple[Dtype, str]:
     return chosen, f"volume: {found}; written in {8 * DTYPES[chosen].itemsize}"
 
 
-def write_volume(network: GridR2L, path: Path, dtype: Dtype = "uint8") -> dict[str, Any]:
+def write_volume(network: LightField, path: Path, dtype: Dtype = "uint8") -> dict[str, Any]:
     """Write the volume of a light field.
 
     Args:
@@ -132,6 +132,7 @@ def write_volume(network: GridR2L, path: Path, dtype: Dtype = "uint8") -> dict[s
     Raises:
         UserError: the directory cannot be written.
     """
+    network = cast("GridR2L", network)
     volume = network.volume
     density, features, low, step = stored(volume, dtype)
     content = volume.corners.cpu().numpy().tobytes() + density.tobytes() + features.tobytes()

@@ -1,32 +1,27 @@
 """Instant-NGP: a hash grid, two tiny networks and an occupancy grid."""
 
-import math
+from __future__ import annotations
+
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from nelf.cameras import Camera
 from nelf.encodings import HashEncoding, spherical_harmonics
-from nelf.fields.occupancy import OccupancyGrid
-from nelf.kernels import Composited, HashGrid, Samples, composite, march, multiplies_bfloat16
-from nelf.rendering import Rendering, intersect_box, render_wavefront
-from nelf.scene import Scene, background_color
+from nelf.fields.base import RadianceField
+from nelf.fields.samplers import OccupancySampler
+from nelf.kernels import HashGrid, multiplies_bfloat16
+from nelf.rays import Rays
+
+__all__ = ["NGP"]
 
 _ROWS = 2048
 
 
-class RenderedRays(NamedTuple):
-    """What training sees of a batch of rays: their colors on black, and the samples that made them."""
-
-    composited: Composited
-    samples: Samples
-
-
-class NGP(nn.Module):
+class NGP(RadianceField):
     """A radiance field in a hash grid, sampled where an occupancy grid says that there is something.
 
     The field lives in its own units: the scene's box (``Scene.aabb``) becomes the unit cube round the origin, with
@@ -53,10 +48,7 @@ class NGP(nn.Module):
         Instant-NGP (Müller et al. 2022, arXiv 2201.05989); ngp_pl, ``models/networks.py`` and ``rendering.py``.
     """
 
-    training_state = ("occupancy.density", "occupancy.updates")
-    background: Tensor
-    center: Tensor
-    unit: Tensor
+    training_state = ("sampler.grid.density", "sampler.grid.updates")
 
     def __init__(
         self,
@@ -74,38 +66,21 @@ class NGP(nn.Module):
         early_stop: float = 1e-4,
         low_precision: bool | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(OccupancySampler(scale, grid_resolution, grid_slices, max_samples))
         growth = (finest_resolution * scale / base_resolution) ** (1 / (levels - 1)) if levels > 1 else 1.0
         self.encoding = HashEncoding(HashGrid(levels, features, log2_table, base_resolution, growth))
         self.density_net = _mlp(self.encoding.out_features, hidden, 1, 16)
         self.color_net = _mlp(32, hidden, color_layers, 3)
         self.scale = scale
-        self.step = math.sqrt(3) * 2 * scale / max_samples
-        self.cone = 0.0 if scale <= 0.5 else 1 / 256
-        self.max_step = math.sqrt(3) * 2 * scale / grid_resolution
-        self.max_samples = max_samples
         self.early_stop = early_stop
         self.low_precision = low_precision
-        self.occupancy = OccupancyGrid(grid_resolution, scale, 0.01 / self.step, 0.95, grid_slices)
-        self.register_buffer("background", torch.ones(3))
-        self.register_buffer("center", torch.zeros(3))
-        self.register_buffer("unit", torch.ones(()))
 
-    def fit_scene(self, scene: Scene) -> None:
-        """Place the field in a scene: its box becomes the unit cube, cells that no camera sees are excluded."""
-        box = scene.aabb.view(2, 3)
-        self.center.copy_(box.mean(0))
-        self.unit.copy_((box[1] - box[0]).max())
-        self.background.copy_(background_color(scene.background))
-        self.occupancy.mark_invisible(scene.train.camera, lambda points: points * self.unit + self.center)
-
-    # ---------------------------------------------------------------------------------------- the field
-
-    def density(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """The density and the geometry features at positions of the field.
+    def density(self, positions: Tensor, controls: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """See ``RadianceField.density``; a static field.
 
         Args:
             positions: (S, 3) in [-scale, scale].
+            controls: not looked at.
 
         Returns:
             ``sigma`` (S,) per unit of the field, and ``features`` (S, 16), whose first is ``log(sigma)``.
@@ -114,39 +89,17 @@ class NGP(nn.Module):
         features = self._run(self.density_net, encoded)
         return _TruncatedExp.apply(features[:, 0].float()), features  # type: ignore[no-untyped-call]
 
-    def forward(self, positions: Tensor, viewdirs: Tensor, ray_indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Color and density at positions, seen along directions.
+    def color(self, features: Tensor, viewdirs: Tensor, view: Tensor | None = None) -> Tensor:
+        """See ``RadianceField.color``; the same in every view."""
+        return self._shade(features, spherical_harmonics(viewdirs).to(features.dtype))
 
-        Args:
-            positions: (S, 3) in [-scale, scale].
-            viewdirs: (S, 3) unit length; or (N, 3) with ``ray_indices``.
-            ray_indices: (S,) the direction of each position, or None.
+    def color_along(self, features: Tensor, rays: Rays, ray_indices: Tensor) -> Tensor:
+        """See ``RadianceField.color_along``; directions are encoded once for each ray."""
+        harmonics = spherical_harmonics(rays.viewdirs).to(features.dtype)
+        return self._shade(features, harmonics.index_select(0, ray_indices))
 
-        Returns:
-            ``rgb`` (S, 3) in [0, 1] and ``sigma`` (S,) per unit of the field.
-        """
-        sigma, features = self.density(positions)
-        return self._color(features, viewdirs, ray_indices), sigma
-
-    @torch.no_grad()
-    def sigma(self, positions: Tensor) -> Tensor:
-        """The density (N,) per scene unit at positions (N, 3) of the scene; zero where the occupancy grid is empty."""
-        at = (positions - self.center) / self.unit
-        sigma = torch.zeros_like(at[:, 0])
-        asked = self.occupancy.at(at).nonzero()[:, 0]
-        sigma[asked] = self.density(at[asked])[0] / self.unit
-        return sigma
-
-    @torch.no_grad()
-    def rgb(self, positions: Tensor, viewdirs: Tensor) -> Tensor:
-        """The color (N, 3) at positions of the scene, seen along unit directions (N, 3)."""
-        return self((positions - self.center) / self.unit, viewdirs)[0]
-
-    def _color(self, features: Tensor, viewdirs: Tensor, ray_indices: Tensor | None) -> Tensor:
-        directions = spherical_harmonics(viewdirs).to(features.dtype)
-        if ray_indices is not None:
-            directions = directions.index_select(0, ray_indices)
-        return torch.sigmoid(self._run(self.color_net, torch.cat([directions, features], dim=1)).float())
+    def _shade(self, features: Tensor, harmonics: Tensor) -> Tensor:
+        return torch.sigmoid(self._run(self.color_net, torch.cat([harmonics, features], dim=1)).float())
 
     def _run(self, network: nn.Module, inputs: Tensor) -> Tensor:
         low = multiplies_bfloat16(inputs.device) if self.low_precision is None else self.low_precision
@@ -154,96 +107,6 @@ class NGP(nn.Module):
         padded = F.pad(inputs, (0, 0, 0, -len(inputs) % _ROWS))
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=low):
             return network(padded)[: len(inputs)]  # type: ignore[no-any-return]
-
-    # ---------------------------------------------------------------------------------------- rays
-
-    def render_rays(self, rays_o: Tensor, rays_d: Tensor) -> RenderedRays:
-        """March and composite a batch of rays, differentiably.
-
-        Args:
-            rays_o: (N, 3) origins, scene units.
-            rays_d: (N, 3) directions of any length, scene units.
-
-        Returns:
-            Colors on black, opacities, and the samples; ``t`` and depth are in units of the field here. In training
-            mode each ray's samples are moved by a random part of a step.
-        """
-        origins, directions, t_min, t_max, _ = self._to_field(rays_o, rays_d)
-        if self.training:
-            t_min = t_min + self.step * torch.rand_like(t_min)
-        samples = self._march(origins, directions, t_min, t_max, self.max_samples)
-        sigma, features = self.density(self._positions(origins, directions, samples))
-        # Many samples lie behind a surface (three of five on lego): they need no color, and have no gradient.
-        seen = _in_sight(samples, sigma, len(rays_o), self.early_stop)
-        samples = Samples(*(values.index_select(0, seen) for values in samples))
-        rgb = self._color(features.index_select(0, seen), directions, samples.ray_indices)
-        sigma = sigma.index_select(0, seen)
-        return RenderedRays(composite(sigma, rgb, *samples, len(rays_o), self.early_stop), samples)
-
-    @torch.no_grad()
-    def render(self, camera: Camera, time: float | None = None) -> Rendering:
-        """Draw what a camera sees, on the scene's background.
-
-        Args:
-            camera: one camera.
-            time: ignored, the field is static.
-
-        Returns:
-            The picture, with z-depth in scene units and opacity.
-        """
-        rays = camera.to(self.center.device).rays()
-        rgb, depth, opacity = [], [], []
-        for rays_o, rays_d in zip(
-            rays.rays_o.reshape(-1, 3).split(2**18), rays.rays_d.reshape(-1, 3).split(2**18), strict=True
-        ):
-            origins, directions, t_min, t_max, to_z = self._to_field(rays_o, rays_d)
-            out = render_wavefront(self._march, self.forward, origins, directions, t_min, t_max)
-            rgb.append(out[0] + (1.0 - out[2])[:, None] * self.background)
-            depth.append(out[1] * to_z)
-            opacity.append(out[2])
-        size = (camera.height, camera.width)
-        return Rendering(
-            torch.cat(rgb).clamp(0.0, 1.0).view(*size, 3), torch.cat(depth).view(size), torch.cat(opacity).view(size)
-        )
-
-    def _to_field(self, rays_o: Tensor, rays_d: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Rays in the field's units with unit directions, their range, and the factor from ``t`` to z-depth."""
-        origins = (rays_o - self.center) / self.unit
-        length = rays_d.norm(dim=-1)
-        directions = rays_d / length[:, None]
-        t_min, t_max = intersect_box(origins, directions, self.scale)
-        return origins, directions, t_min.clamp(min=0.01), t_max, self.unit / length
-
-    def _march(self, origins: Tensor, directions: Tensor, t_min: Tensor, t_max: Tensor, at_most: int) -> Samples:
-        return march(
-            origins,
-            directions,
-            t_min,
-            t_max,
-            self.occupancy.occupied,
-            step=self.step,
-            cone=self.cone,
-            max_step=self.max_step,
-            extent=self.scale,
-            max_samples=at_most,
-        )
-
-    @staticmethod
-    def _positions(origins: Tensor, directions: Tensor, samples: Samples) -> Tensor:
-        middle = 0.5 * (samples.t_starts + samples.t_ends)
-        index = samples.ray_indices
-        return torch.addcmul(origins.index_select(0, index), directions.index_select(0, index), middle[:, None])
-
-    def update_occupancy(self, warm_up: bool = False) -> None:
-        """Look again where the field holds matter; call it every 16 training steps."""
-        self.occupancy.update(lambda positions: self.density(positions)[0], warm_up)
-
-
-@torch.no_grad()
-def _in_sight(samples: Samples, sigma: Tensor, n_rays: int, early_stop: float) -> Tensor:
-    """Indices (V,) of the samples that at least ``early_stop`` of the light reaches."""
-    nothing = sigma.new_zeros(len(sigma), 3)
-    return composite(sigma.detach(), nothing, *samples, n_rays, early_stop).weights.nonzero()[:, 0]
 
 
 def _mlp(inputs: int, hidden: int, hidden_layers: int, outputs: int) -> nn.Sequential:

@@ -80,36 +80,33 @@ class OccupancyGrid(nn.Module):
 
     @torch.no_grad()
     def mark_invisible(self, cameras: Camera, to_scene: Callable[[Tensor], Tensor]) -> None:
-        """Exclude the cells whose center no camera sees in front of its near plane.
+        """Exclude the cells whose center no camera sees.
 
         Args:
             cameras: the training cameras, batched.
             to_scene: maps points (N, 3) of this grid to scene units.
         """
-        poses = cameras.c2w.to(self.density)
-        intrinsics = cameras.intrinsics.to(self.density)
+        cameras = cameras.to(self.density.device)
         cells = torch.arange(self.resolution**3, device=self.density.device)
         for cascade in range(len(self.density)):
             points = to_scene(self.cell_positions(cascade, cells, jitter=False))
             seen = torch.zeros(len(cells), dtype=torch.bool, device=cells.device)
-            for pose, (fx, fy, cx, cy) in zip(poses, intrinsics, strict=True):
+            for camera in (cameras[index] for index in range(len(cameras))):
                 hidden = (~seen).nonzero()[:, 0]
                 if not len(hidden):
                     break
-                x, y, z = ((points[hidden] - pose[:, 3]) @ pose[:, :3]).unbind(-1)
-                depth = -z
-                u, v = cx + fx * x / depth, cy - fy * y / depth
-                seen[hidden] = (depth > 0.01) & (u >= 0) & (u <= cameras.width) & (v >= 0) & (v <= cameras.height)
+                x, y, t = camera.project(points[hidden])
+                seen[hidden] = (t > 0.01) & (x >= 0) & (x <= camera.width) & (y >= 0) & (y <= camera.height)
             self.density[cascade].view(-1)[~seen] = -1.0
         self.occupied.copy_(self.density >= 0)
 
     @torch.no_grad()
     def update(self, density: Callable[[Tensor], Tensor], warm_up: bool = False) -> None:
-        """Look at some cells again, let them fade where nothing is, and decide which are occupied.
+        """Refresh some cells: their density decays, or is what the field has there now; then find the occupied ones.
 
         Args:
             density: the field's density (N,) at positions (N, 3) of this grid, per unit of it.
-            warm_up: look at the whole grid.
+            warm_up: refresh the whole grid.
         """
         for cascade, old in enumerate(self.density):
             if self.slices is None:
@@ -134,7 +131,7 @@ class OccupancyGrid(nn.Module):
                 again = known[torch.randint(len(known), (len(old) // 4,), device=old.device)]
                 cells = torch.cat([cells, again])
         seen = torch.zeros_like(old)
-        seen[cells] = self._look(density, self.cell_positions(cascade, cells, jitter=True))
+        seen[cells] = self._evaluate(density, self.cell_positions(cascade, cells, jitter=True))
         old.copy_(torch.where(old < 0, old, torch.maximum(old * self.decay, seen)))
 
     def _update_slice(self, cascade: int, old: Tensor, density: Callable[[Tensor], Tensor]) -> None:
@@ -142,7 +139,7 @@ class OccupancyGrid(nn.Module):
         assert self.slices is not None
         cells = torch.arange(int(self.updates) % self.slices, len(old), self.slices, device=old.device)
         cells = cells[old[cells] >= 0]
-        seen = self._look(density, self.cell_positions(cascade, cells, jitter=True))
+        seen = self._evaluate(density, self.cell_positions(cascade, cells, jitter=True))
         old[cells] = torch.maximum(old[cells] * self.decay**self.slices, seen)
 
     def _update_coarsely(self, cascade: int, old: Tensor, density: Callable[[Tensor], Tensor]) -> None:
@@ -153,11 +150,11 @@ class OccupancyGrid(nn.Module):
         )
         inside = torch.rand(len(corner), 3, device=old.device)
         positions = ((corner + inside) * (2.0 / half) - 1.0) * self.half_size(cascade)
-        seen = self._look(density, positions).view(half, half, half)
+        seen = self._evaluate(density, positions).view(half, half, half)
         for axis in range(3):
             seen = seen.repeat_interleave(2, dim=axis)
         old.copy_(torch.where(old < 0, old, torch.maximum(old * self.decay, seen)))
 
     @staticmethod
-    def _look(density: Callable[[Tensor], Tensor], positions: Tensor) -> Tensor:
+    def _evaluate(density: Callable[[Tensor], Tensor], positions: Tensor) -> Tensor:
         return torch.cat([density(chunk).float() for chunk in positions.split(2**18)] or [positions[:, 0]])

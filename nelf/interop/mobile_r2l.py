@@ -11,7 +11,7 @@ from nelf.lightfields import LightField, MobileR2L
 
 __all__ = ["check_original", "save_tar"]
 
-_OURS = ("near", "far", "aabb", "fitted")
+_OURS = ("near", "far", "aabb", "prepared")
 
 
 def check_original(network: LightField) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nelf.kernels import implementation
 
-__all__ = ["RayFeatures", "intersect_aabb", "most_points", "occupied_cells", "ray_features"]
+__all__ = ["RayFeatures", "most_points", "occupied_cells", "ray_features"]
 
 MIN_TRANSMITTANCE = 1e-2
 """A ray ends once less light is left. Against 1e-3 that costs 0.002 dB on lego and saves an eighth of the lookup.
@@ -34,23 +34,6 @@ class RayFeatures(NamedTuple):
     features: Tensor
     opacity: Tensor
     depth: Tensor
-
-
-def intersect_aabb(rays_o: Tensor, rays_d: Tensor, aabb: Tensor) -> tuple[Tensor, Tensor]:
-    """Find where rays enter and leave a box.
-
-    Args:
-        rays_o: (N, 3) origins.
-        rays_d: (N, 3) directions, any length.
-        aabb: (6,) smallest xyz, largest xyz.
-
-    Returns:
-        ``t_min`` and ``t_max`` (N,) in multiples of ``rays_d``, not before the origin; equal where a ray misses.
-    """
-    inverse = 1.0 / torch.where(rays_d == 0, 1e-12, rays_d)
-    low, high = (aabb[:3] - rays_o) * inverse, (aabb[3:] - rays_o) * inverse
-    t_min = torch.minimum(low, high).amax(-1).clamp_min(0.0)
-    return t_min, torch.maximum(torch.maximum(low, high).amin(-1), t_min)
 
 
 def occupied_cells(index: Tensor) -> Tensor:

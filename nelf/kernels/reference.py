@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nelf.kernels import HashGrid
-from nelf.kernels.lookup import MIN_TRANSMITTANCE, RayFeatures, intersect_aabb, most_points
+from nelf.kernels.lookup import MIN_TRANSMITTANCE, RayFeatures, most_points
+from nelf.rays import intersect_aabb
 
 _PRIMES = (1, 2654435761, 805459861)
 _CORNERS = tuple((x, y, z) for z in (0, 1) for y in (0, 1) for x in (0, 1))

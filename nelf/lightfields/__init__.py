@@ -1,4 +1,4 @@
-"""Light fields: networks that are evaluated once per ray, what a student is."""
+"""Light fields, what a student is: one evaluation for each ray."""
 
 from nelf.lightfields.base import LightField
 from nelf.lightfields.grid_r2l import GridR2L

@@ -1,55 +1,70 @@
-"""What every light field shares: the scene it was fitted to, and how it renders an image."""
+"""What every light field shares: its rays, the scene that it was prepared for, and how it renders an image."""
 
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from nelf.errors import UserError
-from nelf.rendering import Rendering
+from nelf.rendering import Rendering, evaluating
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from nelf.cameras import Camera
     from nelf.lightfields.warm_start import Density
-    from nelf.scene import Scene
+    from nelf.rays import Rays
+    from nelf.scene import Geometry, Silhouettes
 
 __all__ = ["LightField"]
 
 
 class LightField(nn.Module):
-    """A network that is evaluated once for each block of pixels.
+    """A network that is evaluated once for each ray, or once for each block of pixels.
 
-    A subclass implements ``forward(rays_o, rays_d)``: (B, h, w, 3) each to the picture (B, 3, H, W), or (B, 4, H, W)
-    with opacity and the color on black. Rays are those of ``Camera.rays(stride)``: with a ``stride`` of ``sr_factor``,
-    the default, one through the center of each block; with 1, one for each pixel. To be exported, or pruned by
-    channels, it implements ``decode`` too.
+    A subclass implements ``forward(rays)``. Where ``batch`` is ``"rays"``, no ray sees its neighbors: rays of any shape
+    (...) give (..., C), and images are rendered in chunks of them. Where it is ``"views"``, a grid (B, h, w) of rays,
+    those of ``Camera.rays(stride)``, gives the pictures (B, h * k, w * k, C), with k = ``sr_factor / stride``. C is 3,
+    rgb; or 4, rgb on black and opacity, where the class has a ``background``.
+
+    To be exported from something else than rays or pose, and to be narrowed, it implements ``encode`` and ``decode``.
 
     The depth range, the box and whether they were set are buffers, so they travel with the weights. The arguments of
     the constructor, which describe the architecture completely, are in ``arguments``.
 
     Args:
-        sr_factor: pixels along one side of a ray's block.
-        near: smallest ``t`` at which something may be, or None to take the scene's.
-        far: largest ``t``, or None to take the scene's.
+        sr_factor: pixels along one side of a block.
 
     Raises:
-        ValueError: ``sr_factor`` is below one, or ``near`` is not before ``far``.
+        ValueError: ``sr_factor`` is below one.
     """
 
+    #: What it learns from, and whether its rays see each other.
+    batch: Literal["rays", "views"] = "views"
     #: Pixels from one ray to the next; 0 stands for ``sr_factor``.
     stride: int = 0
+    #: Rays that are rendered together, where no ray sees its neighbors.
+    chunk: int = 2**16
+    #: What ``decode`` takes, one of ``nelf.export.inputs``; None where there is no ``decode``.
+    encoded: str | None = None
+    #: Channels of what ``decode`` takes.
+    encoded_channels: int = 0
+    #: How far beyond the blocks that meet something the picture may differ from the background, and the multiple that
+    #: the sides of a rectangle should have, blocks; None where it has to be drawn everywhere.
+    window: Mapping[str, int] | None = None
+    #: How many controls, such as the time, it takes beside each ray.
+    controls: int = 0
     #: Whether rendering may compute in bfloat16 where the processor multiplies it.
     low_precision = True
 
     near: Tensor
     far: Tensor
     aabb: Tensor
-    fitted: Tensor
+    prepared: Tensor
+    background: Tensor | None
     arguments: dict[str, Any]
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
@@ -60,48 +75,37 @@ class LightField(nn.Module):
         network.arguments = dict(list(bound.arguments.items())[1:])  # without self
         return network
 
-    def __init__(self, sr_factor: int, near: float | None = None, far: float | None = None) -> None:
+    def __init__(self, sr_factor: int = 1) -> None:
         super().__init__()
         if sr_factor < 1:
             raise ValueError(f"Expected argument `sr_factor` to be a positive integer, but got {sr_factor}.")
-        if near is not None and far is not None and near >= far:
-            raise ValueError(f"Expected argument `near` to be smaller than `far`, but got {near} and {far}.")
         self.sr_factor = sr_factor
         self.stride = self.stride or sr_factor
-        self._range = (near, far)
-        # Until a scene is fitted: the values of the Blender scenes.
-        self.register_buffer("near", torch.tensor(2.0 if near is None else near))
-        self.register_buffer("far", torch.tensor(6.0 if far is None else far))
+        # Until it is prepared for a scene: the values of the Blender scenes.
+        self.register_buffer("near", torch.tensor(2.0))
+        self.register_buffer("far", torch.tensor(6.0))
         self.register_buffer("aabb", torch.tensor([-1.5, -1.5, -1.5, 1.5, 1.5, 1.5]))
-        self.register_buffer("fitted", torch.tensor(False))
+        self.register_buffer("prepared", torch.tensor(False))
+        self.register_buffer("background", None)
 
-    def fit_scene(self, scene: Scene, teacher: Density | None = None) -> None:
-        """Take depth range and box from ``scene``, where the constructor did not set them.
+    # ---------------------------------------------------------------------------------------- the scene
 
-        Only the first scene counts: weights that learned inside one box mean nothing in another.
+    def prepare(
+        self, geometry: Geometry, silhouettes: Silhouettes | None = None, teacher: Density | None = None
+    ) -> None:
+        """Take depth range and box from a scene. Only the first one counts: weights that learned in it mean it.
 
         Args:
-            scene: what is to be learned.
-            teacher: a field whose density a subclass may start from.
-
-        Raises:
-            UserError: the images cannot be cut into blocks of ``sr_factor`` pixels.
+            geometry: of what is to be learned.
+            silhouettes: of its training views, which a subclass may carve with.
+            teacher: a field whose density, and maybe color, a subclass may start from.
         """
-        camera = scene.train.camera
-        for side, pixels in (("width", camera.width), ("height", camera.height)):
-            if pixels % self.sr_factor:
-                allowed = [s for s in range(1, 17) if camera.width % s == 0 and camera.height % s == 0]
-                raise UserError(
-                    f"model.sr_factor: {self.sr_factor} does not divide the image {side} {pixels} of {scene.name}; "
-                    f"allowed here: {', '.join(map(str, allowed))}."
-                )
-        if self.fitted:
+        if self.prepared:
             return
-        near, far = self._range
-        self.near.fill_(scene.near if near is None else near)
-        self.far.fill_(scene.far if far is None else far)
-        self.aabb.copy_(scene.aabb)
-        self.fitted.fill_(True)
+        self.near.fill_(geometry.near)
+        self.far.fill_(geometry.far)
+        self.aabb.copy_(geometry.aabb)
+        self.prepared.fill_(True)
 
     def trim(self, cameras: Camera) -> None:
         """Drop what no ray reads, once training has ended; most light fields have nothing of the kind.
@@ -121,37 +125,90 @@ class LightField(nn.Module):
         """
         return 0, 0, camera.width, camera.height
 
-    def decode(self, inputs: Tensor) -> Tensor:
-        """The network from the points or features of each ray on, (B, C, h, w), to rgb; see the subclass.
+    # ---------------------------------------------------------------------------------------- the picture
+
+    def forward(self, rays: Rays) -> Tensor:
+        """Give the colors of rays, see the class: what ``decode`` makes of ``encode``, channels last."""
+        return self.decode(self.encode(rays)).movedim(1, -1)
+
+    def encode(self, rays: Rays) -> Tensor:
+        """Make what ``decode`` takes.
+
+        Args:
+            rays: a grid (B, h, w).
+
+        Returns:
+            (B, C, h', w'), the inputs ``encoded`` of ``nelf.export.inputs``.
 
         Raises:
             NotImplementedError: the subclass has only ``forward``.
         """
-        raise NotImplementedError(f"{type(self).__name__}: export and pruning by channels need its method `decode`.")
+        raise NotImplementedError(f"{type(self).__name__}: has no method `encode`.")
+
+    def decode(self, inputs: Tensor) -> Tensor:
+        """The network from its encoded inputs on: (B, C, h', w') to (B, 3 or 4, H, W).
+
+        Raises:
+            NotImplementedError: the subclass has only ``forward``.
+        """
+        raise NotImplementedError(f"{type(self).__name__}: export from features and narrowing need a method `decode`.")
+
+    def draw(self, rays: Rays) -> Rendering:
+        """Draw a picture from the grid (H', W') of its rays; see ``render``, which gives the depth that this does."""
+        if self.batch == "rays":
+            drawn = torch.cat([self(part) for part in rays.chunks(self.chunk)]).view(*rays.shape, -1)
+        else:
+            drawn = self(rays[None])[0]
+        return Rendering.over(drawn, self.background)
+
+    @torch.no_grad()
+    def render(self, camera: Camera) -> Rendering:
+        """Render one camera of any size.
+
+        Args:
+            camera: a single camera.
+
+        Returns:
+            ``rgb`` (H, W, 3) in [0, 1] on the device of the weights; opacity and depth where the network has them.
+        """
+        rays = camera.padded(self.sr_factor).to(self.near.device).rays(self.stride)
+        with evaluating(self):
+            return self.draw(rays).cropped(camera.height, camera.width)
+
+    # ---------------------------------------------------------------------------------------- training, compression
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """Where a graph of it may begin, see ``nelf.export.inputs``; what suits a viewer first."""
+        return (*([self.encoded] if self.encoded else []), "rays", "pose")
+
+    def traceable(self) -> nn.Module:
+        """A module with the same ``forward``, whose operations every exporter knows."""
+        return self
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Group the parameters for a ``torch.optim`` optimizer; one group unless a subclass wants more."""
         return [{"params": list(self.parameters()), "lr": lr, "weight_decay": weight_decay}]
 
-    @torch.no_grad()
-    def render(self, camera: Camera, time: float | None = None) -> Rendering:
-        """Render one camera.
-
-        Args:
-            camera: a single camera whose width and height ``sr_factor`` divides.
-            time: ignored, these light fields are static; there so that all models are called alike.
+    def prunable(self) -> dict[str, dict[str, nn.Parameter]]:
+        """The weights that may be pruned, by word: those of the layers in each of its parts, and ``norms``.
 
         Returns:
-            ``rgb`` (H, W, 3) in [0, 1] on the device of the weights; opacity where the network has it, no depth.
+            By word, weights by their names in the network; never biases.
+        """
+        found: dict[str, dict[str, nn.Parameter]] = {}
+        for path, layer in self.named_modules():
+            norm = isinstance(layer, nn.modules.batchnorm._BatchNorm)
+            if (norm or isinstance(layer, nn.modules.conv._ConvNd | nn.Linear)) and layer.weight is not None:
+                found.setdefault("norms" if norm else path.split(".")[0], {})[f"{path}.weight"] = layer.weight
+        return found
+
+    def widths(self) -> dict[str, Any]:
+        """The arguments of the constructor that say how wide its layers are, as they are now.
+
+        ``nelf.compression.structured`` builds the network again with them, once channels have been removed.
 
         Raises:
-            ValueError: ``sr_factor`` does not divide the width or the height.
+            NotImplementedError: the subclass cannot be narrowed.
         """
-        rays = camera.to(self.near.device).rays(self.stride)
-        training = self.training
-        self.eval()
-        try:
-            drawn = self(rays.rays_o[None], rays.rays_d[None])[0]
-        finally:
-            self.train(training)
-        return Rendering.over(drawn, getattr(self, "background", None))
+        raise NotImplementedError(f"{type(self).__name__}: has no method `widths`, so it cannot be narrowed.")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, max_pool2d, max_pool3d, normalize, pad, pixel_shuffle, pixel_unshuffle
 
 from nelf.encodings import spherical_harmonics
-from nelf.kernels import multiplies_bfloat16
-from nelf.kernels.lookup import RayFeatures
+from nelf.kernels import multiplies_bfloat16, reference
+from nelf.kernels.lookup import RayFeatures, most_points
 from nelf.lightfields.base import LightField
 from nelf.lightfields.mobile_r2l import activation_layer
 from nelf.lightfields.visual_hull import tight_box, visual_hull
@@ -22,7 +22,8 @@ from nelf.rendering import Rendering
 if TYPE_CHECKING:
     from nelf.cameras import Camera
     from nelf.lightfields.warm_start import Density
-    from nelf.scene import Scene
+    from nelf.rays import Rays
+    from nelf.scene import Geometry, Silhouettes
 
 __all__ = ["GridR2L", "decoder_inputs", "decoder_window"]
 
@@ -71,8 +72,6 @@ class GridR2L(LightField):
         activation: ``gelu`` or ``relu``.
         feature_lr: learning rate of the features, as a multiple of the network's.
         density_lr: learning rate of the density, as a multiple of the network's.
-        near: smallest ``t``; kept for whoever asks, rays are cut by the box.
-        far: largest ``t``, likewise.
 
     Raises:
         ValueError: an argument is outside what is listed above.
@@ -84,6 +83,7 @@ class GridR2L(LightField):
     """
 
     stride = 1
+    encoded = "features"
     background: Tensor
 
     def __init__(
@@ -96,8 +96,6 @@ class GridR2L(LightField):
         activation: str = "relu",
         feature_lr: float = 4.0,
         density_lr: float = 20.0,
-        near: float | None = None,
-        far: float | None = None,
     ) -> None:
         if depth < 2 or depth % 2:
             raise ValueError(f"Expected argument `depth` to be an even number from 2 on, but got {depth}.")
@@ -105,14 +103,15 @@ class GridR2L(LightField):
             raise ValueError(f"Expected argument `features` to be 3 or more, but got {features}.")
         if resolution is not None and not 2 <= resolution <= 512:
             raise ValueError(f"Expected argument `resolution` to be from 2 to 512, or None, but got {resolution}.")
-        super().__init__(sr_factor, near, far)
+        super().__init__(sr_factor)
         self.resolution = resolution
         self.lr_factors = (feature_lr, density_lr)
-        self.margin = depth // 2 + 1  # blocks: one for each 3x3 convolution, one for the neighbors' opacity
+        # Blocks: one for each 3x3 convolution, one for the neighbors' opacity.
+        self.window = {"margin": depth // 2 + 1, "multiple": WINDOW}
         self.volume = SparseVolume(features)
         self.register_buffer("background", torch.ones(3))
-        inputs = (features + 1) * sr_factor**2 + 16
-        self.head = nn.Sequential(nn.Conv2d(inputs, width, 1), activation_layer(activation))
+        self.encoded_channels = (features + 1) * sr_factor**2 + 16
+        self.head = nn.Sequential(nn.Conv2d(self.encoded_channels, width, 1), activation_layer(activation))
         self.body = nn.Sequential(*(_Block(width, activation) for _ in range((depth - 2) // 2)))
         self.tail = nn.Conv2d(width, 4 * sr_factor**2, 3, padding=1)
         for values in (self.tail.weight, self.tail.bias):
@@ -122,40 +121,41 @@ class GridR2L(LightField):
 
     # ---------------------------------------------------------------------------------------- the scene
 
-    def fit_scene(self, scene: Scene, teacher: Density | None = None) -> None:
-        """Take box and background from ``scene``; find which corners of the volume exist, and start them.
+    def prepare(
+        self, geometry: Geometry, silhouettes: Silhouettes | None = None, teacher: Density | None = None
+    ) -> None:
+        """Take box and background from a scene; find which corners of the volume exist, and start them.
 
         Args:
-            scene: what is to be learned. Its training views carve what they see past, where they have alpha.
+            geometry: of what is to be learned.
+            silhouettes: of its training views, which carve what they see past.
             teacher: a field that knows the scene's density and maybe its color, to start from.
-
-        Raises:
-            UserError: the images cannot be cut into blocks of ``sr_factor`` pixels.
         """
-        fitted = bool(self.fitted)
-        super().fit_scene(scene)
-        if fitted:
+        if self.prepared:
             return
-        self.background.copy_(scene.background_color)
-        box = tight_box(self._matter(scene, teacher, (BOX_CELLS,) * 3), self.aabb)
+        super().prepare(geometry)
+        self.background.copy_(geometry.background)
+        known = (silhouettes, teacher)
+        box = tight_box(self._matter((BOX_CELLS,) * 3, *known), self.aabb)
         self.aabb.copy_(box)
-        resolution = self.resolution or self._sharp(scene.train.camera, UNKNOWN if teacher is None else CORNERS[1])
-        self._start(scene, teacher, resolution)
+        resolution = self.resolution or self._sharp(geometry.cameras, UNKNOWN if teacher is None else CORNERS[1])
+        self._start(resolution, geometry.cameras, *known)
         while self.resolution is None and resolution > CORNERS[0] and (rows := len(self.volume.density)) > ROWS:
             resolution = max(int(resolution * (ROWS / rows) ** 0.5), CORNERS[0])  # most scenes are shells
             self.aabb.copy_(box)
-            self._start(scene, teacher, resolution)
+            self._start(resolution, geometry.cameras, *known)
 
-    def _start(self, scene: Scene, teacher: Density | None, resolution: int) -> None:
+    def _start(
+        self, resolution: int, cameras: Camera, silhouettes: Silhouettes | None, teacher: Density | None
+    ) -> None:
         """Find which corners of a volume exist, and give them what the teacher knows."""
-        shape = self._divide(resolution)
-        cells = self._matter(scene, teacher, shape)
+        cells = self._matter(self._divide(resolution), silhouettes, teacher)
         if teacher is not None:  # what lies between its samples, and where a density falls to nothing
             cells = max_pool3d(cells[None].float(), 3, 1, 1)[0] > 0
         self.volume.resize(corners_of(cells if cells.any() else torch.ones_like(cells)))
         if teacher is not None:
-            bake(self.volume, teacher, self.aabb, scene.train.camera)
-            self.volume.keep(self._lit(scene.train.camera))
+            bake(self.volume, teacher, self.aabb, cameras)
+            self.volume.keep(self._lit(cameras))
 
     @torch.no_grad()
     def trim(self, cameras: Camera) -> None:
@@ -170,12 +170,12 @@ class GridR2L(LightField):
     def _lit(self, cameras: Camera) -> Tensor:
         return lit_cells(self.volume, self.aabb, cameras, self.voxel, MIN_ALPHA_RENDERING)
 
-    def _matter(self, scene: Scene, teacher: Density | None, shape: tuple[int, ...]) -> Tensor:
+    def _matter(self, shape: tuple[int, ...], silhouettes: Silhouettes | None, teacher: Density | None) -> Tensor:
         """The cells of the box (z, y, x) that teacher and silhouettes allow."""
         cells = torch.ones(shape, dtype=torch.bool)
         if teacher is not None:
             cells = dense_cells(teacher, self.aabb, shape)  # type: ignore[arg-type]
-        return visual_hull(scene.train, self.aabb, cells)
+        return cells if silhouettes is None else visual_hull(silhouettes, self.aabb, cells)
 
     def _sharp(self, camera: Camera, most: int) -> int:
         """How many corners along the longest side of the box make a voxel ``VOXEL`` blocks of an image."""
@@ -212,42 +212,49 @@ class GridR2L(LightField):
         """The rectangle of pixels that the box of the volume covers, see ``LightField.extent``."""
         camera, box = camera.to("cpu"), self.aabb.cpu().view(2, 3)
         corners = torch.cartesian_prod(*box.unbind(1))
-        local = (corners - camera.c2w[:, 3]) @ camera.c2w[:, :3]
-        if (local[:, 2] > -1e-3).any():  # the camera stands inside or beside it
+        x, y, t = camera.project(corners)
+        if (t < 1e-3).any():  # the camera stands inside or beside it
             return super().extent(camera)
-        fx, fy, cx, cy = camera.intrinsics.tolist()
-        x, y = cx - fx * local[:, 0] / local[:, 2], cy + fy * local[:, 1] / local[:, 2]
         ranges = [_within(values, side) for values, side in ((x, camera.width), (y, camera.height))]
         return ranges[0][0], ranges[1][0], ranges[0][1], ranges[1][1]
 
     # ---------------------------------------------------------------------------------------- the picture
 
-    def composite(self, rays_o: Tensor, rays_d: Tensor) -> RayFeatures:
-        """Look up rays of any shape (..., 3), flattened; see ``nelf.kernels.lookup``."""
-        rays_o, rays_d = rays_o.reshape(-1, 3).float(), rays_d.reshape(-1, 3).float()
+    def composite(self, rays: Rays) -> RayFeatures:
+        """Look up rays of any shape, flattened; see ``nelf.kernels.lookup``."""
+        rays_o, rays_d = (values.reshape(-1, 3).float() for values in (rays.origins, rays.directions))
         jitter = torch.rand_like(rays_o[:, 0]) if self.training else torch.full_like(rays_o[:, 0], 0.5)
         least = MIN_ALPHA if self.training else MIN_ALPHA_RENDERING
         return self.volume.composite(rays_o, rays_d, self.aabb, jitter, self.voxel, least)
 
-    def forward(self, rays_o: Tensor, rays_d: Tensor) -> Tensor:
+    def encode(self, rays: Rays) -> Tensor:
+        """What lies along rays (B, h, w), both sides multiples of ``sr_factor``: see ``decoder_inputs``."""
+        return decoder_inputs(rays, self.composite(rays), self.sr_factor)
+
+    def forward(self, rays: Rays) -> Tensor:
         """Give color and opacity of each ray.
 
         Args:
-            rays_o: (B, H, W, 3) origins, scene unit; both sides multiples of ``sr_factor``.
-            rays_d: (B, H, W, 3) directions, camera z = -1.
+            rays: (B, h, w), both sides multiples of ``sr_factor``.
 
         Returns:
-            (B, 4, H, W): rgb on black and opacity. In [0, 1] but while training, where what lies beyond has a
-            gradient.
+            (B, h, w, 4): rgb on black and opacity. In [0, 1] but while training, where what lies beyond has a gradient.
         """
-        return self._decode_window(decoder_inputs(rays_d, self.composite(rays_o, rays_d), self.sr_factor))
+        return self._decode_window(self.encode(rays)).movedim(1, -1)
+
+    def draw(self, rays: Rays) -> Rendering:
+        """See ``LightField.draw``; with the depth of the volume."""
+        along = self.composite(rays)
+        drawn = self._decode_window(decoder_inputs(rays[None], along, self.sr_factor))[0].movedim(0, -1)
+        return Rendering.over(drawn, self.background, along.depth.view(rays.shape))
 
     def _decode_window(self, inputs: Tensor) -> Tensor:
         """``decode`` where there is something, and nothing around it."""
         if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
             return self.decode(inputs)
         height, width = inputs.shape[-2:]
-        top, bottom, left, right = decoder_window(inputs[:, self._opacity], self.margin)
+        assert self.window is not None
+        top, bottom, left, right = decoder_window(inputs[:, self._opacity], **self.window)
         if top == bottom and self.training:  # nothing to learn from, but a loss must have a gradient
             bottom, right = min(WINDOW, height), min(WINDOW, width)
         if top == bottom:
@@ -284,25 +291,47 @@ class GridR2L(LightField):
         drawn = drawn.clamp(0.0, 1.0)
         return torch.minimum(drawn, drawn[:, 3:])
 
-    @torch.no_grad()
-    def render(self, camera: Camera, time: float | None = None) -> Rendering:
-        """Render one camera, see ``LightField.render``; with opacity, and the depth of the volume."""
-        training = self.training
-        self.eval()
-        try:
-            rays = camera.to(self.near.device).rays()
-            along = self.composite(rays.rays_o, rays.rays_d)
-            drawn = self._decode_window(decoder_inputs(rays.rays_d[None], along, self.sr_factor))
-        finally:
-            self.train(training)
-        return Rendering.over(drawn[0], self.background, along.depth.view(rays.rays_d.shape[:2]))
+    # ---------------------------------------------------------------------------------------- export, compression
+
+    def traceable(self) -> nn.Module:
+        """See ``LightField.traceable``."""
+        return _Traceable(self)
+
+    def prunable(self) -> dict[str, dict[str, nn.Parameter]]:
+        """See ``LightField.prunable``; ``volume`` are its features: a density of zero is a half-opaque corner."""
+        return {**super().prunable(), "volume": {"volume.features": cast("nn.Parameter", self.volume.features)}}
+
+    def widths(self) -> dict[str, Any]:
+        """See ``LightField.widths``."""
+        return {"width": self.head[0].out_channels}
 
 
-def decoder_inputs(rays_d: Tensor, along: RayFeatures, sr_factor: int) -> Tensor:
+class _Traceable(nn.Module):
+    """The light field with its lookup as gathers, and its sizes as numbers."""
+
+    index: Tensor
+
+    def __init__(self, network: GridR2L) -> None:
+        super().__init__()
+        self.network, self.step = network, network.voxel
+        self.points = most_points(network.aabb, self.step)
+        self.register_buffer("index", network.volume.index.long())
+
+    def forward(self, rays: Rays) -> Tensor:
+        volume, aabb = self.network.volume, self.network.aabb
+        flat_o, flat_d = rays.origins.reshape(-1, 3), rays.directions.reshape(-1, 3)
+        along = reference.ray_features(
+            volume.density, volume.features, self.index, flat_o, flat_d, aabb, torch.full_like(flat_o[:, 0], 0.5),
+            self.step, MIN_ALPHA_RENDERING, self.points,
+        )  # fmt: skip
+        return self.network.decode(decoder_inputs(rays, along, self.network.sr_factor)).movedim(1, -1)
+
+
+def decoder_inputs(rays: Rays, along: RayFeatures, sr_factor: int) -> Tensor:
     """What the network of ``GridR2L`` sees of rays.
 
     Args:
-        rays_d: (B, H, W, 3) directions.
+        rays: (B, H, W).
         along: what lies along the B * H * W rays, C features each.
         sr_factor: s, rays along one side of a block.
 
@@ -311,18 +340,19 @@ def decoder_inputs(rays_d: Tensor, along: RayFeatures, sr_factor: int) -> Tensor
         ``torch.nn.functional.pixel_unshuffle`` orders them, and the 16 spherical harmonics of its mean direction.
     """
     looked_up = torch.cat([along.features, along.opacity[:, None]], dim=-1)
-    looked_up = looked_up.view(*rays_d.shape[:3], -1).permute(0, 3, 1, 2)
-    middle = normalize(avg_pool2d(rays_d.float().permute(0, 3, 1, 2), sr_factor), dim=1).permute(0, 2, 3, 1)
+    looked_up = looked_up.view(*rays.shape, -1).permute(0, 3, 1, 2)
+    middle = normalize(avg_pool2d(rays.directions.float().permute(0, 3, 1, 2), sr_factor), dim=1).permute(0, 2, 3, 1)
     harmonics = spherical_harmonics(middle.reshape(-1, 3)).view(*middle.shape[:3], -1)
     return torch.cat([pixel_unshuffle(looked_up, sr_factor), harmonics.permute(0, 3, 1, 2)], 1)
 
 
-def decoder_window(opacity: Tensor, margin: int) -> tuple[int, int, int, int]:
+def decoder_window(opacity: Tensor, margin: int, multiple: int) -> tuple[int, int, int, int]:
     """Find the rectangle of blocks outside which a network of ``GridR2L`` would draw nothing.
 
     Args:
         opacity: (B, s^2, h, w) of the rays of each block.
         margin: blocks around the rectangle of those that are hit.
+        multiple: the sides of the rectangle are multiples of it, or all there is.
 
     Returns:
         First and last row, first and last column, the last ones excluded; all the same where nothing is hit.
@@ -331,13 +361,13 @@ def decoder_window(opacity: Tensor, margin: int) -> tuple[int, int, int, int]:
     rows, columns = hit.any(1).nonzero()[:, 0].tolist(), hit.any(0).nonzero()[:, 0].tolist()
     if not rows:
         return 0, 0, 0, 0
-    return (*_grown(rows, hit.shape[0], margin), *_grown(columns, hit.shape[1], margin))
+    return (*_grown(rows, hit.shape[0], margin, multiple), *_grown(columns, hit.shape[1], margin, multiple))
 
 
-def _grown(hit: list[int], size: int, margin: int) -> tuple[int, int]:
-    """A range with a margin, of a length that is a multiple of ``WINDOW`` or all there is."""
+def _grown(hit: list[int], size: int, margin: int, multiple: int) -> tuple[int, int]:
+    """A range with a margin, of a length that is a multiple of ``multiple`` or all there is."""
     first, last = max(hit[0] - margin, 0), min(hit[-1] + 1 + margin, size)
-    length = min(-(-(last - first) // WINDOW) * WINDOW, size)
+    length = min(-(-(last - first) // multiple) * multiple, size)
     first = min(first, size - length)
     return first, first + length
 

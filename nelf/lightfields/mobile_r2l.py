@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from nelf.lightfields.base import LightField
+from nelf.rays import Rays
 
 __all__ = ["MobileR2L", "ResidualBlock", "activation_layer", "embed_points", "ray_points"]
 
@@ -28,15 +29,14 @@ def activation_layer(name: str) -> nn.Module:
     raise ValueError(f"Expected argument `activation` to be one of 'gelu' or 'relu', but got {name!r}.")
 
 
-def ray_points(rays_o: Tensor, rays_d: Tensor, near: Tensor, far: Tensor, points: int, jitter: bool) -> Tensor:
+def ray_points(rays: Rays, near: Tensor, far: Tensor, points: int, jitter: bool) -> Tensor:
     """Place points on rays, linear in z-depth from ``near`` to ``far``, both included.
 
     With ``jitter`` each depth is drawn between the mid-points to its neighbors, anew for each ray of the grid
     but once for the whole batch, as MobileR2L does.
 
     Args:
-        rays_o: (B, h, w, 3) origins, scene unit.
-        rays_d: (B, h, w, 3) directions, camera z = -1.
+        rays: (B, h, w).
         near: () smallest ``t``.
         far: () largest ``t``.
         points: P, points per ray.
@@ -45,6 +45,7 @@ def ray_points(rays_o: Tensor, rays_d: Tensor, near: Tensor, far: Tensor, points
     Returns:
         (B, 3 P, h, w) coordinates, scene unit; channel ``point * 3 + coordinate``.
     """
+    rays_o, rays_d = rays.origins.float(), rays.directions.float()
     t = near + (far - near) * torch.linspace(0.0, 1.0, points, device=rays_o.device)
     if jitter:
         middle = 0.5 * (t[1:] + t[:-1])
@@ -138,8 +139,6 @@ class MobileR2L(LightField):
         sr_kernels: channels after each upsampling; a factor below 8 uses the first of them.
         upsampling: ``transposed``, the original's tail; or ``shuffle``, one 3x3 convolution to all pixels of a block
             (any ``sr_factor``, no ``sr_kernels``), which leaves no work at full resolution.
-        near: smallest ``t`` of a point, or None to take the scene's.
-        far: largest ``t`` of a point, or None to take the scene's.
 
     Raises:
         ValueError: an argument is outside what is listed above.
@@ -147,6 +146,8 @@ class MobileR2L(LightField):
     Source:
         Cao et al. 2023, arXiv 2212.08057; layer sizes and order of channels as in the authors' code.
     """
+
+    encoded = "points"
 
     def __init__(
         self,
@@ -158,8 +159,6 @@ class MobileR2L(LightField):
         sr_factor: int = 8,
         sr_kernels: Sequence[int] = (64, 64, 16),
         upsampling: Literal["transposed", "shuffle"] = "transposed",
-        near: float | None = None,
-        far: float | None = None,
     ) -> None:
         if upsampling not in ("transposed", "shuffle"):
             raise ValueError(f"Expected argument `upsampling` to be 'transposed' or 'shuffle', but got {upsampling!r}.")
@@ -167,8 +166,9 @@ class MobileR2L(LightField):
             raise ValueError(f"Expected argument `depth` to be an even number from 2 on, but got {depth}.")
         if points < 2:
             raise ValueError(f"Expected argument `points` to be at least 2, but got {points}.")
-        super().__init__(sr_factor, near, far)
+        super().__init__(sr_factor)
         self.points = points
+        self.encoded_channels = 3 * points
         self.multires = multires
         channels = points * 3 * (2 * multires + 1)
         self.head = nn.Sequential(nn.Conv2d(channels, width, 1), activation_layer(activation))
@@ -180,20 +180,11 @@ class MobileR2L(LightField):
             tail = _transposed_tail(width, activation, sr_factor, sr_kernels)
         self.tail = nn.Sequential(*tail, nn.Sigmoid())
 
-    def forward(self, rays_o: Tensor, rays_d: Tensor) -> Tensor:
-        """Give the pixels of each ray's block.
-
-        Args:
-            rays_o: (B, h, w, 3) origins, scene unit.
-            rays_d: (B, h, w, 3) directions, camera z = -1.
-
-        Returns:
-            rgb (B, 3, h * sr_factor, w * sr_factor) in [0, 1].
-        """
+    def encode(self, rays: Rays) -> Tensor:
+        """Points on rays (B, h, w): (B, 3 P, h, w), see ``ray_points``."""
         # Half precision cannot hold the phase of the highest frequency.
-        with torch.autocast(rays_o.device.type, enabled=False):
-            points = ray_points(rays_o.float(), rays_d.float(), self.near, self.far, self.points, self.training)
-        return self.decode(points)
+        with torch.autocast(rays.origins.device.type, enabled=False):
+            return ray_points(rays, self.near, self.far, self.points, self.training)
 
     def decode(self, points: Tensor) -> Tensor:
         """The network from the points of each ray on.
@@ -208,3 +199,13 @@ class MobileR2L(LightField):
             x = embed_points(points.float(), self.multires)
         x = self.head(x.to(next(self.head.parameters()).dtype))
         return self.tail(self.body(x) + x).float()
+
+    def prunable(self) -> dict[str, dict[str, nn.Parameter]]:
+        """See ``LightField.prunable``; of the norms those of the body, as in the original."""
+        found = super().prunable()
+        return found | {"norms": {name: values for name, values in found["norms"].items() if name.startswith("body.")}}
+
+    def widths(self) -> dict[str, Any]:
+        """See ``LightField.widths``."""
+        kernels = [part.out_channels for part in self.tail.modules() if isinstance(part, nn.ConvTranspose2d)]
+        return {"width": self.head[0].out_channels, **({"sr_kernels": kernels} if kernels else {})}

@@ -1,4 +1,4 @@
-"""The visual hull of a split: where its silhouettes allow matter."""
+"""The visual hull: where silhouettes allow matter."""
 
 from __future__ import annotations
 
@@ -11,25 +11,19 @@ from torch.nn.functional import max_pool2d
 
 if TYPE_CHECKING:
     from nelf.cameras import Camera
-    from nelf.scene import Split
+    from nelf.scene import Silhouettes
 
 __all__ = ["tight_box", "visual_hull"]
 
-OPAQUE = 255
-THRESHOLD = 12  # of 255; below it lies what a teacher's fog leaves
-MASK_WIDTH = 160
-MAX_VIEWS = 100
-
 
 @torch.no_grad()
-def visual_hull(split: Split, aabb: Tensor, candidates: Tensor) -> Tensor:
+def visual_hull(silhouettes: Silhouettes, aabb: Tensor, candidates: Tensor) -> Tensor:
     """Carve a box: a cell stays if no view sees past everything through all of it.
 
-    Only alpha tells what a view sees past: in an opaque picture white may be an object. Cells outside a view's image
-    stay as far as that view is concerned.
+    Cells outside a view's image stay as far as that view is concerned.
 
     Args:
-        split: views; at most a hundred of them, evenly chosen, are looked at.
+        silhouettes: of some views.
         aabb: (6,) smallest xyz, largest xyz of the box, scene unit.
         candidates: (D, H, W) bool, indexed z, y, x: the cells that divide the box; False where there is nothing anyway.
 
@@ -45,34 +39,28 @@ def visual_hull(split: Split, aabb: Tensor, candidates: Tensor) -> Tensor:
     centers = low + (places.flip(-1) + 0.5) * sizes
     radius = 0.5 * float(sizes.norm())
     left = torch.arange(len(centers))
-    for index in torch.linspace(0, len(split) - 1, min(MAX_VIEWS, len(split))).round().long().tolist():
-        image = split.images[index]
-        if image.shape[-1] == 4 and image[..., 3].min() < OPAQUE:
-            mask = torch.from_numpy(image[..., 3] > THRESHOLD)
-            left = left[_sees_matter(mask, split.camera[index].to("cpu"), centers[left], radius)]
+    for index, mask in enumerate(silhouettes.masks):
+        left = left[_sees_matter(mask, silhouettes.camera[index].to("cpu"), centers[left], radius)]
     hull = torch.zeros(candidates.shape, dtype=torch.bool)
     hull[tuple(places[left].unbind(-1))] = True
     return hull
 
 
 def _sees_matter(mask: Tensor, camera: Camera, centers: Tensor, radius: float) -> Tensor:
-    """Whether a view (H, W) bool sees matter within ``radius`` of each of (N, 3) points, or does not see the point."""
-    shrink = max(1, camera.width // MASK_WIDTH)
-    local = (centers - camera.c2w[:, 3]) @ camera.c2w[:, :3]
-    t = -local[:, 2]
-    fx, fy, cx, cy = (camera.intrinsics / shrink).tolist()
-    column = (cx + fx * local[:, 0] / t).floor().long()
-    row = (cy - fy * local[:, 1] / t).floor().long()
+    """Whether a view (h, w) bool sees matter within ``radius`` of each of (N, 3) points, or does not see the point."""
+    height, width = mask.shape
+    shrink = -(-camera.width // width)
+    x, y, t = camera.project(centers)
+    column, row = (x / shrink).floor().long(), (y / shrink).floor().long()
     # One width of the neighborhood for all points, that of the nearest.
     nearest = float(t[t > 0].min()) if (t > 0).any() else 1.0
-    reach = min(math.ceil(radius * max(fx, fy) / nearest), max(mask.shape)) + 1
-    small = max_pool2d(mask[None].float(), shrink, ceil_mode=True)
-    small = max_pool2d(small, (1, 2 * reach + 1), 1, (0, reach))
-    small = max_pool2d(small, (2 * reach + 1, 1), 1, (reach, 0))[0] > 0
-    height, width = small.shape
+    focal = float(camera.intrinsics[:2].max()) / shrink
+    reach = min(math.ceil(radius * focal / nearest), max(camera.width, camera.height)) + 1
+    near = max_pool2d(mask[None].float(), (1, 2 * reach + 1), 1, (0, reach))
+    near = max_pool2d(near, (2 * reach + 1, 1), 1, (reach, 0))[0] > 0
     seen = (t > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
     matter = ~seen
-    matter[seen] = small[row[seen], column[seen]]
+    matter[seen] = near[row[seen], column[seen]]
     return matter
 
 

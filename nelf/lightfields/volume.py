@@ -29,6 +29,8 @@ class SparseVolume(nn.Module):
 
     #: Parts of the state whose number of rows is that of whatever is loaded.
     sized_by_state = ("density", "features", "corners")
+    #: Parameters that are stored in 8 bits with a single scale.
+    single_scale = ("density",)
 
     density: Tensor
     features: Tensor

@@ -113,7 +113,7 @@ def lit_cells(volume: SparseVolume, aabb: Tensor, cameras: Camera, step: float, 
     stride = 2 if cameras.width % 2 == cameras.height % 2 == 0 else 1
     for index in torch.linspace(0, len(cameras) - 1, min(VIEWS, len(cameras))).round().long().tolist():
         rays = cameras[index].to(aabb.device).rays(stride)
-        rays_o, rays_d = rays.rays_o.reshape(-1, 3).contiguous(), rays.rays_d.reshape(-1, 3).contiguous()
+        rays_o, rays_d = rays.origins.reshape(-1, 3).contiguous(), rays.directions.reshape(-1, 3).contiguous()
         # A feature's gradient is the light that its corner gives to the rays.
         features = torch.ones_like(light[:, None], requires_grad=True)
         with torch.enable_grad():

@@ -67,8 +67,8 @@ def fit(
     """
     quiet_lightning()
     pl.seed_everything(run.config.get("seed", 0), verbose=False)
-    data = run.data() if data is None else data
     system = run.system(name) if system is None else system
+    data = run.data(system) if data is None else data
     trainer = _trainer(run, folder, _limits(max_steps, max_time), callbacks)
     checkpoint = last_good_checkpoint(folder / "checkpoints", system)
     if checkpoint is not None:

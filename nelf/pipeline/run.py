@@ -37,7 +37,7 @@ PLACES = ("dirpath", "save_dir")
 
 
 # How a training draws its batches: nothing to those that only look at the scene.
-_BATCHES = ("batch_rays", "batch_views", "sampling", "batch")
+_BATCHES = ("sampling",)
 
 
 class Link(NamedTuple):
@@ -50,7 +50,7 @@ class Link(NamedTuple):
 
 
 CHAIN = {
-    "teacher": Link(("data", "teacher", "trainer", "seed"), without=("batch_views",)),
+    "teacher": Link(("data", "teacher", "trainer", "seed")),
     "pseudo": Link(("data", "seed"), ("teacher",), without=_BATCHES),
     "student": Link(("data", "model", "system", "trainer", "seed"), ("pseudo",)),
     "prune": Link(("data", "model", "system", "trainer", "seed"), ("pseudo", "student")),
@@ -65,7 +65,7 @@ _BEGIN = time.time()
 # Of these sections only what changes the result counts: a run may move to another machine, or its scene to
 # another folder (its digest is compared instead).
 _TRAINER_KEYS = ("max_steps", "max_time", "precision", "accumulate_grad_batches", "gradient_clip_val")
-_DATA_PLACES = ("root", "eval_root", "extra_views", "num_workers")
+_DATA_PLACES = ("root", "num_workers")
 
 
 class Run:
@@ -106,8 +106,11 @@ class Run:
 
     # ------------------------------------------------------------------------------------- what it is made of
 
-    def data(self) -> Any:
+    def data(self, system: Any = None) -> Any:
         """The scene's datamodule, once; a run directory belongs to one scene.
+
+        Args:
+            system: what is to be trained with it, which says what its batches are; None leaves them as they are.
 
         Raises:
             UserError: the directory holds work on another scene.
@@ -116,6 +119,8 @@ class Run:
             data = self.build(self.config["data"])
             self._check_scene(data)
             self._data = data
+        if system is not None:
+            self._data.batch, self._data.batch_size = system.batches["batch"], system.batches["batch_size"]
         return self._data
 
     def system(self, name: str = "student") -> Any:
@@ -162,7 +167,7 @@ class Run:
         Raises:
             UserError: the scene cannot be read or is another one, a stage before is missing, there are
             weights of
-                another architecture, or a network does not take its arguments or the scene's size.
+                another architecture, or a network does not take its arguments.
         """
         data = self.data()
         stages = self.config.get("stages")
@@ -187,10 +192,8 @@ class Run:
                 self._check_network(name)
 
     def _check_network(self, name: str) -> None:
-        """Build a network, and let it look at the size of the scene's images."""
-        network = self.system(name).network
-        if getattr(network, "sr_factor", 1) > 1:
-            network.fit_scene(self.data().scene)
+        """Build a network, and let its class refuse what it does not take."""
+        self.system(name)
 
     # ------------------------------------------------------------------------------------- stages
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
-from torch.optim.lr_scheduler import LambdaLR
 
 from nelf.errors import UserError
 from nelf.scene import background_color, composite_background
@@ -15,11 +14,10 @@ from nelf.systems.schedule import cosine_decay, exponential_decay, training_prog
 from nelf.systems.system import System
 
 if TYPE_CHECKING:
-    from pytorch_lightning.utilities.types import OptimizerLRScheduler
-
-    from nelf.cameras import Rays
-    from nelf.data.batches import ImageBatch
+    from nelf.data.batches import ImageBatch, RayBatch
     from nelf.lightfields import LightField
+    from nelf.rays import Rays
+    from nelf.scene import Scene
 
 __all__ = ["Student"]
 
@@ -33,9 +31,10 @@ CHECKED, CHECKED_STEPS = 500, 100  # steps after the warm-up: when, and over how
 class Student(System):
     """Fits a light field to views by the mean squared error of their pixels.
 
-    Of each view a window is drawn, at a random place in the part of the image where there may be something
-    (``LightField.extent``). So every pixel is seen in every place of a block. A light field with opacity is laid over
-    the scene's background or, in half of the windows of a view that has alpha, over a random color.
+    A light field of rays learns from rays, one of views from windows: of each view a window is drawn, at a random place
+    in the part of the image where there may be something (``LightField.extent``), so that every pixel is seen in every
+    place of a block. A light field with opacity is composited over the scene's background or, in half of the views that
+    have alpha, over a random color.
 
     Training that after some hundred steps is no better than a single color ends with an error.
 
@@ -49,6 +48,7 @@ class Student(System):
         decay_steps: see ``schedule``; ``cosine`` does not look at it.
         optimizer: ``adamw`` or ``adam``.
         weight_decay: AdamW's decoupled decay, or Adam's L2 term.
+        batch_size: views, or rays, of a batch, per process.
         crop: pixels along the sides of a window; None for all of the image but one block.
 
     Raises:
@@ -58,7 +58,6 @@ class Student(System):
         Schedule, loss and optimizer: MobileR2L's training code; R2L's schedule is the same.
     """
 
-    batch_kind = "views"
     network: LightField
 
     def __init__(
@@ -71,9 +70,11 @@ class Student(System):
         decay_steps: int = 500_000,
         optimizer: Literal["adamw", "adam"] = "adamw",
         weight_decay: float = 0.01,
+        batch_size: int = 4,
         crop: int | None = None,
     ) -> None:
-        super().__init__(network)
+        super().__init__(network, batch_size)
+        self.batch = network.batch
         if schedule not in SCHEDULES:
             raise ValueError(f"Expected argument `schedule` to be one of {SCHEDULES}, but got {schedule!r}.")
         if optimizer not in OPTIMIZERS:
@@ -83,18 +84,19 @@ class Student(System):
         self.save_hyperparameters(ignore=["network"])
         self._errors: list[Tensor] = []  # of the picture, and of a single color
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimizer over the network's parameter groups and its per-step schedule."""
+    def prepare(self, scene: Scene) -> None:
+        """Tell the network of the scene, and what its views see past, unless it has been told by a teacher."""
+        if not self.network.prepared:
+            self.network.prepare(scene.geometry, scene.train.silhouettes())
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer over the network's parameter groups."""
         options = self.hparams
         groups = self.network.parameter_groups(options["lr"], options["weight_decay"])
-        optimizer = OPTIMIZERS[options["optimizer"]](groups, lr=options["lr"], fused=True)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": LambdaLR(optimizer, self._lr_factor), "interval": "step"},
-        }
+        return OPTIMIZERS[options["optimizer"]](groups, lr=options["lr"], fused=True)
 
-    def _lr_factor(self, step: int) -> float:
-        """The learning rate after ``step`` steps, as a multiple of ``lr``."""
+    def lr_factor(self, step: int) -> float:
+        """See ``System.lr_factor``."""
         options = self.hparams
         steps = options["warmup_steps"]
         rise = warmup(step, steps, options["warmup_lr"] / options["lr"])
@@ -102,21 +104,26 @@ class Student(System):
             return rise * cosine_decay(training_progress(self.trainer), COSINE_END)
         return rise * exponential_decay(max(step - steps, 0), options["decay_steps"])
 
-    def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
-        """Fit a window of each view of the batch."""
-        rays, rgba = self._window(batch)
-        drawn = self.network(rays.rays_o, rays.rays_d).float()
-        colors = self._backgrounds(batch.rgba)
-        target = composite_background(rgba.movedim(1, -1), colors[:, None, None]).movedim(-1, 1)
-        if drawn.shape[1] == 4:
-            drawn = drawn[:, :3] + (1 - drawn[:, 3:]) * colors[..., None, None]
+    def training_step(self, batch: ImageBatch | RayBatch, batch_idx: int) -> Tensor:
+        """Fit the rays of a batch, or a window of each of its views."""
+        if self.batch == "rays":
+            rays, rgba = cast("RayBatch", batch)
+            colors = self._backgrounds(len(rgba), rgba[:, 3] < 1)
+        else:
+            views = cast("ImageBatch", batch)
+            rays, rgba = self._window(views)
+            colors = self._backgrounds(len(rgba), (views.rgba[..., 3] < 255).flatten(1).any(1))[:, None, None]
+        drawn = self.network(rays).float()
+        target = composite_background(rgba, colors)
+        if drawn.shape[-1] == 4:
+            drawn = drawn[..., :3] + (1 - drawn[..., 3:]) * colors
         loss = mse_loss(drawn, target)
         self._check_progress(loss.detach(), target)
         self.log("train/psnr", -10.0 * loss.detach().log10(), prog_bar=True)
         return loss
 
     def _window(self, batch: ImageBatch) -> tuple[Rays, Tensor]:
-        """The rays of a random window of each view, (B, h, w, 3), and its pixels (B, 4, H, W) in [0, 1]."""
+        """The rays (B, h, w) of a random window of each view, and its pixels (B, H, W, 4) in [0, 1]."""
         block, crop = self.network.sr_factor, self.hparams["crop"]
         sides = batch.rgba.shape[2], batch.rgba.shape[1]  # width, height
         size = [max(min(crop or side, side - block), block) // block * block for side in sides]
@@ -126,14 +133,14 @@ class Student(System):
             corners.append([_place(x0, x1, size[0], sides[0]), _place(y0, y1, size[1], sides[1])])
         camera = batch.camera.window(torch.tensor(corners), *size)
         cut = [view[y : y + size[1], x : x + size[0]] for view, (x, y) in zip(batch.rgba, corners, strict=True)]
-        return camera.rays(self.network.stride), torch.stack(cut).permute(0, 3, 1, 2).float() / 255
+        return camera.rays(self.network.stride), torch.stack(cut).float() / 255
 
-    def _backgrounds(self, views: Tensor) -> Tensor:
-        """A color (B, 3) for each of the views (B, H, W, 4) uint8."""
-        color = background_color(self.background).to(views.device).expand(len(views), 3)
+    def _backgrounds(self, count: int, transparent: Tensor) -> Tensor:
+        """A color (B, 3) for each of B views or rays; (B,) says which of them have alpha."""
+        color = background_color(self.background).to(transparent.device).expand(count, 3)
         if not self.has_alpha:
             return color
-        free = (views[..., 3] < 255).flatten(1).any(1) & (torch.rand(len(views), device=views.device) < RANDOM)
+        free = transparent & (torch.rand(count, device=transparent.device) < RANDOM)
         return torch.where(free[:, None], torch.rand_like(color), color)
 
     def _check_progress(self, error: Tensor, target: Tensor) -> None:
@@ -145,7 +152,7 @@ class Student(System):
         step = self.global_step - self.hparams["warmup_steps"]
         if not CHECKED - CHECKED_STEPS <= step < CHECKED:
             return
-        plain = (target - target.mean((0, 2, 3), keepdim=True)).square().mean()
+        plain = (target - target.flatten(0, -2).mean(0)).square().mean()
         self._errors.append(torch.stack([error, plain]))
         if step < CHECKED - 1 or len(self._errors) < CHECKED_STEPS // 2:
             return

@@ -2,4 +2,5 @@
 
 from nelf.viewer.server import main
 
-main()
+if __name__ == "__main__":
+    main()

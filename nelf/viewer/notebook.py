@@ -39,13 +39,13 @@ def _export(network: Any, scene: Any) -> Path:
     """Write a bundle of one network into a temporary folder."""
     from nelf.export import onnx, write_bundle
     from nelf.export.bundle import artifact
-    from nelf.export.inputs import kinds_of, output_of, window_of
+    from nelf.export.inputs import output_of
     from nelf.export.volume import rounded, write_volume
 
     if scene is None:
         raise UserError("nelf.view: a light field needs its scene: nelf.view(network, data.scene).")
     folder = Path(tempfile.mkdtemp(prefix="nelf-view-"))
-    kind = kinds_of(network)[0]
+    kind = network.entries[0]
     volume = None
     if kind == "features":  # in 16 bits: here nobody has to fetch it from afar
         volume = write_volume(network, folder / "volume.bin.gz", "float16")
@@ -58,7 +58,7 @@ def _export(network: Any, scene: Any) -> Path:
         "fp32",
         volume,
         output=output_of(network),
-        window=window_of(network),
+        window=network.window,
         max_abs_error=error,
     )
     write_bundle(folder, scene, network, [entry])

@@ -151,7 +151,7 @@ class _Teacher:
             about = self._bundle
             intrinsics = torch.tensor([about["intrinsics"][key] for key in ("fx", "fy", "cx", "cy")])
             size = about["image"]["width"], about["image"]["height"]
-            camera = Camera(torch.tensor(c2w).view(3, 4), intrinsics, *size, about["near"], about["far"])
+            camera = Camera(torch.tensor(c2w).view(3, 4), intrinsics, *size)
             rgb = self._network.render(camera.resized(width)).rgb
         picture = io.BytesIO()
         iio.imwrite(picture, to_uint8(rgb), extension=".png")

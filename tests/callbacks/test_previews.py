@@ -60,7 +60,7 @@ class Module(pl.LightningDataModule):
     def __init__(self, views: int = 2) -> None:
         super().__init__()
         pose = torch.eye(4)[:3].expand(views, 3, 4)
-        camera = Camera.from_fov(pose, 0.7, 12, 8, near=1.0, far=2.0)
+        camera = Camera.from_fov(pose, 0.7, 12, 8)
         images = np.zeros((views, 8, 12, 3), np.uint8)
         images[1:] = 51
         self.val = Split(camera, images, [f"val/{i}" for i in range(views)])

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from nelf.cameras import Camera
 def some_cameras(n=3, width=12, height=8):
     c2w = paths.random_mobile_r2l(n, radius=4.0, seed=3)
     intrinsics = torch.tensor([[10.0, 11.0, 5.5, 4.25]]).repeat(n, 1) + torch.arange(n)[:, None]
-    return Camera(c2w, intrinsics, width, height, 2.0, 6.0, torch.linspace(0, 1, n))
+    return Camera(c2w, intrinsics, width, height, torch.linspace(0, 1, n)[:, None])
 
 
 def project(points, c2w, intrinsics):
@@ -29,10 +30,10 @@ def test_rays_in_closed_form():
     # y = (1 - 0.5) / 2 = 0.25 upwards. The camera is turned by 90 degrees about z: its x is the world's y.
     c2w = torch.tensor([[0.0, -1, 0, 7], [1, 0, 0, 8], [0, 0, 1, 9]])
     rays = Camera.from_fov(c2w, math.pi / 2, 4, 2).rays()
-    assert rays.rays_o.shape == rays.rays_d.shape == (2, 4, 3)
-    torch.testing.assert_close(rays.rays_d[0, 0], torch.tensor([-0.25, -0.75, -1.0]))
-    torch.testing.assert_close(rays.rays_d[1, 3], torch.tensor([0.25, 0.75, -1.0]))
-    assert torch.equal(rays.rays_o, torch.tensor([7.0, 8, 9]).expand(2, 4, 3))
+    assert rays.origins.shape == rays.directions.shape == (2, 4, 3)
+    torch.testing.assert_close(rays.directions[0, 0], torch.tensor([-0.25, -0.75, -1.0]))
+    torch.testing.assert_close(rays.directions[1, 3], torch.tensor([0.25, 0.75, -1.0]))
+    assert torch.equal(rays.origins, torch.tensor([7.0, 8, 9]).expand(2, 4, 3))
     assert rays.time is None
     torch.testing.assert_close(rays.viewdirs.norm(dim=-1), torch.ones(2, 4))
 
@@ -41,7 +42,7 @@ def test_points_on_rays_project_back_to_pixel_centers_at_their_depth():
     camera = some_cameras()
     rays = camera.rays()
     for i in range(len(camera)):
-        points = (rays.rays_o + 3.5 * rays.rays_d)[i].numpy()
+        points = (rays.origins + 3.5 * rays.directions)[i].numpy()
         pixels, depth = project(points, camera.c2w[i].numpy(), camera.intrinsics[i].numpy())
         expected = np.stack(np.meshgrid(np.arange(12) + 0.5, np.arange(8) + 0.5), -1)
         np.testing.assert_allclose(pixels, expected, atol=1e-4)
@@ -51,20 +52,20 @@ def test_points_on_rays_project_back_to_pixel_centers_at_their_depth():
 @pytest.mark.parametrize("stride", [1, 2, 4])
 def test_a_grid_ray_is_the_mean_of_its_block(stride):
     camera = some_cameras()
-    fine, coarse = camera.rays().rays_d, camera.rays(stride).rays_d
+    fine, coarse = camera.rays().directions, camera.rays(stride).directions
     blocks = fine.reshape(3, 8 // stride, stride, 12 // stride, stride, 3).mean((2, 4))
     torch.testing.assert_close(coarse, blocks)
 
 
 def test_a_window_moves_a_grid_by_whole_pixels():
     camera = some_cameras()
-    fine = camera.rays().rays_d
+    fine = camera.rays().directions
     # An odd stride has a pixel in the middle of each block: pixel 1 of 0..2, and one further in a window from 1 on.
-    wide = Camera(camera.c2w, camera.intrinsics, 12, 6, time=camera.time)
-    shifted = wide.window(torch.tensor([1, -1]), 12, 6).rays(3).rays_d
+    wide = Camera(camera.c2w, camera.intrinsics, 12, 6, camera.controls)
+    shifted = wide.window(torch.tensor([1, -1]), 12, 6).rays(3).directions
     torch.testing.assert_close(shifted, fine[:, 0:6:3, 2::3])
-    each = wide.window(torch.tensor([[0, 0], [1, 0], [0, 1]]), 12, 6).rays(3).rays_d
-    torch.testing.assert_close(each[0], wide.rays(3).rays_d[0])
+    each = wide.window(torch.tensor([[0, 0], [1, 0], [0, 1]]), 12, 6).rays(3).directions
+    torch.testing.assert_close(each[0], wide.rays(3).directions[0])
     torch.testing.assert_close(each[1], fine[1, 1:7:3, 2::3])
     torch.testing.assert_close(each[2], fine[2, 2:8:3, 1::3])
 
@@ -76,9 +77,9 @@ def test_pixel_rays_are_those_of_the_image():
     batch = camera.pixel_rays(x, y)
     single = camera[1].pixel_rays(x, y)
     for p in range(3):
-        torch.testing.assert_close(batch.rays_d[p], whole.rays_d[p, y[p], x[p]])
-        torch.testing.assert_close(single.rays_d[p], whole.rays_d[1, y[p], x[p]])
-    assert batch.rays_o.shape == single.rays_o.shape == (3, 3)
+        torch.testing.assert_close(batch.directions[p], whole.directions[p, y[p], x[p]])
+        torch.testing.assert_close(single.directions[p], whole.directions[1, y[p], x[p]])
+    assert batch.origins.shape == single.origins.shape == (3, 3)
     assert batch.time.tolist() == [0.0, 0.5, 1.0]
     assert single.time.tolist() == [0.5, 0.5, 0.5]
 
@@ -86,7 +87,7 @@ def test_pixel_rays_are_those_of_the_image():
 def test_resized_sees_the_same_corners():
     camera = some_cameras().resized(6)
     assert (camera.width, camera.height) == (6, 4)
-    torch.testing.assert_close(camera.rays().rays_d, some_cameras().rays(2).rays_d)
+    torch.testing.assert_close(camera.rays().directions, some_cameras().rays(2).directions)
     assert Camera.from_fov(torch.eye(3, 4), 0.7, 100, 75).resized(30).height == 22
 
 
@@ -94,14 +95,14 @@ def test_a_window_is_a_part_of_the_image():
     camera = some_cameras()
     whole, corners = camera.rays(), [(0, 0), (5, 2), (7, 3)]
     window = camera.window(torch.tensor(corners), 5, 4)
-    assert (window.width, window.height, window.near, window.far) == (5, 4, camera.near, camera.far)
+    assert (window.width, window.height) == (5, 4)
     rays = window.rays()
     for index, (x, y) in enumerate(corners):
-        torch.testing.assert_close(rays.rays_d[index], whole.rays_d[index, y : y + 4, x : x + 5])
-        torch.testing.assert_close(rays.rays_o[index], whole.rays_o[index, y : y + 4, x : x + 5])
+        torch.testing.assert_close(rays.directions[index], whole.directions[index, y : y + 4, x : x + 5])
+        torch.testing.assert_close(rays.origins[index], whole.origins[index, y : y + 4, x : x + 5])
     assert torch.equal(window.time, camera.time)
     one = camera[1].window(torch.tensor([5, 2]), 5, 4).rays()
-    torch.testing.assert_close(one.rays_d, rays.rays_d[1])
+    torch.testing.assert_close(one.directions, rays.directions[1])
 
 
 def test_batches():
@@ -112,6 +113,41 @@ def test_batches():
     assert len(Camera.cat([camera, camera[:2]])) == 5
     assert torch.equal(camera[torch.tensor([2, 0])].c2w, camera.c2w[[2, 0]])
     assert camera.to("cpu").width == 12
+
+
+def test_points_are_seen_where_their_rays_come_from():
+    camera = some_cameras()[1]
+    t = torch.rand(8, 12) * 3 + 1
+    rays = camera.rays()
+    x, y, depth = camera.project((rays.origins + t[..., None] * rays.directions).reshape(-1, 3))
+    torch.testing.assert_close(x.view(8, 12), (torch.arange(12) + 0.5).expand(8, 12), atol=1e-3, rtol=0)
+    torch.testing.assert_close(y.view(8, 12), (torch.arange(8) + 0.5)[:, None].expand(8, 12), atol=1e-3, rtol=0)
+    torch.testing.assert_close(depth.view(8, 12), t)
+
+
+def test_controls_and_views_travel_with_the_rays():
+    camera = some_cameras().at(0.25, 0.75)
+    camera = replace(camera, view=torch.arange(3))
+    rays = camera.rays(2)
+    assert rays.shape == (3, 4, 6)
+    assert rays.controls.shape == (3, 4, 6, 2)
+    assert (rays.time == 0.25).all()
+    assert (rays.controls[..., 1] == 0.75).all()
+    assert (rays.view == torch.arange(3)[:, None, None]).all()
+    parts = list(rays.chunks(50))
+    assert [len(part) for part in parts] == [50, 22]
+    assert torch.equal(torch.cat([part.view for part in parts]), rays.view.reshape(-1))
+    assert torch.equal(parts[1].directions, rays.reshape(-1).directions[50:])
+    assert rays[None].shape == (1, 3, 4, 6)
+    assert camera.at().controls is None
+
+
+def test_a_padded_image_holds_the_image():
+    camera = some_cameras()
+    padded = camera.padded(5)
+    assert (padded.width, padded.height) == (15, 10)
+    torch.testing.assert_close(padded.rays().directions[:, :8, :12], camera.rays().directions)
+    assert camera.padded(4).width == 12
 
 
 def test_wrong_arguments():
@@ -126,8 +162,12 @@ def test_wrong_arguments():
         Camera(torch.eye(4), torch.ones(4), 2, 2)
     with pytest.raises(ValueError, match="`intrinsics`"):
         Camera(torch.eye(3, 4), torch.ones(2, 4), 2, 2)
-    with pytest.raises(ValueError, match="`time`"):
-        Camera(torch.eye(3, 4), torch.ones(4), 2, 2, time=torch.zeros(1))
+    with pytest.raises(ValueError, match="`controls`"):
+        Camera(torch.eye(3, 4), torch.ones(4), 2, 2, torch.zeros(1, 1))
+    with pytest.raises(ValueError, match="`view`"):
+        Camera(torch.eye(3, 4), torch.ones(4), 2, 2, view=torch.zeros(1, dtype=torch.long))
+    with pytest.raises(ValueError, match="the same controls"):
+        Camera.cat([camera, camera.at()])
     with pytest.raises(TypeError, match="no length"):
         len(camera[0])
     with pytest.raises(IndexError):

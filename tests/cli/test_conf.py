@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 import nelf
 from nelf.cli.check import parameters
-from nelf.cli.main import CONF, _slug, _still_meant
+from nelf.cli.command import CONF, _slug, _still_meant
 from nelf.cli.sweeps import first_job, swept_keys
 from nelf.errors import UserError
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from hydra.utils import get_object
 
-from nelf import cli
+from nelf.cli import command as cli
 from nelf.cli.check import parameters
-from nelf.cli.main import CONF, _recall
-from nelf.cli.main import _compose as compose
+from nelf.cli.command import CONF, _recall
+from nelf.cli.command import _compose as compose
 from nelf.cli.remembered import PATHS, _is_offered, _stated
 from nelf.errors import UserError
 from nelf.pipeline.run import write_yaml

@@ -148,7 +148,7 @@ def test_calibration_sees_what_passes_through_every_layer() -> None:
     for index in range(2):
         rays = batch[index].rays()
         with torch.no_grad():
-            inputs = decoder_inputs(rays.rays_d[None], network.composite(rays.rays_o, rays.rays_d), 2)
+            inputs = decoder_inputs(rays.directions[None], network.composite(rays.origins, rays.directions), 2)
             network.train().decode(inputs)  # in training it computes in 32 bits on every processor
             network.eval()
     assert {key.rpartition(".")[0] for key in ranges} == set(seen)

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from nelf.cameras import Camera
-from nelf.data import Scene, SceneWriter, Split, read_scene, write_scene
+from nelf.data import Scene, SceneWriter, Split, read_scene, read_views, write_scene
 from nelf.errors import UserError
 from nelf.paths import hemisphere
 
@@ -31,7 +31,6 @@ def write_json(root, frames, name="transforms.json", **top):
 def identical(a, b):
     assert torch.equal(a.camera.c2w, b.camera.c2w)
     assert torch.equal(a.camera.intrinsics, b.camera.intrinsics)
-    assert (a.camera.near, a.camera.far) == (b.camera.near, b.camera.far)
     assert (a.camera.time is None) == (b.camera.time is None)
     if a.camera.time is not None:
         assert torch.equal(a.camera.time, b.camera.time)
@@ -44,7 +43,7 @@ def test_reading_what_was_written_is_the_identity(tmp_path, channels):
 
     def split(n):
         intrinsics = torch.rand(n, 4) * 10 + 1
-        camera = Camera(hemisphere(n, 3.3), intrinsics, 8, 6, 1.25, 7.5, torch.rand(n))
+        camera = Camera(hemisphere(n, 3.3), intrinsics, 8, 6, torch.rand(n, 1))
         images = rng.integers(0, 256, (n, 6, 8, channels), dtype=np.uint8)
         return Split(camera, images, [str(i) for i in range(n)])
 
@@ -150,7 +149,7 @@ def test_box_and_depth_come_from_the_file_or_the_caller(tmp_path):
     root = write_json(tmp_path / "s", [{}] * 3, aabb=[[-1, -2, -3], [1, 2, 3]], near=0.5, far=9)
     scene = read_scene(root)
     assert scene.aabb.tolist() == [-1, -2, -3, 1, 2, 3]
-    assert (scene.near, scene.far, scene.train.camera.far) == (0.5, 9.0, 9.0)
+    assert (scene.near, scene.far, scene.geometry.far) == (0.5, 9.0, 9.0)
     assert read_scene(root, near=1.0, aabb=[0, 0, 0, 1, 1, 1]).near == 1.0
     with pytest.raises(UserError, match="near 10 and far 9"):
         read_scene(root, near=10)
@@ -165,20 +164,26 @@ def test_scale_in_a_pose_is_dropped_and_distortion_is_told(tmp_path):
     assert torch.equal(scene.train.camera.c2w[0], torch.eye(3, 4))
 
 
-def test_pseudo_set_with_evaluation_and_real_views_of_another_root(tmp_path, tiny_scene):
+def test_pseudo_views_and_real_ones_are_one_split(tmp_path, tiny_scene):
     truth = read_scene(tiny_scene)
     pseudo = SceneWriter(tmp_path / "pseudo", truth.train.camera[:3].resized(8))
     for index in range(3):
         pseudo.write(index, torch.rand(8, 8, 3))
     pseudo.finish()
-    scene = read_scene(tmp_path / "pseudo", eval_root=tiny_scene, extra_views=tiny_scene)
-    assert (len(scene.train), len(scene.val), len(scene.test)) == (11, 2, 2)
-    assert scene.train.images.shape == (11, 8, 8, 4)
-    assert (scene.train.images[:3, ..., 3] == 255).all()
-    np.testing.assert_array_equal(scene.train.images[3:], read_scene(tiny_scene, width=8).train.images)
-    torch.testing.assert_close(scene.train.camera.intrinsics[0], scene.train.camera.intrinsics[5])
-    assert (scene.name, scene.digest, scene.near) == (truth.name, truth.digest, truth.near)
-    assert torch.equal(scene.aabb, truth.aabb)
+    real = read_scene(tiny_scene, width=8).train
+    both = Split.cat([read_views(tmp_path / "pseudo"), real])
+    assert both.images.shape == (11, 8, 8, 4)
+    assert (both.images[np.arange(3)][..., 3] == 255).all()
+    np.testing.assert_array_equal(both.images[np.arange(3, 11)], real.images)
+    np.testing.assert_array_equal(both[-1].image, real[-1].image)
+    torch.testing.assert_close(both.camera.intrinsics[0], both.camera.intrinsics[5])
+    views, rows, columns = (np.random.default_rng(0).integers(side, size=200) for side in (11, 8, 8))
+    whole = both.images[np.arange(11)]
+    np.testing.assert_array_equal(both.images.pixels(views, rows, columns), whole[views, rows, columns])
+    with pytest.raises(ValueError, match="one size"):
+        Split.cat([real, truth.train])
+    with pytest.raises(IndexError):
+        both.images[11]
 
 
 def test_digest_follows_the_content_not_the_place(tmp_path, tiny_scene):
@@ -273,26 +278,27 @@ def test_some_frames_without_time(tmp_path):
         read_scene(write_json(tmp_path / "s", [{}, {"time": 0.5}, {}]))
 
 
-def test_a_moving_scene_is_said_to_stand_still_once(tmp_path, caplog):
-    moving = write_json(tmp_path / "moving", [{"time": index / 4} for index in range(4)])
-    for _ in range(2):
-        assert read_scene(moving).train.camera.time is not None
-    assert [record.getMessage() for record in caplog.records] == [
-        f"{moving}: the scene moves, and motion is not modeled yet: every time is rendered alike."
-    ]
-    caplog.clear()
-    read_scene(write_json(tmp_path / "still", [{"time": 0.5}] * 4))
-    read_scene(write_json(tmp_path / "none", [{}] * 4))
-    assert not caplog.records
-
-
 def test_views_of_a_moving_scene_stand_beside_a_static_teacher_s(tmp_path):
-    moving = write_json(tmp_path / "moving", [{"time": index / 4} for index in range(4)])
-    pseudo = write_json(tmp_path / "pseudo", [{}] * 4)
-    scene = read_scene(pseudo, eval_root=moving, extra_views=moving)
-    assert len(scene.train) == 4 + 2
-    assert scene.train.camera.time is None
-    assert scene.test.camera.time is not None
+    moving = read_scene(write_json(tmp_path / "moving", [{"time": index / 4} for index in range(4)]))
+    pseudo = read_views(write_json(tmp_path / "pseudo", [{}] * 4))
+    assert moving.controls == ("time",)
+    assert moving.test.camera.time is not None
+    both = Split.cat([pseudo, moving.train])
+    assert len(both) == 4 + 2
+    assert both.camera.controls is None
+
+
+def test_further_controls_are_read_and_written(tmp_path):
+    frames = [{"time": index / 4, "controls": [1 - index / 4]} for index in range(4)]
+    scene = read_scene(write_json(tmp_path / "s", frames, controls=["jaw"]))
+    assert scene.controls == ("time", "jaw")
+    again = read_scene(write_scene(tmp_path / "again", scene))
+    assert again.controls == scene.controls
+    assert torch.equal(again.train.camera.controls, scene.train.camera.controls)
+    with pytest.raises(UserError, match=r"frame 0: controls are \[1\.5, 2\]; allowed: 1 numbers"):
+        read_scene(write_json(tmp_path / "more", [{"time": 0, "controls": [1.5, 2]}] * 4, controls=["jaw"]))
+    with pytest.raises(UserError, match=r"frame 0: jaw is 1\.5; allowed: 0 to 1"):
+        read_scene(write_json(tmp_path / "beyond", [{"time": 0, "controls": [1.5]}] * 4, controls=["jaw"]))
 
 
 @pytest.mark.parametrize("width", [9, 0])

@@ -13,7 +13,7 @@ from nelf.errors import UserError
 
 @pytest.fixture(scope="module")
 def module(tiny_scene):
-    return BlenderDataModule(tiny_scene, batch_rays=64, batch_views=3, batch="rays")
+    return BlenderDataModule(tiny_scene, batch_size=64)
 
 
 def take(loader, n):
@@ -23,9 +23,9 @@ def take(loader, n):
 class Probe(pl.LightningModule):
     """Remembers what it is given."""
 
-    def __init__(self, batch_kind):
+    def __init__(self):
         super().__init__()
-        self.batch_kind, self.seen, self.looked_at = batch_kind, [], []
+        self.seen, self.looked_at = [], []
         self.weight = torch.nn.Parameter(torch.zeros(()))
 
     def training_step(self, batch, index):
@@ -56,11 +56,11 @@ def test_a_ray_carries_the_color_of_its_pixel(tiny_scene, sampling):
     split = BlenderDataModule(tiny_scene).scene.train
     batch = sample_rays(split, 500, np.random.default_rng(0), sampling)
     assert batch.rgba.shape == (500, 4)
-    assert batch.time is None
+    assert batch.rays.time is None
     # Every ray of the split by the whole-image path; the nearest one is the pixel that was drawn.
     rays = split.camera.rays()
-    every = torch.cat([rays.rays_o, rays.rays_d], -1).reshape(-1, 6).double()
-    drawn = torch.cat([batch.rays_o, batch.rays_d], -1).double()
+    every = torch.cat([rays.origins, rays.directions], -1).reshape(-1, 6).double()
+    drawn = torch.cat([batch.rays.origins, batch.rays.directions], -1).double()
     distance, pixel = torch.cdist(drawn, every).min(1)
     assert distance.max() < 1e-3
     torch.testing.assert_close(batch.rgba, torch.from_numpy(split.images.reshape(-1, 4))[pixel] / 255)
@@ -97,36 +97,36 @@ def test_processes_share_a_pass(tiny_scene):
     split = BlenderDataModule(tiny_scene).scene.train
     views = [Batches(split, "views", 2, rank=rank, world=2).batch(index) for rank in (0, 1) for index in (0, 1)]
     assert len(torch.cat([batch.camera.c2w for batch in views]).flatten(1).unique(dim=0)) == 8
-    rays = [Batches(split, "rays", 50, rank=rank, world=2).batch(0).rays_d for rank in (0, 1)]
+    rays = [Batches(split, "rays", 50, rank=rank, world=2).batch(0).rays.directions for rank in (0, 1)]
     assert not torch.equal(*rays)
 
 
 @pytest.mark.parametrize("kind", ["rays", "views"])
 def test_workers_do_not_change_the_batches(tiny_scene, kind):
-    alone = BlenderDataModule(tiny_scene, batch=kind, batch_rays=20, batch_views=2)
-    shared = BlenderDataModule(tiny_scene, batch=kind, batch_rays=20, batch_views=2, num_workers=2)
+    alone = BlenderDataModule(tiny_scene, batch=kind, batch_size=2)
+    shared = BlenderDataModule(tiny_scene, batch=kind, batch_size=2, num_workers=2)
     for a, b in zip(take(alone.train_dataloader(), 5), take(shared.train_dataloader(), 5), strict=True):
-        first, second = (a.rays_d, b.rays_d) if kind == "rays" else (a.rgba, b.rgba)
+        first, second = (a.rays.directions, b.rays.directions) if kind == "rays" else (a.rgba, b.rgba)
         assert torch.equal(first, second)
 
 
 def test_a_resumed_run_goes_on_where_it_stopped(tiny_scene, tmp_path):
     def fresh():
-        return BlenderDataModule(tiny_scene, batch_rays=16)
+        return BlenderDataModule(tiny_scene, batch_size=16)
 
-    whole, first, second = Probe("rays"), Probe("rays"), Probe("rays")
+    whole, first, second = Probe(), Probe(), Probe()
     fit(whole, fresh(), 6, tmp_path)
     fit(first, fresh(), 4, tmp_path).save_checkpoint(tmp_path / "a.ckpt")
     fit(second, fresh(), 6, tmp_path, tmp_path / "a.ckpt")
     assert len(second.seen) == 2
     for a, b in zip(whole.seen, first.seen + second.seen, strict=True):
-        assert torch.equal(a.rays_d, b.rays_d)
+        assert torch.equal(a.rays.directions, b.rays.directions)
 
 
 @pytest.mark.parametrize(("kind", "batch"), [("rays", RayBatch), ("views", ImageBatch)])
-def test_the_trained_module_says_what_a_batch_is(tiny_scene, tmp_path, kind, batch):
-    probe = Probe(kind)
-    data = BlenderDataModule(tiny_scene, batch_rays=16)
+def test_batches_are_what_was_asked_for(tiny_scene, tmp_path, kind, batch):
+    probe = Probe()
+    data = BlenderDataModule(tiny_scene, batch=kind, batch_size=16)
     trainer = fit(probe, data, 2, tmp_path)
     assert {type(seen) for seen in probe.seen} == {batch}
     trainer.test(probe, data, verbose=False)
@@ -155,8 +155,7 @@ def test_sampling_makes_no_call_per_ray(tiny_scene, sampling):
 
 
 BAD = {
-    "batch_rays": (0, r"data\.batch_rays: is 0; allowed: 1 or more"),
-    "batch_views": (-1, r"data\.batch_views: is -1; allowed: 1 or more"),
+    "batch_size": (0, r"data\.batch_size: is 0; allowed: 1 or more"),
     "width": (0, r"data\.width: is 0; allowed: 1 or more, or null"),
     "num_workers": (-1, r"data\.num_workers: is -1"),
     "sampling": (

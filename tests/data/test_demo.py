@@ -44,7 +44,7 @@ def test_silhouettes_against_marching_the_implicit_solid(kind, eye):
 
     rays = camera.rays()
     t = np.linspace(1.0, 5.0, 4001)[:, None, None, None]
-    points = rays.rays_o.numpy() + t * rays.rays_d.numpy() - [0.1, -0.05, 0.0]
+    points = rays.origins.numpy() + t * rays.directions.numpy() - [0.1, -0.05, 0.0]
     marched = inside(kind, points @ axes.T).any(0)
     # Marching steps over slivers thinner than its step, so it may miss a grazing ray, and only that.
     assert (alpha == 1)[marched].all()
@@ -105,7 +105,7 @@ def test_a_scene_is_all_of_its_solids_and_no_more(scene):
     alpha = trace(pack(solids), lights, camera.c2w.numpy(), camera.intrinsics.numpy(), 16, 16)[..., 3]
     rays = camera.rays()
     t = np.linspace(2.6, 5.5, 800)[:, None, None, None]
-    points = rays.rays_o.numpy() + t * rays.rays_d.numpy()
+    points = rays.origins.numpy() + t * rays.directions.numpy()
     marched = np.zeros((16, 16), bool)
     for solid in solids:
         marched |= inside(solid.kind, (points - solid.center) @ solid.axes.T, solid.size).any(0)
@@ -154,8 +154,8 @@ def test_everything_lies_in_the_box_and_the_depth_range(scene):
         c2w = camera.c2w.double().numpy()
         offset = c2w[None, :, :, 3] - points[:, None]
         depth = np.einsum("nk,pnk->pn", c2w[:, :, 2], offset)
-        assert camera.near < depth.min()
-        assert camera.far > depth.max()
+        assert demo._NEAR < depth.min()
+        assert demo._FAR > depth.max()
 
 
 def test_splits_see_the_scene_from_different_places():

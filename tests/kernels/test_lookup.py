@@ -10,11 +10,11 @@ from torch import Tensor
 from nelf.kernels import reference
 from nelf.kernels.lookup import (
     RayFeatures,
-    intersect_aabb,
     occupied_cells,
     ray_features,
 )
 from nelf.lightfields.volume import index_of
+from nelf.rays import intersect_aabb
 
 UNIT_BOX = torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0, 1.0])
 HALF = torch.tensor([0.5])

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from nelf import paths
 from nelf.cameras import Camera
 from nelf.data import Scene, Split, read_scene
-from nelf.errors import UserError
-from nelf.kernels.lookup import intersect_aabb
 from nelf.lightfields import GridR2L
 from nelf.lightfields.grid_r2l import CORNERS, UNKNOWN, VOXEL, decoder_inputs, decoder_window
+from nelf.rays import Rays, intersect_aabb
 from nelf.rendering import Rendering
 
 
@@ -44,10 +43,14 @@ def camera(width: int = 24, height: int = 24, distance: float = 4.0) -> Camera:
     return Camera.from_fov(c2w, 0.7, width, height)
 
 
+def prepare(network: GridR2L, scene: Scene, teacher: object = None) -> None:
+    network.prepare(scene.geometry, scene.train.silhouettes(), teacher)  # type: ignore[arg-type]
+
+
 def draw(network: GridR2L, view: Camera) -> Tensor:
     rays = view.rays()
     with torch.no_grad():
-        return network(rays.rays_o[None], rays.rays_d[None])
+        return network(rays[None])
 
 
 @pytest.mark.parametrize("sr_factor", [1, 2, 4, 12])
@@ -60,10 +63,10 @@ def test_shapes_and_ranges_of_a_wide_image(sr_factor: int) -> None:
     assert picture.opacity is not None
     assert picture.depth.shape == picture.opacity.shape == (24, 48)
     drawn = draw(network, camera(48, 24))
-    assert drawn.shape == (1, 4, 24, 48)
+    assert drawn.shape == (1, 24, 48, 4)
     assert float(drawn.min()) == 0.0
     assert float(drawn.max()) == 1.0
-    assert (drawn[:, :3] <= drawn[:, 3:]).all()
+    assert (drawn[..., :3] <= drawn[..., 3:]).all()
     assert float(picture.rgb.max()) <= 1.0
 
 
@@ -81,10 +84,17 @@ def test_forward_is_what_render_shows() -> None:
 def test_a_view_does_not_depend_on_its_batch() -> None:
     network = ball()
     rays = camera().rays()
-    rays_o = torch.stack([rays.rays_o, rays.rays_o + 0.1])
-    rays_d = torch.stack([rays.rays_d, rays.rays_d])
+    both = Rays(torch.stack([rays.origins, rays.origins + 0.1]), torch.stack([rays.directions, rays.directions]))
     with torch.no_grad():
-        torch.testing.assert_close(network(rays_o, rays_d)[1:], network(rays_o[1:], rays_d[1:]))
+        torch.testing.assert_close(network(both)[1:], network(both[1:]))
+
+
+def test_an_image_of_any_size_is_a_part_of_a_larger_one() -> None:
+    network, view = ball(sr_factor=4), camera(48, 40)
+    part = network.render(view.window(torch.tensor([0, 0]), 45, 38))
+    assert part.rgb.shape == (38, 45, 3)
+    for whole, cut in zip(network.render(view), part, strict=True):
+        torch.testing.assert_close(cut, whole[:38, :45], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("center", [(0.0, 0.0, 0.0), (0.7, -0.5, 0.3), (-0.9, 0.9, 0.0)])
@@ -93,16 +103,17 @@ def test_the_decoder_runs_where_something_is_and_draws_what_it_would_everywhere(
 ) -> None:
     network, view = ball(center, radius=0.3, depth=6), camera(192, 160)
     rays = view.rays()
-    along = network.composite(rays.rays_o, rays.rays_d)
-    inputs = decoder_inputs(rays.rays_d[None], along, 2)
-    top, bottom, left, right = decoder_window(inputs[:, network._opacity], network.margin)
+    along = network.composite(rays)
+    inputs = decoder_inputs(rays[None], along, 2)
+    top, bottom, left, right = decoder_window(inputs[:, network._opacity], **network.window)
     assert 0 < (bottom - top) * (right - left) < 0.5 * 96 * 80
     with torch.no_grad():
-        everywhere = network.decode(inputs)
+        everywhere = network.decode(inputs).movedim(1, -1)
     drawn = draw(network, view)
     torch.testing.assert_close(drawn, everywhere, atol=1e-5, rtol=0)
     assert float(drawn.std()) > 0.02
     # Nothing is drawn further than a block from what a ray meets.
+    drawn = drawn.movedim(-1, 1)
     hit = nn.functional.max_pool2d((along.opacity.view(1, 1, 160, 192) > 0).float(), 2)
     near = nn.functional.interpolate(nn.functional.max_pool2d(hit, 3, 1, 1), scale_factor=2)
     assert (drawn[:, 3:][near > 0] > 0).any()
@@ -137,7 +148,7 @@ def test_gradient_reaches_every_parameter(backend: str, monkeypatch: pytest.Monk
     monkeypatch.setenv("NELF_KERNELS", backend)
     network = ball().train()
     rays = camera().rays()
-    network(rays.rays_o[None], rays.rays_d[None]).square().mean().backward()
+    network(rays[None]).square().mean().backward()
     dead = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert dead == []
 
@@ -146,9 +157,9 @@ def test_a_new_network_draws_its_volume_and_can_learn() -> None:
     """The tail begins at zero; a gradient still reaches it, and the volume."""
     network = small()
     rays = camera().rays()
-    drawn = network(rays.rays_o[None], rays.rays_d[None])
-    along = network.eval().composite(rays.rays_o, rays.rays_d)
-    torch.testing.assert_close(draw(network, camera())[0, 3].flatten(), along.opacity)
+    drawn = network(rays[None])
+    along = network.eval().composite(rays)
+    torch.testing.assert_close(draw(network, camera())[0, ..., 3].flatten(), along.opacity)
     drawn.square().mean().backward()
     for value in (network.tail.weight, network.volume.density, network.volume.features):
         assert value.grad is not None
@@ -171,11 +182,11 @@ def test_both_backends_render_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 def sphere(view: Camera, radius: float = 1.0) -> tuple[Tensor, Tensor]:
     """The picture (..., H, W, 4) of a sphere colored by its normal, and the z-depth of its hits."""
     rays = view.rays()
-    middle = -(rays.rays_o * rays.viewdirs).sum(-1)
-    inside = radius**2 - (rays.rays_o.square().sum(-1) - middle**2)
+    middle = -(rays.origins * rays.viewdirs).sum(-1)
+    inside = radius**2 - (rays.origins.square().sum(-1) - middle**2)
     distance = middle - inside.clamp(min=0).sqrt()
-    rgb = 0.5 + 0.5 * (rays.rays_o + distance[..., None] * rays.viewdirs) / radius
-    return torch.cat([rgb.clamp(0, 1), (inside > 0)[..., None].float()], -1), distance / rays.rays_d.norm(dim=-1)
+    rgb = 0.5 + 0.5 * (rays.origins + distance[..., None] * rays.viewdirs) / radius
+    return torch.cat([rgb.clamp(0, 1), (inside > 0)[..., None].float()], -1), distance / rays.directions.norm(dim=-1)
 
 
 class Ball:
@@ -202,7 +213,7 @@ def ball_scene() -> Scene:
 
 def test_an_untrained_network_draws_its_teacher(ball_scene: Scene) -> None:
     network = small(resolution=None)
-    network.fit_scene(ball_scene, ColoredBall())
+    prepare(network, ball_scene, ColoredBall())
     unseen = Camera.from_fov(paths.orbit(3, 4.0, 25.0), 0.7, 64, 64)
     truth, depth = sphere(Camera.from_fov(unseen.c2w, 0.7, 256, 256))
     truth = nn.functional.avg_pool2d(
@@ -213,7 +224,7 @@ def test_an_untrained_network_draws_its_teacher(ball_scene: Scene) -> None:
         picture = network.render(unseen[index])
         assert picture.opacity is not None
         assert picture.depth is not None
-        expected = Rendering.over(truth[index], torch.ones(3))
+        expected = Rendering.over(truth[index].movedim(0, -1), torch.ones(3))
         error = (picture.rgb - expected.rgb).square().mean(), (picture.opacity - expected.opacity).square().mean()
         assert (
             min(float(-10 * each.log10()) for each in error) > 17
@@ -229,7 +240,7 @@ def test_an_untrained_network_draws_its_teacher(ball_scene: Scene) -> None:
 
 def test_a_teacher_without_color_gives_its_shape(ball_scene: Scene) -> None:
     network = small(resolution=24)
-    network.fit_scene(ball_scene, Ball())
+    prepare(network, ball_scene, Ball())
     view = ball_scene.train.camera[5]
     picture, truth = network.render(view), sphere(view)[0][..., 3]
     assert picture.opacity is not None
@@ -239,7 +250,7 @@ def test_a_teacher_without_color_gives_its_shape(ball_scene: Scene) -> None:
 
 def test_without_a_teacher_all_corners_in_the_silhouettes_exist(ball_scene: Scene) -> None:
     network = small(resolution=20)
-    network.fit_scene(ball_scene)
+    prepare(network, ball_scene)
     cells = network.volume.cells
     line = [torch.arange(side) + 0.5 for side in cells.shape]
     places = torch.stack(torch.meshgrid(*line, indexing="ij")[::-1], -1) * network.voxel + network.aabb[:3]
@@ -276,14 +287,14 @@ def test_a_volume_of_too_many_rows_gets_larger_voxels(ball_scene: Scene, monkeyp
     monkeypatch.setattr("nelf.lightfields.grid_r2l.VOXEL", 0.3)  # small images, which choose few corners
     free, bounded, chosen = (small(resolution=resolution) for resolution in (None, None, 40))
     for network in (free, chosen):
-        network.fit_scene(ball_scene, ColoredBall())
+        prepare(network, ball_scene, ColoredBall())
     limit = len(free.volume.density) // 2
     monkeypatch.setattr("nelf.lightfields.grid_r2l.ROWS", limit)
-    bounded.fit_scene(ball_scene, ColoredBall())
+    prepare(bounded, ball_scene, ColoredBall())
     assert 0.5 * limit < len(bounded.volume.density) <= limit
     assert bounded.voxel > free.voxel
     asked = small(resolution=40)
-    asked.fit_scene(ball_scene, ColoredBall())
+    prepare(asked, ball_scene, ColoredBall())
     assert asked.volume.shape.tolist() == chosen.volume.shape.tolist()  # what is asked for is not bounded
 
 
@@ -291,18 +302,18 @@ def test_the_scene_is_fitted_once_and_travels_with_the_weights(tiny_scene: Path)
     scene = read_scene(tiny_scene)
     scene.background = "black"
     network = small()
-    network.fit_scene(scene)
+    prepare(network, scene)
     assert float(network.near) == pytest.approx(2.5)
     assert network.background.tolist() == [0.0, 0.0, 0.0]
     assert (network.aabb.abs() <= 1.2 + network.voxel).all()
     box, exists = network.aabb.clone(), network.volume.exists
-    network.fit_scene(replace(scene, aabb=2 * scene.aabb), ColoredBall())
+    prepare(network, replace(scene, aabb=2 * scene.aabb), ColoredBall())
     assert torch.equal(network.aabb, box)
     assert torch.equal(network.volume.exists, exists)
     other = small(resolution=30)
     other.load_state_dict(network.state_dict())
     torch.testing.assert_close(other.render(camera()).rgb, network.render(camera()).rgb)
-    other.fit_scene(replace(scene, aabb=2 * scene.aabb))
+    prepare(other, replace(scene, aabb=2 * scene.aabb))
     assert torch.equal(other.aabb, box)
 
 
@@ -316,7 +327,7 @@ def test_a_state_whose_rows_do_not_fit_is_refused() -> None:
 def test_a_window_that_sees_nothing_has_a_loss_without_effect() -> None:
     network = ball().train()
     rays = camera(32, 32).rays()
-    drawn = network(rays.rays_o[None], -rays.rays_d[None])
+    drawn = network(Rays(rays.origins, -rays.directions)[None])
     assert not drawn.detach().any()
     drawn.sum().backward()
     assert all(p.grad is None or not p.grad.any() for p in network.parameters())
@@ -334,7 +345,7 @@ def test_the_extent_holds_every_pixel_that_looks_at_the_box() -> None:
         origin, goal = torch.randn(2, 3, generator=generator).unbind()
         view = Camera.from_fov(paths.look_at((1.5 * origin)[None], (0.6 * goal)[None])[0], 0.8, 40, 30)
         rays = view.rays()
-        t_min, t_max = intersect_aabb(rays.rays_o.reshape(-1, 3), rays.rays_d.reshape(-1, 3), network.aabb)
+        t_min, t_max = intersect_aabb(rays.origins.reshape(-1, 3), rays.directions.reshape(-1, 3), network.aabb)
         rows, columns = (t_max > t_min).view(30, 40).nonzero().unbind(-1)
         x0, y0, x1, y1 = network.extent(view)
         assert 0 <= x0 < x1 <= 40
@@ -357,17 +368,6 @@ def test_the_extent_holds_every_pixel_that_looks_at_the_box() -> None:
 
 
 # -------------------------------------------------------------------------------------------- arguments
-
-
-def test_arguments_win_over_the_scene(tiny_scene: Path) -> None:
-    network = small(near=1.0)
-    network.fit_scene(read_scene(tiny_scene))
-    assert (float(network.near), float(network.far)) == (1.0, 5.5)
-
-
-def test_a_factor_that_does_not_divide_the_image_is_named(tiny_scene: Path) -> None:
-    with pytest.raises(UserError, match=r"model\.sr_factor: 3 does not divide .* 16 .*allowed here: 1, 2, 4, 8, 16\."):
-        small(sr_factor=3).fit_scene(read_scene(tiny_scene))
 
 
 def test_parameter_groups_hold_each_parameter_once() -> None:

@@ -6,17 +6,18 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nelf.cameras import Camera
 from nelf.lightfields import LightField
+from nelf.rays import Rays
 
 
 class Directions(LightField):
     """Draws where each ray goes."""
 
-    def forward(self, rays_o: Tensor, rays_d: Tensor) -> Tensor:
-        return rays_d.permute(0, 3, 1, 2) * 0.5 + 0.5
+    def forward(self, rays: Rays) -> Tensor:
+        return rays.directions * 0.5 + 0.5
 
 
 def test_forward_is_enough_to_render() -> None:
@@ -27,7 +28,42 @@ def test_forward_is_enough_to_render() -> None:
 
 
 def test_what_needs_decode_is_told_that_it_is_missing() -> None:
-    with pytest.raises(
-        NotImplementedError, match="Directions: export and pruning by channels need its method `decode`"
-    ):
-        Directions(1).decode(torch.zeros(1, 3, 2, 2))
+    network = Directions(1)
+    for name, needed in (("decode", torch.zeros(1, 3, 2, 2)), ("encode", Rays(torch.zeros(1, 3), torch.zeros(1, 3)))):
+        with pytest.raises(NotImplementedError, match=f"Directions: .*`{name}`"):
+            getattr(network, name)(needed)
+    with pytest.raises(NotImplementedError, match=r"Directions: .*`widths`"):
+        network.widths()
+
+
+class Wide(LightField):
+    """A network of rays with as wide an input as R2L's, and four layers."""
+
+    batch = "rays"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(layer for _ in range(3) for layer in (nn.LazyLinear(64), nn.ReLU())), nn.LazyLinear(3), nn.Sigmoid()
+        )
+        self.most = 0
+        self(Rays(torch.zeros(2, 3), torch.zeros(2, 3)))
+
+    def forward(self, rays: Rays) -> Tensor:
+        self.most = max(self.most, rays.shape.numel())
+        points = torch.cat([rays.origins + t * rays.directions for t in torch.linspace(2.0, 6.0, 16)], -1)
+        octaves = torch.cat([points * 2.0**octave for octave in range(10)], -1)
+        return self.layers(torch.cat([octaves.sin(), octaves.cos(), points], -1))
+
+
+def test_rays_are_rendered_in_chunks_and_the_picture_is_the_same_for_any() -> None:
+    network = Wide()
+    camera = Camera.from_fov(torch.eye(3, 4), 0.7, 50, 30)
+    pictures = []
+    for network.chunk in (7, 400, 10_000):
+        network.most = 0
+        pictures.append(network.render(camera).rgb)
+        assert network.most == min(network.chunk, 1500)
+    assert pictures[0].shape == (30, 50, 3)
+    for picture in pictures[1:]:
+        torch.testing.assert_close(picture, pictures[0], atol=1e-5, rtol=0)

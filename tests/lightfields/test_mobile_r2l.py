@@ -7,17 +7,18 @@ import torch
 from nelf.cameras import Camera
 from nelf.lightfields import MobileR2L
 from nelf.lightfields.mobile_r2l import embed_points, ray_points
+from nelf.rays import Rays
 
-LIGHT_FIELD_BUFFERS = {"near", "far", "aabb", "fitted"}
+LIGHT_FIELD_BUFFERS = {"near", "far", "aabb", "prepared"}
 
 
 def small(**changes: object) -> MobileR2L:
     return MobileR2L(**{"width": 16, "depth": 4, "sr_kernels": (8, 8, 8), **changes})
 
 
-def rays(height: int, width: int, batch: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+def rays(height: int, width: int, batch: int = 1) -> Rays:
     rays_d = torch.randn(batch, height, width, 3)
-    return torch.randn(batch, 1, 1, 3).expand_as(rays_d), rays_d
+    return Rays(torch.randn(batch, 1, 1, 3).expand_as(rays_d), rays_d)
 
 
 @pytest.mark.parametrize(("sr_factor", "count"), [(8, 4_305_539), (12, 4_298_371)])
@@ -49,15 +50,15 @@ def test_state_dict_keys_are_the_originals() -> None:
 )
 def test_image_shapes(grid: tuple[int, int], sr_factor: int, image: tuple[int, int]) -> None:
     with torch.no_grad():
-        assert small(sr_factor=sr_factor).eval()(*rays(*grid, batch=2)).shape == (2, 3, *image)
+        assert small(sr_factor=sr_factor).eval()(rays(*grid, batch=2)).shape == (2, *image, 3)
 
 
 @pytest.mark.parametrize("sr_factor", [1, 2, 4, 8, 12])
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
 def test_gradient_reaches_every_parameter(sr_factor: int, activation: str) -> None:
     network = small(sr_factor=sr_factor, activation=activation)
-    image = network(*rays(4, 6, batch=2))
-    assert image.shape == (2, 3, 4 * sr_factor, 6 * sr_factor)
+    image = network(rays(4, 6, batch=2))
+    assert image.shape == (2, 4 * sr_factor, 6 * sr_factor, 3)
     # Something that is not constant, or batch norm leaves the layers before it without gradient.
     (image * torch.randn_like(image)).sum().backward()
     for name, parameter in network.named_parameters():
@@ -69,9 +70,10 @@ def test_gradient_reaches_every_parameter(sr_factor: int, activation: str) -> No
 
 def test_embedding_equals_plain_loops_in_float64() -> None:
     points, multires = 8, 6
-    rays_o, rays_d = rays(3, 2)
+    along = rays(3, 2)
+    rays_o, rays_d = along.origins, along.directions
     near, far = torch.tensor(2.0), torch.tensor(6.0)
-    embedded = embed_points(ray_points(rays_o, rays_d, near, far, points, jitter=False).double(), multires)
+    embedded = embed_points(ray_points(along, near, far, points, jitter=False).double(), multires)
     assert embedded.shape == (1, 312, 3, 2)
     for row in range(3):
         for column in range(2):
@@ -96,18 +98,18 @@ def test_first_layer_sees_the_right_channel() -> None:
     network.head[0].weight.data[0, channel] = 1.0
     network.head[0].bias.data[0] = 5.0  # far into the linear part of the activation
     network.tail[0].weight.data[:] = 0.1
-    rays_o, rays_d = rays(2, 2)
-    y = (rays_o + (2.0 + 4.0 * 5 / 7) * rays_d)[..., 1]
+    along = rays(2, 2)
+    y = (along.origins + (2.0 + 4.0 * 5 / 7) * along.directions)[..., 1]
     # Head plus the skip around an empty body: twice the head.
     expected = torch.sigmoid(0.2 * torch.nn.functional.gelu(torch.cos(8 * y) + 5.0))
-    torch.testing.assert_close(network(rays_o, rays_d)[:, 0], expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(network(along)[..., 0], expected, atol=1e-4, rtol=0)
 
 
 def test_jitter_is_shared_by_the_batch_and_stays_between_the_midpoints() -> None:
     rays_o = torch.zeros(2, 5, 7, 3)
     rays_d = torch.zeros(2, 5, 7, 3)
     rays_d[..., 2] = -1.0
-    points = ray_points(rays_o, rays_d, torch.tensor(2.0), torch.tensor(6.0), 5, jitter=True)
+    points = ray_points(Rays(rays_o, rays_d), torch.tensor(2.0), torch.tensor(6.0), 5, jitter=True)
     t = -points[:, 2::3].permute(0, 2, 3, 1)
     assert torch.equal(t[0], t[1])
     assert t[0].flatten(0, 1).std(dim=0).min() > 0
@@ -118,18 +120,18 @@ def test_jitter_is_shared_by_the_batch_and_stays_between_the_midpoints() -> None
 def test_no_jitter_outside_training() -> None:
     network = small(sr_factor=2).eval()
     grid = rays(4, 4)
-    assert torch.equal(network(*grid), network(*grid))
+    assert torch.equal(network(grid), network(grid))
     network.train()
-    assert not torch.equal(network(*grid), network(*grid))
+    assert not torch.equal(network(grid), network(grid))
 
 
 def test_embedding_stays_in_float32_under_autocast() -> None:
     network = small(sr_factor=2).eval()
     grid = rays(4, 4)
     with torch.no_grad():
-        exact = network(*grid)
+        exact = network(grid)
         with torch.autocast("cpu", torch.bfloat16):
-            rounded = network(*grid)
+            rounded = network(grid)
     assert float((exact - rounded.float()).abs().max()) < 0.02
 
 
@@ -141,8 +143,7 @@ def test_render_puts_the_mode_back_and_gives_an_image() -> None:
     assert picture.rgb.shape == (8, 16, 3)
     assert float(picture.rgb.min()) >= 0
     assert float(picture.rgb.max()) <= 1
-    with pytest.raises(ValueError, match="stride"):
-        network.render(Camera.from_fov(torch.eye(3, 4), 0.7, width=18, height=8))
+    assert network.render(Camera.from_fov(torch.eye(3, 4), 0.7, width=18, height=7)).rgb.shape == (7, 18, 3)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +154,6 @@ def test_render_puts_the_mode_back_and_gives_an_image() -> None:
         ({"depth": 7}, "even number"),
         ({"points": 1}, "at least 2"),
         ({"sr_kernels": (8,)}, "at least 3 numbers"),
-        ({"near": 3.0, "far": 2.0}, "smaller than `far`"),
     ],
 )
 def test_wrong_arguments_are_named(wrong: dict[str, object], text: str) -> None:
@@ -168,9 +168,9 @@ def test_shuffled_tail_puts_each_channel_on_its_pixel() -> None:
         torch.nn.init.zeros_(parameter)
     colors = torch.randn(3, 3, 3)
     network.tail[0].bias.data.copy_(colors.flatten())
-    rgb = network(*rays(4, 5))
-    assert rgb.shape == (1, 3, 12, 15)
-    torch.testing.assert_close(rgb[0], torch.sigmoid(colors).repeat(1, 4, 5))
+    rgb = network(rays(4, 5))
+    assert rgb.shape == (1, 12, 15, 3)
+    torch.testing.assert_close(rgb[0].movedim(-1, 0), torch.sigmoid(colors).repeat(1, 4, 5))
 
 
 def test_unknown_upsampling_is_refused() -> None:

@@ -17,6 +17,7 @@ from nelf.cameras import Camera
 from nelf.data import BlenderDataModule, ImageBatch
 from nelf.errors import UserError
 from nelf.lightfields import GridR2L, MobileR2L
+from nelf.rays import Rays
 from nelf.systems import Student
 from nelf.systems.schedule import training_progress
 
@@ -56,13 +57,13 @@ def located(views: int, width: int, height: int) -> ImageBatch:
 def test_rays_and_pixels_of_a_window_belong_together(crop: int | None, size: tuple[int, int]) -> None:
     views, student = located(8, 40, 24), Student(grid(sr_factor=4), crop=crop)
     rays, rgba = student._window(views)
-    assert rgba.shape == (8, 4, size[1], size[0])
-    assert rays.rays_o.shape == rays.rays_d.shape == (8, size[1], size[0], 3)
-    column, row, view = (rgba[:, :3] * 255).round().long().unbind(1)
+    assert rgba.shape == (8, size[1], size[0], 4)
+    assert rays.origins.shape == rays.directions.shape == (8, size[1], size[0], 3)
+    column, row, view = (rgba[..., :3] * 255).round().long().unbind(-1)
     assert torch.equal(view, torch.arange(8)[:, None, None].expand_as(view))
     whole = views.camera.rays()
-    torch.testing.assert_close(rays.rays_d, whole.rays_d[view, row, column], atol=1e-5, rtol=0)
-    torch.testing.assert_close(rays.rays_o, whole.rays_o[view, row, column])
+    torch.testing.assert_close(rays.directions, whole.directions[view, row, column], atol=1e-5, rtol=0)
+    torch.testing.assert_close(rays.origins, whole.origins[view, row, column])
     starts = torch.stack([column[:, 0, 0], row[:, 0, 0]], -1)
     assert len(starts.unique(dim=0)) > 3  # each view has a place of its own
     assert (starts % 4 > 0).any()  # and a pixel is seen in any place of a block
@@ -71,8 +72,8 @@ def test_rays_and_pixels_of_a_window_belong_together(crop: int | None, size: tup
 def test_rays_of_whole_blocks_get_their_windows_too() -> None:
     mobile = MobileR2L(width=8, depth=4, sr_factor=4, sr_kernels=(8, 8))
     rays, rgba = Student(mobile, crop=16)._window(located(3, 40, 24))
-    assert rays.rays_d.shape == (3, 4, 4, 3)
-    assert rgba.shape == (3, 4, 16, 16)
+    assert rays.directions.shape == (3, 4, 4, 3)
+    assert rgba.shape == (3, 16, 16, 4)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +87,7 @@ def test_every_pixel_of_the_extent_is_seen_about_as_often(rectangle: tuple[int, 
     seen = torch.zeros(24, 40)
     for _ in range(3000):
         _, rgba = student._window(views)
-        x, y = (rgba[0, :2, 0, 0] * 255).round().long().tolist()
+        x, y = (rgba[0, 0, 0, :2] * 255).round().long().tolist()
         seen[y : y + crop, x : x + crop] += 1
     x0, y0, x1, y1 = rectangle
     inside = seen[y0:y1, x0:x1]
@@ -99,7 +100,8 @@ def test_backgrounds() -> None:
     student, views = Student(grid()), torch.full((400, 2, 2, 4), 255, dtype=torch.uint8)
     views[::2, 1, 0, 3] = 254
     student.background = "black"
-    colors = student._backgrounds(views)
+    transparent = (views[..., 3] < 255).flatten(1).any(1)
+    colors = student._backgrounds(400, transparent)
     own = (colors == 0).all(-1)
     assert own[1::2].all()
     assert 70 < int(own[::2].sum()) < 130
@@ -107,13 +109,13 @@ def test_backgrounds() -> None:
     assert float((drawn.mean(0) - 0.5).abs().max()) < 0.1
     assert float(drawn.std(0).min()) > 0.2
     student.has_alpha = False
-    assert not student._backgrounds(views).any()
+    assert not student._backgrounds(400, transparent).any()
 
 
 class Painted(GridR2L):
     """Draws the images of ``located`` as they are, from their rays, with some opacity."""
 
-    def forward(self, rays_o: torch.Tensor, rays_d: torch.Tensor) -> torch.Tensor:
+    def forward(self, rays: Rays) -> torch.Tensor:
         return self.picture
 
 
@@ -124,7 +126,7 @@ def test_a_picture_that_is_right_has_no_loss_whatever_the_background() -> None:
     rays, rgba = student._window(views)
     student._window = lambda _: (rays, rgba)  # type: ignore[method-assign]
     student._check_progress = lambda *_: None  # type: ignore[method-assign]
-    student.network.picture = torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], 1)  # type: ignore[assignment]
+    student.network.picture = torch.cat([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]], -1)  # type: ignore[assignment]
     assert float(student.training_step(views, 0)) < 1e-12
     student.network.picture = student.network.picture * 0.9  # type: ignore[assignment, operator]
     assert float(student.training_step(views, 0)) > 1e-4
@@ -133,8 +135,8 @@ def test_a_picture_that_is_right_has_no_loss_whatever_the_background() -> None:
 @pytest.mark.parametrize("own", [0.999, 1.001])
 def test_a_student_no_better_than_a_color_is_stopped_in_one_line(own: float) -> None:
     student = Student(grid(), warmup_steps=20, lr=0.5)
-    target = torch.rand(2, 3, 4, 4)
-    plain = float((target - target.mean((0, 2, 3), keepdim=True)).square().mean())
+    target = torch.rand(2, 4, 4, 3)
+    plain = float((target - target.mean((0, 1, 2), keepdim=True)).square().mean())
     student.trainer = SimpleNamespace(global_step=0)  # type: ignore[assignment]
 
     def train(error: float) -> None:
@@ -162,13 +164,13 @@ def test_the_error_that_stops_a_student_comes_out_of_its_training(
     student.network.low_precision = False
     torch.nn.init.constant_(student.network.tail.bias, 5.0)  # white all over, for ever
     with pytest.raises(UserError, match="no better than a single color"):
-        trainer(max_steps=20).fit(student, BlenderDataModule(tiny_scene, batch_views=2))
+        trainer(max_steps=20).fit(student, BlenderDataModule(tiny_scene, batch="views", batch_size=2))
 
 
 def test_exponential_schedule_is_the_originals() -> None:
     student = Student(grid(), lr=5e-4, warmup_lr=1e-4, warmup_steps=200, decay_steps=500_000)
     for step, lr in ((0, 1e-4), (100, 3e-4), (200, 5e-4), (500_200, 5e-5)):
-        assert 5e-4 * student._lr_factor(step) == pytest.approx(lr)
+        assert 5e-4 * student.lr_factor(step) == pytest.approx(lr)
 
 
 def test_cosine_schedule_follows_the_budget(tiny_scene: Path) -> None:
@@ -179,7 +181,7 @@ def test_cosine_schedule_follows_the_budget(tiny_scene: Path) -> None:
             seen.append((training_progress(trainer), trainer.optimizers[0].param_groups[0]["lr"]))
 
     student = Student(grid(), lr=1e-2, warmup_lr=1e-3, warmup_steps=2, schedule="cosine")
-    trainer(max_steps=8, callbacks=[Watch()]).fit(student, BlenderDataModule(tiny_scene, batch_views=1))
+    trainer(max_steps=8, callbacks=[Watch()]).fit(student, BlenderDataModule(tiny_scene, batch="views", batch_size=1))
     assert [progress for progress, _ in seen] == pytest.approx([k / 8 for k in range(8)])
     assert seen[0][1] == pytest.approx(1e-3)
     assert seen[4][1] == pytest.approx(1e-2 * 0.51)
@@ -190,13 +192,13 @@ def test_progress_counts_time_too(tiny_scene: Path, monkeypatch: pytest.MonkeyPa
     ticks = count()  # of Lightning's timer: a hundredth of a second whenever it is asked, however slow the machine is
     monkeypatch.setattr(timer, "time", SimpleNamespace(monotonic=lambda: next(ticks) / 100))
     watch = trainer(max_steps=1_000_000, max_time={"seconds": 1})
-    watch.fit(Student(grid()), BlenderDataModule(tiny_scene, batch_views=1))
+    watch.fit(Student(grid()), BlenderDataModule(tiny_scene, batch="views", batch_size=1))
     assert training_progress(watch) == pytest.approx(1.0, abs=0.01)
     assert training_progress(trainer(max_steps=-1, max_epochs=1)) == 0.0
 
 
 def test_one_view_is_learned_to_30_db(tiny_scene: Path) -> None:
-    data = BlenderDataModule(tiny_scene, batch_views=1)
+    data = BlenderDataModule(tiny_scene, batch="views", batch_size=1)
     data.setup("fit")
     scene = data.scene
     one = scene.train.camera[:1]
@@ -217,7 +219,7 @@ def test_training_goes_on_where_it_stopped(network: str, tiny_scene: Path, tmp_p
         return Student(small, crop=8)
 
     def data() -> BlenderDataModule:
-        return BlenderDataModule(tiny_scene, batch_views=2)
+        return BlenderDataModule(tiny_scene, batch="views", batch_size=2)
 
     def step(seed: int) -> Iterator[pl.Callback]:
         class Seed(pl.Callback):
@@ -246,7 +248,7 @@ def test_precisions(precision: str, tiny_scene: Path) -> None:
     for network in (grid(), MobileR2L(width=8, depth=4, sr_factor=2, sr_kernels=(8,))):
         run = trainer(max_steps=2, precision=precision)
         student = Student(network)
-        run.fit(student, BlenderDataModule(tiny_scene, batch_views=2))
+        run.fit(student, BlenderDataModule(tiny_scene, batch="views", batch_size=2))
         assert all(p.isfinite().all() for p in student.parameters())
         assert "val/psnr" in run.validate(student, BlenderDataModule(tiny_scene), verbose=False)[0]
 

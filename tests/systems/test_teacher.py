@@ -9,8 +9,9 @@ import pytorch_lightning as pl
 import torch
 
 from nelf.data import BlenderDataModule, RayBatch
-from nelf.fields import NGP
+from nelf.fields import NGP, RadianceField, StratifiedSampler
 from nelf.metrics import psnr
+from nelf.rays import Rays
 from nelf.systems import Teacher
 
 
@@ -28,7 +29,7 @@ def trainer(root: Path, max_steps: int) -> pl.Trainer:
 def test_learns_a_ball_with_its_opacity(tiny_scene: Path, tmp_path: Path) -> None:
     """What it has seen it can draw; from elsewhere the ball has the right outline."""
     teacher = Teacher(small_field(), lr=2e-2, samples_per_step=2**13)
-    data = BlenderDataModule(tiny_scene, batch_rays=1024)
+    data = BlenderDataModule(tiny_scene, batch_size=1024)
     trainer(tmp_path, 200).fit(teacher, data)
     teacher.eval()
     seen, unseen = data.scene.train[3], data.scene.test[0]
@@ -44,8 +45,8 @@ def test_number_of_rays_follows_the_samples(tiny_scene: Path, tmp_path: Path) ->
     teacher = Teacher(small_field(), samples_per_step=4096)
     logged: dict[str, list[float]] = {"train/rays": [], "train/samples_per_ray": []}
     teacher.log = lambda name, value, **_: logged.setdefault(name, []).append(float(value))  # type: ignore[method-assign]
-    trainer(tmp_path, 40).fit(teacher, BlenderDataModule(tiny_scene, batch_rays=4096))
-    samples = [rays * each for rays, each in zip(*list(logged.values())[:2], strict=True)]
+    trainer(tmp_path, 40).fit(teacher, BlenderDataModule(tiny_scene, batch_size=4096))
+    samples = [rays * each for rays, each in zip(logged["train/rays"], logged["train/samples_per_ray"], strict=True)]
     assert samples[-1] == pytest.approx(4096, rel=0.25)
 
 
@@ -53,16 +54,16 @@ def test_resumes_with_the_same_numbers(tiny_scene: Path, tmp_path: Path) -> None
     """A checkpoint loads with weights_only and holds all that a step depends on."""
     first = Teacher(small_field(), samples_per_step=2048)
     run = trainer(tmp_path, 20)
-    run.fit(first, BlenderDataModule(tiny_scene, batch_rays=512))
+    run.fit(first, BlenderDataModule(tiny_scene, batch_size=512))
     run.save_checkpoint(tmp_path / "last.ckpt")
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 20
     second = Teacher(small_field(), samples_per_step=2048)
     trainer(tmp_path, 21).fit(
-        second, BlenderDataModule(tiny_scene, batch_rays=512), ckpt_path=str(tmp_path / "last.ckpt"), weights_only=True
+        second, BlenderDataModule(tiny_scene, batch_size=512), ckpt_path=str(tmp_path / "last.ckpt"), weights_only=True
     )
     assert second.samples_per_ray == pytest.approx(first.samples_per_ray, rel=0.5)
-    assert second.samples_per_ray < small_field().max_samples / 2
+    assert second.samples_per_ray < small_field().sampler.samples_per_ray / 2
     moved = (second.network.encoding.table - first.network.encoding.table).abs().max()
     assert 0 < moved < 0.1
 
@@ -70,13 +71,68 @@ def test_resumes_with_the_same_numbers(tiny_scene: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize("has_alpha", [True, False])
 def test_opaque_scenes_lie_over_their_own_background(has_alpha: bool) -> None:
     """A pixel of the background costs a teacher that draws nothing no loss; over random colors it would."""
-    teacher = Teacher(small_field(), opacity_loss=0.0)
+    teacher = Teacher(small_field(), regularizers={})
     teacher.log = lambda *rest, **options: None  # type: ignore[method-assign]
     teacher.has_alpha = has_alpha
     rays_o, rays_d = torch.tensor([[0.0, 0.0, 9.0]]).repeat(64, 1), torch.tensor([[0.0, 0.0, 1.0]]).repeat(64, 1)
-    loss = teacher.training_step(RayBatch(rays_o, rays_d, torch.ones(64, 4), None), 0)  # opaque white, past everything
+    loss = teacher.training_step(RayBatch(Rays(rays_o, rays_d), torch.ones(64, 4)), 0)  # opaque white, past everything
     assert (float(loss.detach()) > 0.1) == has_alpha
     assert has_alpha or float(loss.detach()) == 0.0
+
+
+def test_regularizers_are_the_field_s_and_are_logged_by_name() -> None:
+    with pytest.raises(ValueError, match="`regularizers` to name some of opacity, distortion, but got 'fog'"):
+        Teacher(small_field(), regularizers={"fog": 1.0})
+    teacher, logged = Teacher(small_field(), regularizers={"opacity": 0.0, "distortion": 0.5}), {}
+    teacher.log = lambda name, value, **_: logged.update({name: float(value)})  # type: ignore[method-assign]
+    rays_o, rays_d = torch.tensor([[0.0, 0.0, 4.0]]).repeat(64, 1), torch.tensor([[0.0, 0.0, -1.0]]).repeat(64, 1)
+    loss = teacher.training_step(RayBatch(Rays(rays_o, rays_d), torch.rand(64, 4)), 0)
+    assert "train/opacity" not in logged
+    color = 10 ** (-logged["train/psnr"] / 10)
+    assert logged["train/distortion"] > 0
+    assert float(loss.detach()) == pytest.approx(color + 0.5 * logged["train/distortion"], rel=1e-4)
+
+
+class TwoPasses(RadianceField):
+    """A coarse and a fine ball of one learned color each, sampled between near and far."""
+
+    def __init__(self) -> None:
+        super().__init__(StratifiedSampler(8))
+        self.fine = StratifiedSampler(24)
+        self.colors = torch.nn.Parameter(torch.zeros(2, 3))
+        self.asked = []
+
+    def density(self, positions, controls=None):  # type: ignore[no-untyped-def]
+        return (positions.norm(dim=-1) < 0.3) * 1e3, positions
+
+    def color(self, features, viewdirs, view=None):  # type: ignore[no-untyped-def]
+        self.asked.append(len(features))
+        return torch.sigmoid(self.colors[self.number]).expand(len(features), 3)
+
+    def render_rays(self, rays):  # type: ignore[no-untyped-def]
+        here, passes = self.to_field(rays), []
+        for number, sampler in enumerate((self.sampler, self.fine)):
+            self.number = number
+            passes.append(self.render_samples(here, sampler.sample(here, self.training)))
+        return passes
+
+
+def test_a_field_with_two_passes_learns_from_both(tiny_scene: Path, tmp_path: Path) -> None:
+    field = TwoPasses()
+    trainer(tmp_path, 30).fit(Teacher(field, lr=0.1), BlenderDataModule(tiny_scene, batch_size=256))
+    assert field.colors.detach().abs().min() > 1e-4
+    # Behind the first opaque sample nobody asks for a color: of 32 samples a ray, at most a few.
+    assert max(field.asked) < 2 * 256
+    picture = field.render(BlenderDataModule(tiny_scene).scene.test[0].camera)
+    torch.testing.assert_close(
+        picture.rgb[8, 8], torch.sigmoid(field.colors[1]).detach(), atol=1e-3, rtol=0
+    )  # the last pass is the picture
+
+
+def test_test_views_are_measured_by_lightning(tiny_scene: Path, tmp_path: Path) -> None:
+    teacher, data = Teacher(small_field()), BlenderDataModule(tiny_scene)
+    found = trainer(tmp_path, 1).test(teacher, data, verbose=False)[0]
+    assert set(found) == {"test/psnr", "test/ssim"}
 
 
 @pytest.mark.parametrize("argument", ["loss", "background"])

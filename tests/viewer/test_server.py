@@ -125,7 +125,7 @@ def test_the_teacher_is_drawn_as_asked(server, run) -> None:
     about = json.loads(get(server, "/bundle.json")[1])
     assert about["artifacts"][-1]["input"] == "server"
     intrinsics = torch.tensor([about["intrinsics"][key] for key in ("fx", "fy", "cx", "cy")])
-    camera = Camera(torch.tensor(c2w).view(3, 4), intrinsics, 16, 16, about["near"], about["far"]).resized(8)
+    camera = Camera(torch.tensor(c2w).view(3, 4), intrinsics, 16, 16).resized(8)
     expected = to_uint8(nelf.load(run / "teacher").render(camera).rgb)
     assert np.array_equal(iio.imread(content), expected)
 

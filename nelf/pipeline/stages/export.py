@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -20,7 +20,7 @@ from nelf.export.coreml import mlpackage
 from nelf.export.executorch import check_installed as executorch_installed
 from nelf.export.executorch import pte
 from nelf.export.graph import exact, half_weights, onnx
-from nelf.export.inputs import KINDS, Kind, check_kind, kinds_of, output_of, window_feeds, window_of
+from nelf.export.inputs import KINDS, check_kind, output_of, window_feeds
 from nelf.export.int8 import quantize_dynamic, quantize_static
 from nelf.export.runtime import ExportedLightField, load
 from nelf.export.volume import Dtype, choose_dtype, rounded, write_volume
@@ -43,7 +43,7 @@ PRECISIONS = ("fp32", "fp16", "int8 dynamic", "int8 static", "int8 QAT")
 def export(
     run: Run,
     *,
-    inputs: Sequence[Kind] | None = None,
+    inputs: Sequence[Literal["pose", "rays", "points", "features"]] | None = None,
     fixed_size: bool = False,
     precisions: Sequence[str] = PRECISIONS,
     calibration_views: int = 16,
@@ -85,7 +85,7 @@ def export(
     save(student, folder / "model.safetensors", run.model_config(), scene.digest)
     if tar:
         save_tar(student, folder / "model.tar")
-    kinds = list(inputs or kinds_of(student)[:1])
+    kinds = list(inputs or student.entries[:1])
     journal = Journal(folder / "made.json", run.fingerprint("export"))
     bundle = _Bundle(folder, scene, fixed_size, tolerance, journal)
 
@@ -140,11 +140,11 @@ class _Bundle:
         self.entries: list[dict[str, Any]] = []
         self.drawn: dict[str, LightField] = {}  # by file: the network that a 32-bit graph and its volume draw
 
-    def graph(self, network: LightField, path: Path, kind: Kind) -> float:
+    def graph(self, network: LightField, path: Path, kind: str) -> float:
         """Write one network in 32 bits; give its largest error."""
         return onnx(network, path, self.cameras, kind, self.fixed_size, self.tolerance)
 
-    def add(self, name: str, network: LightField, kind: Kind, stem: str) -> Path:
+    def add(self, name: str, network: LightField, kind: str, stem: str) -> Path:
         """Write one network in 32 bits, with its volume, and note it."""
         path = self.folder / f"{stem}.onnx"
 
@@ -157,7 +157,7 @@ class _Bundle:
                 volume = write_volume(network, self.folder / f"{stem}_volume.bin.gz", dtype)  # type: ignore[arg-type]
             error = self.graph(drawn, path, kind)
             size = (self.cameras.width, self.cameras.height) if self.fixed_size or kind == "pose" else None
-            about: dict[str, Any] = {"output": output_of(network), "window": window_of(network)}
+            about: dict[str, Any] = {"output": output_of(network), "window": network.window}
             return artifact(name, path, kind, "fp32", volume, size, **about, max_abs_error=error)
 
         entry = self._once(path, make)
@@ -240,7 +240,7 @@ def check_drawn(model: ExportedLightField, network: LightField, cameras: Camera,
                 )
 
 
-def _export_trained(file: Path, bundle: _Bundle, kind: Kind, feeds: list[dict[str, Any]], out: Path) -> Path:
+def _export_trained(file: Path, bundle: _Bundle, kind: str, feeds: list[dict[str, Any]], out: Path) -> Path:
     """Write what quantization-aware training left, with the ranges that it learned."""
     with TemporaryDirectory() as temporary:
         dense = Path(temporary) / "dense.onnx"

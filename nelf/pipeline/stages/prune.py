@@ -65,7 +65,7 @@ def prune(
         UserError: as ``nelf.pipeline.fit.fit``; a stage before is not done.
     """
     folder, student = run.folder("prune"), run.input("student")
-    data = student_data(run)
+    data = student_data(run, run.system())
     dense = read_json(student / "metrics.json") or {}
     results = [{"round": 0, "val/psnr": dense.get("val/psnr"), **_sparsity(student, layers)}]
     artifacts = []

@@ -11,6 +11,7 @@ from torch import Tensor
 from nelf.cameras import Camera
 from nelf.data import Scene, SceneWriter
 from nelf.data.images import progress_bar
+from nelf.data.writer import stated
 from nelf.paths import random_like, random_mobile_r2l, random_r2l
 from nelf.pipeline.fit import device
 from nelf.pipeline.run import Run
@@ -72,7 +73,7 @@ def random_cameras(
     else:
         c2w, zoom = random_r2l(n, radius, seed)
         intrinsics[:, :2] *= zoom[:, None]
-    return replace(scene.train.camera, c2w=c2w, intrinsics=intrinsics, time=None)
+    return replace(scene.train.camera, c2w=c2w, intrinsics=intrinsics, controls=None, view=None)
 
 
 def write_views(model: Renderable, cameras: Camera, root: Path | str, scene: Scene | None = None) -> Path:
@@ -97,7 +98,7 @@ def write_views(model: Renderable, cameras: Camera, root: Path | str, scene: Sce
     """
     known: dict[str, Any] = {}
     if scene is not None:
-        known = {"aabb": scene.aabb, "background": scene.background, "license": scene.license}
+        known = stated(scene)
     writer = SceneWriter(root, cameras, **known)
     background = background_color(known.get("background", "white"))
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

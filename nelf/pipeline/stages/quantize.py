@@ -54,7 +54,7 @@ def quantize(
     """
     if views < 1:
         raise UserError(f"stage.quantize.views: is {views}; calibration needs 1 or more.")
-    folder, data = run.folder("quantize"), student_data(run)
+    folder, data = run.folder("quantize"), student_data(run, run.system())
     student = load(run.input("student"), device=device(run))
     chosen = np.linspace(0, len(data.scene.train) - 1, min(views, len(data.scene.train))).round().astype(int)
     folded = fold_batch_norm(student)

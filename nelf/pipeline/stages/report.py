@@ -224,7 +224,12 @@ def orbit_cameras(scene: Scene, frames: int) -> Camera:
     radius = offset.norm(dim=-1)
     elevation = float(torch.rad2deg(torch.asin(offset[:, 2] / radius)).mean())
     c2w = orbit(frames, float(radius.mean()), elevation, center.tolist())
-    return replace(camera, c2w=c2w, intrinsics=camera.intrinsics[:1].repeat(frames, 1), time=None)
+    controls = camera.controls
+    if controls is not None:  # time goes by, the others stay
+        first, last = controls[:, 0].aminmax()
+        controls = controls[:1].repeat(frames, 1)
+        controls[:, 0] = torch.linspace(float(first), float(last), frames)
+    return replace(camera, c2w=c2w, intrinsics=camera.intrinsics[:1].repeat(frames, 1), controls=controls, view=None)
 
 
 def _circumstances(scene: Scene) -> dict[str, Any]:

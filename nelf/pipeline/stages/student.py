@@ -1,16 +1,17 @@
 """Stage student: fit a light field to the teacher's views."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from nelf.data import BlenderDataModule
+from nelf.data import SceneDataModule, read_views
 from nelf.pipeline.fit import device, fit
 from nelf.pipeline.run import Run
+from nelf.scene import Split
 from nelf.storage import load
+from nelf.systems.system import System
 
 __all__ = ["student", "student_data"]
-
-_SCENE_ONLY = ("_target_", "root", "eval_root", "extra_views", "scene", "width")
 
 
 def student(
@@ -36,13 +37,15 @@ def student(
     Raises:
         UserError: as ``nelf.pipeline.fit.fit``; the pseudo set is missing or damaged.
     """
-    data = student_data(run, real_views)
+    system = run.system()
+    data = student_data(run, system, real_views)
     cameras = data.scene.train.camera
     _, metrics = fit(
         run,
         run.folder("student"),
         "student",
         data,
+        system=system,
         begin=partial(_start_from_teacher, run, data) if warm_start else None,
         end=lambda system: system.network.trim(cameras),
         max_steps=max_steps,
@@ -51,19 +54,21 @@ def student(
     return metrics
 
 
-def _start_from_teacher(run: Run, data: BlenderDataModule, system: Any) -> None:
+def _start_from_teacher(run: Run, data: SceneDataModule, system: System) -> None:
     """Give a new network what the teacher knows of the scene, if there is a teacher that can be asked."""
     folder = run.find("teacher")
     teacher = None if folder is None else load(folder, device=device(run))
     if hasattr(teacher, "sigma"):
-        system.network.to(device(run)).fit_scene(data.scene, teacher)
+        scene = data.scene
+        system.network.to(device(run)).prepare(scene.geometry, scene.train.silhouettes(), teacher)
 
 
-def student_data(run: Run, real_views: bool | None = None) -> BlenderDataModule:
+def student_data(run: Run, system: System, real_views: bool | None = None) -> SceneDataModule:
     """What a student learns from: the teacher's views, validated on the scene's own.
 
     Args:
         run: whose pseudo stage is done.
+        system: what learns; it says what its batches are.
         real_views: mix the scene's own training views in; None as the configuration of stage ``student`` says.
 
     Raises:
@@ -71,12 +76,8 @@ def student_data(run: Run, real_views: bool | None = None) -> BlenderDataModule:
     """
     if real_views is None:
         real_views = run.config["stage"]["student"]["real_views"]
-    scene = run.data()
-    options = {key: value for key, value in run.config["data"].items() if key not in _SCENE_ONLY}
-    return BlenderDataModule(
-        run.input("pseudo"),
-        eval_root=scene.root,
-        extra_views=scene.root if real_views else None,
-        width=scene.scene.train.camera.width,
-        **options,
-    )
+    scene = run.data().scene
+    pseudo = read_views(run.input("pseudo"), width=scene.train.camera.width)
+    learned = Split.cat([pseudo, scene.train] if real_views else [pseudo])
+    options = {key: run.config["data"][key] for key in ("sampling", "num_workers", "seed") if key in run.config["data"]}
+    return SceneDataModule(replace(scene, train=learned), **system.batches, **options)

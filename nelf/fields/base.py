@@ -1,0 +1,234 @@
+"""What every radiance field shares: its place in the scene, and how rays and images are rendered from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nelf.fields.volume import Pass, distortion, in_sight, opacity_entropy
+from nelf.kernels import Samples, composite
+from nelf.rays import Rays
+from nelf.rendering import Rendering, evaluating
+
+if TYPE_CHECKING:
+    from nelf.cameras import Camera
+    from nelf.fields.samplers import Sampler
+    from nelf.scene import Geometry
+
+__all__ = ["FieldRays", "RadianceField"]
+
+
+class FieldRays(NamedTuple):
+    """N rays in the space of a field.
+
+    Attributes:
+        origins: (N, 3) in the field's unit.
+        directions: (N, 3) unit length.
+        near: (N,) smallest ``t``, the field's unit, that the scene states.
+        far: (N,) largest ``t``.
+        to_z: (N,) factor from ``t`` to z-depth in scene units.
+        scene: the same rays in the scene.
+    """
+
+    origins: Tensor
+    directions: Tensor
+    near: Tensor
+    far: Tensor
+    to_z: Tensor
+    scene: Rays
+
+
+class RadianceField(nn.Module):
+    """Density and color at positions, and where along rays to ask for them.
+
+    A subclass implements ``density`` and ``color``. The field lives in its own unit: the scene's box becomes the cube
+    of side 1 around the origin, with one scale for all axes.
+
+    Args:
+        sampler: places samples along rays.
+    """
+
+    #: A ray ends when less than this share of its light is left; samples behind it get no color.
+    early_stop: float = 1e-4
+    #: Rays that are rendered together.
+    chunk: int = 2**18
+    #: How many controls, such as the time, it takes beside a position.
+    controls: int = 0
+
+    background: Tensor
+    center: Tensor
+    unit: Tensor
+    near: Tensor
+    far: Tensor
+
+    def __init__(self, sampler: Sampler) -> None:
+        super().__init__()
+        self.sampler = sampler
+        self.register_buffer("background", torch.ones(3))
+        self.register_buffer("center", torch.zeros(3))
+        self.register_buffer("unit", torch.ones(()))
+        self.register_buffer("near", torch.tensor(2.0))
+        self.register_buffer("far", torch.tensor(6.0))
+
+    # ---------------------------------------------------------------------------------------- what a subclass is
+
+    def density(self, positions: Tensor, controls: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Give the density at positions, and what ``color`` needs to know of them.
+
+        Args:
+            positions: (S, 3) in the field's space.
+            controls: (S, K) in [0, 1], or None.
+
+        Returns:
+            ``sigma`` (S,) per unit of the field, and ``features`` (S, F).
+        """
+        raise NotImplementedError
+
+    def color(self, features: Tensor, viewdirs: Tensor, view: Tensor | None = None) -> Tensor:
+        """Give the color of samples, asked only where light arrives.
+
+        Args:
+            features: (S, F) of ``density``.
+            viewdirs: (S, 3) unit length, in the scene.
+            view: (S,) int64, the training view of each sample's ray, or None.
+
+        Returns:
+            (S, 3) in [0, 1].
+        """
+        raise NotImplementedError
+
+    def color_along(self, features: Tensor, rays: Rays, ray_indices: Tensor) -> Tensor:
+        """``color`` for samples of rays; a subclass may do once for each ray what it does for each sample.
+
+        Args:
+            features: (S, F).
+            rays: N of them, in the scene.
+            ray_indices: (S,) the ray of each sample.
+
+        Returns:
+            (S, 3) in [0, 1].
+        """
+        view = None if rays.view is None else rays.view[ray_indices]
+        return self.color(features, rays.viewdirs[ray_indices], view)
+
+    @property
+    def regularizers(self) -> dict[str, Callable[[Pass], Tensor]]:
+        """Loss terms by name, each (N,) from a pass; ``Teacher`` weighs them."""
+        return {"opacity": opacity_entropy, "distortion": distortion}
+
+    # ---------------------------------------------------------------------------------------- the scene
+
+    def prepare(self, geometry: Geometry) -> None:
+        """Place the field in a scene: its box becomes the cube of side 1.
+
+        Args:
+            geometry: of the scene.
+        """
+        box = geometry.aabb.view(2, 3)
+        self.center.copy_(box.mean(0))
+        self.unit.copy_((box[1] - box[0]).max())
+        self.background.copy_(geometry.background)
+        self.near.fill_(geometry.near)
+        self.far.fill_(geometry.far)
+        self.sampler.prepare(geometry.cameras, self.to_scene)
+
+    def before_step(self, step: int) -> None:
+        """Do what has to be done before a training step, such as refreshing the occupancy grid.
+
+        Args:
+            step: how many there have been.
+        """
+        self.sampler.before_step(step, lambda positions: self.density(positions)[0])
+
+    def to_scene(self, positions: Tensor) -> Tensor:
+        """Positions (N, 3) of the field in the scene."""
+        return positions * self.unit + self.center
+
+    def to_field(self, rays: Rays) -> FieldRays:
+        """Rays (N,) of the scene in the field's space."""
+        origins = (rays.origins - self.center) / self.unit
+        length = rays.directions.norm(dim=-1)
+        stretch = length / self.unit
+        directions = rays.directions / length[:, None]
+        return FieldRays(origins, directions, self.near * stretch, self.far * stretch, self.unit / length, rays)
+
+    # ---------------------------------------------------------------------------------------- rays and images
+
+    def render_rays(self, rays: Rays) -> list[Pass]:
+        """Render a batch of rays, differentiably.
+
+        Args:
+            rays: N of them, in the scene.
+
+        Returns:
+            The passes, coarse first; the last one is the picture. ``t`` and depth are in the field's unit. In training
+            mode samples are jittered.
+        """
+        here = self.to_field(rays)
+        return [self.render_samples(here, self.sampler.sample(here, self.training))]
+
+    def render_samples(self, rays: FieldRays, samples: Samples) -> Pass:
+        """Composite N rays from samples; those that no light reaches get no color, and no gradient.
+
+        Args:
+            rays: N of them.
+            samples: S of them.
+        """
+        sigma, features = self.density(_positions(rays, samples), _per_sample(rays.scene.controls, samples))
+        n_rays = len(rays.origins)
+        seen = in_sight(samples, sigma, n_rays, self.early_stop)
+        samples = Samples(*(values.index_select(0, seen) for values in samples))
+        rgb = self.color_along(features.index_select(0, seen), rays.scene, samples.ray_indices)
+        out = composite(sigma.index_select(0, seen), rgb, *samples, n_rays, self.early_stop)
+        return Pass(*out, samples)
+
+    @torch.no_grad()
+    def render(self, camera: Camera) -> Rendering:
+        """Render one camera of any size, in bounded memory.
+
+        Args:
+            camera: a single camera.
+
+        Returns:
+            The picture on the scene's background, with z-depth in scene units and opacity.
+        """
+        size = (camera.height, camera.width)
+        parts = []
+        with evaluating(self):
+            for rays in camera.to(self.center.device).rays().chunks(self.chunk):
+                here = self.to_field(rays)
+                rgb, depth, opacity = self.sampler.render(self, here)
+                over = rgb + (1.0 - opacity)[:, None] * self.background
+                parts.append((over.clamp(0.0, 1.0), depth * here.to_z, opacity))
+        rgb, depth, opacity = (torch.cat(part) for part in zip(*parts, strict=True))
+        return Rendering(rgb.view(*size, 3), depth.view(size), opacity.view(size))
+
+    # ---------------------------------------------------------------------------------------- what a student asks
+
+    @torch.no_grad()
+    def sigma(self, positions: Tensor, controls: Tensor | None = None) -> Tensor:
+        """The density (N,) per scene unit at positions (N, 3) of the scene; zero where the sampler knows of nothing."""
+        at = (positions - self.center) / self.unit
+        sigma = torch.zeros_like(at[:, 0])
+        asked = self.sampler.occupied_at(at).nonzero()[:, 0]
+        sigma[asked] = self.density(at[asked], None if controls is None else controls[asked])[0] / self.unit
+        return sigma
+
+    @torch.no_grad()
+    def rgb(self, positions: Tensor, viewdirs: Tensor, controls: Tensor | None = None) -> Tensor:
+        """The color (N, 3) at positions of the scene, seen along unit directions (N, 3)."""
+        return self.color(self.density((positions - self.center) / self.unit, controls)[1], viewdirs)
+
+
+def _positions(rays: FieldRays, samples: Samples) -> Tensor:
+    """Mid-points (S, 3) of samples, in the field's space."""
+    middle = 0.5 * (samples.t_starts + samples.t_ends)
+    index = samples.ray_indices
+    return torch.addcmul(rays.origins.index_select(0, index), rays.directions.index_select(0, index), middle[:, None])
+
+
+def _per_sample(controls: Tensor | None, samples: Samples) -> Tensor | None:
+    return None if controls is None else controls.index_select(0, samples.ray_indices)

@@ -1,0 +1,153 @@
+"""Samplers: where along rays a radiance field is asked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from nelf.fields.occupancy import OccupancyGrid
+from nelf.fields.volume import render_wavefront
+from nelf.kernels import Samples, march
+from nelf.rays import intersect_aabb
+
+if TYPE_CHECKING:
+    from nelf.cameras import Camera
+    from nelf.fields.base import FieldRays, RadianceField
+
+__all__ = ["OccupancySampler", "Sampler", "StratifiedSampler"]
+
+_NEAREST = 0.01  # of a sample to its camera, field unit
+_EVERY, _WARM_UP = 16, 256  # training steps between two refreshes of an occupancy grid, and those that visit all cells
+
+
+class Sampler(nn.Module):
+    """Places samples along rays.
+
+    ``samples_per_ray`` says how many a ray gets before anything is known of the scene.
+    """
+
+    samples_per_ray: float = 1.0
+
+    def sample(self, rays: FieldRays, jitter: bool) -> Samples:
+        """Place the samples of N rays; with ``jitter``, at random places within their steps."""
+        raise NotImplementedError
+
+    def prepare(self, cameras: Camera, to_scene: Callable[[Tensor], Tensor]) -> None:
+        """Learn where the training cameras (N,) stand; ``to_scene`` maps points of the field to the scene."""
+
+    def before_step(self, step: int, density: Callable[[Tensor], Tensor]) -> None:
+        """Learn from the density (N,) at positions (N, 3) of the field, as training goes on."""
+
+    def occupied_at(self, positions: Tensor) -> Tensor:
+        """Whether there may be matter at positions (N, 3) of the field, (N,) bool."""
+        return torch.ones(len(positions), dtype=torch.bool, device=positions.device)
+
+    def render(self, field: RadianceField, rays: FieldRays) -> tuple[Tensor, Tensor, Tensor]:
+        """Render N rays without gradient: ``rgb`` (N, 3) on black, ``depth`` (N,) in ``t``, ``opacity`` (N,)."""
+        out = field.render_rays(rays.scene)[-1]
+        return out.rgb, out.depth, out.opacity
+
+
+class StratifiedSampler(Sampler):
+    """So many samples between near and far, evenly spaced.
+
+    Args:
+        samples: on each ray.
+
+    Source:
+        NeRF, eq. 2 (arXiv 2003.08934): with jitter, one sample anywhere in each of the bins.
+    """
+
+    def __init__(self, samples: int = 64) -> None:
+        super().__init__()
+        self.samples_per_ray = float(samples)
+
+    def sample(self, rays: FieldRays, jitter: bool) -> Samples:
+        """See ``Sampler.sample``; each sample reaches to the next one."""
+        count = int(self.samples_per_ray)
+        edges = torch.linspace(0.0, 1.0, count + 1, device=rays.near.device).expand(len(rays.near), -1)
+        if jitter:
+            inner = edges[:, 1:-1] + (torch.rand_like(edges[:, 1:-1]) - 0.5) / count
+            edges = torch.cat([edges[:, :1], inner, edges[:, -1:]], 1)
+        t = rays.near[:, None] + (rays.far - rays.near)[:, None] * edges
+        indices = torch.arange(len(t), device=t.device).repeat_interleave(count)
+        return Samples(t[:, :-1].reshape(-1), t[:, 1:].reshape(-1), indices)
+
+
+class OccupancySampler(Sampler):
+    """Samples at regular steps where an occupancy grid says that there may be matter.
+
+    Args:
+        scale: half-size of the cube around the origin that the field covers.
+        grid_resolution: cells along a side of the occupancy grid.
+        grid_slices: see ``slices`` of ``OccupancyGrid``.
+        max_samples: samples per ray at the most; the step is the cube's diagonal divided by it.
+
+    Source:
+        Instant-NGP, appendices C and E (arXiv 2201.05989).
+    """
+
+    def __init__(self, scale: float, grid_resolution: int, grid_slices: int | None, max_samples: int) -> None:
+        super().__init__()
+        self.scale = scale
+        self.step = math.sqrt(3) * 2 * scale / max_samples
+        self.cone = 0.0 if scale <= 0.5 else 1 / 256
+        self.max_step = math.sqrt(3) * 2 * scale / grid_resolution
+        self.max_samples = max_samples
+        self.samples_per_ray = float(max_samples)
+        self.grid = OccupancyGrid(grid_resolution, scale, 0.01 / self.step, 0.95, grid_slices)
+
+    def prepare(self, cameras: Camera, to_scene: Callable[[Tensor], Tensor]) -> None:
+        """Exclude the cells that no camera sees."""
+        self.grid.mark_invisible(cameras, to_scene)
+
+    def before_step(self, step: int, density: Callable[[Tensor], Tensor]) -> None:
+        """Refresh the grid every 16 steps, all of it in the first 256."""
+        if step % _EVERY == 0:
+            self.grid.update(density, warm_up=step < _WARM_UP)
+
+    def occupied_at(self, positions: Tensor) -> Tensor:
+        """See ``Sampler.occupied_at``."""
+        return self.grid.at(positions)
+
+    def sample(self, rays: FieldRays, jitter: bool) -> Samples:
+        """See ``Sampler.sample``; jitter moves all samples of a ray by the same part of a step."""
+        t_min, t_max = self._range(rays)
+        if jitter:
+            t_min = t_min + self.step * torch.rand_like(t_min)
+        return self._march(rays.origins, rays.directions, t_min, t_max, self.max_samples)
+
+    def render(self, field: RadianceField, rays: FieldRays) -> tuple[Tensor, Tensor, Tensor]:
+        """See ``Sampler.render``; a few samples at a time."""
+
+        def radiance(positions: Tensor, marched: Tensor, samples: Samples) -> tuple[Tensor, Tensor]:
+            along = rays.scene[marched]
+            index = samples.ray_indices
+            controls = None if along.controls is None else along.controls[index]
+            sigma, features = field.density(positions, controls)
+            return field.color_along(features, along, index), sigma
+
+        return render_wavefront(self._march, radiance, rays.origins, rays.directions, *self._range(rays))
+
+    def _range(self, rays: FieldRays) -> tuple[Tensor, Tensor]:
+        cube = rays.origins.new_tensor([-self.scale] * 3 + [self.scale] * 3)
+        t_min, t_max = intersect_aabb(rays.origins, rays.directions, cube)
+        return t_min.clamp(min=_NEAREST), t_max
+
+    def _march(self, origins: Tensor, directions: Tensor, t_min: Tensor, t_max: Tensor, at_most: int) -> Samples:
+        return march(
+            origins,
+            directions,
+            t_min,
+            t_max,
+            self.grid.occupied,
+            step=self.step,
+            cone=self.cone,
+            max_step=self.max_step,
+            extent=self.scale,
+            max_samples=at_most,
+        )

@@ -26,7 +26,7 @@ from rich.table import Table
 from nelf import cli
 from nelf.cameras import Camera
 from nelf.export import ExportedLightField
-from nelf.export.inputs import kinds_of, window_feeds
+from nelf.export.inputs import window_feeds
 from nelf.lightfields import LightField
 from nelf.pipeline.run import Run
 from nelf.pipeline.stages.report import artifacts
@@ -38,7 +38,7 @@ def network_of(model: Any, camera: Camera) -> Callable[[], Any] | None:
         inputs = model.inputs(camera)
         return lambda: model.run(inputs)
     if isinstance(model, LightField):
-        (array,) = window_feeds(model, kinds_of(model)[0], [camera])[0].values()
+        (array,) = window_feeds(model, model.entries[0], [camera])[0].values()
         tensor = torch.from_numpy(array)
         return lambda: model.decode(tensor)
     return None

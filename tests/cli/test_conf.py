@@ -136,7 +136,7 @@ def test_the_teacher_of_a_chain_gets_its_size_too() -> None:
 
 def test_data_sets_share_their_core_keys() -> None:
     """Trap: a sweep over a group is first checked against the default choice."""
-    core = {"root", "width", "background", "batch_rays", "batch_views", "num_workers"}
+    core = {"root", "width", "background", "num_workers"}
     for path in (CONF / "data").glob("*.yaml"):
         assert core <= set(plain("train", f"data={path.stem}", "data.root=/x")["data"])
 

@@ -92,10 +92,10 @@ CODE = "allowed in a run directory: classes that conf/ names"
         ("seed=${oc.decode:1}", "holds an interpolation"),
         # Paths.
         (
-            "data.eval_root=/home",
-            "data.eval_root is the path '/home'; allowed in a run directory: no path but data.root",
+            "+data.sub_dir=/home",
+            "data.sub_dir is the path '/home'; allowed in a run directory: no path but data.root",
         ),
-        ("data.extra_views=beside", "no path but data.root"),
+        ("+data.dir=beside", "no path but data.root"),
         ("callbacks.checkpoint.dirpath=beside", "no path but data.root"),
         ("callbacks.checkpoint.filename=../../x", "no path but data.root"),
         ("callbacks.checkpoint.dirpath=[beside]", "no path but data.root"),
@@ -159,7 +159,7 @@ def test_the_scene_is_shown_before_it_is_read(command, capfd) -> None:
 
 
 @pytest.mark.parametrize(
-    "own", ["model._target_=torch.nn.Linear", "data.eval_root=/real", "logger.save_dir=/logs", "seed=${oc.env:SEED}"]
+    "own", ["model._target_=torch.nn.Linear", "logger.save_dir=/real", "logger.save_dir=/logs", "seed=${oc.env:SEED}"]
 )
 def test_what_is_not_remembered_is_passed_again(tmp_path, own: str) -> None:
     remembered = [*OWN, own]
@@ -183,7 +183,7 @@ def test_one_s_own_configuration_is_passed_again(tmp_path) -> None:
 
 
 def test_the_command_line_may_name_anything(tmp_path) -> None:
-    new = ["model._target_=torch.nn.Linear", "data.eval_root=/x", "+callbacks.mine={_target_:os.system}"]
+    new = ["model._target_=torch.nn.Linear", "logger.save_dir=/x", "+callbacks.mine={_target_:os.system}"]
     assert recall(tmp_path, OWN, *new) == OWN
 
 

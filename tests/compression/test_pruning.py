@@ -89,7 +89,7 @@ def test_volume_and_network_each_give_their_share() -> None:
     nn.init.normal_(network.volume.features, std=100.0)
     nn.init.normal_(network.volume.density, std=100.0)
     weights = choose_weights(network, ["head", "body", "volume"])
-    apply_masks(weights, find_masks(weights, 0.6))
+    apply_masks(weights, find_masks(network, weights, 0.6))
     volume = {name: value for name, value in weights.items() if name in VOLUME}
     rest = {name: value for name, value in weights.items() if name not in volume}
     for part in (volume, rest, weights):

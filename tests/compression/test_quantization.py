@@ -22,7 +22,6 @@ from nelf.compression.quantization import (
 )
 from nelf.errors import UserError
 from nelf.lightfields import GridR2L, MobileR2L
-from nelf.lightfields.grid_r2l import decoder_inputs
 
 
 def original(values: np.ndarray, limit: int = 127) -> np.ndarray:
@@ -148,7 +147,7 @@ def test_calibration_sees_what_passes_through_every_layer() -> None:
     for index in range(2):
         rays = batch[index].rays()
         with torch.no_grad():
-            inputs = decoder_inputs(rays.directions[None], network.composite(rays.origins, rays.directions), 2)
+            inputs = network.encode(rays[None])
             network.train().decode(inputs)  # in training it computes in 32 bits on every processor
             network.eval()
     assert {key.rpartition(".")[0] for key in ranges} == set(seen)

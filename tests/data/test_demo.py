@@ -154,8 +154,8 @@ def test_everything_lies_in_the_box_and_the_depth_range(scene):
         c2w = camera.c2w.double().numpy()
         offset = c2w[None, :, :, 3] - points[:, None]
         depth = np.einsum("nk,pnk->pn", c2w[:, :, 2], offset)
-        assert demo._NEAR < depth.min()
-        assert demo._FAR > depth.max()
+        assert depth.min() > demo._NEAR
+        assert depth.max() < demo._FAR
 
 
 def test_splits_see_the_scene_from_different_places():

@@ -11,7 +11,7 @@ import torch
 from nelf.data import Scene, read_scene
 from nelf.export import onnx, write_bundle
 from nelf.export.bundle import artifact
-from nelf.export.inputs import output_of, window_of
+from nelf.export.inputs import output_of
 from nelf.export.volume import rounded, write_volume
 from nelf.lightfields import GridR2L, LightField, MobileR2L
 
@@ -75,7 +75,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory, scene: Scene) -> dict[str,
             network = rounded(network, "uint8").eval()
         error = onnx(network, path, scene.test.camera, kind)  # type: ignore[arg-type]
         size = (16, 16) if kind == "pose" else None
-        about = {"output": output_of(network), "window": window_of(network), "max_abs_error": error}
+        about = {"output": output_of(network), "window": network.window, "max_abs_error": error}
         write_bundle(folder, scene, network, [artifact("fp32", path, kind, "fp32", volume, size, **about)])
         made[name] = Exported(network, path, kind, error)
     return made

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nelf.cameras import Camera
-from nelf.data import read_scene
+from nelf.data import read_scene, read_views
 from nelf.pipeline.stages.pseudo import random_cameras, write_views
 from nelf.rendering import Rendering
 
@@ -21,7 +21,7 @@ class Painter:
     def __init__(self) -> None:
         self.drawn = 0
 
-    def render(self, camera: Camera, time: float | None = None) -> Rendering:
+    def render(self, camera: Camera) -> Rendering:
         self.drawn += 1
         rgb = torch.sigmoid(camera.c2w[:, 3]).expand(camera.height, camera.width, 3)
         return Rendering(rgb, None, None)
@@ -35,12 +35,12 @@ def scene(tiny_scene):
 def test_the_views_are_read_back_with_their_cameras(scene, tmp_path) -> None:
     cameras = random_cameras(scene, 5)
     write_views(Painter(), cameras, tmp_path, scene)
-    again = read_scene(tmp_path, eval_root=scene.root)
-    assert torch.equal(again.train.camera.c2w, cameras.c2w)
-    assert torch.allclose(again.train.camera.intrinsics, cameras.intrinsics)
+    again = read_views(tmp_path)
+    assert torch.equal(again.camera.c2w, cameras.c2w)
+    assert torch.allclose(again.camera.intrinsics, cameras.intrinsics)
     for index in range(5):
         expected = torch.sigmoid(cameras.c2w[index, :, 3])
-        assert (again.train.rgb(index) - expected).abs().max() <= 0.5 / 255 + 1e-6
+        assert (again.rgb(index) - expected).abs().max() <= 0.5 / 255 + 1e-6
     assert json.loads((tmp_path / "transforms_train.json").read_text())["aabb"] == scene.aabb.tolist()
 
 
@@ -71,7 +71,7 @@ def test_one_view_is_in_memory_at_a_time(scene, tmp_path) -> None:
     alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
 
     class Watched(Painter):
-        def render(self, camera: Camera, time: float | None = None) -> Rendering:
+        def render(self, camera: Camera) -> Rendering:
             assert len(alive) <= 1, "the views before the last one are still there"
             rendering = super().render(camera)
             alive.add(rendering.rgb)

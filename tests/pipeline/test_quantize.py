@@ -35,7 +35,7 @@ def finished(root: Path, scene: Path, model: str) -> Run:
     run = Run(root, config, build)
     shutil.copytree(scene, run.folder("pseudo"), dirs_exist_ok=True)
     network = run.system().network
-    network.fit_scene(run.data().scene)
+    network.prepare(run.data().scene.geometry, run.data().scene.train.silhouettes())
     save(network, run.folder("student") / "model.safetensors", run.model_config(), run.data().scene.digest)
     for name in ("pseudo", "student"):
         write_json(run.folder(name) / "done.json", {"mark": name})

@@ -81,7 +81,7 @@ def test_a_finished_chain_is_skipped(chain) -> None:
         ({"trainer__max_steps": 6}, ["teacher", "pseudo", "student", "report"]),
         ({"stage__pseudo": {"views": 3}}, ["pseudo", "student", "report"]),
         ({"data__width": 8}, ALL),
-        ({"data__batch_views": 1}, ["student", "report"]),
+        ({"data__sampling": "same_image"}, ALL),
         ({"data__num_workers": 2}, []),
         ({"data__root": "/moved"}, []),
         ({"trainer__accelerator": "gpu"}, []),

@@ -24,7 +24,7 @@ from nelf.cameras import Camera
 from nelf.errors import UserError
 from nelf.export.bundle import artifact, read_bundle, write_bundle
 from nelf.export.graph import exact
-from nelf.export.inputs import output_of, window_of
+from nelf.export.inputs import output_of
 from nelf.export.volume import rounded, write_volume
 from nelf.viewer.server import Server
 from nelf.viewer.static import write
@@ -184,7 +184,7 @@ def test_most_of_a_large_picture_need_not_be_drawn(tab, bundles, scene, tmp_path
     shutil.copy(path, tmp_path / "model.onnx")
     volume = write_volume(network, tmp_path / "volume.bin.gz", dtype)
     network = rounded(network, dtype)
-    about = {"output": output_of(network), "window": window_of(network)}
+    about = {"output": output_of(network), "window": network.window}
     write_bundle(tmp_path, scene, network, [artifact("m", path, "features", "fp32", volume, **about)])
     described = json.loads((tmp_path / "bundle.json").read_text())
     described["image"] = {"width": 160, "height": 160}

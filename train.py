@@ -1,4 +1,4 @@
-"""Fit, validate and test one model: python train.py data=blender data.root=... model=ngp trainer=cpu."""
+"""Fit, validate and test one model: python train.py data=blender data.root=... model=ngp_small trainer=cpu."""
 
 import time
 from typing import Any

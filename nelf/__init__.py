@@ -22,7 +22,7 @@ except PackageNotFoundError:  # a source tree that was never installed
 _NAMES = {
     "UserError": "nelf.errors",
     "Camera": "nelf.cameras",
-    "Rays": "nelf.cameras",
+    "Rays": "nelf.rays",
     "Scene": "nelf.scene",
     "Rendering": "nelf.rendering",
     "evaluate": "nelf.report.evaluation",
@@ -33,7 +33,19 @@ _NAMES = {
 }
 _MODULES = (
     *("callbacks", "cameras", "cli", "compression", "data", "encodings", "errors", "export", "fields", "interop"),
-    *("kernels", "lightfields", "metrics", "paths", "pipeline", "rendering", "report", "scene", "storage", "systems"),
+    *(
+        "kernels",
+        "lightfields",
+        "metrics",
+        "paths",
+        "pipeline",
+        "rays",
+        "rendering",
+        "report",
+        "scene",
+        "storage",
+        "systems",
+    ),
     "viewer",
 )
 

@@ -15,7 +15,8 @@ PACKAGE = Path(__file__).parents[1] / "nelf"
 #: Low to high. A module may import those of its own layer and of the layers before it.
 LAYERS = [
     {"errors"},
-    {"metrics", "cameras"},
+    {"metrics", "rays"},
+    {"cameras"},
     {"kernels", "rendering", "paths", "scene"},
     {"encodings"},
     {"fields", "lightfields", "data"},

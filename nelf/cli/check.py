@@ -61,7 +61,8 @@ def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
         if "__init__" not in vars(kind) or kind is object:
             continue
         signature = inspect.signature(kind.__init__)  # type: ignore[misc]
-        own = {name: value for name, value in list(signature.parameters.items())[1:]}
+        arguments = list(signature.parameters.items())[1:]
+        own = {name: value for name, value in arguments if value.kind is not value.POSITIONAL_ONLY}
         found = {
             **own,
             **{name: value for name, value in found.items() if value.kind is not value.VAR_KEYWORD},

@@ -104,7 +104,8 @@ def choose_weights(module: nn.Module, layers: Sequence[str]) -> dict[str, nn.Par
     """
     words = _words(module)
     known = {name: value for weights in words.values() for name, value in weights.items()}
-    known |= {name: value for name, value in module.named_parameters() if name in _layer_weights(module)}
+    names = {*known, *_layer_weights(module)}
+    known = {name: value for name, value in module.named_parameters() if name in names}
     found: set[str] = set()
     for layer in layers:
         own = set(words[layer]) if layer in words else {name for name in known if _matches(name, layer)}
@@ -144,9 +145,8 @@ def _matches(name: str, pattern: str) -> bool:
 def _nothing_found(layers: str, known: Mapping[str, Tensor], words: Mapping[str, object]) -> ValueError:
     names = list(known)
     listed = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-    return ValueError(
-        f"layers: {layers!r} matches no weight; allowed: {', '.join(words)}, or a pattern of these names: {listed}."
-    )
+    allowed = "".join(f"{word}, " for word in words) + ("or " if words else "") + "a pattern of these names"
+    return ValueError(f"layers: {layers!r} matches no weight; allowed: {allowed}: {listed}.")
 
 
 def global_l1(weights: Mapping[str, Tensor], amount: float) -> dict[str, Tensor]:

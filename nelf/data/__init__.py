@@ -1,7 +1,7 @@
 """Scenes: readers that all return one form, the Blender writer, the built-in scene, the training batches."""
 
 from nelf.data.batches import ImageBatch, RayBatch
-from nelf.data.blender import read_scene, read_views
+from nelf.data.blender import read_scene, read_views, with_pseudo_views
 from nelf.data.datamodules import BlenderDataModule, DemoDataModule, SceneDataModule
 from nelf.data.writer import SceneWriter, write_scene
 from nelf.scene import BACKGROUNDS, Scene, Split, View, composite_background
@@ -20,5 +20,6 @@ __all__ = [
     "composite_background",
     "read_scene",
     "read_views",
+    "with_pseudo_views",
     "write_scene",
 ]

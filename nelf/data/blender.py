@@ -16,7 +16,7 @@ trained on.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from nelf.data.transforms import SPLITS, Transforms, read_transforms
 from nelf.errors import UserError
 from nelf.scene import BACKGROUNDS, Scene, Split, background_color
 
-__all__ = ["read_scene", "read_views"]
+__all__ = ["read_scene", "read_views", "with_pseudo_views"]
 
 _NEAR, _FAR = 2.0, 6.0
 _AABB = (-1.5, -1.5, -1.5, 1.5, 1.5, 1.5)
@@ -124,6 +124,24 @@ def read_views(root: str | Path, *, width: int | None = None, memory_limit: int 
     """
     views = _views(read_transforms(Path(root))["train"])
     return _load(views, "train", views.camera.width if width is None else width, Path(root), memory_limit)
+
+
+def with_pseudo_views(
+    scene: Scene, root: str | Path, real_views: bool = True, memory_limit: int = MEMORY_LIMIT
+) -> Scene:
+    """A scene whose training views are those that a teacher has drawn of it.
+
+    Args:
+        scene: the real one; all but the training views stays.
+        root: the pseudo set, see ``read_views``.
+        real_views: keep the scene's own training views beside them.
+        memory_limit: as of ``read_scene``.
+
+    Raises:
+        UserError: as ``read_views``.
+    """
+    pseudo = read_views(root, width=scene.train.camera.width, memory_limit=memory_limit)
+    return replace(scene, train=Split.cat([pseudo, scene.train] if real_views else [pseudo]))
 
 
 def _first(*values: Any) -> Any:

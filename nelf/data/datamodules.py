@@ -44,6 +44,7 @@ class SceneDataModule(pl.LightningDataModule):
     def __init__(
         self,
         scene: Scene | None = None,
+        /,
         *,
         batch: Literal["rays", "views"] = "rays",
         batch_size: int = 8192,

@@ -54,9 +54,10 @@ CHAIN = {
     "pseudo": Link(("data", "seed"), ("teacher",), without=_BATCHES),
     "student": Link(("data", "model", "system", "trainer", "seed"), ("pseudo",)),
     "prune": Link(("data", "model", "system", "trainer", "seed"), ("pseudo", "student")),
+    "narrow": Link(("data", "model", "system", "trainer", "seed"), ("pseudo", "student")),
     "quantize": Link(("data", "model", "system", "trainer", "seed"), ("pseudo", "student")),
-    "export": Link(("data",), ("pseudo", "student"), ("prune", "quantize"), without=_BATCHES),
-    "report": Link(("data",), (), ("prune", "quantize", "export", "teacher", "student"), without=_BATCHES),
+    "export": Link(("data",), ("pseudo", "student"), ("prune", "narrow", "quantize"), without=_BATCHES),
+    "report": Link(("data",), (), ("prune", "narrow", "quantize", "export", "teacher", "student"), without=_BATCHES),
 }
 
 #: When this process began: what is older, and not whole, nobody is writing any more.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytorch_lightning as pl
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from nelf.scene import Scene, View
 
 __all__ = ["System"]
+
+log = logging.getLogger(__name__)
 
 
 class System(pl.LightningModule):
@@ -54,6 +57,10 @@ class System(pl.LightningModule):
         scene: Scene = self.trainer.datamodule.scene  # type: ignore[attr-defined]
         self.background = scene.background
         if stage == "fit":
+            if len(scene.controls) > self.network.controls:
+                ignored = ", ".join(scene.controls[self.network.controls :])
+                kind = type(self.network).__name__
+                log.warning("%s: its cameras have %s, which %s does not take and ignores.", scene.name, ignored, kind)
             self.has_alpha = scene.has_alpha
             self.prepare(scene)
 

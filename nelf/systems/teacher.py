@@ -23,6 +23,7 @@ LOSSES = ("mse", "huber")
 BACKGROUNDS = ("random", "scene")
 COSINE_END = 1 / 30
 HUBER_DELTA = 0.1
+REGULARIZERS = {"opacity": 1e-3, "distortion": 0.0}
 
 
 class Teacher(System):
@@ -38,9 +39,9 @@ class Teacher(System):
         network: the field.
         lr: learning rate of the first step.
         loss: ``mse``, or ``huber`` (quadratic below a difference of 0.1, linear above).
-        regularizers: weight of each of the field's loss terms, by name; those that are left out have none. Of every
-            field: ``opacity``, the entropy that pushes each ray's opacity to 0 or 1, and ``distortion``, Mip-NeRF 360's
-            loss against floaters.
+        regularizers: weight of each of the field's loss terms, by name; those that are left out have none. None for
+            ngp_pl's weights, opacity 1e-3. Every field has ``opacity``, the entropy that pushes each ray's opacity to 0
+            or 1, and ``distortion``, Mip-NeRF 360's loss against floaters.
         background: ``random`` composites both sides over one random color per ray, so that opacity is learned from
             images with alpha; ``scene`` composites them over the scene's own background. So does ``random`` where all
             images are opaque: else their background would be learned as matter.
@@ -72,7 +73,7 @@ class Teacher(System):
         if background not in BACKGROUNDS:
             raise ValueError(f"Expected argument `background` to be one of {BACKGROUNDS}, but got {background!r}.")
         known = network.regularizers
-        weights = {"opacity": 1e-3} if regularizers is None else dict(regularizers)
+        weights = REGULARIZERS if regularizers is None else dict(regularizers)
         for name in weights:
             if name not in known:
                 allowed = ", ".join(known)

@@ -19,9 +19,14 @@ from nelf.cli.check import parameters
 from nelf.cli.command import CONF, _slug, _still_meant
 from nelf.cli.sweeps import first_job, swept_keys
 from nelf.errors import UserError
+from nelf.systems.teacher import REGULARIZERS
 
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+
+
+#: What a datamodule is told by the system that is trained with it.
+BATCHES = ("batch", "batch_size")
 
 
 def plain(command: str, *overrides: str) -> dict[str, Any]:
@@ -49,7 +54,7 @@ def test_every_choice_composes_with_exactly_its_class_s_parameters(choice: str) 
     for where, node in targets(plain(command, "data.root=/x", choice)):
         target = get_object(node["_target_"])
         given = {key for key in node if key not in ("_target_", "_partial_")}
-        takes = set(parameters(target)) - {"network", "run"}
+        takes = set(parameters(target)) - {"network", "run", *(BATCHES if where == "data" else ())}
         if node["_target_"].startswith("nelf."):
             assert given == takes, f"{where} of {choice}"
         elif takes:
@@ -60,11 +65,12 @@ def test_every_choice_composes_with_exactly_its_class_s_parameters(choice: str) 
 def test_defaults_are_those_of_the_signature(path: Path) -> None:
     """A number lives twice, in the signature and in the file: they are the same number.
 
-    The recipe of one model (``system/MODEL.yaml``) may state others; what it does not state is the signature's.
+    The recipe of one model (``system/MODEL.yaml``), and a small model, may state others; what they do not state is the
+    signature's.
     """
     group, name = path.parts[0], path.stem
     own = set()
-    if group == "system" and name not in ("teacher", "student"):
+    if (group == "system" and name not in ("teacher", "student")) or name.endswith("_small"):
         own = set(yaml.safe_load((CONF / path).read_text())) - {"defaults"}
     if (group, name) in (("system", "teacher"), ("system", "student")):
         node = yaml.safe_load((CONF / path).read_text())
@@ -74,6 +80,9 @@ def test_defaults_are_those_of_the_signature(path: Path) -> None:
         node = plain("train", f"{group}={name}")[group]
     for key, parameter in parameters(get_object(node["_target_"])).items():
         if parameter.default is inspect.Parameter.empty or key in own:
+            continue
+        if key == "regularizers":
+            assert node[key] == REGULARIZERS  # what None stands for
             continue
         default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
         value = node[key]
@@ -107,31 +116,22 @@ def test_teacher_is_the_same_model_and_recipe_under_its_own_key() -> None:
     assert composed["teacher"]["system"] == {**alone["system"], "lr": 0.5}
 
 
-@pytest.mark.parametrize("path", sorted((CONF / "size").glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_size_shows_and_the_command_line_wins(path: Path) -> None:
-    """``model=ngp trainer=cpu`` brings the processor's sizes; nothing else does."""
-    model, _, trainer = path.stem.rpartition("_")
-    size = yaml.safe_load(path.read_text())
-    composed = plain("train", f"model={model}", f"trainer={trainer}")
-    for section, values in size.items():
-        for key, value in values.items():
-            assert composed[section][key] == value
-    paper, anywhere = plain("train", f"model={model}", "trainer=gpu"), plain("train", f"model={model}")
-    for section in size:
-        assert paper[section] == anywhere[section]
-        assert paper[section] != composed[section]
-    section, values = next(iter(size.items()))
-    key, value = next((key, value) for key, value in values.items() if isinstance(value, int | float))
-    chosen = plain("train", f"model={model}", f"trainer={trainer}", f"{section}.{key}={value + 1}")
-    assert chosen[section][key] == value + 1
+def test_the_trainer_says_where_a_model_is_trained_not_what_it_is() -> None:
+    for model in ("ngp", "ngp_small", "grid_r2l", "mobile_r2l"):
+        anywhere = plain("train", f"model={model}")
+        for trainer in ("cpu", "gpu", "ddp"):
+            composed = plain("train", f"model={model}", f"trainer={trainer}")
+            assert (composed["model"], composed["system"]) == (anywhere["model"], anywhere["system"])
 
 
-def test_the_teacher_of_a_chain_gets_its_size_too() -> None:
-    on_cpu, anywhere = plain("distill", "trainer=cpu"), plain("distill")
-    assert on_cpu["teacher"]["model"] == plain("train", "model=ngp", "trainer=cpu")["model"]
-    assert anywhere["teacher"]["model"] == plain("train", "model=ngp")["model"]
-    preset = plain("distill", "experiment=demo")
-    assert preset["teacher"]["model"] == on_cpu["teacher"]["model"]
+def test_presets_for_a_processor_have_a_small_teacher() -> None:
+    small = plain("train", "model=ngp_small")
+    assert small["model"] != plain("train", "model=ngp")["model"]
+    for name in EXPERIMENTS:
+        composed = plain("distill", f"experiment={name}", "data.root=/x")
+        on_cpu = composed["trainer"]["accelerator"] == "cpu"
+        assert (composed["teacher"]["model"] == small["model"]) == on_cpu
+        assert (composed["teacher"]["system"] == small["system"]) == on_cpu
 
 
 def test_data_sets_share_their_core_keys() -> None:

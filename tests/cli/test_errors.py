@@ -23,7 +23,7 @@ CHAIN = "distill data=blender data.root=SCENE trainer=cpu run=out "
 TABLE = [
     ("train data=blender trainer=cpu run=out", "data.root: is not set"),
     ("train data=blender data.root=/nowhere trainer=cpu run=out", "data.root: /nowhere is not a directory"),
-    (TRAIN + "model=ngpp", "model=ngpp: there is no such choice; allowed: grid_r2l, mobile_r2l, ngp"),
+    (TRAIN + "model=ngpp", "model=ngpp: there is no such choice; allowed: grid_r2l, mobile_r2l, ngp, ngp_small"),
     (TRAIN + "model=ngpp", "Did you mean 'ngp'?"),
     (TRAIN + "model.levles=8", "no key 'levles' in model; allowed: levels, features, log2_table"),
     (TRAIN + "model.levles=8", "Did you mean 'levels'?"),
@@ -43,7 +43,7 @@ TABLE = [
     (TRAIN + "trainer.precision=banana", "trainer.precision: is 'banana'; allowed: 64, 32, 16"),
     (
         CHAIN + "stages=[foo]",
-        "there is no stage 'foo'; allowed: teacher, pseudo, student, prune, quantize, export, report",
+        "there is no stage 'foo'; allowed: teacher, pseudo, student, prune, narrow, quantize, export, report",
     ),
     (CHAIN + "stages=[]", "stages: is empty"),
     (

@@ -65,8 +65,14 @@ def test_cameras_of_another_size_are_refused_where_the_graph_is_fixed(bundles, s
     model = load(bundles["pose"].path)
     with pytest.raises(UserError, match=r"model.onnx: draws 16x16 pixels only, but the camera has 24x24"):
         model.render(scene.test.camera[0].resized(24))
-    with pytest.raises(UserError, match="draws blocks of 4x4 pixels, but the camera has 18x18; use multiples of 4"):
-        load(bundles["points"].path).render(scene.test.camera[0].resized(18))
+
+
+@pytest.mark.parametrize("name", ["points", "features", "rays"])
+def test_an_image_of_any_size_is_drawn_and_cut(name: str, bundles, scene) -> None:
+    camera = scene.test.camera[0].resized(24).window(torch.tensor([0, 0]), 18, 15)
+    picture = load(bundles[name].path).render(camera)
+    assert picture.rgb.shape == (15, 18, 3)
+    torch.testing.assert_close(picture.rgb, exact(bundles[name].network).render(camera).rgb, atol=1e-4, rtol=0)
 
 
 def truncate(folder: Path) -> None:

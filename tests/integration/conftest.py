@@ -43,6 +43,7 @@ class Scripts:
             "data=blender",
             f"data.root={self.scene}",
             "trainer=cpu",
+            "teacher=ngp_small",
             "callbacks.previews.every_n_steps=100000",
         ]
         stages = ["stage.pseudo.views=6", "stage.report.frames=2"]

@@ -59,22 +59,23 @@ def test_an_existing_run_is_compressed_and_exported(scripts) -> None:
     out = scripts.folder / "out"
     trained = (out / "student" / "model.safetensors").stat().st_mtime_ns
     options = {
-        "prune": {"amount": 0.5, "rounds": 2, "max_steps": 2, "structured_ratio": 0.5, "structured_max_steps": 2},
+        "prune": {"amount": 0.5, "rounds": 2, "max_steps": 2},
+        "narrow": {"ratio": 0.5, "max_steps": 2},
         "quantize": {"views": 2, "qat_steps": 2},
         "export": {"calibration_views": 2},
     }
     settings = [f"stage.{stage}.{key}={value}" for stage, keys in options.items() for key, value in keys.items()]
-    command = ["distill", "run=out", "stages=[prune,quantize,export,report]", "stage.report.frames=0", *settings]
+    command = ["distill", "run=out", "stages=[prune,narrow,quantize,export,report]", "stage.report.frames=0", *settings]
     scripts.run(command)
     assert (out / "student" / "model.safetensors").stat().st_mtime_ns == trained
     rows = {row["name"]: row for row in json.loads((out / "report.json").read_text())["rows"]}
     assert list(rows)[:5] == ["teacher", "student", "student, optimized", "pruned 29.3 %", "pruned 50 %"]
-    assert {"structured 50 %", "fp16", "bf16", "int8 per tensor", "int8 static", "int8 QAT"} < set(rows)
-    assert {"onnx fp32", "onnx fp16", "onnx int8 static", "onnx int8 QAT", "onnx structured 50 %"} < set(rows)
+    assert {"narrowed by 50 %", "fp16", "bf16", "int8 per tensor", "int8 static", "int8 QAT"} < set(rows)
+    assert {"onnx fp32", "onnx fp16", "onnx int8 static", "onnx int8 QAT", "onnx narrowed by 50 %"} < set(rows)
     assert all(row["psnr"] > 0 and row["latency_ms"] > 0 for row in rows.values())
     assert rows["pruned 50 %"]["sparsity"] == pytest.approx(0.5, abs=1e-3)
     assert rows["pruned 50 %"]["nonzero"] < rows["student"]["nonzero"]
-    assert rows["structured 50 %"]["parameters"] < 0.5 * rows["student"]["parameters"]
+    assert rows["narrowed by 50 %"]["parameters"] < 0.5 * rows["student"]["parameters"]
     assert rows["onnx fp32"]["psnr"] == pytest.approx(rows["student"]["psnr"], abs=1e-3)
     # The headline is that of the bundle's first model, with its volume where it has one.
     page, bundle = (out / "report.html").read_text(), json.loads((out / "export" / "bundle.json").read_text())
@@ -106,7 +107,14 @@ def test_the_functions_return_their_objects(tiny_scene, tmp_path, monkeypatch) -
     monkeypatch.chdir(tmp_path)
     script = runpy.run_path(str(Path(__file__).parents[2] / "train.py"))
     overrides = [
-        *("data=blender", f"data.root={tiny_scene}", "trainer=cpu", "trainer.max_steps=1", "run=out"),
+        *(
+            "data=blender",
+            f"data.root={tiny_scene}",
+            "model=ngp_small",
+            "trainer=cpu",
+            "trainer.max_steps=1",
+            "run=out",
+        ),
         *("model=mobile_r2l", "model.width=8", "model.depth=2", "model.sr_factor=2"),
     ]
     with torch.random.fork_rng():

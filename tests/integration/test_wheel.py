@@ -59,7 +59,7 @@ def test_a_wheel_works_from_anywhere(tmp_path, tiny_scene) -> None:
     place, named = run(fresh / "bin" / "python", "-c", code).split()
     assert Path(place).is_relative_to(site)
     assert named == "runs/lego"
-    line = f"data=blender data.root={tiny_scene} trainer=cpu trainer.max_steps=1 run=out"
+    line = f"data=blender data.root={tiny_scene} model=ngp_small trainer=cpu trainer.max_steps=1 run=out"
     student = "model=mobile_r2l model.width=8 model.depth=2 model.sr_factor=2"
     printed = run(fresh / "bin" / "nelf-train", *line.split(), *student.split())
     assert "PSNR" in printed

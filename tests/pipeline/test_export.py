@@ -65,14 +65,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_scene: Path) -> Path
     narrow = GridR2L(**{**MODEL, "width": 4})
     torch.nn.init.normal_(narrow.volume.density)
     config = {**config, **narrow.arguments}
-    storage.save(narrow, root / "prune" / "structured.safetensors", config, "digest")
-    write_json(root / "prune" / "artifacts.json", [{"name": "structured 50 %", "file": "structured.safetensors"}])
+    storage.save(narrow, root / "narrow" / "narrow.safetensors", config, "digest")
+    write_json(root / "narrow" / "artifacts.json", [{"name": "narrowed by 50 %", "file": "narrow.safetensors"}])
     folded = fold_batch_norm(network)
     quantize_network(folded, calibrate(folded, [read_scene(tiny_scene).train.camera[0]]))
     config = {**config, **network.arguments}
     storage.save(folded, root / "quantize" / "int8_qat.safetensors", config, "digest")
     write_json(root / "quantize" / "artifacts.json", [{"name": "int8 QAT", "file": "int8_qat.safetensors"}])
-    for name in ("pseudo", "student", "prune", "quantize"):
+    for name in ("pseudo", "student", "narrow", "quantize"):
         write_json(root / name / "done.json", {"mark": name})
     return root
 
@@ -83,7 +83,7 @@ def test_every_network_of_a_run_is_exported_and_drawn(prepared: Path, tiny_scene
     assert metrics["max_abs_error"] <= 1e-4
     folder = prepared / "export"
     bundle = json.loads((folder / "bundle.json").read_text())
-    names = ["fp32", "fp16", "int8 dynamic", "int8 static", "int8 QAT", "structured 50 %"]
+    names = ["fp32", "fp16", "int8 dynamic", "int8 static", "int8 QAT", "narrowed by 50 %"]
     assert [entry["name"] for entry in bundle["artifacts"]] == names
     entries = {entry["name"]: entry for entry in bundle["artifacts"]}
     scene = read_scene(tiny_scene)
@@ -97,7 +97,7 @@ def test_every_network_of_a_run_is_exported_and_drawn(prepared: Path, tiny_scene
         assert entry["psnr"] > 0
         assert entry["latency_ms"] > 0
         difference = (load(folder / entry["file"]).render(scene.test.camera[0]).rgb - expected).abs().max()
-        if name == "structured 50 %":
+        if name == "narrowed by 50 %":
             assert difference > 1e-2  # another network
         else:
             assert difference < (0.1 if "int8" in name else 2e-2), name
@@ -105,7 +105,7 @@ def test_every_network_of_a_run_is_exported_and_drawn(prepared: Path, tiny_scene
     assert entries["fp32"]["volume"]["dtype"] == "uint8"
     said = capfd.readouterr().out
     assert re.search(r"export: volume: [\d.]+ dB in 8 bits, [\d.]+ dB in 16; written in 8\n", said)
-    assert entries["structured 50 %"]["volume"]["file"] == "structured_volume.bin.gz"
+    assert entries["narrowed by 50 %"]["volume"]["file"] == "narrow_volume.bin.gz"
     artifacts = json.loads((folder / "artifacts.json").read_text())
     assert [each["name"] for each in artifacts] == [f"onnx {name}" for name in names]
     assert all((folder / each["file"]).is_file() for each in artifacts)

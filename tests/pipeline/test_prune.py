@@ -22,6 +22,7 @@ from nelf.compression.pruning import choose_weights, compressed_bytes, sparsitie
 from nelf.errors import UserError
 from nelf.lightfields import GridR2L
 from nelf.pipeline.run import Run, read_json, write_json, write_yaml
+from nelf.pipeline.stages.narrow import check as check_narrow
 from nelf.pipeline.stages.prune import check
 from nelf.systems import Student
 
@@ -75,7 +76,7 @@ def do(run: Run) -> dict[str, Any]:
 
 
 def test_every_round_is_a_file_as_sparse_as_asked(prepared: Path, tiny_scene: Path) -> None:
-    run = run_in(prepared, tiny_scene, "stage.prune.structured_ratio=0.5", "stage.prune.structured_max_steps=3")
+    run = run_in(prepared, tiny_scene)
     metrics = do(run)
     folder = prepared / "prune"
     assert [each["round"] for each in metrics["rounds"]] == [0, 1, 2]
@@ -90,12 +91,9 @@ def test_every_round_is_a_file_as_sparse_as_asked(prepared: Path, tiny_scene: Pa
         assert metrics["rounds"][number]["steps"] == 6
         assert network.arguments == GridR2L(**MODEL).arguments
     assert metrics["val/psnr"] == metrics["rounds"][2]["val/psnr"] > 0
-    narrow = nelf.load(folder / "structured.safetensors")
-    assert narrow.arguments == {**GridR2L(**MODEL).arguments, "width": 8}
-    assert metrics["structured"]["steps"] == 3
 
     artifacts = json.loads((folder / "artifacts.json").read_text())
-    assert [each["name"] for each in artifacts] == ["pruned 55.3 %", "pruned 80 %", "structured 50 %"]
+    assert [each["name"] for each in artifacts] == ["pruned 55.3 %", "pruned 80 %"]
     for each in artifacts:
         assert each["kind"] == "prune"
         assert each["compressed_bytes"] == compressed_bytes(folder / each["file"])
@@ -103,6 +101,19 @@ def test_every_round_is_a_file_as_sparse_as_asked(prepared: Path, tiny_scene: Pa
     assert "zeros among the chosen weights" in (folder / "pruning.svg").read_text()
     assert not list(folder.glob("*/checkpoints"))
     assert do(run)["seconds"] == metrics["seconds"]  # done is done
+
+
+def test_a_narrowed_student_is_a_file_of_its_own(prepared: Path, tiny_scene: Path) -> None:
+    run = run_in(prepared, tiny_scene, "stages=[narrow]", "stage.narrow.max_steps=3")
+    metrics = run.do("narrow", cli.build(run.config["stage"]["narrow"]))
+    assert metrics["steps"] == 3
+    narrow = nelf.load(prepared / "narrow" / "narrow.safetensors")
+    assert narrow.arguments == {**GridR2L(**MODEL).arguments, "width": 8}
+    (artifact,) = json.loads((prepared / "narrow" / "artifacts.json").read_text())
+    assert (artifact["name"], artifact["kind"]) == ("narrowed by 50 %", "narrow")
+    for option, words in (("ratio=1", "is 1; allowed"), ("ratio=0.1", r"0\.1 leaves a network of 16 channels")):
+        with pytest.raises(UserError, match=rf"stage\.narrow\.ratio: {words}"):
+            check_narrow(run_in(prepared, tiny_scene, "stages=[narrow]", f"stage.narrow.{option}"))
 
 
 def _stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,8 +192,6 @@ def test_killed_in_a_round_it_goes_on(prepared: Path, tiny_scene: Path) -> None:
         ("schedule=cosine", r"stage\.prune\.schedule: there is no 'cosine'; allowed: geometric, uniform, cubic"),
         ("layers=[heads]", r"stage\.prune\.layers: 'heads' matches no weight; allowed: head, body, .*head\.0\.weight"),
         ("lr=-1.0", r"stage\.prune\.lr: is -1\.0; allowed: a positive number"),
-        ("structured_ratio=1", r"stage\.prune\.structured_ratio: is 1; allowed"),
-        ("structured_ratio=0.1", r"stage\.prune\.structured_ratio: 0\.1 leaves a network of 16 channels as it is"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_written(

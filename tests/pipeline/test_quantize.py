@@ -108,5 +108,7 @@ def test_no_views_are_refused_before_anything_is_read(tmp_path: Path, tiny_scene
 
 def test_the_student_s_data_is_the_pseudo_set_and_the_scene_s_own_views(tmp_path: Path, tiny_scene: Path) -> None:
     run = finished(tmp_path, tiny_scene, "grid_r2l")
-    assert len(student_data(run).scene.train) == 16
-    assert len(student_data(run, real_views=False).scene.train) == 8
+    assert len(student_data(run, run.system()).scene.train) == 16
+    alone = student_data(run, run.system(), real_views=False)
+    assert len(alone.scene.train) == 8
+    assert (alone.batch, alone.batch_size) == ("views", 1)

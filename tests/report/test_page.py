@@ -196,9 +196,9 @@ def test_pareto_front_by_hand() -> None:
 
 
 NAMES = [
-    *("teacher", "student", "student, optimized", "pruned 36.9 %", "pruned 60 %", "structured 50 %", "fp16", "bf16"),
+    *("teacher", "student", "student, optimized", "pruned 36.9 %", "pruned 60 %", "narrowed by 50 %", "fp16", "bf16"),
     *("int8 per tensor", "int8 QAT", "onnx fp32", "onnx fp16", "onnx int8 static", "onnx fp32 from rays"),
-    "onnx structured 50 %, quantization-aware, from rays",
+    "onnx narrowed by 50 %, quantization-aware, from rays",
 ]
 
 

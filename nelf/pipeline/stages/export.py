@@ -114,7 +114,7 @@ def export(
     if coreml and journal.recall("coreml") is None:
         mlpackage(student, folder / "model.mlpackage", views[0], kinds[0])
         journal.note("coreml", True, ["model.mlpackage"])
-    for name, file in _artifacts(run, "prune").items():
+    for name, file in (_artifacts(run, "prune") | _artifacts(run, "narrow")).items():
         bundle.add(name, load_weights(file), kinds[0], file.stem)
 
     write_bundle(folder, scene, student, bundle.entries)  # without figures: what is measured is read from it

@@ -1,4 +1,4 @@
-"""Stage prune: a student with fewer weights, round by round, and one with fewer channels."""
+"""Stage prune: a student with fewer weights, round by round."""
 
 import shutil
 from collections.abc import Sequence
@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from nelf.callbacks import IterativePruning
 from nelf.compression.pruning import choose_weights, compressed_bytes, sparsities, sparsity_after
-from nelf.compression.structured import prune_channels
 from nelf.errors import UserError, atomic_path
 from nelf.pipeline.fit import fit
 from nelf.pipeline.run import Run, read_json, write_json
@@ -16,7 +15,7 @@ from nelf.pipeline.stages.student import student_data
 from nelf.report.plots import sparsity_svg
 from nelf.storage import load
 
-__all__ = ["check", "prune"]
+__all__ = ["check", "described", "fine_tune", "prune"]
 
 
 def prune(
@@ -29,16 +28,11 @@ def prune(
     lr: float | None = 5e-6,
     max_steps: int | None = 50_000,
     max_time: str | None = None,
-    structured_ratio: float | None = None,
-    structured_round_to: int = 8,
-    structured_lr: float | None = None,
-    structured_max_steps: int | None = None,
-    structured_max_time: str | None = None,
 ) -> dict[str, Any]:
-    """Prune the student's weights in rounds, each fine-tuned as the student was trained; then, apart, its channels.
+    """Prune the student's weights in rounds, each fine-tuned as the student was trained.
 
-    Writes ``round_1.safetensors`` and so on, ``structured.safetensors`` (from the dense student), ``artifacts.json``
-    and ``pruning.svg``. A round that is done is not done again, a half-done one goes on with its masks.
+    Writes ``round_1.safetensors`` and so on, ``artifacts.json`` and ``pruning.svg``. A round that is done is not done
+    again, a half-done one goes on with its masks.
 
     Args:
         run: the run to write into; its pseudo and student stages are done.
@@ -50,15 +44,10 @@ def prune(
             student's own.
         max_steps: optimizer steps of each round; None for the Trainer's.
         max_time: of each round, days:hours:minutes:seconds; None for the Trainer's.
-        structured_ratio: share of the channels to remove, in a network of its own; None for none.
-        structured_round_to: channels that remain are a multiple of it.
-        structured_lr: as ``lr``, for the narrower network.
-        structured_max_steps: as ``max_steps``, likewise.
-        structured_max_time: as ``max_time``, likewise.
 
     Returns:
         ``sparsity`` and ``val/psnr`` after the last round; ``rounds``, a list of these by round, the student's first,
-        with the sparsity of each layer; ``structured`` likewise.
+        with the sparsity of each layer.
 
     Raises:
         ValueError: an option is out of range.
@@ -75,22 +64,13 @@ def prune(
         network, file = load(file), folder / f"round_{number}.safetensors"
         masks = IterativePruning(share, rounds=1, steps=None, lr=None, layers=layers)
         data.seed += 1  # else each round would see the views that the student began with
-        tuned = _fine_tune(run, data, file, network, lr, [masks], max_steps=max_steps, max_time=max_time)
+        tuned = fine_tune(run, data, file, network, lr, [masks], max_steps=max_steps, max_time=max_time)
         results.append({"round": number, "val/psnr": None, **tuned, **_sparsity(file, layers)})
-        artifacts.append(_artifact(f"pruned {100 * share:.3g} %", file, results[-1]))
-    narrow: dict[str, Any] = {}
-    if structured_ratio is not None:
-        network, file = load(student), folder / "structured.safetensors"
-        network = prune_channels(network, structured_ratio, structured_round_to)
-        data.seed += 1
-        limits = {"max_steps": structured_max_steps, "max_time": structured_max_time}
-        narrow = _fine_tune(run, data, file, network, structured_lr, [], **limits)
-        artifacts.append(_artifact(f"structured {100 * structured_ratio:.3g} %", file, narrow))
+        artifacts.append(described(f"pruned {100 * share:.3g} %", file, results[-1]))
     write_json(folder / "artifacts.json", artifacts)
     with atomic_path(folder / "pruning.svg") as partial:
         partial.write_text(sparsity_svg([(each["sparsity"], each["val/psnr"]) for each in results]), encoding="utf-8")
-    summary = {"sparsity": results[-1]["sparsity"], "val/psnr": results[-1]["val/psnr"], "rounds": results}
-    return {**summary, "structured": narrow} if narrow else summary
+    return {"sparsity": results[-1]["sparsity"], "val/psnr": results[-1]["val/psnr"], "rounds": results}
 
 
 def check(run: Run) -> None:
@@ -105,17 +85,25 @@ def check(run: Run) -> None:
         choose_weights(network, options["layers"])
     except ValueError as error:
         raise UserError(f"stage.prune.{error}") from error
-    if options["structured_ratio"] is not None:
-        try:
-            prune_channels(network, options["structured_ratio"], options["structured_round_to"])
-        except ValueError as error:
-            raise UserError(f"stage.prune.structured_{error}") from error
 
 
-def _fine_tune(
+def fine_tune(
     run: Run, data: Any, file: Path, network: Any, lr: float | None, callbacks: list[Any], **limits: Any
 ) -> dict[str, Any]:
-    """Train a network as the student was, in a folder of its own, unless its file is finished; give its metrics."""
+    """Train a network as the student was, in a folder of its own, unless its file is finished.
+
+    Args:
+        run: whose system and Trainer to use.
+        data: the datamodule of the student's views.
+        file: the network's weights, once it is finished; its metrics lie beside it, its training's folder too.
+        network: to begin with.
+        lr: learning rate, groups keeping their ratios; None for the student's own.
+        callbacks: beside those of the configuration.
+        **limits: ``max_steps`` and ``max_time``, instead of the Trainer's.
+
+    Returns:
+        The metrics of its training.
+    """
     noted = file.with_suffix(".json")
     metrics = read_json(noted)
     if metrics is None:
@@ -145,7 +133,14 @@ def _sparsity(file: Path, layers: Sequence[str]) -> dict[str, Any]:
     return {"sparsity": each.pop("total"), "layers": each}
 
 
-def _artifact(name: str, file: Path, metrics: dict[str, Any]) -> dict[str, Any]:
-    """What the report needs to know of a file."""
+def described(name: str, file: Path, metrics: dict[str, Any], kind: str = "prune") -> dict[str, Any]:
+    """What the report needs to know of a file.
+
+    Args:
+        name: what to call it.
+        file: the weights.
+        metrics: of its training.
+        kind: the stage.
+    """
     known: dict[str, Any] = {key: metrics[key] for key in ("sparsity", "val/psnr") if metrics.get(key) is not None}
-    return {"name": name, "file": file.name, "kind": "prune", **known, "compressed_bytes": compressed_bytes(file)}
+    return {"name": name, "file": file.name, "kind": kind, **known, "compressed_bytes": compressed_bytes(file)}

@@ -125,7 +125,7 @@ def artifacts(run: Run) -> list[Artifact]:
         if isinstance(network, LightField):
             fast = optimize_for_inference(network)
             add("student, optimized", file, partial(getattr, fast, "network"), {"changes": ", ".join(fast.changes)})
-    for stage in ("prune", "quantize", "export"):
+    for stage in ("prune", "narrow", "quantize", "export"):
         folder = run.current(stage)
         for each in read_artifacts(folder) if folder else []:
             file = folder / each["file"]  # type: ignore[operator]

@@ -1,13 +1,11 @@
 """Stage student: fit a light field to the teacher's views."""
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from nelf.data import SceneDataModule, read_views
+from nelf.data import SceneDataModule, with_pseudo_views
 from nelf.pipeline.fit import device, fit
 from nelf.pipeline.run import Run
-from nelf.scene import Split
 from nelf.storage import load
 from nelf.systems.system import System
 
@@ -76,8 +74,6 @@ def student_data(run: Run, system: System, real_views: bool | None = None) -> Sc
     """
     if real_views is None:
         real_views = run.config["stage"]["student"]["real_views"]
-    scene = run.data().scene
-    pseudo = read_views(run.input("pseudo"), width=scene.train.camera.width)
-    learned = Split.cat([pseudo, scene.train] if real_views else [pseudo])
+    scene = with_pseudo_views(run.data().scene, run.input("pseudo"), real_views)
     options = {key: run.config["data"][key] for key in ("sampling", "num_workers", "seed") if key in run.config["data"]}
-    return SceneDataModule(replace(scene, train=learned), **system.batches, **options)
+    return SceneDataModule(scene, **system.batches, **options)

@@ -1,0 +1,62 @@
+"""Stage narrow: a student with fewer channels."""
+
+from typing import Any
+
+from nelf.compression.structured import prune_channels
+from nelf.errors import UserError
+from nelf.pipeline.run import Run, write_json
+from nelf.pipeline.stages.prune import described, fine_tune
+from nelf.pipeline.stages.student import student_data
+from nelf.storage import load
+
+__all__ = ["check", "narrow"]
+
+
+def narrow(
+    run: Run,
+    *,
+    ratio: float = 0.5,
+    round_to: int = 8,
+    lr: float | None = None,
+    max_steps: int | None = None,
+    max_time: str | None = None,
+) -> dict[str, Any]:
+    """Remove channels of the student, and fine-tune what remains as the student was trained.
+
+    Writes ``narrow.safetensors`` and ``artifacts.json``.
+
+    Args:
+        run: the run to write into; its pseudo and student stages are done.
+        ratio: share of the channels to remove.
+        round_to: channels that remain are a multiple of it.
+        lr: learning rate; None for the student's own.
+        max_steps: optimizer steps; None for the Trainer's.
+        max_time: days:hours:minutes:seconds; None for the Trainer's.
+
+    Returns:
+        Metrics of the fine-tuning.
+
+    Raises:
+        ValueError: an option is out of range.
+        UserError: as ``nelf.pipeline.fit.fit``; a stage before is not done; the network cannot be narrowed.
+    """
+    folder, data = run.folder("narrow"), student_data(run, run.system())
+    data.seed += 1  # else it would see the views that the student began with
+    network = prune_channels(load(run.input("student")), ratio, round_to)
+    file = folder / "narrow.safetensors"
+    metrics = fine_tune(run, data, file, network, lr, [], max_steps=max_steps, max_time=max_time)
+    write_json(folder / "artifacts.json", [described(f"narrowed by {100 * ratio:.3g} %", file, metrics, "narrow")])
+    return metrics
+
+
+def check(run: Run) -> None:
+    """Refuse options that the stage would stumble over, before anything is trained.
+
+    Raises:
+        UserError: names the key and what is allowed.
+    """
+    options = run.config["stage"]["narrow"]
+    try:
+        prune_channels(run.system().network, options["ratio"], options["round_to"])
+    except ValueError as error:
+        raise UserError(f"stage.narrow.{error}") from error

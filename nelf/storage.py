@@ -29,7 +29,7 @@ from nelf.compression.quantization import activation_ranges, quantize_network
 from nelf.compression.storage import Scheme, pack, unpack
 from nelf.errors import UserError, atomic_path
 
-__all__ = ["differences", "load", "save"]
+__all__ = ["described", "differences", "load", "save"]
 
 _HOMES = ("nelf.fields", "nelf.lightfields")
 _TARGET = re.compile(r"(?:nelf\.(?:fields|lightfields)\.(?:\w+\.)?)?(\w+)")
@@ -85,7 +85,7 @@ def load(path: str | os.PathLike[str], network: nn.Module | None = None, device:
         weights that
             do not fit it (the names are given).
     """
-    file = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
+    file = _file(path)
     try:
         with safetensors.safe_open(file, framework="pt") as opened:
             header = opened.metadata() or {}
@@ -114,6 +114,30 @@ def load(path: str | os.PathLike[str], network: nn.Module | None = None, device:
         except ValueError as error:
             raise UserError(f"{file}: has ranges of activations that do not fit ({error}).") from None
     return network.to(device).eval()
+
+
+def described(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a file says of its network: ``_target_`` and the arguments of its constructor; empty where it says nothing.
+
+    Args:
+        path: as of ``load``.
+
+    Raises:
+        UserError: no such file, or not a whole safetensors file.
+    """
+    file = _file(path)
+    try:
+        with safetensors.safe_open(file, framework="pt") as opened:
+            config = json.loads((opened.metadata() or {}).get("config", "{}"))
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file; a trained stage has a model.safetensors.") from None
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise UserError(f"{file}: is not a whole safetensors file ({error}).") from None
+    return config if isinstance(config, dict) else {}
+
+
+def _file(path: str | os.PathLike[str]) -> Path:
+    return Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
 
 
 def _describe(file: Path, header: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:

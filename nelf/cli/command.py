@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -26,7 +26,8 @@ from nelf.cli.check import check_types, explain
 from nelf.cli.sweeps import first_job, shared_stages, swept_keys, write_table
 from nelf.errors import UserError, unwritable
 from nelf.pipeline.lock import is_first_process
-from nelf.pipeline.run import CHAIN, Run, check_stages, hash_of, write_yaml
+from nelf.pipeline.run import Run, check_stages, hash_of, write_yaml
+from nelf.pipeline.stage import declarations
 
 __all__ = ["build", "config", "distill", "main", "start", "train"]
 
@@ -123,7 +124,7 @@ def start(cfg: DictConfig) -> Run:
         raise UserError(f"{missing[0]}: is not set. Add {missing[0]}=VALUE to the command.")
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     if "stages" in plain:
-        check_stages(plain["stages"], {name: CHAIN[name] for name in CHAIN if name in plain["stage"]})
+        check_stages(plain["stages"], plain["stage"])
     check_types(plain)
     from nelf.pipeline.fit import (
         check_trainer,
@@ -136,9 +137,6 @@ def start(cfg: DictConfig) -> Run:
     if is_first_process():
         run.lock.refuse()  # at once, not when the scene is read
     run.check()
-    for name in plain.get("stages", ()):
-        stage = get_object(plain["stage"][name]["_target_"])
-        getattr(sys.modules[stage.__module__], "check", lambda run: None)(run)
     if is_first_process():
         try:
             run.open()
@@ -213,7 +211,9 @@ def _sweep(
     recalled: list[str],
 ) -> None:
     """Run what all jobs share once, then the jobs, then write their table."""
-    common = shared_stages(list(first.stages), swept) if "stages" in first else []
+    common = []
+    if "stages" in first:
+        common = shared_stages(list(first.stages), swept, declarations(OmegaConf.to_container(first.stage)))  # type: ignore[arg-type]
     if common:
         print(f"sweep: {', '.join(common)} first, for all jobs", flush=True)
         fixed = [text for text in overrides if _key(text) not in {*swept, "stages", "sweep"}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from hydra.core.override_parser.types import Glob
 from omegaconf import DictConfig
 
 from nelf.errors import atomic_path
-from nelf.pipeline.run import CHAIN, read_json, read_yaml
+from nelf.pipeline.run import read_json, read_yaml
+from nelf.pipeline.stage import Declaration
 
 __all__ = ["first_job", "shared_stages", "swept_keys", "write_table"]
 
@@ -57,13 +59,22 @@ def swept_keys(overrides: list[str], cfg: DictConfig) -> list[str]:
     return [*own, *(str(key) for key in preset)]
 
 
-def shared_stages(stages: list[str], swept: list[str]) -> list[str]:
+def shared_stages(stages: list[str], swept: list[str], chain: Mapping[str, Declaration]) -> list[str]:
     """Those leading stages that no swept key concerns; one run of them serves all jobs.
 
+    Args:
+        stages: of the command, in order.
+        swept: the keys that have several values.
+        chain: what the stages declare.
+
     Example:
-        >>> shared_stages(["teacher", "pseudo", "student", "report"], ["model.width"])
-        ['teacher', 'pseudo']
-        >>> shared_stages(["teacher", "student"], ["experiment"])
+        >>> chain = {
+        ...     "teacher": Declaration(("data", "teacher")),
+        ...     "student": Declaration(("data", "model"), inputs=("teacher",)),
+        ... }
+        >>> shared_stages(["teacher", "student"], ["model.width"], chain)
+        ['teacher']
+        >>> shared_stages(["teacher", "student"], ["experiment"], chain)
         []
     """
 
@@ -71,11 +82,11 @@ def shared_stages(stages: list[str], swept: list[str]) -> list[str]:
         section = key.replace("/", ".").split("@")[0]
         if section.startswith("stage."):
             return section.split(".")[1] == name
-        return section.split(".")[0] in (*CHAIN[name].sections, "experiment", "stage")
+        return section.split(".")[0] in (*chain[name].sections, "experiment", "stage")
 
     return list(
         itertools.takewhile(
-            lambda name: name in CHAIN and name != "report" and not any(concerns(key, name) for key in swept),
+            lambda name: name in chain and name != "report" and not any(concerns(key, name) for key in swept),
             stages,
         )
     )

@@ -57,8 +57,9 @@ class LightField(nn.Module):
     window: Mapping[str, int] | None = None
     #: How many controls, such as the time, it takes beside each ray.
     controls: int = 0
-    #: Whether rendering may compute in bfloat16 where the processor multiplies it.
-    low_precision = True
+    #: Whether rendering may compute in bfloat16 where the processor multiplies it: layers that are converted to it then
+    #: get inputs that the class converts.
+    low_precision = False
 
     near: Tensor
     far: Tensor

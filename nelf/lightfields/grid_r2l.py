@@ -84,6 +84,7 @@ class GridR2L(LightField):
 
     stride = 1
     encoded = "features"
+    low_precision = True
     background: Tensor
 
     def __init__(

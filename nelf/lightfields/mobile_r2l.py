@@ -148,6 +148,7 @@ class MobileR2L(LightField):
     """
 
     encoded = "points"
+    low_precision = True
 
     def __init__(
         self,

@@ -20,45 +20,23 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
 import nelf
 from nelf.errors import UserError, atomic_path, did_you_mean, lies_in, remove_leftovers
 from nelf.pipeline.lock import Lock, is_first_process
+from nelf.pipeline.stage import Declaration, declarations
 
-__all__ = ["CHAIN", "PLACES", "Link", "Run", "peak_memory", "read_artifacts", "read_json", "write_json", "write_yaml"]
+__all__ = ["PLACES", "Run", "peak_memory", "read_artifacts", "read_json", "write_json", "write_yaml"]
 
 
 #: Arguments of callbacks and loggers that say where to write; where they are null, the run says it.
 PLACES = ("dirpath", "save_dir")
 
-
-# How a training draws its batches: nothing to those that only look at the scene.
-_BATCHES = ("sampling",)
-
-
-class Link(NamedTuple):
-    """What a stage depends on: sections of the configuration, and stages before it."""
-
-    sections: tuple[str, ...]
-    inputs: tuple[str, ...] = ()
-    optional: tuple[str, ...] = ()  # of these it takes what is there; one of them, if it has no other input
-    without: tuple[str, ...] = ()  # keys of the section data that it does not look at
-
-
-CHAIN = {
-    "teacher": Link(("data", "teacher", "trainer", "seed")),
-    "pseudo": Link(("data", "seed"), ("teacher",), without=_BATCHES),
-    "student": Link(("data", "model", "system", "trainer", "seed"), ("pseudo",)),
-    "prune": Link(("data", "model", "system", "trainer", "seed"), ("pseudo", "student")),
-    "narrow": Link(("data", "model", "system", "trainer", "seed"), ("pseudo", "student")),
-    "quantize": Link(("data", "model", "system", "trainer", "seed"), ("pseudo", "student")),
-    "export": Link(("data",), ("pseudo", "student"), ("prune", "narrow", "quantize"), without=_BATCHES),
-    "report": Link(("data",), (), ("prune", "narrow", "quantize", "export", "teacher", "student"), without=_BATCHES),
-}
 
 #: When this process began: what is older, and not whole, nobody is writing any more.
 _BEGIN = time.time()
@@ -107,6 +85,11 @@ class Run:
 
     # ------------------------------------------------------------------------------------- what it is made of
 
+    @cached_property
+    def chain(self) -> dict[str, Declaration]:
+        """What each stage of the configuration declares, in their order."""
+        return declarations(self.config.get("stage", {}))
+
     def data(self, system: Any = None) -> Any:
         """The scene's datamodule, once; a run directory belongs to one scene.
 
@@ -133,6 +116,28 @@ class Run:
         """What describes the network of ``system(name)``; it travels with the weights."""
         part = self.config["teacher"] if name == "teacher" else self.config
         return dict(part["model"])
+
+    def load(self, path: Path, name: str = "student", device: str = "cpu") -> Any:
+        """Load a network of this run: its class is that of the configuration, the rest is in the file.
+
+        Args:
+            path: the file, or the folder of its stage.
+            name: whose network it is, ``teacher`` or ``student``.
+            device: where to put it.
+
+        Returns:
+            The network, in evaluation mode.
+
+        Raises:
+            UserError: as ``nelf.storage.load``.
+        """
+        from nelf.storage import described, load
+
+        own = self.model_config(name)["_target_"]
+        stated = described(path)
+        # Somebody's own class: the command line names it, and the file only confirms it.
+        foreign = stated.get("_target_") == own and not own.startswith("nelf.")
+        return load(path, self.build(stated) if foreign else None, device)
 
     def _check_scene(self, data: Any) -> None:
         """Compare the scene with the one that was noted here."""
@@ -179,9 +184,6 @@ class Run:
             _ = data.scene
             self._check_network("student")
             return
-        views = self.config["stage"].get("pseudo", {}).get("views", 1)
-        if views < 1:
-            raise UserError(f"stage.pseudo.views: is {views}; allowed: 1 or more.")
         for place, name in enumerate(stages):
             previous = read_yaml(self.folder(name) / "config.yaml")
             if previous is not None:
@@ -191,6 +193,10 @@ class Run:
             _ = data.scene  # read it, with whatever is wrong with it
             for name in {"teacher", "student"} & set(stages):
                 self._check_network(name)
+        for name in stages:
+            check = self.chain[name].check
+            if check is not None:
+                check(self)
 
     def _check_network(self, name: str) -> None:
         """Build a network, and let its class refuse what it does not take."""
@@ -202,7 +208,7 @@ class Run:
         """Run one stage, or what is left of it.
 
         Args:
-            name: one of ``CHAIN``.
+            name: one of ``chain``.
             stage: the function of that stage, its options bound.
 
         Returns:
@@ -274,7 +280,7 @@ class Run:
         """
         folder = self.find(name)
         if folder is None:
-            chain = ",".join(stage for stage in CHAIN if stage in (name, needed_by))
+            chain = ",".join(stage for stage in self.chain if stage in (name, needed_by))
             raise UserError(f"{self.root}: stage {name} is not done, and is needed here. Add it: stages=[{chain}].")
         return folder
 
@@ -299,7 +305,7 @@ class Run:
 
     def _check_inputs(self, name: str, before: Sequence[str] = ()) -> None:
         """Refuse to begin where a stage is missing, and is not among those that will be done before."""
-        link = CHAIN[name]
+        link = self.chain[name]
         needed = link.inputs or link.optional
         missing = [one for one in needed if one not in before and self.find(one) is None]
         if missing and (link.inputs or len(missing) == len(needed)):
@@ -312,17 +318,18 @@ class Run:
 
     def _settings(self, name: str) -> dict[str, Any]:
         """All that the stage's result depends on, as it stands in the stage's config.yaml."""
-        sections = {key: self.config[key] for key in CHAIN[name].sections if key in self.config}
+        sections = {key: self.config[key] for key in self.chain[name].sections if key in self.config}
         if "trainer" in sections:
             sections["trainer"] = {key: sections["trainer"].get(key) for key in _TRAINER_KEYS}
-        left_out = {*_DATA_PLACES, *CHAIN[name].without}
+        left_out = {*_DATA_PLACES, *self.chain[name].without}
         sections["data"] = {key: value for key, value in sections["data"].items() if key not in left_out}
         settings = {"stage": self.config["stage"][name], **sections, "inputs": self._marks(name)}
         return json.loads(json.dumps(settings))
 
     def _marks(self, name: str) -> dict[str, str]:
         """The mark of each input that is done."""
-        found = {needed: self.find(needed) for needed in (*CHAIN[name].inputs, *CHAIN[name].optional)}
+        link = self.chain[name]
+        found = {needed: self.find(needed) for needed in (*link.inputs, *link.optional)}
         return {
             needed: (read_json(folder / "done.json") or {}).get("mark", "")
             for needed, folder in found.items()
@@ -375,7 +382,8 @@ def refuse_other_architecture(folder: Path, previous: dict[str, Any], settings: 
 
 def _place(data: Any) -> str:
     """Where a datamodule's scene lies."""
-    return str(Path(data.root).resolve())
+    root = getattr(data, "root", None)
+    return "" if root is None else str(Path(root).resolve())
 
 
 def _dig(settings: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:

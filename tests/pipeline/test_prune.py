@@ -22,6 +22,7 @@ from nelf.compression.pruning import choose_weights, compressed_bytes, sparsitie
 from nelf.errors import UserError
 from nelf.lightfields import GridR2L
 from nelf.pipeline.run import Run, read_json, write_json, write_yaml
+from nelf.pipeline.stage import declarations
 from nelf.pipeline.stages.narrow import check as check_narrow
 from nelf.pipeline.stages.prune import check
 from nelf.systems import Student
@@ -213,8 +214,9 @@ def test_the_presets_pass_their_own_check(tiny_scene: Path, tmp_path: Path) -> N
 
 def test_a_sweep_over_the_amount_shares_what_is_before_and_shows_every_round(tmp_path: Path) -> None:
     chain = ["teacher", "pseudo", "student", "prune", "report"]
-    assert shared_stages(chain, ["stage.prune.amount"]) == ["teacher", "pseudo", "student"]
-    assert shared_stages(chain, ["stage.report.frames"]) == ["teacher", "pseudo", "student", "prune"]
+    declared = declarations(OmegaConf.to_container(nelf.config("distill").stage))  # type: ignore[arg-type]
+    assert shared_stages(chain, ["stage.prune.amount"], declared) == ["teacher", "pseudo", "student"]
+    assert shared_stages(chain, ["stage.report.frames"], declared) == ["teacher", "pseudo", "student", "prune"]
     for amount in ("0.3", "0.5"):
         job = tmp_path / f"stage.prune.amount={amount}"
         write_yaml(job / "overrides.yaml", ["data=demo", f"stage.prune.amount={amount}"])

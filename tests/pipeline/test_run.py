@@ -16,6 +16,7 @@ from nelf.pipeline.run import Run, read_artifacts, read_json, write_json
 
 ROOT = Path(__file__).parents[2]
 SCENE = SimpleNamespace(name="sphere", digest="abc")
+ALL = ["teacher", "pseudo", "student", "report"]
 
 
 def config(**changes: Any) -> dict[str, Any]:
@@ -25,13 +26,16 @@ def config(**changes: Any) -> dict[str, Any]:
         "model": {"width": 32},
         "system": {"lr": 1e-3},
         "trainer": {"max_steps": 5, "accelerator": "cpu"},
-        "stage": {name: {} for name in ("teacher", "pseudo", "student", "report")},
+        "stage": {name: {} for name in ALL},
         "stages": ["teacher", "pseudo", "student", "report"],
         "seed": 0,
     }
     for key, value in changes.items():
         section, _, name = key.rpartition("__")
         (plain[section] if section else plain)[name] = value
+    plain["stage"] = {
+        name: {"_target_": f"nelf.pipeline.stages.{name}.{name}", **options} for name, options in plain["stage"].items()
+    }
     return plain
 
 
@@ -63,9 +67,6 @@ class Chain:
 @pytest.fixture
 def chain(tmp_path) -> Chain:
     return Chain(tmp_path / "run")
-
-
-ALL = ["teacher", "pseudo", "student", "report"]
 
 
 def test_a_finished_chain_is_skipped(chain) -> None:

@@ -27,9 +27,9 @@ from nelf.export.volume import Dtype, choose_dtype, rounded, write_volume
 from nelf.interop.mobile_r2l import check_original, save_tar
 from nelf.lightfields import LightField
 from nelf.pipeline.run import Run, read_artifacts, write_json
+from nelf.pipeline.stage import BATCHES, stage
 from nelf.pipeline.stages.journal import Journal
 from nelf.report.evaluation import evaluate
-from nelf.storage import load as load_weights
 from nelf.storage import save
 from nelf.viewer.static import write as write_viewer
 from nelf.viewer.web_runtime import runtime_folder
@@ -40,6 +40,40 @@ _CHECKED = 3  # views that each 32-bit file draws once more, from the finished b
 PRECISIONS = ("fp32", "fp16", "int8 dynamic", "int8 static", "int8 QAT")
 
 
+def check(run: Run) -> None:
+    """Refuse options that the stage would stumble over, before anything is trained.
+
+    Raises:
+        UserError: names the key and what is allowed.
+    """
+    options = run.config["stage"]["export"]
+    for key, allowed in (("inputs", tuple(KINDS)), ("precisions", PRECISIONS)):
+        for word in options[key] or ():
+            if word not in allowed:
+                words = ", ".join(allowed)
+                hint = did_you_mean(word, allowed)
+                raise UserError(f"stage.export.{key}: there is no {word!r}; allowed: {words}.{hint}")
+    for kind in options["inputs"] or ():
+        check_kind(run.system().network, kind)
+    if options["tar"]:
+        check_original(run.system().network)
+    if options["executorch"]:
+        executorch_installed()
+    if options["coreml"]:
+        coreml_installed()
+    if options["viewer"]:
+        runtime_folder()
+    if options["calibration_views"] < 1:
+        raise UserError(f"stage.export.calibration_views: is {options['calibration_views']}; allowed: 1 or more.")
+
+
+@stage(
+    sections=("data",),
+    inputs=("pseudo", "student"),
+    optional=("prune", "narrow", "quantize"),
+    without=BATCHES,
+    check=check,
+)
 def export(
     run: Run,
     *,
@@ -81,7 +115,7 @@ def export(
     """
     check(run)
     folder, scene = run.folder("export"), run.data().scene
-    student: LightField = load_weights(run.input("student"))
+    student: LightField = run.load(run.input("student"))
     save(student, folder / "model.safetensors", run.model_config(), scene.digest)
     if tar:
         save_tar(student, folder / "model.tar")
@@ -93,14 +127,16 @@ def export(
     views = _pseudo_cameras(run, calibration_views)
     feeds = cache(lambda: window_feeds(exact(bundle.drawn["model.onnx"]), kinds[0], views))
     quantized = _artifacts(run, "quantize")
-    ranges = _ranges(quantized.get("int8 static"))
+    ranges = _ranges(run.load(quantized["int8 static"])) if "int8 static" in quantized else None
     makers: dict[str, Callable[[Path], Path]] = {
         "fp16": partial(half_weights, model),
         "int8 dynamic": partial(quantize_dynamic, model),
         "int8 static": lambda out: quantize_static(model, out, feeds(), ranges),
     }
     if "int8 QAT" in quantized:
-        makers["int8 QAT"] = lambda out: _export_trained(quantized["int8 QAT"], bundle, kinds[0], feeds(), out)
+        makers["int8 QAT"] = lambda out: _export_trained(
+            run.load(quantized["int8 QAT"]), bundle, kinds[0], feeds(), out
+        )
     for precision in [each for each in precisions if each in makers]:
         path = folder / f"model_{precision.replace(' ', '_').lower()}.onnx"
         bundle.derive(precision, path, precision, makers[precision])
@@ -115,7 +151,7 @@ def export(
         mlpackage(student, folder / "model.mlpackage", views[0], kinds[0])
         journal.note("coreml", True, ["model.mlpackage"])
     for name, file in (_artifacts(run, "prune") | _artifacts(run, "narrow")).items():
-        bundle.add(name, load_weights(file), kinds[0], file.stem)
+        bundle.add(name, run.load(file), kinds[0], file.stem)
 
     write_bundle(folder, scene, student, bundle.entries)  # without figures: what is measured is read from it
     bundle.measure()
@@ -240,46 +276,17 @@ def check_drawn(model: ExportedLightField, network: LightField, cameras: Camera,
                 )
 
 
-def _export_trained(file: Path, bundle: _Bundle, kind: str, feeds: list[dict[str, Any]], out: Path) -> Path:
+def _export_trained(network: LightField, bundle: _Bundle, kind: str, feeds: list[dict[str, Any]], out: Path) -> Path:
     """Write what quantization-aware training left, with the ranges that it learned."""
     with TemporaryDirectory() as temporary:
         dense = Path(temporary) / "dense.onnx"
-        bundle.graph(load_weights(file), dense, kind)
-        return quantize_static(dense, out, feeds, _ranges(file))
+        bundle.graph(network, dense, kind)
+        return quantize_static(dense, out, feeds, _ranges(network))
 
 
-def check(run: Run) -> None:
-    """Refuse options that the stage would stumble over, before anything is trained.
-
-    Raises:
-        UserError: names the key and what is allowed.
-    """
-    options = run.config["stage"]["export"]
-    for key, allowed in (("inputs", tuple(KINDS)), ("precisions", PRECISIONS)):
-        for word in options[key] or ():
-            if word not in allowed:
-                words = ", ".join(allowed)
-                hint = did_you_mean(word, allowed)
-                raise UserError(f"stage.export.{key}: there is no {word!r}; allowed: {words}.{hint}")
-    for kind in options["inputs"] or ():
-        check_kind(run.system().network, kind)
-    if options["tar"]:
-        check_original(run.system().network)
-    if options["executorch"]:
-        executorch_installed()
-    if options["coreml"]:
-        coreml_installed()
-    if options["viewer"]:
-        runtime_folder()
-    if options["calibration_views"] < 1:
-        raise UserError(f"stage.export.calibration_views: is {options['calibration_views']}; allowed: 1 or more.")
-
-
-def _ranges(file: Path | None) -> Ranges | None:
-    """The ranges of activations in a file of stage quantize; None where there is none."""
-    if file is None:
-        return None
-    ranges = activation_ranges(load_weights(file))
+def _ranges(network: LightField) -> Ranges:
+    """The ranges of activations of a network of stage quantize."""
+    ranges = activation_ranges(network)
     assert ranges != "dynamic"
     return ranges
 

@@ -5,13 +5,27 @@ from typing import Any
 from nelf.compression.structured import prune_channels
 from nelf.errors import UserError
 from nelf.pipeline.run import Run, write_json
+from nelf.pipeline.stage import stage
 from nelf.pipeline.stages.prune import described, fine_tune
 from nelf.pipeline.stages.student import student_data
-from nelf.storage import load
 
 __all__ = ["check", "narrow"]
 
 
+def check(run: Run) -> None:
+    """Refuse options that the stage would stumble over, before anything is trained.
+
+    Raises:
+        UserError: names the key and what is allowed.
+    """
+    options = run.config["stage"]["narrow"]
+    try:
+        prune_channels(run.system().network, options["ratio"], options["round_to"])
+    except ValueError as error:
+        raise UserError(f"stage.narrow.{error}") from error
+
+
+@stage(sections=("data", "model", "system", "trainer", "seed"), inputs=("pseudo", "student"), check=check)
 def narrow(
     run: Run,
     *,
@@ -42,21 +56,8 @@ def narrow(
     """
     folder, data = run.folder("narrow"), student_data(run, run.system())
     data.seed += 1  # else it would see the views that the student began with
-    network = prune_channels(load(run.input("student")), ratio, round_to)
+    network = prune_channels(run.load(run.input("student")), ratio, round_to)
     file = folder / "narrow.safetensors"
     metrics = fine_tune(run, data, file, network, lr, [], max_steps=max_steps, max_time=max_time)
     write_json(folder / "artifacts.json", [described(f"narrowed by {100 * ratio:.3g} %", file, metrics, "narrow")])
     return metrics
-
-
-def check(run: Run) -> None:
-    """Refuse options that the stage would stumble over, before anything is trained.
-
-    Raises:
-        UserError: names the key and what is allowed.
-    """
-    options = run.config["stage"]["narrow"]
-    try:
-        prune_channels(run.system().network, options["ratio"], options["round_to"])
-    except ValueError as error:
-        raise UserError(f"stage.narrow.{error}") from error

@@ -11,13 +11,28 @@ from nelf.compression.pruning import choose_weights, compressed_bytes, sparsitie
 from nelf.errors import UserError, atomic_path
 from nelf.pipeline.fit import fit
 from nelf.pipeline.run import Run, read_json, write_json
+from nelf.pipeline.stage import stage
 from nelf.pipeline.stages.student import student_data
 from nelf.report.plots import sparsity_svg
-from nelf.storage import load
 
 __all__ = ["check", "described", "fine_tune", "prune"]
 
 
+def check(run: Run) -> None:
+    """Refuse options that the stage would stumble over, before anything is trained.
+
+    Raises:
+        UserError: names the key and what is allowed.
+    """
+    options, network = run.config["stage"]["prune"], run.system().network
+    try:
+        IterativePruning(options["amount"], options["rounds"], None, options["lr"], schedule=options["schedule"])
+        choose_weights(network, options["layers"])
+    except ValueError as error:
+        raise UserError(f"stage.prune.{error}") from error
+
+
+@stage(sections=("data", "model", "system", "trainer", "seed"), inputs=("pseudo", "student"), check=check)
 def prune(
     run: Run,
     *,
@@ -56,35 +71,21 @@ def prune(
     folder, student = run.folder("prune"), run.input("student")
     data = student_data(run, run.system())
     dense = read_json(student / "metrics.json") or {}
-    results = [{"round": 0, "val/psnr": dense.get("val/psnr"), **_sparsity(student, layers)}]
+    results = [{"round": 0, "val/psnr": dense.get("val/psnr"), **_sparsity(run, student, layers)}]
     artifacts = []
     file = student
     for number in range(1, rounds + 1):
         share = sparsity_after(number, rounds, amount, schedule)
-        network, file = load(file), folder / f"round_{number}.safetensors"
+        network, file = run.load(file), folder / f"round_{number}.safetensors"
         masks = IterativePruning(share, rounds=1, steps=None, lr=None, layers=layers)
         data.seed += 1  # else each round would see the views that the student began with
         tuned = fine_tune(run, data, file, network, lr, [masks], max_steps=max_steps, max_time=max_time)
-        results.append({"round": number, "val/psnr": None, **tuned, **_sparsity(file, layers)})
+        results.append({"round": number, "val/psnr": None, **tuned, **_sparsity(run, file, layers)})
         artifacts.append(described(f"pruned {100 * share:.3g} %", file, results[-1]))
     write_json(folder / "artifacts.json", artifacts)
     with atomic_path(folder / "pruning.svg") as partial:
         partial.write_text(sparsity_svg([(each["sparsity"], each["val/psnr"]) for each in results]), encoding="utf-8")
     return {"sparsity": results[-1]["sparsity"], "val/psnr": results[-1]["val/psnr"], "rounds": results}
-
-
-def check(run: Run) -> None:
-    """Refuse options that the stage would stumble over, before anything is trained.
-
-    Raises:
-        UserError: names the key and what is allowed.
-    """
-    options, network = run.config["stage"]["prune"], run.system().network
-    try:
-        IterativePruning(options["amount"], options["rounds"], None, options["lr"], schedule=options["schedule"])
-        choose_weights(network, options["layers"])
-    except ValueError as error:
-        raise UserError(f"stage.prune.{error}") from error
 
 
 def fine_tune(
@@ -127,9 +128,9 @@ def fine_tune(
     return metrics
 
 
-def _sparsity(file: Path, layers: Sequence[str]) -> dict[str, Any]:
+def _sparsity(run: Run, file: Path, layers: Sequence[str]) -> dict[str, Any]:
     """Sparsity of the chosen weights of a file, all and each."""
-    each = sparsities(choose_weights(load(file), layers))
+    each = sparsities(choose_weights(run.load(file), layers))
     return {"sparsity": each.pop("total"), "layers": each}
 
 

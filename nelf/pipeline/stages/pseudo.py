@@ -12,16 +12,29 @@ from nelf.cameras import Camera
 from nelf.data import Scene, SceneWriter
 from nelf.data.images import progress_bar
 from nelf.data.writer import stated
+from nelf.errors import UserError
 from nelf.paths import random_like, random_mobile_r2l, random_r2l
 from nelf.pipeline.fit import device
 from nelf.pipeline.run import Run
+from nelf.pipeline.stage import BATCHES, stage
 from nelf.rendering import Renderable, Rendering
 from nelf.scene import background_color
-from nelf.storage import load
 
-__all__ = ["pseudo", "random_cameras", "write_views"]
+__all__ = ["check", "pseudo", "random_cameras", "write_views"]
 
 
+def check(run: Run) -> None:
+    """Refuse to render no views.
+
+    Raises:
+        UserError: names the key and what is allowed.
+    """
+    views = run.config["stage"]["pseudo"]["views"]
+    if views < 1:
+        raise UserError(f"stage.pseudo.views: is {views}; allowed: 1 or more.")
+
+
+@stage(sections=("data", "seed"), inputs=("teacher",), without=BATCHES, check=check)
 def pseudo(
     run: Run,
     *,
@@ -43,7 +56,7 @@ def pseudo(
     """
     scene = run.data().scene
     cameras = random_cameras(scene, views, poses, run.config.get("seed", 0))
-    network = load(run.input("teacher"), device=device(run))
+    network = run.load(run.input("teacher"), "teacher", device(run))
     root = write_views(network, cameras, run.folder("pseudo"), scene)
     return {"views": views, "bytes": sum(path.stat().st_size for path in (root / "train").glob("*.png"))}
 

@@ -16,15 +16,17 @@ from nelf.errors import UserError
 from nelf.metrics import psnr
 from nelf.pipeline.fit import device, fit
 from nelf.pipeline.run import Run, write_json
+from nelf.pipeline.stage import stage
 from nelf.pipeline.stages.student import student_data
 from nelf.rendering import Renderable
-from nelf.storage import load, save
+from nelf.storage import save
 
 __all__ = ["quantize"]
 
 _VALIDATION_VIEWS = 8
 
 
+@stage(sections=("data", "model", "system", "trainer", "seed"), inputs=("pseudo", "student"))
 def quantize(
     run: Run,
     *,
@@ -55,7 +57,7 @@ def quantize(
     if views < 1:
         raise UserError(f"stage.quantize.views: is {views}; calibration needs 1 or more.")
     folder, data = run.folder("quantize"), student_data(run, run.system())
-    student = load(run.input("student"), device=device(run))
+    student = run.load(run.input("student"), device=device(run))
     chosen = np.linspace(0, len(data.scene.train) - 1, min(views, len(data.scene.train))).round().astype(int)
     folded = fold_batch_norm(student)
     ranges = calibrate(folded, (data.scene.train.camera[index] for index in chosen.tolist()), method)
@@ -77,7 +79,7 @@ def quantize(
     for name, (network, scheme) in versions.items():
         file = f"{name.replace(' ', '_').lower()}.safetensors"
         save(network, folder / file, run.model_config(), digest, scheme)
-        found[name] = _mean_psnr(load(folder / file, device=device(run)), split, background)
+        found[name] = _mean_psnr(run.load(folder / file, device=device(run)), split, background)
         artifacts.append({"name": name, "file": file, "kind": "quantize", "precision": scheme, "val_psnr": found[name]})
         _show(name, folder / file, found)
     write_json(folder / "artifacts.json", artifacts)
@@ -116,7 +118,7 @@ def train_quantized(
     callback = QuantizationAwareTraining(ranges, freeze=0.0)
     folder = run.folder("quantize") / "qat"
     fit(run, folder, "student", data, max_steps=max_steps, max_time=max_time, system=system, callbacks=[callback])
-    return load(folder, device=device(run))  # type: ignore[no-any-return]
+    return run.load(folder, device=device(run))  # type: ignore[no-any-return]
 
 
 def _mean_psnr(model: Renderable, split: Split, background: str) -> float:

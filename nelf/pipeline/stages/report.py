@@ -28,10 +28,10 @@ from nelf.lightfields import LightField
 from nelf.paths import orbit
 from nelf.pipeline.fit import device
 from nelf.pipeline.run import Run, peak_memory, read_artifacts, read_json, reset_peak_memory
+from nelf.pipeline.stage import BATCHES, EVERYTHING, stage
 from nelf.rendering import Renderable
 from nelf.report.evaluation import evaluate, latencies, orbit_video
 from nelf.report.page import comparisons, write_report
-from nelf.storage import load
 
 __all__ = ["Artifact", "artifacts", "orbit_cameras", "report", "row"]
 
@@ -45,6 +45,7 @@ class Artifact(NamedTuple):
     known: Mapping[str, Any]
 
 
+@stage(sections=("data",), optional=EVERYTHING, without=BATCHES)
 def report(run: Run, *, frames: int = 60) -> dict[str, Any]:
     """Evaluate all models whose stages are done, and write ``report.json``, ``report.md`` and ``report.html``.
 
@@ -101,7 +102,8 @@ def artifacts(run: Run) -> list[Artifact]:
         run: whose directory is searched.
 
     Returns:
-        Teacher and student; the student made ready for inference; then what pruning, quantization and export wrote.
+        Teacher and student; the student made ready for inference; then what the other stages list in their
+        ``artifacts.json``.
 
     Raises:
         UserError: a file is missing or damaged.
@@ -121,17 +123,17 @@ def artifacts(run: Run) -> list[Artifact]:
         file, training = folder / "model.safetensors", read_json(folder / "metrics.json") or {}
         peak = training.get("peak_memory_bytes", 0) / 1e6
         known = {"train_seconds": training.get("seconds"), "peak_memory_mb": peak}
-        network = add(name, file, partial(load, file, device=place), known)
+        network = add(name, file, partial(run.load, file, name, place), known)
         if isinstance(network, LightField):
             fast = optimize_for_inference(network)
             add("student, optimized", file, partial(getattr, fast, "network"), {"changes": ", ".join(fast.changes)})
-    for stage in ("prune", "narrow", "quantize", "export"):
-        folder = run.current(stage)
+    for name in (each for each in run.chain if each not in ("teacher", "student", "report")):
+        folder = run.current(name)
         for each in read_artifacts(folder) if folder else []:
             file = folder / each["file"]  # type: ignore[operator]
             known = {key: each[key] for key in ("kind", "bytes", "sparsity", "max_abs_error") if key in each}
             exported = file.suffix != ".safetensors"
-            make = partial(nelf.export.load, file) if exported else partial(load, file, device=place)
+            make = partial(nelf.export.load, file) if exported else partial(run.load, file, device=place)
             add(each["name"], file, make, known)
     return found
 

@@ -6,12 +6,13 @@ from typing import Any
 from nelf.data import SceneDataModule, with_pseudo_views
 from nelf.pipeline.fit import device, fit
 from nelf.pipeline.run import Run
-from nelf.storage import load
+from nelf.pipeline.stage import stage
 from nelf.systems.system import System
 
 __all__ = ["student", "student_data"]
 
 
+@stage(sections=("data", "model", "system", "trainer", "seed"), inputs=("pseudo",))
 def student(
     run: Run,
     *,
@@ -55,7 +56,7 @@ def student(
 def _start_from_teacher(run: Run, data: SceneDataModule, system: System) -> None:
     """Give a new network what the teacher knows of the scene, if there is a teacher that can be asked."""
     folder = run.find("teacher")
-    teacher = None if folder is None else load(folder, device=device(run))
+    teacher = None if folder is None else run.load(folder, "teacher", device(run))
     if hasattr(teacher, "sigma"):
         scene = data.scene
         system.network.to(device(run)).prepare(scene.geometry, scene.train.silhouettes(), teacher)

@@ -4,10 +4,12 @@ from typing import Any
 
 from nelf.pipeline.fit import fit
 from nelf.pipeline.run import Run
+from nelf.pipeline.stage import stage
 
 __all__ = ["teacher"]
 
 
+@stage(sections=("data", "teacher", "trainer", "seed"))
 def teacher(run: Run, *, max_steps: int | None = None, max_time: str | None = None) -> dict[str, Any]:
     """Train the teacher.
 

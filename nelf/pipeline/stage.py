@@ -1,0 +1,106 @@
+"""What a stage declares beside its function; a stage of somebody's own does the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from nelf.errors import UserError
+
+if TYPE_CHECKING:
+    from nelf.pipeline.run import Run
+
+__all__ = ["BATCHES", "EVERYTHING", "Declaration", "declarations", "stage"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: Keys of the section data that say how a training draws its batches.
+BATCHES = ("sampling",)
+#: In place of names: a stage looks at whatever the others have left.
+EVERYTHING = ("*",)
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What the result of a stage depends on.
+
+    Attributes:
+        sections: of the configuration, beside the stage's own options.
+        inputs: stages that have to be done before.
+        optional: stages whose results it takes where they are; one of them, if it has no other input.
+        without: keys of the section data that it does not look at.
+        check: refuses a run's options before anything is written or trained.
+    """
+
+    sections: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    check: Callable[[Run], None] | None = None
+
+
+def stage(
+    *,
+    sections: tuple[str, ...] = (),
+    inputs: tuple[str, ...] = (),
+    optional: tuple[str, ...] = (),
+    without: tuple[str, ...] = (),
+    check: Callable[[Run], None] | None = None,
+) -> Callable[[F], F]:
+    """Declare a function ``(run, **options) -> metrics`` a stage; its arguments are those of ``Declaration``.
+
+    Args:
+        sections: see ``Declaration``, as all of them.
+        inputs: likewise.
+        optional: likewise.
+        without: likewise.
+        check: likewise.
+
+    Example:
+        >>> @stage(sections=("data",), inputs=("student",))
+        ... def measure(run, *, views=3):
+        ...     return {"views": views}
+        >>> measure.declaration.inputs
+        ('student',)
+    """
+
+    def declare(function: F) -> F:
+        function.declaration = Declaration(sections, inputs, optional, without, check)  # type: ignore[attr-defined]
+        return function
+
+    return declare
+
+
+def declarations(nodes: Mapping[str, Mapping[str, Any]]) -> dict[str, Declaration]:
+    """Look up what the stages of a configuration declare.
+
+    Args:
+        nodes: its section ``stage``: by name, a node with ``_target_``.
+
+    Returns:
+        By name, in the order of the nodes.
+
+    Raises:
+        UserError: a target is not a stage.
+    """
+    found = {}
+    for name, node in nodes.items():
+        module, _, function = str(node["_target_"]).rpartition(".")
+        declared = getattr(getattr(import_module(module), function, None), "declaration", None)
+        if not isinstance(declared, Declaration):
+            raise UserError(f"stage.{name}._target_: {node['_target_']} is not a stage; see nelf.pipeline.stage.stage.")
+        found[name] = declared
+    return {
+        name: declared
+        if declared.optional != EVERYTHING
+        else Declaration(
+            declared.sections,
+            declared.inputs,
+            tuple(other for other in found if other != name and found[other].optional != EVERYTHING),
+            declared.without,
+            declared.check,
+        )
+        for name, declared in found.items()
+    }

@@ -6,7 +6,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from nelf import cli
-from nelf.pipeline.run import Run, peak_memory, write_json
+from nelf.pipeline.documents import write_json
+from nelf.pipeline.memory import peak_memory
+from nelf.pipeline.run import Run
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:

@@ -25,8 +25,9 @@ from nelf.cli import remembered
 from nelf.cli.check import check_types, explain
 from nelf.cli.sweeps import first_job, shared_stages, swept_keys, write_table
 from nelf.errors import UserError, unwritable
+from nelf.pipeline.documents import hash_of, write_yaml
 from nelf.pipeline.lock import is_first_process
-from nelf.pipeline.run import Run, check_stages, hash_of, write_yaml
+from nelf.pipeline.run import Run, check_stages
 from nelf.pipeline.stage import declarations
 
 __all__ = ["build", "config", "distill", "main", "start", "train"]
@@ -37,7 +38,9 @@ CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
 _SCRIPTS = _HERE / "scripts" if (_HERE / "scripts").is_dir() else _HERE.parent
 
 #: Said anew in each command, never carried over from the last one.
-_FORGET = ("run", "stages", "sweep", "hydra")
+_FORGET = ("run", "base", "stages", "sweep", "hydra")
+#: What the name of a sweep's job need not say, unless it is swept.
+_UNNAMED = ("run", "base", "stages", "sweep", "trainer", "experiment", "data", "data.root")
 #: A choice in these groups decides the keys of these sections.
 _FOLLOWERS = {"data": ("data",), "model": ("model", "system"), "teacher": ("teacher",)}
 
@@ -133,7 +136,8 @@ def start(cfg: DictConfig) -> Run:
     check_trainer(plain["trainer"], plain.get("stage", {}), build)
     job = HydraConfig.initialized() and HydraConfig.get().mode is hydra.types.RunMode.MULTIRUN
     root = os.path.relpath(HydraConfig.get().runtime.output_dir) if job else plain["run"]
-    run = Run(root, plain, build, shared=plain["run"] if job else None)
+    shared = [*([plain["run"]] if job else []), *([plain["base"]] if plain.get("base") else [])]
+    run = Run(root, plain, build, shared)
     if is_first_process():
         run.lock.refuse()  # at once, not when the scene is read
     run.check()
@@ -174,12 +178,15 @@ def _main(command: str, task: Callable[[DictConfig], Any]) -> None:
         _run_hydra(command, task, [*flags, *overrides])
         return
     # Only these say which directory; the others may make sense only beside what is stored in it.
-    naming = [text for text in first_job(overrides) if _key(text) in ("run", "experiment", "sweep")]
-    place = _compose(command, naming, config_dir).run
-    kept = _recall(command, Path(place) / "overrides.yaml", overrides, config_dir)
-    if kept:
-        print(f"{place}: begun with {shlex.join(kept)}, which still holds", flush=True)
-        overrides = [*kept, *overrides]
+    typed = list(overrides)
+    naming = [text for text in first_job(overrides) if _key(text) in ("run", "experiment", "sweep", "base")]
+    named = _compose(command, naming, config_dir)
+    kept: list[str] = []
+    for place in filter(None, (named.run, named.get("base"))):
+        earlier = _recall(command, Path(place) / "overrides.yaml", overrides, config_dir)
+        if earlier:
+            print(f"{place}: begun with {shlex.join(earlier)}, which still holds", flush=True)
+            kept, overrides = [*earlier, *kept], [*earlier, *overrides]
     first = _compose(command, first_job(overrides), config_dir, hydra_too=True)
     if "run" not in map(_key, overrides):
         # A directory named by the time keeps this one name, in all jobs and processes, and after Ctrl-C.
@@ -189,6 +196,8 @@ def _main(command: str, task: Callable[[DictConfig], Any]) -> None:
     if "--multirun" not in flags and "-m" not in flags and not swept:
         _run_hydra(command, task, [*flags, *overrides])
         return
+    if not swept:  # a sweep of a single job: what was typed is what it is about
+        swept = [key for key in map(_key, typed) if key not in _UNNAMED]
     _sweep(command, task, flags, overrides, first, swept, [_key(text) for text in kept])
 
 
@@ -220,7 +229,7 @@ def _sweep(
         single = [flag for flag in flags if flag not in ("--multirun", "-m")]
         _run_hydra(command, task, [*single, *fixed, f"stages=[{','.join(common)}]"])
     # A run has one scene and one beginning; they need not stand in the names of its jobs.
-    unnamed = {"run", "stages", "sweep", "trainer", "experiment", "data.root", *recalled} - {*swept}
+    unnamed = {*_UNNAMED, *recalled} - {*swept}
     naming = f"hydra.job.config.override_dirname.exclude_keys=[{','.join(sorted(unnamed))}]"
     _run_hydra(command, task, [*flags, *overrides, naming])
     failed = write_table(Path(first.hydra.sweep.dir))

@@ -21,7 +21,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from nelf.errors import UserError
-from nelf.pipeline.run import PLACES, read_yaml
+from nelf.pipeline.documents import read_yaml
+from nelf.pipeline.run import PLACES
 
 __all__ = ["PATHS", "check", "read"]
 

@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Glob
 from omegaconf import DictConfig
 
 from nelf.errors import atomic_path
-from nelf.pipeline.run import read_json, read_yaml
+from nelf.pipeline.documents import read_json, read_yaml
 from nelf.pipeline.stage import Declaration
 
 __all__ = ["first_job", "shared_stages", "swept_keys", "write_table"]

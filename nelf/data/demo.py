@@ -28,8 +28,9 @@ from nelf import paths
 from nelf.cameras import Camera
 from nelf.data.images import progress_bar
 from nelf.data.shapes import bounds
+from nelf.data.solids import pack
 from nelf.data.stills import SCENES
-from nelf.data.tracer import Lights, pack, trace
+from nelf.data.tracer import Lights, trace
 from nelf.data.writer import SceneWriter
 from nelf.errors import UserError, atomic_path
 from nelf.scene import composite_background

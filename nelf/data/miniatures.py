@@ -8,7 +8,7 @@ import numpy as np
 
 from nelf.data import shapes as sh
 from nelf.data.shapes import Point, circle, matt, moved, ring, rod, scaled, solid
-from nelf.data.tracer import BOX, CONE, CYLINDER, SPHERE, Material, Solid
+from nelf.data.solids import BOX, CONE, CYLINDER, SPHERE, Material, Solid
 
 __all__ = ["bicycle", "chess", "village"]
 

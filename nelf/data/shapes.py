@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nelf.data.tracer import BOX, CONE, CYLINDER, SPHERE, TORUS, Material, Solid
+from nelf.data.solids import BOX, CONE, CYLINDER, SPHERE, TORUS, Material, Solid
 
 __all__ = ["along", "axes", "bounds", "circle", "matt", "moved", "ring", "rod", "scaled", "solid", "tilt"]
 
@@ -35,7 +35,7 @@ def solid(kind: int, center: Point, size: Point, material: Material, turn: float
     """A solid that stands upright.
 
     Args:
-        kind: one of those of ``nelf.data.tracer``.
+        kind: one of those of ``nelf.data.solids``.
         center: scene unit.
         size: see the kinds.
         material: its look.

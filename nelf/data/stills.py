@@ -13,7 +13,7 @@ import numpy as np
 from nelf.data import miniatures
 from nelf.data import shapes as sh
 from nelf.data.shapes import circle, matt, moved, ring, rod, scaled, solid
-from nelf.data.tracer import BOX, CONE, CYLINDER, SPHERE, TORUS, Material, Solid
+from nelf.data.solids import BOX, CONE, CYLINDER, SPHERE, TORUS, Material, Solid
 
 __all__ = ["SCENES", "Still"]
 

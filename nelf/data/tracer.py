@@ -15,66 +15,37 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nelf.data.solids import (
+    AXES,
+    BOUND,
+    BOX,
+    CENTER,
+    COLOR,
+    CONE,
+    CYLINDER,
+    GLOSS,
+    GROUP,
+    KIND,
+    METAL,
+    MIRROR,
+    PATTERN,
+    SCALE,
+    SECOND,
+    SHINE,
+    SIZE,
+    SKIP,
+    SPHERE,
+)
 from nelf.kernels.numba_tools import njit, prange
 
-__all__ = ["BOX", "CONE", "CYLINDER", "SPHERE", "TORUS", "Lights", "Material", "Solid", "pack", "trace"]
-
-SPHERE, BOX, CYLINDER, CONE, TORUS = range(5)
-"""Kinds of solids. Their ``size``: radius; half sides; radius, half height; likewise; a ring's two radii."""
+__all__ = ["Lights", "trace"]
 
 _jit = njit(cache=True, nogil=True, fastmath=True)
 _inline = njit(inline="always", fastmath=True)
 
-_KIND, _BOUND, _CENTER, _SIZE, _AXES = 0, 1, 2, 5, 8  # columns of the table of solids
-_COLOR, _SECOND, _PATTERN, _SCALE, _SHINE, _GLOSS, _MIRROR, _METAL, _SKIP = 17, 20, 23, 24, 25, 26, 27, 28, 29
-_GROUP = -1  # kind of a row that bounds those after it
-_FEW = 2  # solids that are not worth a bound
-
 _FAR = 1e9
 _LIFT = 1e-5
 _OCCLUSION_RANGE = 0.6
-
-
-class Material(NamedTuple):
-    """How a surface looks.
-
-    Attributes:
-        color: linear rgb in [0, 1].
-        second: linear rgb of the pattern's other color.
-        pattern: 0 none, 1 chequered across x and y, 2 rings along the local z axis.
-        scale: pattern's repeats per scene unit.
-        shine: strength of the sun's highlight.
-        gloss: its exponent; higher is smaller.
-        mirror: reflectance seen straight on; it rises to 1 at grazing angles for ``mirror`` above 0.
-        metal: whether reflections take the surface's color.
-    """
-
-    color: tuple[float, float, float]
-    second: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    pattern: int = 0
-    scale: float = 1.0
-    shine: float = 0.4
-    gloss: float = 60.0
-    mirror: float = 0.04
-    metal: bool = False
-
-
-class Solid(NamedTuple):
-    """One solid.
-
-    Attributes:
-        kind: ``SPHERE``, ``BOX``, ``CYLINDER``, ``CONE`` or ``TORUS``.
-        center: scene unit.
-        size: see the kinds.
-        material: its look.
-        axes: (3, 3) the local axes as rows in world space.
-    """
-
-    kind: int
-    center: np.ndarray
-    size: tuple[float, float, float]
-    material: Material
-    axes: np.ndarray
 
 
 class Lights(NamedTuple):
@@ -87,49 +58,6 @@ class Lights(NamedTuple):
 
     sun: np.ndarray
     sky: np.ndarray
-
-
-def pack(solids: list[Solid]) -> np.ndarray:
-    """Arrange solids as a table for ``trace``.
-
-    Args:
-        solids: N solids.
-
-    Returns:
-        (M, 30) float64: kind, bounding radius, center, size, axes, look, and the row to go on at where a ray misses the
-        bounding sphere. Before neighbors stands a row that bounds them all, so that most rays skip most rows. One
-        array, because every array that is handed to a compiled function costs more than the test of a sphere.
-    """
-    rows: list[list[float]] = []
-    _append(rows, [_row(solid) for solid in solids])
-    return np.array(rows, dtype=np.float64).reshape(-1, _SKIP + 1)
-
-
-def _row(solid: Solid) -> np.ndarray:
-    """All columns of a solid but the last."""
-    a, b, _ = solid.size
-    bound = {SPHERE: a, TORUS: a + b, BOX: float(np.linalg.norm(solid.size))}.get(solid.kind, float(np.hypot(a, b)))
-    m = solid.material
-    look = (*m.color, *m.second, m.pattern, m.scale, m.shine, m.gloss, m.mirror, m.metal)
-    return np.array([solid.kind, bound, *solid.center, *solid.size, *solid.axes.ravel(), *look], dtype=np.float64)
-
-
-def _append(rows: list[list[float]], group: list[np.ndarray]) -> None:
-    """Add rows of a table, split in half again and again across their longest side, each half after its bound."""
-    if len(group) <= _FEW:
-        for row in group:
-            rows.append([*row, len(rows) + 1])
-        return
-    centers = np.array([row[_CENTER:_SIZE] for row in group])
-    bounds = np.array([row[_BOUND] for row in group])
-    low, high = (centers - bounds[:, None]).min(axis=0), (centers + bounds[:, None]).max(axis=0)
-    middle = (low + high) / 2
-    place = len(rows)
-    rows.append([_GROUP, float((np.linalg.norm(centers - middle, axis=1) + bounds).max()), *middle])
-    order = np.argsort(centers[:, int(np.argmax(np.ptp(centers, axis=0)))], kind="stable")
-    for half in np.array_split(order, 2):
-        _append(rows, [group[index] for index in half])
-    rows[place] += [0.0] * (_SKIP - len(rows[place])) + [len(rows)]
 
 
 # ------------------------------------------------------------------------------------------------ vectors
@@ -173,13 +101,13 @@ def _three(table, i, k):  # type: ignore[no-untyped-def]
 
 @_inline
 def _to_local(solids, i, v):  # type: ignore[no-untyped-def]
-    x, y, z = _three(solids, i, _AXES), _three(solids, i, _AXES + 3), _three(solids, i, _AXES + 6)
+    x, y, z = _three(solids, i, AXES), _three(solids, i, AXES + 3), _three(solids, i, AXES + 6)
     return _dot(x, v), _dot(y, v), _dot(z, v)
 
 
 @_inline
 def _to_world(solids, i, v):  # type: ignore[no-untyped-def]
-    x, y, z = _three(solids, i, _AXES), _three(solids, i, _AXES + 3), _three(solids, i, _AXES + 6)
+    x, y, z = _three(solids, i, AXES), _three(solids, i, AXES + 3), _three(solids, i, AXES + 6)
     return _along(_along(_scaled(x, v[0]), v[1], y), v[2], z)
 
 
@@ -282,17 +210,17 @@ def _torus(o, d, ring, tube):  # type: ignore[no-untyped-def]
 @_inline
 def _near(solids, i, o, d, limit):  # type: ignore[no-untyped-def]
     """Whether a ray meets the bounding sphere of row ``i`` within ``limit``; most rays miss most of them."""
-    offset = _along(o, -1.0, _three(solids, i, _CENTER))
-    along, bound = -_dot(offset, d), solids[i, _BOUND]
+    offset = _along(o, -1.0, _three(solids, i, CENTER))
+    along, bound = -_dot(offset, d), solids[i, BOUND]
     return -bound < along < limit + bound and _dot(offset, offset) - along * along < bound * bound
 
 
 @_jit
 def _hit(solids, i, o, d):  # type: ignore[no-untyped-def]
     """Distance to solid ``i`` and the normal in its own axes; ``_FAR`` for a miss."""
-    offset = _along(o, -1.0, _three(solids, i, _CENTER))
-    local_o, local_d, kind = _to_local(solids, i, offset), _to_local(solids, i, d), solids[i, _KIND]
-    size = _three(solids, i, _SIZE)
+    offset = _along(o, -1.0, _three(solids, i, CENTER))
+    local_o, local_d, kind = _to_local(solids, i, offset), _to_local(solids, i, d), solids[i, KIND]
+    size = _three(solids, i, SIZE)
     if kind == SPHERE:
         return _sphere(local_o, local_d, size[0])
     if kind == BOX:
@@ -311,9 +239,9 @@ def _nearest(solids, o, d):  # type: ignore[no-untyped-def]
     i = 0
     while i < len(solids):
         if not _near(solids, i, o, d, nearest):
-            i = int(solids[i, _SKIP])
+            i = int(solids[i, SKIP])
             continue
-        if solids[i, _KIND] != _GROUP:
+        if solids[i, KIND] != GROUP:
             t, local = _hit(solids, i, o, d)
             if t < nearest:
                 nearest, which, normal = t, i, local
@@ -329,9 +257,9 @@ def _blocked(solids, o, d, limit):  # type: ignore[no-untyped-def]
     i = 0
     while i < len(solids):
         if not _near(solids, i, o, d, limit):
-            i = int(solids[i, _SKIP])
+            i = int(solids[i, SKIP])
             continue
-        if solids[i, _KIND] != _GROUP and _hit(solids, i, o, d)[0] < limit:
+        if solids[i, KIND] != GROUP and _hit(solids, i, o, d)[0] < limit:
             return True
         i += 1
     return False
@@ -353,9 +281,9 @@ def _sky(d, sun):  # type: ignore[no-untyped-def]
 @_jit
 def _surface(solids, i, p):  # type: ignore[no-untyped-def]
     """Color of solid ``i`` at world point ``p``: one of its two colors."""
-    color, second = _three(solids, i, _COLOR), _three(solids, i, _SECOND)
-    pattern, scale = solids[i, _PATTERN], solids[i, _SCALE]
-    local = _to_local(solids, i, _along(p, -1.0, _three(solids, i, _CENTER)))
+    color, second = _three(solids, i, COLOR), _three(solids, i, SECOND)
+    pattern, scale = solids[i, PATTERN], solids[i, SCALE]
+    local = _to_local(solids, i, _along(p, -1.0, _three(solids, i, CENTER)))
     if pattern == 1.0 and (int(np.floor(local[0] * scale)) + int(np.floor(local[1] * scale))) % 2:
         return second
     if pattern == 2.0 and int(np.floor(local[2] * scale)) % 2:
@@ -366,14 +294,14 @@ def _surface(solids, i, p):  # type: ignore[no-untyped-def]
 @_jit
 def _lit(solids, i, p, n, view, sun, ambient):  # type: ignore[no-untyped-def]
     """Light that leaves a point toward ``view`` without reflections."""
-    albedo, metal = _surface(solids, i, p), solids[i, _METAL] > 0.0
+    albedo, metal = _surface(solids, i, p), solids[i, METAL] > 0.0
     sky = _blend((0.34, 0.30, 0.27), (0.62, 0.68, 0.78), 0.5 + 0.5 * n[2])
     diffuse = 0.25 if metal else 1.0
     color = _scaled(_product(albedo, sky), diffuse * ambient)
     facing = _dot(n, sun)
     if facing > 0.0 and not _blocked(solids, p, sun, _FAR):
         half = _unit(_along(sun, 1.0, view))
-        highlight = solids[i, _SHINE] * max(0.0, _dot(n, half)) ** solids[i, _GLOSS]
+        highlight = solids[i, SHINE] * max(0.0, _dot(n, half)) ** solids[i, GLOSS]
         tint = albedo if metal else (1.0, 1.0, 1.0)
         light = _along(_scaled(albedo, diffuse * facing), highlight, tint)
         color = _along(color, 1.0, _product(light, (1.75, 1.62, 1.42)))
@@ -405,7 +333,7 @@ def _shade(solids, o, d, sun, sky, sample):  # type: ignore[no-untyped-def]
     p = _along(_along(o, t, d), _LIFT, n)
     view = _scaled(d, -1.0)
     color = _lit(solids, i, p, n, view, sun, _openness(solids, p, n, sky, sample))
-    mirror = solids[i, _MIRROR]
+    mirror = solids[i, MIRROR]
     if mirror > 0.0:
         cosine = max(0.0, _dot(n, view))
         share = mirror + (1.0 - mirror) * (1.0 - cosine) ** 5
@@ -414,7 +342,7 @@ def _shade(solids, o, d, sun, sky, sample):  # type: ignore[no-untyped-def]
         seen = _sky(r, sun)
         if j >= 0:
             seen = _lit(solids, j, _along(_along(p, far, r), _LIFT, m), m, _scaled(r, -1.0), sun, 0.8)
-        if solids[i, _METAL] > 0.0:
+        if solids[i, METAL] > 0.0:
             seen = _product(seen, _surface(solids, i, p))
         color = _along(_scaled(color, 1.0 - share), share, seen)
     return color, True

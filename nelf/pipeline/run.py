@@ -12,26 +12,23 @@ another. What would throw a trained model away, another architecture or another 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import resource
 import secrets
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import nelf
-from nelf.errors import UserError, atomic_path, did_you_mean, lies_in, remove_leftovers
+from nelf.errors import UserError, did_you_mean, remove_leftovers
+from nelf.pipeline.documents import hash_of, read_json, read_yaml, write_json, write_yaml
 from nelf.pipeline.lock import Lock, is_first_process
+from nelf.pipeline.memory import peak_memory, reset_peak_memory
 from nelf.pipeline.stage import Declaration, declarations
 
-__all__ = ["PLACES", "Run", "peak_memory", "read_artifacts", "read_json", "write_json", "write_yaml"]
+__all__ = ["PLACES", "Run", "check_stages", "refuse_other_architecture"]
 
 
 #: Arguments of callbacks and loggers that say where to write; where they are null, the run says it.
@@ -58,8 +55,8 @@ class Run:
         build: makes the object that a node of the configuration describes (``_target_`` and arguments), with
         more
             arguments by name.
-        shared: a second directory in which finished stages are looked for: a sweep's jobs share their
-        teacher.
+        shared: further directories in which finished stages are looked for: that of a sweep, whose jobs share their
+            teacher, and another run of the same scene.
 
     Raises:
         UserError: the directory cannot be written.
@@ -70,10 +67,10 @@ class Run:
         root: Path | str,
         config: dict[str, Any],
         build: Callable[..., Any],
-        shared: Path | str | None = None,
+        shared: Sequence[Path | str] = (),
     ) -> None:
         self.root, self.config, self.build = Path(root), config, build
-        self.shared = None if shared is None else Path(shared)
+        self.shared = [Path(root) for root in shared]
         self.lock = Lock(self.root)
         self._data: Any = None
 
@@ -140,18 +137,19 @@ class Run:
         return load(path, self.build(stated) if foreign else None, device)
 
     def _check_scene(self, data: Any) -> None:
-        """Compare the scene with the one that was noted here."""
-        noted = read_json(self.root / "scene.json")
-        if noted is None:
-            return
-        if noted["root"] == _place(data) and self.complete(*self.config.get("stages", ())):
-            return  # nothing will be read, so the files need not be either
-        digest = data.scene.digest
-        if noted["digest"] != digest:
-            raise UserError(
-                f"{self.root}: holds work on another scene ({noted['name']} from {noted['root']}, digest "
-                f"{noted['digest']}), but {data.root} has digest {digest}. Choose another with run=."
-            )
+        """Compare the scene with those that are noted here and in the shared directories."""
+        for root in (self.root, *self.shared):
+            noted = read_json(root / "scene.json")
+            if noted is None:
+                continue
+            if noted["root"] == _place(data) and self.complete(*self.config.get("stages", ())):
+                return  # nothing will be read, so the files need not be either
+            digest = data.scene.digest
+            if noted["digest"] != digest:
+                raise UserError(
+                    f"{root}: holds work on another scene ({noted['name']} from {noted['root']}, digest "
+                    f"{noted['digest']}), but {data.root} has digest {digest}. Choose another with run=."
+                )
 
     def open(self) -> None:
         """Make the directory, lock it until this run is left as a context, and note its configuration and its scene.
@@ -250,9 +248,8 @@ class Run:
         return self.root / name
 
     def find(self, name: str) -> Path | None:
-        """The folder of a finished stage: this run's own, else the shared one's, else None."""
-        roots = [self.root] if self.shared is None else [self.root, self.shared]
-        return next((root / name for root in roots if (root / name / "done.json").is_file()), None)
+        """The folder of a finished stage: this run's own, else a shared one's, else None."""
+        return next((root / name for root in (self.root, *self.shared) if (root / name / "done.json").is_file()), None)
 
     def current(self, name: str) -> Path | None:
         """As ``find``, but None, with a line, where what the stage was made from has been made anew since."""
@@ -390,73 +387,3 @@ def _dig(settings: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
     for key in path:
         settings = settings.get(key) or {}
     return settings
-
-
-def hash_of(settings: Any) -> str:
-    """16 hex digits of plain values, whatever the order of their keys."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file, or None where there is no whole one."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-        return None
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write plain values as JSON, whole or not at all."""
-    with atomic_path(path) as partial:
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def read_artifacts(folder: Path) -> list[dict[str, Any]]:
-    """The files that a stage has noted in its ``artifacts.json``; none where there is no such list.
-
-    Raises:
-        UserError: it lists something else, or files elsewhere.
-    """
-    path, listed = folder / "artifacts.json", read_json(folder / "artifacts.json")
-    for each in listed if isinstance(listed, list) else [] if listed is None else [None]:
-        if not isinstance(each, dict) or not isinstance(each.get("name"), str) or not lies_in(folder, each.get("file")):
-            raise UserError(f"{path}: lists {each!r}; allowed: artifacts with a name, and a file beside it.")
-    return listed or []
-
-
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML file, or None where there is none.
-
-    Raises:
-        UserError: it is not YAML.
-    """
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: is not a YAML file ({' '.join(str(error).split())[:120]}).") from None
-
-
-def write_yaml(path: Path, content: Any) -> None:
-    """Write plain values as YAML, whole or not at all."""
-    with atomic_path(path) as partial:
-        partial.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
-
-
-def peak_memory() -> int:
-    """The most memory, bytes, that this process has held since ``reset_peak_memory`` (or its start)."""
-    try:
-        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    except (OSError, StopIteration):
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def reset_peak_memory() -> None:
-    """Begin a new measurement, so that each stage has its own peak; only Linux can."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return

@@ -17,7 +17,7 @@ from nelf.cli.command import CONF, _recall
 from nelf.cli.command import _compose as compose
 from nelf.cli.remembered import PATHS, _is_offered, _stated
 from nelf.errors import UserError
-from nelf.pipeline.run import write_yaml
+from nelf.pipeline.documents import write_yaml
 
 OWN = ["data=blender", "data.root=/scene", "trainer=cpu", "model=mobile_r2l"]
 

@@ -4,7 +4,8 @@ import torch
 
 from nelf.cameras import Camera
 from nelf.data import demo, read_scene
-from nelf.data.tracer import BOX, CONE, CYLINDER, SPHERE, TORUS, Lights, Material, Solid, pack, trace
+from nelf.data.solids import BOX, CONE, CYLINDER, SPHERE, TORUS, Material, Solid, pack
+from nelf.data.tracer import Lights, trace
 from nelf.errors import UserError
 from nelf.paths import look_at
 

@@ -26,7 +26,8 @@ from nelf.export import load
 from nelf.export.graph import exact
 from nelf.export.volume import rounded, write_volume
 from nelf.lightfields import GridR2L
-from nelf.pipeline.run import Run, write_json
+from nelf.pipeline.documents import write_json
+from nelf.pipeline.run import Run
 from nelf.pipeline.stages.export import check
 
 MODEL = {"width": 8, "depth": 4, "resolution": 12, "features": 4}
@@ -119,7 +120,7 @@ def test_a_wrong_volume_beside_a_right_graph_is_noticed(
     prepared: Path, tiny_scene: Path, tmp_path, monkeypatch
 ) -> None:
     root = tmp_path / "run"
-    shutil.copytree(prepared, root, ignore=shutil.ignore_patterns("export", "prune", "quantize"))
+    shutil.copytree(prepared, root, ignore=shutil.ignore_patterns("export", "prune", "narrow", "quantize"))
 
     def write_another(network: GridR2L, *options: Any) -> dict[str, Any]:
         network = deepcopy(network)
@@ -196,7 +197,7 @@ class Power:
 
 def test_a_stage_that_is_killed_again_and_again_comes_to_its_end(tmp_path, prepared, tiny_scene, monkeypatch) -> None:
     root = tmp_path / "run"
-    shutil.copytree(prepared, root, ignore=shutil.ignore_patterns("export", "prune", "quantize"))
+    shutil.copytree(prepared, root, ignore=shutil.ignore_patterns("export", "prune", "narrow", "quantize"))
     options = ["stage.export.inputs=[rays]", "stage.export.precisions=[fp16,int8 dynamic]"]
     power = Power(monkeypatch)
 
@@ -224,7 +225,7 @@ def test_a_stage_that_is_killed_again_and_again_comes_to_its_end(tmp_path, prepa
 
 def test_files_of_other_inputs_are_not_kept(tmp_path, prepared, tiny_scene, monkeypatch) -> None:
     root = tmp_path / "run"
-    shutil.copytree(prepared, root, ignore=shutil.ignore_patterns("export", "prune", "quantize"))
+    shutil.copytree(prepared, root, ignore=shutil.ignore_patterns("export", "prune", "narrow", "quantize"))
     power = Power(monkeypatch)
 
     def export() -> None:

@@ -21,7 +21,8 @@ from nelf.cli.sweeps import shared_stages, write_table
 from nelf.compression.pruning import choose_weights, compressed_bytes, sparsities
 from nelf.errors import UserError
 from nelf.lightfields import GridR2L
-from nelf.pipeline.run import Run, read_json, write_json, write_yaml
+from nelf.pipeline.documents import read_json, write_json, write_yaml
+from nelf.pipeline.run import Run
 from nelf.pipeline.stage import declarations
 from nelf.pipeline.stages.narrow import check as check_narrow
 from nelf.pipeline.stages.prune import check

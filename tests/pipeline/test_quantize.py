@@ -15,7 +15,8 @@ import nelf
 from nelf.cli import build
 from nelf.compression.quantization import activation_ranges, restore_network
 from nelf.errors import UserError
-from nelf.pipeline.run import Run, write_json
+from nelf.pipeline.documents import write_json
+from nelf.pipeline.run import Run
 from nelf.pipeline.stages.quantize import quantize
 from nelf.pipeline.stages.student import student_data
 from nelf.storage import save

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from nelf.errors import UserError
-from nelf.pipeline.run import Run, read_artifacts, read_json, write_json
+from nelf.pipeline.documents import read_artifacts, read_json, write_json
+from nelf.pipeline.run import Run
 
 ROOT = Path(__file__).parents[2]
 SCENE = SimpleNamespace(name="sphere", digest="abc")
@@ -50,7 +51,7 @@ class Chain:
             self.root,
             config(**changes),
             lambda node: SimpleNamespace(root="/scene", scene=SCENE),
-            self.shared,
+            [self.shared] if self.shared else [],
         )
         ran: list[str] = []
         for name in stages.split():
@@ -161,7 +162,7 @@ def test_results_of_earlier_inputs_are_not_current(chain, tmp_path, capsys) -> N
     pruned = {**options["stage"], "prune": {"amount": 0.5}}
     job = Chain(tmp_path / "job", shared=chain.root)
     assert job("prune", stage=pruned) == ["prune"]
-    other = Run(job.root, config(stage=pruned), lambda node: None, chain.root)
+    other = Run(job.root, config(stage=pruned), lambda node: None, [chain.root])
     assert [name for name in stages if other.current(name)] == ["teacher", "student", "prune"]
     assert "export: left out, because it was made from an earlier prune" in capsys.readouterr().out
     # Far back counts too; what has been deleted does not.
@@ -203,7 +204,7 @@ def test_a_stage_s_files_lie_beside_its_list(tmp_path, file: Any) -> None:
 def test_peak_memory_is_of_the_stage() -> None:
     """In a process of its own: here, other tests' memory comes and goes."""
     code = """
-from nelf.pipeline.run import peak_memory, reset_peak_memory
+from nelf.pipeline.memory import peak_memory, reset_peak_memory
 reset_peak_memory()
 before = peak_memory()
 block = b"x" * 2**26

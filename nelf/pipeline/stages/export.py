@@ -26,7 +26,8 @@ from nelf.export.runtime import ExportedLightField, load
 from nelf.export.volume import Dtype, choose_dtype, rounded, write_volume
 from nelf.interop.mobile_r2l import check_original, save_tar
 from nelf.lightfields import LightField
-from nelf.pipeline.run import Run, read_artifacts, write_json
+from nelf.pipeline.documents import read_artifacts, write_json
+from nelf.pipeline.run import Run
 from nelf.pipeline.stage import BATCHES, stage
 from nelf.pipeline.stages.journal import Journal
 from nelf.report.evaluation import evaluate

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nelf.errors import lies_in
-from nelf.pipeline.run import read_json, write_json
+from nelf.pipeline.documents import read_json, write_json
 
 __all__ = ["Journal"]
 

@@ -4,7 +4,8 @@ from typing import Any
 
 from nelf.compression.structured import prune_channels
 from nelf.errors import UserError
-from nelf.pipeline.run import Run, write_json
+from nelf.pipeline.documents import write_json
+from nelf.pipeline.run import Run
 from nelf.pipeline.stage import stage
 from nelf.pipeline.stages.prune import described, fine_tune
 from nelf.pipeline.stages.student import student_data

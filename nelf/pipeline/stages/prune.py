@@ -9,8 +9,9 @@ from typing import Any, Literal
 from nelf.callbacks import IterativePruning
 from nelf.compression.pruning import choose_weights, compressed_bytes, sparsities, sparsity_after
 from nelf.errors import UserError, atomic_path
+from nelf.pipeline.documents import read_json, write_json
 from nelf.pipeline.fit import fit
-from nelf.pipeline.run import Run, read_json, write_json
+from nelf.pipeline.run import Run
 from nelf.pipeline.stage import stage
 from nelf.pipeline.stages.student import student_data
 from nelf.report.plots import sparsity_svg

@@ -14,8 +14,9 @@ from nelf.compression.storage import Scheme
 from nelf.data import Split
 from nelf.errors import UserError
 from nelf.metrics import psnr
+from nelf.pipeline.documents import write_json
 from nelf.pipeline.fit import device, fit
-from nelf.pipeline.run import Run, write_json
+from nelf.pipeline.run import Run
 from nelf.pipeline.stage import stage
 from nelf.pipeline.stages.student import student_data
 from nelf.rendering import Renderable

@@ -26,8 +26,10 @@ from nelf.export import ExportedLightField
 from nelf.kernels import multiplies_bfloat16
 from nelf.lightfields import LightField
 from nelf.paths import orbit
+from nelf.pipeline.documents import read_artifacts, read_json
 from nelf.pipeline.fit import device
-from nelf.pipeline.run import Run, peak_memory, read_artifacts, read_json, reset_peak_memory
+from nelf.pipeline.memory import peak_memory, reset_peak_memory
+from nelf.pipeline.run import Run
 from nelf.pipeline.stage import BATCHES, EVERYTHING, stage
 from nelf.rendering import Renderable
 from nelf.report.evaluation import evaluate, latencies, orbit_video

@@ -14,7 +14,8 @@ from nelf.cameras import Camera
 from nelf.data import SceneDataModule, Split
 from nelf.fields import RadianceField, StratifiedSampler
 from nelf.lightfields import LightField
-from nelf.pipeline.run import Run, write_json
+from nelf.pipeline.documents import write_json
+from nelf.pipeline.run import Run
 from nelf.pipeline.stage import stage
 from nelf.rays import Rays
 from nelf.scene import Scene

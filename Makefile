@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test clean
+.PHONY: demo test test-long clean
 .DELETE_ON_ERROR:
 
 # The built-in scene, from nothing to a small light field of it, with settings that suit a processor.
@@ -15,6 +15,9 @@ test: $(VENV)/installed-dev
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(RUN) -m pytest -q -m "not slow and not gpu"
+
+# Whole chains, sweeps, notebooks and wheels.
+test-long: $(VENV)/installed-dev
 	$(RUN) -m pytest -q -m "slow and not gpu"
 
 # The stamps remember what is installed; another pyproject.toml installs anew.

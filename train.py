@@ -25,13 +25,16 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _train(run: Run) -> dict[str, Any]:
-    from nelf.pipeline.fit import fit
+    from nelf.pipeline.fit import fit  # torch is loaded only once the configuration is known to be right
     from nelf.pipeline.stages.report import row
-    from nelf.report.evaluation import evaluate  # torch is loaded only once the configuration is known to be right
+    from nelf.report.evaluation import evaluate
 
-    scene, start = run.data().scene, time.perf_counter()
-    system, metrics = fit(run, run.root)
+    start = time.perf_counter()
+    system = run.system()  # the LightningModule around the network
+    data = run.data(system)  # the LightningDataModule, with the batches that the system wants
+    system, metrics = fit(run, run.root, data=data, system=system)
     seconds = time.perf_counter() - start
+    scene = data.scene
     result = evaluate(system, scene.test, scene.background, run.root)
     known = {"train_seconds": seconds, "peak_memory_mb": peak_memory() / 1e6}
     figures = row("model", system.network, result, run.root / "model.safetensors", known, scene.test.camera[0])

@@ -26,7 +26,7 @@ class Scripts:
     def teacher(self) -> list[str]:
         """What makes a teacher tiny."""
         model = {"levels": 2, "log2_table": 10, "finest_resolution": 32, "hidden": 16, "grid_resolution": 16}
-        system = {"samples_per_step": 2048, "occupancy_every": 4}
+        system = {"samples_per_step": 2048}
         return [
             *(f"teacher.model.{key}={value}" for key, value in {**model, "max_samples": 32}.items()),
             *(f"teacher.system.{key}={value}" for key, value in system.items()),

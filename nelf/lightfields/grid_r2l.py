@@ -16,7 +16,7 @@ from nelf.lightfields.base import LightField
 from nelf.lightfields.mobile_r2l import activation_layer
 from nelf.lightfields.visual_hull import tight_box, visual_hull
 from nelf.lightfields.volume import SparseVolume, corners_of
-from nelf.lightfields.warm_start import bake, dense_cells, lit_cells
+from nelf.lightfields.warm_start import bake, dense_cells, fill_gaps, find_gaps, gap_cells, lit_cells
 from nelf.rendering import Rendering
 
 if TYPE_CHECKING:
@@ -150,13 +150,24 @@ class GridR2L(LightField):
         self, resolution: int, cameras: Camera, silhouettes: Silhouettes | None, teacher: Density | None
     ) -> None:
         """Find which corners of a volume exist, and give them what the teacher knows."""
-        cells = self._matter(self._divide(resolution), silhouettes, teacher)
-        if teacher is not None:  # what lies between its samples, and where a density falls to nothing
-            cells = max_pool3d(cells[None].float(), 3, 1, 1)[0] > 0
+        shape = self._divide(resolution)
+        cells = self._matter(shape, silhouettes, teacher)
+        if teacher is None:
+            self.volume.resize(corners_of(cells if cells.any() else torch.ones_like(cells)))
+            return
+        self._bake(cells, teacher, cameras)
+        if hasattr(teacher, "render"):
+            gaps = find_gaps(self.volume, teacher, self.aabb, cameras, self.voxel, MIN_ALPHA_RENDERING)
+            if len(gaps.points):
+                self._bake(cells | gap_cells(gaps, self.aabb, shape), teacher, cameras)
+                fill_gaps(self.volume, gaps, self.aabb)
+        self.volume.keep(self._lit(cameras))
+
+    def _bake(self, cells: Tensor, teacher: Density, cameras: Camera) -> None:
+        """Begin with corners around these cells: also what lies between samples, and where a density falls to zero."""
+        cells = max_pool3d(cells[None].float(), 3, 1, 1)[0] > 0
         self.volume.resize(corners_of(cells if cells.any() else torch.ones_like(cells)))
-        if teacher is not None:
-            bake(self.volume, teacher, self.aabb, cameras)
-            self.volume.keep(self._lit(cameras))
+        bake(self.volume, teacher, self.aabb, cameras)
 
     @torch.no_grad()
     def trim(self, cameras: Camera) -> None:

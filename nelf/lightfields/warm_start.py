@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from nelf.cameras import Camera
     from nelf.lightfields.volume import SparseVolume
 
-__all__ = ["Density", "bake", "dense_cells", "lit_cells"]
+__all__ = ["Density", "Gaps", "bake", "dense_cells", "fill_gaps", "find_gaps", "gap_cells", "lit_cells"]
 
 DENSE = 0.03  # optical depth of a voxel, anywhere in it, from which on it is not empty
 SAMPLES = 8  # in a cell, or around a corner
@@ -22,6 +22,9 @@ CHUNK = 2**18  # positions that a teacher is asked for together
 LARGEST = 8.0  # of a density before its sigmoid; beyond it there is nothing to learn from
 LIT = 1e-2  # light, summed over all rays, from which on a corner matters
 VIEWS = 150
+LOOKS = 60  # pictures of the teacher that are compared with those of its volume
+OPAQUE, GAP = 0.5, 0.2  # opacities: of a ray that ends somewhere, and by how much less the volume may have
+FILLED = 0.0  # of a density before its sigmoid, where a ray has to end
 NOTHING = 1e-2  # weight of a corner, as the opacity of its samples, below which its color means nothing
 
 
@@ -94,6 +97,82 @@ def _spread(weighted: Tensor, volume: SparseVolume) -> Tensor:
     around = avg_pool3d(grid, 3, stride=1, padding=1)[:, exists].T.to(weighted)
     mixed = torch.where(weighted[:, 3:] > NOTHING, weighted, around)
     return mixed[:, :3] / mixed[:, 3:].clamp(min=1e-6)
+
+
+class Gaps(NamedTuple):
+    """Where rays end in the teacher's pictures, but go on in the volume: ``points`` (N, 3) and ``rgb`` (N, 3)."""
+
+    points: Tensor
+    rgb: Tensor
+
+
+@torch.no_grad()
+def find_gaps(volume: SparseVolume, teacher: Any, aabb: Tensor, cameras: Camera, step: float, min_alpha: float) -> Gaps:
+    """Find what a teacher shows and a volume with its density does not.
+
+    A radiance field may draw an opaque mirror as fog that lies behind its surface, too thin anywhere to be found by its
+    density.
+
+    Args:
+        volume: with the teacher's density.
+        teacher: something with ``render(camera)``.
+        aabb: (6,) the box that the volume fills.
+        cameras: at most 60 of them, evenly chosen, look, at half of their size.
+        step: see ``nelf.kernels.lookup``.
+        min_alpha: likewise.
+    """
+    points, colors = [], []
+    for index in torch.linspace(0, len(cameras) - 1, min(LOOKS, len(cameras))).round().long().tolist():
+        camera = cameras[index].resized(max(cameras.width // 2, 1)).to(aabb.device)
+        picture, rays = teacher.render(camera), camera.rays()
+        if picture.opacity is None or picture.depth is None:
+            break
+        flat = rays.reshape(-1)
+        middle = torch.full_like(flat.origins[:, 0], 0.5)
+        own = volume.composite(flat.origins.contiguous(), flat.directions.contiguous(), aabb, middle, step, min_alpha)
+        opacity, depth = picture.opacity.reshape(-1), picture.depth.reshape(-1)
+        gap = ((opacity > OPAQUE) & (own.opacity < opacity - GAP)).nonzero()[:, 0]
+        ends = flat.origins[gap] + (depth[gap] / opacity[gap])[:, None] * flat.directions[gap]
+        points.append(ends)
+        colors.append(picture.rgb.reshape(-1, 3)[gap])
+    if not points:
+        return Gaps(aabb.new_zeros(0, 3), aabb.new_zeros(0, 3))
+    return Gaps(torch.cat(points), torch.cat(colors))
+
+
+@torch.no_grad()
+def gap_cells(gaps: Gaps, aabb: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The cells (D, H, W) of a grid over a box in which rays end, bool, on the CPU."""
+    cells = torch.zeros(shape, dtype=torch.bool)
+    x, y, z = _cells_of(gaps.points, aabb, shape).unbind(-1)
+    cells[z, y, x] = True
+    return cells
+
+
+@torch.no_grad()
+def fill_gaps(volume: SparseVolume, gaps: Gaps, aabb: Tensor) -> None:
+    """Make the corners around the ends of rays half opaque, in the mean color of these rays."""
+    depth, height, width = volume.shape.tolist()
+    low = _cells_of(gaps.points, aabb, (depth - 1, height - 1, width - 1))
+    sums = torch.zeros(len(volume.density), 4)
+    colored = torch.cat([gaps.rgb, torch.ones_like(gaps.rgb[:, :1])], -1).cpu()
+    index = volume.index.cpu()
+    for corner in range(8):
+        x, y, z = (low + torch.tensor([corner & 1, corner >> 1 & 1, corner >> 2])).unbind(-1)
+        rows = index[z, y, x].long()
+        here = rows >= 0
+        sums.index_add_(0, rows[here], colored[here])
+    filled = (sums[:, 3] > 0).to(volume.density.device)
+    mean = (sums[:, :3] / sums[:, 3:].clamp(min=1.0)).to(volume.density)
+    volume.density[filled] = volume.density[filled].clamp(min=FILLED)
+    volume.features[filled, :3] = mean[filled]
+
+
+def _cells_of(points: Tensor, aabb: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The cells (N, 3), x first, in which points (N, 3) lie; on the CPU."""
+    sides = torch.tensor(shape[::-1])
+    at = ((points - aabb[:3]) / (aabb[3:] - aabb[:3])).cpu() * sides
+    return torch.minimum(at.long().clamp(min=0), sides - 1)
 
 
 def lit_cells(volume: SparseVolume, aabb: Tensor, cameras: Camera, step: float, min_alpha: float) -> Tensor:

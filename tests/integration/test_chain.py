@@ -83,7 +83,7 @@ def test_an_existing_run_is_compressed_and_exported(scripts) -> None:
     assert "PSNR of onnx fp32" in page
     assert f"<b>{bundle['artifacts'][0]['bytes'] / 1e6:.2f} MB</b>" in page
     assert rows["onnx fp32"]["delta_db"] == rows["onnx fp32"]["psnr"] - rows["student"]["psnr"]
-    assert scripts.run(command).count(": done, out/") == 4
+    assert scripts.run(command).count(": done, out/") == 5
 
 
 def test_a_single_training_ends_with_test_metrics(scripts) -> None:

@@ -248,6 +248,30 @@ def test_a_teacher_without_color_gives_its_shape(ball_scene: Scene) -> None:
     assert 0.05 < float(network.volume.features.detach().std()) < 0.2  # random, as they were
 
 
+class Fog(ColoredBall):
+    """A teacher that draws the ball opaque, but whose density is fog that is too thin to be found anywhere."""
+
+    def sigma(self, positions: Tensor) -> Tensor:
+        return (positions.norm(dim=-1) < 1.0) * 1e-3
+
+    def render(self, camera: Camera) -> Rendering:
+        drawn, depth = sphere(camera)
+        return Rendering.over(torch.cat([drawn[..., :3] * drawn[..., 3:], drawn[..., 3:]], -1), torch.ones(3), depth)
+
+
+def test_what_a_teacher_shows_without_density_is_filled_in(ball_scene: Scene) -> None:
+    network = small(resolution=32)
+    prepare(network, ball_scene, Fog())
+    view = ball_scene.train.camera[5]
+    truth, _ = sphere(view)
+    picture = network.render(view)
+    assert picture.opacity is not None
+    middle = nn.functional.avg_pool2d(truth[None, ..., 3], 5, 1, 2)[0] > 0.999
+    assert float(picture.opacity[middle].min()) > 0.5
+    assert float((picture.rgb - truth[..., :3])[middle].abs().mean()) < 0.1
+    assert len(network.volume.density) < 32**3 / 2  # a shell, not the whole box
+
+
 def test_without_a_teacher_all_corners_in_the_silhouettes_exist(ball_scene: Scene) -> None:
     network = small(resolution=20)
     prepare(network, ball_scene)

@@ -1,7 +1,7 @@
 """``ray_features`` in Numba: one walk along each ray, which looks features up only where there is matter.
 
-The backward pass walks again and writes down what each point owes, parallel over rays; then each thread adds the
-debts that fall into its own slice of the rows, so no two threads write one entry and sums keep their order.
+The backward pass walks again and stores the gradient of each sample, parallel over rays; then each thread adds those
+that fall into its own slice of the rows, so no two threads write one entry and sums keep their order.
 
 Rows stand in the order of their corners, x fastest. So the corner after one in x is in the row after its own, and four
 entries of the index give all eight corners of a cell.
@@ -211,7 +211,7 @@ def _kernels(channels: int) -> tuple[Any, Any, Any]:
             opacity[n], depth[n], counts[n] = seen, far, kept
 
     @jit
-    def debts(  # type: ignore[no-untyped-def]
+    def sample_gradients(  # type: ignore[no-untyped-def]
         density, features, index, clearance, rays_o, rays_d, aabb, jitter, step, min_alpha,
         grad_out, grad_opacity, first, rows, inside, weights, grads, terms, rays
     ):  # fmt: skip
@@ -285,7 +285,7 @@ def _kernels(channels: int) -> tuple[Any, Any, Any]:
                         for c in range(channels):
                             to_features[entry, c] += share * grad_out[n, c]
 
-    return forward, debts, scatter
+    return forward, sample_gradients, scatter
 
 
 class _RayFeatures(torch.autograd.Function):
@@ -332,9 +332,11 @@ class _RayFeatures(torch.autograd.Function):
         weights, grads = np.empty(total, np.float32), np.empty(total, np.float32)
         to_density, to_features = np.empty(entries, np.float32), np.empty((entries, channels), np.float32)
         grad_features = array(grad_out)
-        _, debts, scatter = _kernels(channels)
+        _, sample_gradients, scatter = _kernels(channels)
         terms = np.empty((total, 5), np.float32)
-        debts(*arguments, grad_features, array(grad_opacity), first, rows, inside, weights, grads, terms, rays)
+        sample_gradients(
+            *arguments, grad_features, array(grad_opacity), first, rows, inside, weights, grads, terms, rays
+        )
         # Slices of equal work, not of equal size: rays end at the first surface.
         shares = np.arange(1, n_threads) / n_threads
         middle = np.quantile(rows[::31, 0], shares).astype(np.int64) if total else np.zeros(n_threads - 1, np.int64)

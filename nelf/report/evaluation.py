@@ -100,8 +100,8 @@ def evaluate(
 def latencies(models: Mapping[str, Renderable], cameras: Camera, rounds: int = 5) -> dict[str, float]:
     """Time one ``render`` call of each model.
 
-    The models take turns, so that all of them meet the same moods of a shared machine: only the ratios mean much. In
-    its turn a model renders the view before, too, untimed: who turns a scene about renders one view after the other.
+    The models take turns, so that other load on the machine affects all of them equally: compare ratios. In its turn a
+    model renders the view before, too, untimed: who turns a scene about renders one view after the other.
 
     Args:
         models: by name, anything with ``render(camera)``.

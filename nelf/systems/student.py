@@ -24,7 +24,7 @@ __all__ = ["Student"]
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 SCHEDULES = ("exponential", "cosine")
 COSINE_END = 0.02
-RANDOM = 0.5  # share of the views that are laid over a random color
+RANDOM = 0.5  # share of the views that are composited over a random color
 CHECKED, CHECKED_STEPS = 500, 100  # steps after the warm-up: when, and over how many, pictures are checked
 
 

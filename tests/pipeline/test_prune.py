@@ -119,7 +119,7 @@ def test_a_narrowed_student_is_a_file_of_its_own(prepared: Path, tiny_scene: Pat
 
 
 def _stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Press Ctrl-C in the so-manieth training step of the stage."""
+    """Press Ctrl-C in a training step of the stage, counted from its first."""
     original, calls = Student.training_step, iter(range(1, 10_000))
 
     def training_step(self: Student, batch: Any, batch_idx: int) -> torch.Tensor:

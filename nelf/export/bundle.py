@@ -1,6 +1,6 @@
 """A bundle: a folder with all that is needed to draw a light field without nelf.
 
-``bundle.json`` (version 2) says how to make rays, where a camera may go, and which files hold the network:
+``bundle.json`` (version 3) says how to make rays, where a camera may go, and which files hold the network:
 
 - ``image`` {width, height}, ``intrinsics`` {fx, fy, cx, cy} in pixels of that size, ``near``, ``far``, ``aabb`` (6),
   ``sr_factor`` and ``stride`` (pixels along a side of a block, and from one ray to the next), ``background`` and
@@ -42,7 +42,7 @@ from nelf.scene import Scene
 
 __all__ = ["VERSION", "artifact", "orbit_limits", "read_bundle", "write_bundle"]
 
-VERSION = 2
+VERSION = 3
 _KEYS = (
     *("image", "intrinsics", "near", "far", "aabb", "sr_factor", "stride", "background", "background_color"),
     *("time", "controls", "orbit", "artifacts"),

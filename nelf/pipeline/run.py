@@ -173,6 +173,12 @@ class Run:
             weights of
                 another architecture, or a network does not take its arguments.
         """
+        earlier = read_yaml(self.root / "config.yaml")
+        if isinstance(earlier, dict) and "batch_rays" in (earlier.get("data") or {}):
+            raise UserError(
+                f"{self.root}: was made by an earlier version of nelf, whose runs cannot go on. "
+                "Choose another directory with run=, or delete this one."
+            )
         data = self.data()
         stages = self.config.get("stages")
         if stages is None:  # a single training in the root

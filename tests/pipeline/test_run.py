@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from nelf.errors import UserError
-from nelf.pipeline.documents import read_artifacts, read_json, write_json
+from nelf.pipeline.documents import read_artifacts, read_json, write_json, write_yaml
 from nelf.pipeline.run import Run
 
 ROOT = Path(__file__).parents[2]
@@ -109,6 +109,15 @@ def test_a_half_done_stage_keeps_its_files_and_a_changed_one_does_not(chain) -> 
     assert (chain.root / "teacher" / "kept").exists()
     chain("teacher", trainer__max_steps=7)
     assert not (chain.root / "teacher" / "kept").exists()
+
+
+def test_a_run_of_an_earlier_version_is_refused_in_one_line(chain) -> None:
+    chain()
+    write_yaml(chain.root / "config.yaml", {"data": {"root": "/scene", "batch_rays": 8192}})
+    run = Run(chain.root, config(), lambda node: SimpleNamespace(root="/scene", scene=SCENE))
+    with pytest.raises(UserError, match=r"was made by an earlier version of nelf.*run=") as caught:
+        run.check()
+    assert "\n" not in str(caught.value)
 
 
 def test_a_failed_stage_is_not_done(chain) -> None:

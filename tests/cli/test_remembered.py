@@ -212,7 +212,7 @@ def test_all_presets_may_be_remembered(tmp_path) -> None:
 
 
 def test_what_cannot_be_remembered_is_asked_for_again(command, tmp_path, monkeypatch) -> None:
-    def interrupted(*rest: object) -> None:
+    def interrupted(*rest: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("nelf.pipeline.fit.fit", interrupted)

@@ -78,6 +78,34 @@ def test_imports_point_down(path: Path) -> None:
             assert level(target) <= own, f"nelf.{name} imports {imported}, which lies above it"
 
 
+def test_no_import_goes_in_a_circle() -> None:
+    """Packages that show their own modules do not count: whoever imports from a package gets what lies in it."""
+    names = {module(path): path for path in FILES}
+    graph: dict[str, set[str]] = {}
+    for name, path in names.items():
+        if path.name == "__init__.py" and name != "kernels":
+            continue
+        found = {imported.removeprefix("nelf.") for imported in imports(path) if imported.startswith("nelf.")}
+        graph[name] = {target for target in found if target in names and names[target].name != "__init__.py"}
+    done: set[str] = set()
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, " -> ".join((*way[way.index(name) :], name))
+        if name not in done:
+            for target in sorted(graph.get(name, ())):
+                visit(target, (*way, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_the_root_stays_small_and_no_file_is_long() -> None:
+    assert len(list(PACKAGE.glob("*.py"))) <= 10
+    lengths = {module(path): len(path.read_text().splitlines()) for path in FILES}
+    assert {name: lines for name, lines in lengths.items() if lines > 400} == {}
+
+
 @pytest.mark.parametrize(
     ("library", "allowed"),
     [

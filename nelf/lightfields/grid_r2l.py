@@ -145,6 +145,8 @@ class GridR2L(LightField):
             resolution = max(int(resolution * (ROWS / rows) ** 0.5), CORNERS[0])  # most scenes are shells
             self.aabb.copy_(box)
             self._start(resolution, geometry.cameras, *known)
+        if hasattr(teacher, "render"):
+            self._fill(teacher, geometry.cameras)
 
     def _start(
         self, resolution: int, cameras: Camera, silhouettes: Silhouettes | None, teacher: Density | None
@@ -155,19 +157,19 @@ class GridR2L(LightField):
         if teacher is None:
             self.volume.resize(corners_of(cells if cells.any() else torch.ones_like(cells)))
             return
-        self._bake(cells, teacher, cameras)
-        if hasattr(teacher, "render"):
-            gaps = find_gaps(self.volume, teacher, self.aabb, cameras, self.voxel, MIN_ALPHA_RENDERING)
-            if len(gaps.points):
-                self._bake(cells | gap_cells(gaps, self.aabb, shape), teacher, cameras)
-                fill_gaps(self.volume, gaps, self.aabb)
+        self.volume.resize(corners_of(_around(cells) if cells.any() else torch.ones_like(cells)))
+        bake(self.volume, teacher, self.aabb, cameras)
         self.volume.keep(self._lit(cameras))
 
-    def _bake(self, cells: Tensor, teacher: Density, cameras: Camera) -> None:
-        """Begin with corners around these cells: also what lies between samples, and where a density falls to zero."""
-        cells = max_pool3d(cells[None].float(), 3, 1, 1)[0] > 0
-        self.volume.resize(corners_of(cells if cells.any() else torch.ones_like(cells)))
-        bake(self.volume, teacher, self.aabb, cameras)
+    def _fill(self, teacher: Any, cameras: Camera) -> None:
+        """Put something where rays end in the teacher's pictures, but not in the volume with its density."""
+        gaps = find_gaps(self.volume, teacher, self.aabb, cameras, self.voxel, MIN_ALPHA_RENDERING)
+        if not len(gaps.points):
+            return
+        shape = tuple(side - 1 for side in self.volume.shape.tolist())
+        new = self.volume.extend(corners_of(_around(gap_cells(gaps, self.aabb, shape))))
+        bake(self.volume, teacher, self.aabb, cameras, new)
+        fill_gaps(self.volume, gaps, self.aabb)
 
     @torch.no_grad()
     def trim(self, cameras: Camera) -> None:
@@ -374,6 +376,11 @@ def decoder_window(opacity: Tensor, margin: int, multiple: int) -> tuple[int, in
     if not rows:
         return 0, 0, 0, 0
     return (*_grown(rows, hit.shape[0], margin, multiple), *_grown(columns, hit.shape[1], margin, multiple))
+
+
+def _around(cells: Tensor) -> Tensor:
+    """Cells (D, H, W) and their neighbors: also what lies between samples, and where a density falls to zero."""
+    return max_pool3d(cells[None].float(), 3, 1, 1)[0] > 0
 
 
 def _grown(hit: list[int], size: int, margin: int, multiple: int) -> tuple[int, int]:

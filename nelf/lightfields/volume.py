@@ -100,6 +100,23 @@ class SparseVolume(nn.Module):
         self.density, self.features = nn.Parameter(self.density[rows]), nn.Parameter(self.features[rows])
         self._note(exists)
 
+    @torch.no_grad()
+    def extend(self, corners: Tensor) -> Tensor:
+        """Add corners, whose rows begin as those of a new volume.
+
+        Args:
+            corners: (D, H, W) bool; those that exist already stay as they are.
+
+        Returns:
+            (K,) bool: which of the rows, as they are now, are new.
+        """
+        old, density, features = self.exists, self.density, self.features
+        exists = old | corners.cpu()
+        kept = old[exists].to(density.device)
+        self.resize(exists)
+        self.density[kept], self.features[kept] = density, features
+        return ~kept
+
     def _note(self, exists: Tensor) -> None:
         """Remember which corners exist."""
         device = self.density.device

@@ -22,7 +22,7 @@ CHUNK = 2**18  # positions that a teacher is asked for together
 LARGEST = 8.0  # of a density before its sigmoid; beyond it there is nothing to learn from
 LIT = 1e-2  # light, summed over all rays, from which on a corner matters
 VIEWS = 150
-LOOKS = 60  # pictures of the teacher that are compared with those of its volume
+LOOKS = 40  # pictures of the teacher that are compared with those of its volume
 OPAQUE, GAP = 0.5, 0.2  # opacities: of a ray that ends somewhere, and by how much less the volume may have
 FILLED = 0.0  # of a density before its sigmoid, where a ray has to end
 NOTHING = 1e-2  # weight of a corner, as the opacity of its samples, below which its color means nothing
@@ -60,21 +60,23 @@ def dense_cells(teacher: Density, aabb: Tensor, shape: tuple[int, int, int]) -> 
 
 
 @torch.no_grad()
-def bake(volume: SparseVolume, teacher: Density, aabb: Tensor, cameras: Camera) -> None:
+def bake(volume: SparseVolume, teacher: Density, aabb: Tensor, cameras: Camera, rows: Tensor | None = None) -> None:
     """Give each corner the mean density of the voxel around it, and its color as the first three features.
 
     Args:
-        volume: a new one.
+        volume: gets them.
         teacher: the field. Without colors, the features stay random.
         aabb: (6,) the box that the volume fills.
         cameras: from where its colors are seen: each place from random ones of them, so that highlights fade.
+        rows: (K,) bool, those that get them; None for all.
     """
     voxel = float((aabb[3] - aabb[0]) / (volume.shape[2] - 1))
     origins, color = cameras.c2w[:, :, 3].to(aabb), getattr(teacher, "rgb", None)
     # Color times weight, and weight, of each corner.
     weighted = torch.zeros(len(volume.density), 4, device=aabb.device)
-    rows = torch.arange(len(weighted), device=aabb.device)
-    for part, corner in zip(rows.split(CHUNK // SAMPLES), volume.positions(aabb).split(CHUNK // SAMPLES), strict=True):
+    rows = torch.ones_like(weighted[:, 0], dtype=torch.bool) if rows is None else rows
+    chosen, corners = rows.nonzero()[:, 0], volume.positions(aabb)[rows]
+    for part, corner in zip(chosen.split(CHUNK // SAMPLES), corners.split(CHUNK // SAMPLES), strict=True):
         places = corner[:, None] + voxel * (torch.rand(len(corner), SAMPLES, 3, device=aabb.device) - 0.5)
         sigma = teacher.sigma(places.view(-1, 3)).view(-1, SAMPLES)
         volume.density[part] = torch.logit(-torch.expm1(-voxel * sigma.mean(-1))).clamp(-LARGEST, LARGEST)
@@ -86,7 +88,7 @@ def bake(volume: SparseVolume, teacher: Density, aabb: Tensor, cameras: Camera) 
         weights = -torch.expm1(-voxel * sigma[..., None])
         weighted[part] = torch.cat([weights * rgb, weights], -1).sum(1)
     if color is not None:
-        volume.features[:, :3] = _spread(weighted, volume)
+        volume.features[rows, :3] = _spread(weighted, volume)[rows]
 
 
 def _spread(weighted: Tensor, volume: SparseVolume) -> Tensor:
@@ -117,7 +119,7 @@ def find_gaps(volume: SparseVolume, teacher: Any, aabb: Tensor, cameras: Camera,
         volume: with the teacher's density.
         teacher: something with ``render(camera)``.
         aabb: (6,) the box that the volume fills.
-        cameras: at most 60 of them, evenly chosen, look, at half of their size.
+        cameras: at most 40 of them, evenly chosen, look, at half of their size.
         step: see ``nelf.kernels.lookup``.
         min_alpha: likewise.
     """

@@ -155,3 +155,21 @@ def test_a_huge_grid_is_refused_before_memory_is_taken(monkeypatch: pytest.Monke
             patched.setattr(np, "unpackbits", unpack)
             with pytest.raises(ValueError, match="do not describe a grid"):
                 volume.load_state_dict(state)
+
+
+def test_more_corners_leave_the_others_as_they_are() -> None:
+    volume = SparseVolume(3)
+    exists = torch.rand(5, 6, 7) > 0.5
+    volume.resize(exists)
+    torch.nn.init.normal_(volume.density)
+    before = {
+        tuple(corner): row for corner, row in zip(exists.nonzero().tolist(), volume.features.tolist(), strict=True)
+    }
+    density = volume.density.detach().clone()
+    more = torch.rand(5, 6, 7) > 0.7
+    new = volume.extend(more)
+    assert torch.equal(volume.exists, exists | more)
+    assert torch.equal(new, ~exists[exists | more])
+    after = dict(zip(map(tuple, volume.exists.nonzero().tolist()), volume.features.tolist(), strict=True))
+    assert all(after[corner] == row for corner, row in before.items())
+    assert torch.equal(volume.density[~new], density)

@@ -15,7 +15,7 @@ from nelf.kernels.lookup import RayFeatures, most_points
 from nelf.lightfields.base import LightField
 from nelf.lightfields.mobile_r2l import activation_layer
 from nelf.lightfields.visual_hull import tight_box, visual_hull
-from nelf.lightfields.volume import SparseVolume, corners_of
+from nelf.lightfields.volume import MOST_CORNERS, SparseVolume, corners_of
 from nelf.lightfields.warm_start import bake, dense_cells, fill_gaps, find_gaps, gap_cells, lit_cells
 from nelf.rendering import Rendering
 
@@ -140,13 +140,16 @@ class GridR2L(LightField):
         box = tight_box(self._matter((BOX_CELLS,) * 3, *known), self.aabb)
         self.aabb.copy_(box)
         resolution = self.resolution or self._sharp(geometry.cameras, UNKNOWN if teacher is None else CORNERS[1])
-        self._start(resolution, geometry.cameras, *known)
-        while self.resolution is None and resolution > CORNERS[0] and (rows := len(self.volume.density)) > ROWS:
-            resolution = max(int(resolution * (ROWS / rows) ** 0.5), CORNERS[0])  # most scenes are shells
-            self.aabb.copy_(box)
+        most = ROWS if self.resolution is None else MOST_CORNERS
+        while True:
             self._start(resolution, geometry.cameras, *known)
-        if hasattr(teacher, "render"):
-            self._fill(teacher, geometry.cameras)
+            if hasattr(teacher, "render") and len(self.volume.density) <= most:
+                self._fill(teacher, geometry.cameras)
+            rows = len(self.volume.density)
+            if rows <= most or resolution <= CORNERS[0]:
+                return
+            resolution = max(int(resolution * (most / rows) ** 0.5), CORNERS[0])  # most scenes are shells
+            self.aabb.copy_(box)
 
     def _start(
         self, resolution: int, cameras: Camera, silhouettes: Silhouettes | None, teacher: Density | None

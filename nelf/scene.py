@@ -222,6 +222,12 @@ class Split:
         """(H, W, 3) in [0, 1] of view ``index`` on a named background."""
         return self[index].rgb(background)
 
+    def pixels(self, views: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """The pixels (P, 3|4) uint8 at so many places (P,) of views."""
+        if isinstance(self.images, ImageStack):
+            return self.images.pixels(views, rows, columns)
+        return self.images[views, rows, columns]
+
     def silhouettes(self) -> Silhouettes | None:
         """The silhouettes of at most a hundred views, evenly chosen; None where all of them are opaque."""
         if self.images.shape[-1] < 4:

@@ -18,7 +18,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from nelf.cameras import Camera
 from nelf.rays import Rays
-from nelf.scene import ImageStack, Split
+from nelf.scene import Split
 
 __all__ = ["Batches", "ImageBatch", "RayBatch", "sample_rays", "sample_views"]
 
@@ -70,8 +70,7 @@ def sample_rays(
     if sampling == "all_images":
         views = rng.integers(len(split), size=n_rays)
         camera = split.camera[torch.from_numpy(views)]
-        stack = split.images if isinstance(split.images, ImageStack) else ImageStack([split.images])
-        colors = stack.pixels(views, rows, columns)
+        colors = split.pixels(views, rows, columns)
     else:
         view = int(rng.integers(len(split)))
         camera = split.camera[view]

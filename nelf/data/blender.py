@@ -138,9 +138,15 @@ def with_pseudo_views(
         memory_limit: as of ``read_scene``.
 
     Raises:
-        UserError: as ``read_views``.
+        UserError: as ``read_views``; the views have another shape than the scene's own.
     """
-    pseudo = read_views(root, width=scene.train.camera.width, memory_limit=memory_limit)
+    camera = scene.train.camera
+    pseudo = read_views(root, width=camera.width, memory_limit=memory_limit)
+    if pseudo.camera.height != camera.height:
+        raise UserError(
+            f"{root}: has views of {pseudo.camera.width}x{pseudo.camera.height} pixels at the width of {scene.name}, "
+            f"whose own are {camera.width}x{camera.height}; allowed: views of the same scene."
+        )
     return replace(scene, train=Split.cat([pseudo, scene.train] if real_views else [pseudo]))
 
 

@@ -135,9 +135,8 @@ class BlenderDataModule(SceneDataModule):
         if background is not None:
             background_color(background)
         self.root = Path(root)
-        self._reading: dict[str, Any] = {
-            **{"width": width, "background": background, "holdout": holdout, "near": near, "far": far, "aabb": aabb}
-        }
+        self._reading: dict[str, Any] = {"width": width, "background": background, "holdout": holdout}
+        self._reading |= {"near": near, "far": far, "aabb": aabb}
 
     def read(self) -> Scene:
         """Read the scene from disk."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -92,15 +92,8 @@ def declarations(nodes: Mapping[str, Mapping[str, Any]]) -> dict[str, Declaratio
         if not isinstance(declared, Declaration):
             raise UserError(f"stage.{name}._target_: {node['_target_']} is not a stage; see nelf.pipeline.stage.stage.")
         found[name] = declared
+    everything = tuple(name for name, declared in found.items() if declared.optional != EVERYTHING)
     return {
-        name: declared
-        if declared.optional != EVERYTHING
-        else Declaration(
-            declared.sections,
-            declared.inputs,
-            tuple(other for other in found if other != name and found[other].optional != EVERYTHING),
-            declared.without,
-            declared.check,
-        )
+        name: declared if name in everything else replace(declared, optional=everything)
         for name, declared in found.items()
     }

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from nelf.cameras import Camera
-from nelf.data import Scene, SceneWriter, Split, read_scene, read_views, write_scene
+from nelf.data import Scene, SceneWriter, Split, read_scene, read_views, with_pseudo_views, write_scene
 from nelf.errors import UserError
 from nelf.paths import hemisphere
 
@@ -184,6 +184,11 @@ def test_pseudo_views_and_real_ones_are_one_split(tmp_path, tiny_scene):
         Split.cat([real, truth.train])
     with pytest.raises(IndexError):
         both.images[11]
+    flat = SceneWriter(tmp_path / "flat", truth.train.camera[:1].window(torch.tensor([0, 0]), 16, 8))
+    flat.write(0, torch.rand(8, 16, 3))
+    flat.finish()
+    with pytest.raises(UserError, match=r"flat: has views of 16x8 pixels .* own are 16x16; allowed"):
+        with_pseudo_views(truth, tmp_path / "flat")
 
 
 def test_digest_follows_the_content_not_the_place(tmp_path, tiny_scene):

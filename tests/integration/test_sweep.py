@@ -43,6 +43,20 @@ def test_two_by_two_students_share_a_teacher(scripts) -> None:
     assert len(table(folder / "table.md")) == 6
 
 
+def test_one_value_is_a_job_and_another_run_s_teacher_serves(scripts) -> None:
+    """A run begins with what another has finished; a sweep over a single value does not touch the run itself."""
+    scripts.run(scripts.distill("run=out", "trainer.max_steps=3", "stages=[teacher,pseudo,student]"))
+    before = (scripts.folder / "out" / "student" / "model.safetensors").stat().st_mtime_ns
+    printed = scripts.run(["distill", "run=other", "base=out", "model.width=8", "stages=[student,report]"])
+    assert "out: begun with" in printed
+    assert sorted(path.name for path in (scripts.folder / "other").glob("*/done.json")) == ["done.json"] * 2
+    assert not (scripts.folder / "other" / "teacher").exists()
+    scripts.run(["distill", "--multirun", "run=out", "model.depth=2", "stages=[student,report]"])
+    (row,) = table(scripts.folder / "out_sweep" / "table.md")
+    assert row["folder"] == "model.depth=2"
+    assert (scripts.folder / "out" / "student" / "model.safetensors").stat().st_mtime_ns == before
+
+
 def test_jobs_that_fail_do_not_stop_the_others(scripts) -> None:
     command = [
         *(word for word in scripts.train("--multirun", "trainer.max_steps=2", "run=out") if "sr_factor" not in word),

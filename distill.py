@@ -17,7 +17,7 @@ def distill(cfg: DictConfig) -> dict[str, Any]:
         The objects: ``run``, and ``metrics`` by stage.
     """
     with cli.start(cfg) as run:
-        metrics = {name: run.do(name, cli.build(run.config["stage"][name])) for name in cfg.stages}
+        metrics = {name: run.do(name, run.recipe.stage(name)) for name in cfg.stages}
     patterns = {"report": "report.html", "video": "*_orbit.mp4", "model": "model.safetensors", "bundle": "bundle.json"}
     for words, pattern in patterns.items():
         for path in sorted([*run.root.glob(pattern), *run.root.glob(f"*/{pattern}")]):

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from nelf import cli
 from nelf.pipeline.documents import write_json
 from nelf.pipeline.memory import peak_memory
-from nelf.pipeline.run import Run
+from nelf.pipeline.processes import agree
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
@@ -18,31 +18,34 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         cfg: the configuration ``train``.
 
     Returns:
-        The objects: ``run``, ``system``, ``scene``, ``metrics``.
+        The objects: ``run``, ``system``, ``data``, ``metrics``.
     """
     with cli.start(cfg) as run:
-        return _train(run)
+        from nelf.pipeline.fit import fit  # torch is loaded only once the configuration is known to be right
+
+        start = time.perf_counter()
+        system = run.recipe.system()  # the LightningModule around the network
+        data = run.recipe.data(system)  # the LightningDataModule, with the batches that the system wants
+        metrics = fit(run.recipe, system, data, run.root)  # Trainer.fit, from the last checkpoint on
+        metrics["train_seconds"] = time.perf_counter() - start
+        metrics = agree(lambda: test(system, data, run.root, metrics))
+    return {"run": run, "system": system, "data": data, "metrics": metrics}
 
 
-def _train(run: Run) -> dict[str, Any]:
-    from nelf.pipeline.fit import fit  # torch is loaded only once the configuration is known to be right
+def test(system: Any, data: Any, root: Any, metrics: dict[str, Any]) -> dict[str, Any]:
+    """Measure a trained system on the test views, and write its pictures and ``metrics.json``."""
     from nelf.pipeline.stages.report import row
     from nelf.report.evaluation import evaluate
 
-    start = time.perf_counter()
-    system = run.system()  # the LightningModule around the network
-    data = run.data(system)  # the LightningDataModule, with the batches that the system wants
-    system, metrics = fit(run, run.root, data=data, system=system)
-    seconds = time.perf_counter() - start
-    scene = data.scene
-    result = evaluate(system, scene.test, scene.background, run.root)
-    known = {"train_seconds": seconds, "peak_memory_mb": peak_memory() / 1e6}
-    figures = row("model", system.network, result, run.root / "model.safetensors", known, scene.test.camera[0])
-    metrics |= figures | {"views": result["views"]}
-    write_json(run.root / "metrics.json", metrics)
-    print(f"test ({len(scene.test)} views): PSNR {result['psnr']:.2f} dB, SSIM {result['ssim']:.4f}")
-    print(f"model: {run.root / 'model.safetensors'}  pictures: {run.root / 'samples'}")
-    return {"run": run, "system": system, "scene": scene, "metrics": metrics}
+    views = data.scene.test
+    result = evaluate(system, views, data.scene.background, root)
+    known = {"train_seconds": metrics["train_seconds"], "peak_memory_mb": peak_memory() / 1e6}
+    figures = row("model", system.network, result, root / "model.safetensors", known, views.camera[0])
+    metrics = {**metrics, **figures, "views": result["views"]}
+    write_json(root / "metrics.json", metrics)
+    print(f"test ({len(views)} views): PSNR {result['psnr']:.2f} dB, SSIM {result['ssim']:.4f}")
+    print(f"model: {root / 'model.safetensors'}  pictures: {root / 'samples'}")
+    return metrics
 
 
 if __name__ == "__main__":

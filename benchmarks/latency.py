@@ -28,6 +28,7 @@ from nelf.cameras import Camera
 from nelf.export import ExportedLightField
 from nelf.export.inputs import window_feeds
 from nelf.lightfields import LightField
+from nelf.pipeline.recipe import Recipe
 from nelf.pipeline.run import Run
 from nelf.pipeline.stages.report import artifacts
 
@@ -62,8 +63,8 @@ def main() -> None:
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
-    run = Run(options.run, yaml.safe_load((options.run / "config.yaml").read_text()), cli.build)
-    camera = run.data().scene.test.camera[0]
+    run = Run(options.run, Recipe(yaml.safe_load((options.run / "config.yaml").read_text()), cli.build))
+    camera = run.recipe.scene.test.camera[0]
     models = {each.name: each.model for each in artifacts(run)}
     networks = {name: network_of(model, camera) for name, model in models.items()}
     times: dict[str, dict[str, list[float]]] = {name: {"network": [], "view": []} for name in models}

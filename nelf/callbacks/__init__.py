@@ -4,5 +4,6 @@ from nelf.callbacks.previews import Previews
 from nelf.callbacks.progress import Progress
 from nelf.callbacks.pruning import IterativePruning
 from nelf.callbacks.quantization import QuantizationAwareTraining
+from nelf.callbacks.stopping import StopTogether
 
-__all__ = ["IterativePruning", "Previews", "Progress", "QuantizationAwareTraining"]
+__all__ = ["IterativePruning", "Previews", "Progress", "QuantizationAwareTraining", "StopTogether"]

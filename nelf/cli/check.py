@@ -17,7 +17,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig
 
 from nelf.errors import UserError, did_you_mean
-from nelf.pipeline.run import PLACES
+from nelf.pipeline.recipe import PLACES
 
 __all__ = ["accepts", "check_types", "explain", "parameters"]
 

@@ -26,7 +26,8 @@ from nelf.cli.check import check_types, explain
 from nelf.cli.sweeps import first_job, shared_stages, swept_keys, write_table
 from nelf.errors import UserError, unwritable
 from nelf.pipeline.documents import hash_of, write_yaml
-from nelf.pipeline.lock import is_first_process
+from nelf.pipeline.processes import adopt_launcher, agree, is_first, launch, world
+from nelf.pipeline.recipe import Recipe
 from nelf.pipeline.run import Run, check_stages
 from nelf.pipeline.stage import declarations
 
@@ -118,10 +119,20 @@ def start(cfg: DictConfig) -> Run:
         The run, its scene read. It is a context, which others cannot write into until it is left.
 
     Raises:
-        UserError: a value is missing or of the wrong type, the scene cannot be read or is not the
-        directory's, or
-            the directory cannot be written, or another process writes into it.
+        UserError: a value is missing or of the wrong type, the scene cannot be read or is not the directory's, or the
+            directory cannot be written, or another process writes into it.
     """
+    plain = agree(lambda: _checked(cfg))
+    job = HydraConfig.initialized() and HydraConfig.get().mode is hydra.types.RunMode.MULTIRUN
+    root = os.path.relpath(HydraConfig.get().runtime.output_dir) if job else plain["run"]
+    shared = [*([plain["run"]] if job else []), *([plain["base"]] if plain.get("base") else [])]
+    run = Run(root, Recipe(plain, build), shared)
+    agree(lambda: _open(run, job))
+    return run
+
+
+def _checked(cfg: DictConfig) -> dict[str, Any]:
+    """The plain values of a configuration, whatever can be refused without its scene."""
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise UserError(f"{missing[0]}: is not set. Add {missing[0]}=VALUE to the command.")
@@ -129,28 +140,24 @@ def start(cfg: DictConfig) -> Run:
     if "stages" in plain:
         check_stages(plain["stages"], plain["stage"])
     check_types(plain)
-    from nelf.pipeline.fit import (
-        check_trainer,
-    )  # loads torch, which a wrong word on the command line need not wait for
+    from nelf.pipeline.fit import check_trainer  # torch, which a wrong word on the command line need not wait for
 
-    check_trainer(plain["trainer"], plain.get("stage", {}), build)
-    job = HydraConfig.initialized() and HydraConfig.get().mode is hydra.types.RunMode.MULTIRUN
-    root = os.path.relpath(HydraConfig.get().runtime.output_dir) if job else plain["run"]
-    shared = [*([plain["run"]] if job else []), *([plain["base"]] if plain.get("base") else [])]
-    run = Run(root, plain, build, shared)
-    if is_first_process():
-        run.lock.refuse()  # at once, not when the scene is read
+    check_trainer(Recipe(plain, build))
+    return plain
+
+
+def _open(run: Run, job: bool) -> None:
+    """Check a run, lock its directory, and note what it is made with."""
+    run.lock.refuse()  # at once, not when the scene is read
     run.check()
-    if is_first_process():
-        try:
-            run.open()
-            if HydraConfig.initialized():
-                overrides = list(HydraConfig.get().overrides.task)
-                write_yaml(run.root / "overrides.yaml", overrides if job else _memorable(overrides))
-        except BaseException:
-            run.lock.release()
-            raise
-    return run
+    try:
+        run.open()
+        if HydraConfig.initialized():
+            overrides = list(HydraConfig.get().overrides.task)
+            write_yaml(run.root / "overrides.yaml", overrides if job else _memorable(overrides))
+    except BaseException:
+        run.lock.release()
+        raise
 
 
 def main(command: str, task: Callable[[DictConfig], Any]) -> None:
@@ -164,6 +171,9 @@ def main(command: str, task: Callable[[DictConfig], Any]) -> None:
         task: what to do with the configuration.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of being printed by Hydra
+    adopt_launcher()
+    if not is_first():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, what all processes have to say is said once
     try:
         _main(command, task)
     except Exception as error:
@@ -192,6 +202,9 @@ def _main(command: str, task: Callable[[DictConfig], Any]) -> None:
         # A directory named by the time keeps this one name, in all jobs and processes, and after Ctrl-C.
         overrides = [*overrides, f"run={first.run}"]
         sys.argv = [*sys.argv, f"run={first.run}"]
+    count = 1 if world() > 1 else _devices(first)
+    if count > 1:
+        sys.exit(launch(count, [sys.executable, *sys.argv]))
     swept = swept_keys(overrides, first)
     if "--multirun" not in flags and "-m" not in flags and not swept:
         _run_hydra(command, task, [*flags, *overrides])
@@ -199,6 +212,18 @@ def _main(command: str, task: Callable[[DictConfig], Any]) -> None:
     if not swept:  # a sweep of a single job: what was typed is what it is about
         swept = [key for key in map(_key, typed) if key not in _UNNAMED]
     _sweep(command, task, flags, overrides, first, swept, [_key(text) for text in kept])
+
+
+def _devices(cfg: DictConfig) -> int:
+    """How many processes a configuration asks for on this machine; one where it is refused anyway."""
+    if cfg.trainer.devices in (1, "1"):
+        return 1
+    try:
+        plain: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
+        options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        return int(build(plain, **options).num_devices)
+    except (UserError, OmegaConfBaseException):
+        return 1
 
 
 def _recall(command: str, file: Path, overrides: list[str], config_dir: str | None) -> list[str]:
@@ -342,6 +367,8 @@ def _fail(error: BaseException, run: str | None = None) -> NoReturn:
 
 
 def _interrupted() -> NoReturn:
+    if not is_first():
+        sys.exit(130)
     program = sys.argv[0] if os.access(sys.argv[0], os.X_OK) else f"python {sys.argv[0]}"
     print(f"\nInterrupted. To go on: {program} {shlex.join(sys.argv[1:])}".rstrip(), file=sys.stderr, flush=True)
     sys.exit(130)

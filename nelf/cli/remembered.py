@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nelf.errors import UserError
 from nelf.pipeline.documents import read_yaml
-from nelf.pipeline.run import PLACES
+from nelf.pipeline.recipe import PLACES
 
 __all__ = ["PATHS", "check", "read"]
 

@@ -1,9 +1,9 @@
 """Training batches: rays over all views, and whole views, straight from the uint8 images.
 
-Batch ``k`` of a process is a pure function of ``(seed, rank, k)``: no state is carried from batch to batch.
-A run that is resumed after ``k`` batches goes on with batch ``k``; it neither replays the beginning nor
-needs its generator's state in the checkpoint. Loader workers take turns, so their number does not change the
-batches either.
+A batch is a pure function of the seed and its number: no state is carried from batch to batch. A run that is resumed
+after ``k`` batches goes on with batch ``k``; it neither replays the beginning nor needs its generator's state in the
+checkpoint. Loader workers take turns, and so do the processes of a training: with any number of them the batches are
+the same ones.
 """
 
 from __future__ import annotations
@@ -133,10 +133,11 @@ class Batches(IterableDataset[RayBatch | ImageBatch]):
 
     def batch(self, index: int) -> RayBatch | ImageBatch:
         """Batch ``index`` of this process's stream."""
+        number = index * self.world + self.rank  # of all processes' batches
         if self.kind == "rays":
-            rng = np.random.default_rng((self.seed, self.rank, index))
+            rng = np.random.default_rng((self.seed, number))
             return sample_rays(self.split, self.size, rng, self.sampling)
-        return sample_views(self.split, self.size, self.seed, (index * self.world + self.rank) * self.size)
+        return sample_views(self.split, self.size, self.seed, number * self.size)
 
     def __iter__(self) -> Iterator[RayBatch | ImageBatch]:
         """Yield batches without end; of several loader workers each yields every ``num_workers``-th batch."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from copy import copy
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -72,6 +73,22 @@ class SceneDataModule(pl.LightningDataModule):
             self.prepare_data()
             self._scene = self.read()
         return self._scene
+
+    def drawing(
+        self, batch: Literal["rays", "views"], batch_size: int, scene: Scene | None = None, stream: int = 0
+    ) -> SceneDataModule:
+        """The same datamodule with other training batches; the scene is read once for both.
+
+        Args:
+            batch: see the class.
+            batch_size: see the class.
+            scene: to draw from instead.
+            stream: added to the seed.
+        """
+        other = copy(self)
+        other.batch, other.batch_size, other.seed = batch, batch_size, self.seed + stream
+        other._scene = self.scene if scene is None else scene
+        return other
 
     def setup(self, stage: str) -> None:
         """Read the scene before the first batch is needed."""

@@ -43,7 +43,7 @@ _BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 def progress_bar(text: str, total: int) -> Iterator[Progress]:
     """A bar with count, elapsed time and ETA on stderr; call ``advance(progress.task_ids[0])`` per item.
 
-    Only the first process of a machine shows it.
+    Of several processes (``RANK`` in the environment) only the first one shows it.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -53,7 +53,7 @@ def progress_bar(text: str, total: int) -> Iterator[Progress]:
         TextColumn("ETA"),
         TimeRemainingColumn(),
     )
-    silent = os.environ.get("LOCAL_RANK", "0") != "0"
+    silent = os.environ.get("RANK", "0") != "0"
     with Progress(*columns, console=Console(stderr=True), disable=silent) as progress:
         progress.add_task(text, total=total)
         yield progress

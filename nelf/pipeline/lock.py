@@ -26,11 +26,10 @@ try:
 except ImportError:  # not on every system
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Lock", "is_first_process"]
+__all__ = ["Lock"]
 
 NAME = "lock.json"
 _BEAT, _SILENCE = 15.0, 300.0  # seconds: from one beat to the next; after which another machine's writer is gone
-_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
 
 
 class Lock:
@@ -128,11 +127,6 @@ class Lock:
             with suppress(OSError):
                 if self._is_mine():
                     os.utime(self.path)
-
-
-def is_first_process() -> bool:
-    """Whether this is the one process of a training that writes marks and locks, as launchers tell."""
-    return all(os.environ.get(rank, "0") == "0" for rank in _RANKS)
 
 
 @contextmanager

@@ -17,22 +17,18 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import nelf
 from nelf.errors import UserError, did_you_mean, remove_leftovers
 from nelf.pipeline.documents import hash_of, read_json, read_yaml, write_json, write_yaml
-from nelf.pipeline.lock import Lock, is_first_process
+from nelf.pipeline.lock import Lock
 from nelf.pipeline.memory import peak_memory, reset_peak_memory
-from nelf.pipeline.stage import Declaration, declarations
+from nelf.pipeline.processes import agree
+from nelf.pipeline.recipe import Recipe
 
-__all__ = ["PLACES", "Run", "check_stages", "refuse_other_architecture"]
-
-
-#: Arguments of callbacks and loggers that say where to write; where they are null, the run says it.
-PLACES = ("dirpath", "save_dir")
+__all__ = ["Run", "check_stages", "refuse_other_architecture"]
 
 
 #: When this process began: what is older, and not whole, nobody is writing any more.
@@ -45,111 +41,25 @@ _DATA_PLACES = ("root", "num_workers")
 
 
 class Run:
-    """A run directory and the configuration that it is made with.
+    """A run directory, and the recipe that it is made with.
 
     Args:
         root: the run's own directory.
-        config: plain, resolved values: ``data``, ``model``, ``system``, ``trainer``, ``callbacks``,
-        ``logger``,
-            ``seed`` and, for a chain, ``teacher`` and ``stage``.
-        build: makes the object that a node of the configuration describes (``_target_`` and arguments), with
-        more
-            arguments by name.
+        recipe: what builds its scene, networks and Trainers.
         shared: further directories in which finished stages are looked for: that of a sweep, whose jobs share their
             teacher, and another run of the same scene.
-
-    Raises:
-        UserError: the directory cannot be written.
     """
 
-    def __init__(
-        self,
-        root: Path | str,
-        config: dict[str, Any],
-        build: Callable[..., Any],
-        shared: Sequence[Path | str] = (),
-    ) -> None:
-        self.root, self.config, self.build = Path(root), config, build
+    def __init__(self, root: Path | str, recipe: Recipe, shared: Sequence[Path | str] = ()) -> None:
+        self.root, self.recipe, self.config = Path(root), recipe, recipe.config
         self.shared = [Path(root) for root in shared]
         self.lock = Lock(self.root)
-        self._data: Any = None
 
     def __enter__(self) -> Run:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.lock.release()
-
-    # ------------------------------------------------------------------------------------- what it is made of
-
-    @cached_property
-    def chain(self) -> dict[str, Declaration]:
-        """What each stage of the configuration declares, in their order."""
-        return declarations(self.config.get("stage", {}))
-
-    def data(self, system: Any = None) -> Any:
-        """The scene's datamodule, once; a run directory belongs to one scene.
-
-        Args:
-            system: what is to be trained with it, which says what its batches are; None leaves them as they are.
-
-        Raises:
-            UserError: the directory holds work on another scene.
-        """
-        if self._data is None:
-            data = self.build(self.config["data"])
-            self._check_scene(data)
-            self._data = data
-        if system is not None:
-            self._data.batch, self._data.batch_size = system.batches["batch"], system.batches["batch_size"]
-        return self._data
-
-    def system(self, name: str = "student") -> Any:
-        """A new LightningModule with its network: the teacher, or the student (in ``train``: the model)."""
-        part = self.config["teacher"] if name == "teacher" else self.config
-        return self.build(part["system"], network=self.build(part["model"]))
-
-    def model_config(self, name: str = "student") -> dict[str, Any]:
-        """What describes the network of ``system(name)``; it travels with the weights."""
-        part = self.config["teacher"] if name == "teacher" else self.config
-        return dict(part["model"])
-
-    def load(self, path: Path, name: str = "student", device: str = "cpu") -> Any:
-        """Load a network of this run: its class is that of the configuration, the rest is in the file.
-
-        Args:
-            path: the file, or the folder of its stage.
-            name: whose network it is, ``teacher`` or ``student``.
-            device: where to put it.
-
-        Returns:
-            The network, in evaluation mode.
-
-        Raises:
-            UserError: as ``nelf.storage.load``.
-        """
-        from nelf.storage import described, load
-
-        own = self.model_config(name)["_target_"]
-        stated = described(path)
-        # Somebody's own class: the command line names it, and the file only confirms it.
-        foreign = stated.get("_target_") == own and not own.startswith("nelf.")
-        return load(path, self.build(stated) if foreign else None, device)
-
-    def _check_scene(self, data: Any) -> None:
-        """Compare the scene with those that are noted here and in the shared directories."""
-        for root in (self.root, *self.shared):
-            noted = read_json(root / "scene.json")
-            if noted is None:
-                continue
-            if noted["root"] == _place(data) and self.complete(*self.config.get("stages", ())):
-                return  # nothing will be read, so the files need not be either
-            digest = data.scene.digest
-            if noted["digest"] != digest:
-                raise UserError(
-                    f"{root}: holds work on another scene ({noted['name']} from {noted['root']}, digest "
-                    f"{noted['digest']}), but {data.root} has digest {digest}. Choose another with run=."
-                )
 
     def open(self) -> None:
         """Make the directory, lock it until this run is left as a context, and note its configuration and its scene.
@@ -161,16 +71,15 @@ class Run:
         remove_leftovers(self.root, _BEGIN, recursive="stages" not in self.config)
         write_yaml(self.root / "config.yaml", self.config)
         if not (self.root / "scene.json").is_file():
-            scene = self.data().scene
-            noted = {"name": scene.name, "root": _place(self.data()), "digest": scene.digest}
+            scene = self.recipe.scene
+            noted = {"name": scene.name, "root": _place(self.recipe.source), "digest": scene.digest}
             write_json(self.root / "scene.json", noted)
 
     def check(self) -> None:
         """Refuse, before anything is written or trained, what would be refused in the middle.
 
         Raises:
-            UserError: the scene cannot be read or is another one, a stage before is missing, there are
-            weights of
+            UserError: the scene cannot be read or is another one, a stage before is missing, there are weights of
                 another architecture, or a network does not take its arguments.
         """
         earlier = read_yaml(self.root / "config.yaml")
@@ -179,14 +88,14 @@ class Run:
                 f"{self.root}: was made by an earlier version of nelf, whose runs cannot go on. "
                 "Choose another directory with run=, or delete this one."
             )
-        data = self.data()
+        self._check_scene()
         stages = self.config.get("stages")
         if stages is None:  # a single training in the root
             previous = read_yaml(self.root / "config.yaml")
             if previous is not None:
                 refuse_other_architecture(self.root, previous, self.config)
-            _ = data.scene
-            self._check_network("student")
+            _ = self.recipe.scene
+            self.recipe.system()  # its classes refuse what they do not take
             return
         for place, name in enumerate(stages):
             previous = read_yaml(self.folder(name) / "config.yaml")
@@ -194,17 +103,29 @@ class Run:
                 refuse_other_architecture(self.folder(name), previous, self._settings(name))
             self._check_inputs(name, stages[:place])
         if not self.complete(*stages):
-            _ = data.scene  # read it, with whatever is wrong with it
+            _ = self.recipe.scene  # read it, with whatever is wrong with it
             for name in {"teacher", "student"} & set(stages):
-                self._check_network(name)
+                self.recipe.system(name)
         for name in stages:
-            check = self.chain[name].check
+            check = self.recipe.stages[name].check
             if check is not None:
-                check(self)
+                check(self.recipe)
 
-    def _check_network(self, name: str) -> None:
-        """Build a network, and let its class refuse what it does not take."""
-        self.system(name)
+    def _check_scene(self) -> None:
+        """Compare the scene with those that are noted here and in the shared directories."""
+        data = self.recipe.source
+        for root in (self.root, *self.shared):
+            noted = read_json(root / "scene.json")
+            if noted is None:
+                continue
+            if noted["root"] == _place(data) and self.complete(*self.config.get("stages", ())):
+                return  # nothing will be read, so the files need not be either
+            digest = data.scene.digest
+            if noted["digest"] != digest:
+                raise UserError(
+                    f"{root}: holds work on another scene ({noted['name']} from {noted['root']}, digest "
+                    f"{noted['digest']}), but {_place(data)} has digest {digest}. Choose another with run=."
+                )
 
     # ------------------------------------------------------------------------------------- stages
 
@@ -212,7 +133,7 @@ class Run:
         """Run one stage, or what is left of it.
 
         Args:
-            name: one of ``chain``.
+            name: one of ``recipe.stages``.
             stage: the function of that stage, its options bound.
 
         Returns:
@@ -221,6 +142,17 @@ class Run:
         Raises:
             UserError: a stage before it is not done, or its folder holds another architecture's work.
         """
+        done = agree(lambda: self._begin(name))
+        if done is not None:
+            return done
+        reset_peak_memory()
+        start = time.perf_counter()
+        metrics = stage(self) if self.recipe.stages[name].spreads else agree(lambda: stage(self))
+        metrics = {**metrics, "seconds": time.perf_counter() - start, "peak_memory_bytes": peak_memory()}
+        return agree(lambda: self._finish(name, metrics))
+
+    def _begin(self, name: str) -> dict[str, Any] | None:
+        """Make a stage's folder ready; give the metrics instead if it is done."""
         done = self.find(name)
         if done is not None and self._is_current(name, done):
             print(f"{name}: done, {done}", flush=True)
@@ -229,13 +161,13 @@ class Run:
         self._check_inputs(name)
         folder = self.prepare(name)
         print(f"{name}: {folder}", flush=True)
-        reset_peak_memory()
-        start = time.perf_counter()
-        metrics = stage(self)
+        return None
+
+    def _finish(self, name: str, metrics: dict[str, Any]) -> dict[str, Any]:
+        """Mark a stage as done."""
         self.lock.check()
-        metrics = {**metrics, "seconds": time.perf_counter() - start, "peak_memory_bytes": peak_memory()}
-        write_json(folder / "metrics.json", metrics)
-        write_json(folder / "done.json", {**self._state(name), "mark": secrets.token_hex(8)})
+        write_json(self.folder(name) / "metrics.json", metrics)
+        write_json(self.folder(name) / "done.json", {**self._state(name), "mark": secrets.token_hex(8)})
         return metrics
 
     def fingerprint(self, name: str) -> str:
@@ -283,7 +215,7 @@ class Run:
         """
         folder = self.find(name)
         if folder is None:
-            chain = ",".join(stage for stage in self.chain if stage in (name, needed_by))
+            chain = ",".join(stage for stage in self.recipe.stages if stage in (name, needed_by))
             raise UserError(f"{self.root}: stage {name} is not done, and is needed here. Add it: stages=[{chain}].")
         return folder
 
@@ -300,15 +232,14 @@ class Run:
             refuse_other_architecture(folder, previous, settings)
             print(f"{name}: its settings or inputs have changed, so it is redone", flush=True)
             shutil.rmtree(folder)
-        if is_first_process():
-            remove_leftovers(folder, _BEGIN)
+        remove_leftovers(folder, _BEGIN)
         (folder / "done.json").unlink(missing_ok=True)
         write_yaml(folder / "config.yaml", settings)
         return folder
 
     def _check_inputs(self, name: str, before: Sequence[str] = ()) -> None:
         """Refuse to begin where a stage is missing, and is not among those that will be done before."""
-        link = self.chain[name]
+        link = self.recipe.stages[name]
         needed = link.inputs or link.optional
         missing = [one for one in needed if one not in before and self.find(one) is None]
         if missing and (link.inputs or len(missing) == len(needed)):
@@ -321,17 +252,17 @@ class Run:
 
     def _settings(self, name: str) -> dict[str, Any]:
         """All that the stage's result depends on, as it stands in the stage's config.yaml."""
-        sections = {key: self.config[key] for key in self.chain[name].sections if key in self.config}
+        sections = {key: self.config[key] for key in self.recipe.stages[name].sections if key in self.config}
         if "trainer" in sections:
             sections["trainer"] = {key: sections["trainer"].get(key) for key in _TRAINER_KEYS}
-        left_out = {*_DATA_PLACES, *self.chain[name].without}
+        left_out = {*_DATA_PLACES, *self.recipe.stages[name].without}
         sections["data"] = {key: value for key, value in sections["data"].items() if key not in left_out}
         settings = {"stage": self.config["stage"][name], **sections, "inputs": self._marks(name)}
         return json.loads(json.dumps(settings))
 
     def _marks(self, name: str) -> dict[str, str]:
         """The mark of each input that is done."""
-        link = self.chain[name]
+        link = self.recipe.stages[name]
         found = {needed: self.find(needed) for needed in (*link.inputs, *link.optional)}
         return {
             needed: (read_json(folder / "done.json") or {}).get("mark", "")

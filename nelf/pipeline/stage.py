@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from nelf.errors import UserError
 
 if TYPE_CHECKING:
-    from nelf.pipeline.run import Run
+    from nelf.pipeline.recipe import Recipe
 
 __all__ = ["BATCHES", "EVERYTHING", "Declaration", "declarations", "stage"]
 
@@ -31,14 +31,16 @@ class Declaration:
         inputs: stages that have to be done before.
         optional: stages whose results it takes where they are; one of them, if it has no other input.
         without: keys of the section data that it does not look at.
-        check: refuses a run's options before anything is written or trained.
+        spreads: whether all processes run it, where there are several; else the first one does, and the others wait.
+        check: refuses a recipe's options before anything is written or trained.
     """
 
     sections: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
-    check: Callable[[Run], None] | None = None
+    spreads: bool = False
+    check: Callable[[Recipe], None] | None = None
 
 
 def stage(
@@ -47,7 +49,8 @@ def stage(
     inputs: tuple[str, ...] = (),
     optional: tuple[str, ...] = (),
     without: tuple[str, ...] = (),
-    check: Callable[[Run], None] | None = None,
+    spreads: bool = False,
+    check: Callable[[Recipe], None] | None = None,
 ) -> Callable[[F], F]:
     """Declare a function ``(run, **options) -> metrics`` a stage; its arguments are those of ``Declaration``.
 
@@ -56,6 +59,7 @@ def stage(
         inputs: likewise.
         optional: likewise.
         without: likewise.
+        spreads: likewise.
         check: likewise.
 
     Example:
@@ -67,7 +71,7 @@ def stage(
     """
 
     def declare(function: F) -> F:
-        function.declaration = Declaration(sections, inputs, optional, without, check)  # type: ignore[attr-defined]
+        function.declaration = Declaration(sections, inputs, optional, without, spreads, check)  # type: ignore[attr-defined]
         return function
 
     return declare

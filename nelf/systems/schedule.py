@@ -27,7 +27,9 @@ def training_progress(trainer: Trainer) -> float:
             elapsed, remaining = callback.time_elapsed(), callback.time_remaining()
             if remaining is not None:
                 shares.append(elapsed / max(elapsed + remaining, 1e-9))
-    return min(max(shares), 1.0)
+    share = min(max(shares), 1.0)
+    # Clocks differ: every process would have a rate of its own, and with it, soon, a network of its own.
+    return float(trainer.strategy.broadcast(share)) if trainer.world_size > 1 else share
 
 
 def warmup(step: int, steps: int, start: float) -> float:

@@ -156,7 +156,7 @@ class Student(System):
         self._errors.append(torch.stack([error, plain]))
         if step < CHECKED - 1 or len(self._errors) < CHECKED_STEPS // 2:
             return
-        own, plain = torch.stack(self._errors).mean(0)
+        own, plain = self.trainer.strategy.reduce(torch.stack(self._errors).mean(0))  # of all processes
         if not own < plain:
             found, trivial = (-10 * value.log10() for value in (own, plain))
             raise UserError(

@@ -84,13 +84,13 @@ class System(pl.LightningModule):
 
     def validation_step(self, view: View, batch_idx: int) -> None:
         """Log the PSNR of one view, dB."""
-        self.log("val/psnr", psnr(*self._pictures(view)).mean(), prog_bar=True, batch_size=1)
+        self.log("val/psnr", psnr(*self._pictures(view)).mean(), prog_bar=True, batch_size=1, sync_dist=True)
 
     def test_step(self, view: View, batch_idx: int) -> None:
         """Log PSNR, dB, and SSIM of one view."""
         pictures = self._pictures(view)
         for name, metric in (("psnr", psnr), ("ssim", ssim)):
-            self.log(f"test/{name}", metric(*pictures).mean(), batch_size=1)
+            self.log(f"test/{name}", metric(*pictures).mean(), batch_size=1, sync_dist=True)
 
     def _pictures(self, view: View) -> tuple[Tensor, Tensor]:
         """What the network draws of a view, and the view itself: (1, 3, H, W) each."""

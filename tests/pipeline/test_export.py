@@ -27,6 +27,7 @@ from nelf.export.graph import exact
 from nelf.export.volume import rounded, write_volume
 from nelf.lightfields import GridR2L
 from nelf.pipeline.documents import write_json
+from nelf.pipeline.recipe import Recipe
 from nelf.pipeline.run import Run
 from nelf.pipeline.stages.export import check
 
@@ -45,7 +46,7 @@ def run_in(root: Path, scene: Path, *more: str) -> Run:
         *more,
     ]
     plain: dict[str, Any] = OmegaConf.to_container(nelf.config("distill", overrides), resolve=True)  # type: ignore[assignment]
-    return Run(root, plain, cli.build)
+    return Run(root, Recipe(plain, cli.build))
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +154,7 @@ def test_a_viewer_whose_runtime_is_not_to_be_had_is_refused_first(tmp_path, tiny
 
     monkeypatch.setattr("nelf.pipeline.stages.export.runtime_folder", missing)
     with pytest.raises(UserError, match="npm is not installed"):
-        check(run_in(tmp_path, tiny_scene, "stage.export.viewer=true"))
+        check(run_in(tmp_path, tiny_scene, "stage.export.viewer=true").recipe)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +169,7 @@ def test_a_viewer_whose_runtime_is_not_to_be_had_is_refused_first(tmp_path, tiny
 )
 def test_options_are_refused_before_anything_runs(tmp_path, tiny_scene, override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        check(run_in(tmp_path, tiny_scene, override))
+        check(run_in(tmp_path, tiny_scene, override).recipe)
 
 
 class Power:

@@ -22,6 +22,7 @@ from nelf.compression.pruning import choose_weights, compressed_bytes, sparsitie
 from nelf.errors import UserError
 from nelf.lightfields import GridR2L
 from nelf.pipeline.documents import read_json, write_json, write_yaml
+from nelf.pipeline.recipe import Recipe
 from nelf.pipeline.run import Run
 from nelf.pipeline.stage import declarations
 from nelf.pipeline.stages.narrow import check as check_narrow
@@ -70,11 +71,11 @@ def prepared(tmp_path: Path, tiny_scene: Path) -> Path:
 
 def run_in(root: Path, scene: Path, *more: str) -> Run:
     plain: dict[str, Any] = OmegaConf.to_container(nelf.config("distill", overrides(scene, *more)), resolve=True)  # type: ignore[assignment]
-    return Run(root, plain, cli.build)
+    return Run(root, Recipe(plain, cli.build))
 
 
 def do(run: Run) -> dict[str, Any]:
-    return run.do("prune", cli.build(run.config["stage"]["prune"]))
+    return run.do("prune", run.recipe.stage("prune"))
 
 
 def test_every_round_is_a_file_as_sparse_as_asked(prepared: Path, tiny_scene: Path) -> None:
@@ -115,7 +116,7 @@ def test_a_narrowed_student_is_a_file_of_its_own(prepared: Path, tiny_scene: Pat
     assert (artifact["name"], artifact["kind"]) == ("narrowed by 50 %", "narrow")
     for option, words in (("ratio=1", "is 1; allowed"), ("ratio=0.1", r"0\.1 leaves a network of 16 channels")):
         with pytest.raises(UserError, match=rf"stage\.narrow\.ratio: {words}"):
-            check_narrow(run_in(prepared, tiny_scene, "stages=[narrow]", f"stage.narrow.{option}"))
+            check_narrow(run_in(prepared, tiny_scene, "stages=[narrow]", f"stage.narrow.{option}").recipe)
 
 
 def _stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +201,7 @@ def test_wrong_options_are_refused_before_anything_is_written(
     option: str, words: str, prepared: Path, tiny_scene: Path
 ) -> None:
     with pytest.raises(UserError, match=words):
-        check(run_in(prepared, tiny_scene, f"stage.prune.{option}"))
+        check(run_in(prepared, tiny_scene, f"stage.prune.{option}").recipe)
     plain = nelf.config("distill", overrides(tiny_scene, f"run={prepared}", f"stage.prune.{option}"))
     with pytest.raises(UserError, match=r"stage\.prune\."):
         cli.start(plain)
@@ -210,7 +211,7 @@ def test_wrong_options_are_refused_before_anything_is_written(
 def test_the_presets_pass_their_own_check(tiny_scene: Path, tmp_path: Path) -> None:
     for preset in ("demo", "lego_cpu", "lego"):
         config = nelf.config("distill", [f"experiment={preset}", f"data.root={tiny_scene}"])
-        check(Run(tmp_path, OmegaConf.to_container(config, resolve=True), cli.build))  # type: ignore[arg-type]
+        check(Recipe(OmegaConf.to_container(config, resolve=True), cli.build))  # type: ignore[arg-type]
 
 
 def test_a_sweep_over_the_amount_shares_what_is_before_and_shows_every_round(tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ from nelf.cli import build
 from nelf.compression.quantization import activation_ranges, restore_network
 from nelf.errors import UserError
 from nelf.pipeline.documents import write_json
+from nelf.pipeline.recipe import Recipe
 from nelf.pipeline.run import Run
 from nelf.pipeline.stages.quantize import quantize
-from nelf.pipeline.stages.student import student_data
+from nelf.pipeline.stages.student import student_scene
 from nelf.storage import save
 
 MODELS = {
@@ -33,11 +34,11 @@ def finished(root: Path, scene: Path, model: str) -> Run:
     overrides = ["data=blender", f"data.root={scene}", f"model={model}", "trainer=cpu", *MODELS[model]]
     config: Any = OmegaConf.to_container(nelf.config("distill", overrides), resolve=True)
     del config["callbacks"]["previews"]
-    run = Run(root, config, build)
+    run = Run(root, Recipe(config, build))
     shutil.copytree(scene, run.folder("pseudo"), dirs_exist_ok=True)
-    network = run.system().network
-    network.prepare(run.data().scene.geometry, run.data().scene.train.silhouettes())
-    save(network, run.folder("student") / "model.safetensors", run.model_config(), run.data().scene.digest)
+    network, scene_read = run.recipe.network(), run.recipe.scene
+    network.prepare(scene_read.geometry, scene_read.train.silhouettes())
+    save(network, run.folder("student") / "model.safetensors", run.recipe.model_config(), scene_read.digest)
     for name in ("pseudo", "student"):
         write_json(run.folder(name) / "done.json", {"mark": name})
     return run
@@ -53,7 +54,7 @@ def test_every_precision_is_a_file_that_renders(
     artifacts = json.loads((folder / "artifacts.json").read_text())
     assert [each["name"] for each in artifacts] == NAMES
     assert list(metrics["val/psnr"]) == ["fp32", *NAMES]
-    scene = run.data().scene
+    scene = run.recipe.scene
     plain = nelf.load(run.folder("student")).render(scene.test.camera[0]).rgb
     size = (run.folder("student") / "model.safetensors").stat().st_size
     for each in artifacts:
@@ -109,7 +110,10 @@ def test_no_views_are_refused_before_anything_is_read(tmp_path: Path, tiny_scene
 
 def test_the_student_s_data_is_the_pseudo_set_and_the_scene_s_own_views(tmp_path: Path, tiny_scene: Path) -> None:
     run = finished(tmp_path, tiny_scene, "grid_r2l")
-    assert len(student_data(run, run.system()).scene.train) == 16
-    alone = student_data(run, run.system(), real_views=False)
-    assert len(alone.scene.train) == 8
-    assert (alone.batch, alone.batch_size) == ("views", 1)
+    assert len(student_scene(run).train) == 16
+    alone = student_scene(run, real_views=False)
+    assert len(alone.train) == 8
+    system = run.recipe.system()
+    data = run.recipe.data(system, alone, stream=2)
+    assert data.scene is alone
+    assert (data.batch, data.batch_size, data.seed) == ("views", 1, run.recipe.source.seed + 2)

@@ -13,6 +13,7 @@ import pytest
 
 from nelf.errors import UserError
 from nelf.pipeline.documents import read_artifacts, read_json, write_json, write_yaml
+from nelf.pipeline.recipe import Recipe
 from nelf.pipeline.run import Run
 
 ROOT = Path(__file__).parents[2]
@@ -47,12 +48,8 @@ class Chain:
         self.root, self.shared = root, shared
 
     def __call__(self, stages: str = "teacher pseudo student report", **changes: Any) -> list[str]:
-        run = Run(
-            self.root,
-            config(**changes),
-            lambda node: SimpleNamespace(root="/scene", scene=SCENE),
-            [self.shared] if self.shared else [],
-        )
+        recipe = Recipe(config(**changes), lambda node: SimpleNamespace(root="/scene", scene=SCENE))
+        run = Run(self.root, recipe, [self.shared] if self.shared else [])
         ran: list[str] = []
         for name in stages.split():
 
@@ -114,7 +111,7 @@ def test_a_half_done_stage_keeps_its_files_and_a_changed_one_does_not(chain) -> 
 def test_a_run_of_an_earlier_version_is_refused_in_one_line(chain) -> None:
     chain()
     write_yaml(chain.root / "config.yaml", {"data": {"root": "/scene", "batch_rays": 8192}})
-    run = Run(chain.root, config(), lambda node: SimpleNamespace(root="/scene", scene=SCENE))
+    run = Run(chain.root, Recipe(config(), lambda node: SimpleNamespace(root="/scene", scene=SCENE)))
     with pytest.raises(UserError, match=r"was made by an earlier version of nelf.*run=") as caught:
         run.check()
     assert "\n" not in str(caught.value)
@@ -124,7 +121,7 @@ def test_a_failed_stage_is_not_done(chain) -> None:
     def fail(run: Run) -> dict[str, Any]:
         raise RuntimeError("power cut")
 
-    run = Run(chain.root, config(), lambda node: None)
+    run = Run(chain.root, Recipe(config(), lambda node: None))
     with pytest.raises(RuntimeError, match="power cut"):
         run.do("teacher", fail)
     assert run.find("teacher") is None
@@ -164,14 +161,14 @@ def test_a_job_of_a_sweep_finds_finished_stages_in_the_shared_run(chain, tmp_pat
 def test_results_of_earlier_inputs_are_not_current(chain, tmp_path, capsys) -> None:
     options = {"stage": {name: {} for name in (*ALL, "prune", "export")}}
     chain(" ".join([*ALL, "prune", "export"]), **options)
-    run = Run(chain.root, config(**options), lambda node: None)
+    run = Run(chain.root, Recipe(config(**options), lambda node: None))
     stages = ("teacher", "student", "prune", "export")
     assert all(run.current(name) == run.folder(name) for name in stages)
     # A job that prunes otherwise: the shared run's export is of other pruned students.
     pruned = {**options["stage"], "prune": {"amount": 0.5}}
     job = Chain(tmp_path / "job", shared=chain.root)
     assert job("prune", stage=pruned) == ["prune"]
-    other = Run(job.root, config(stage=pruned), lambda node: None, [chain.root])
+    other = Run(job.root, Recipe(config(stage=pruned), lambda node: None), [chain.root])
     assert [name for name in stages if other.current(name)] == ["teacher", "student", "prune"]
     assert "export: left out, because it was made from an earlier prune" in capsys.readouterr().out
     # Far back counts too; what has been deleted does not.
@@ -192,10 +189,9 @@ def test_a_directory_belongs_to_one_scene(tmp_path) -> None:
     def build(digest: str) -> Any:
         return lambda node: SimpleNamespace(root="/scene", scene=SimpleNamespace(name="s", digest=digest))
 
-    Run(tmp_path, config(), build("one")).open()
-    Run(tmp_path, config(), build("one")).data()
+    Run(tmp_path, Recipe(config(), build("one"))).open()
     with pytest.raises(UserError, match="holds work on another scene"):
-        Run(tmp_path, config(), build("two")).data()
+        Run(tmp_path, Recipe(config(), build("two"))).check()
     assert json.loads((tmp_path / "scene.json").read_text())["digest"] == "one"
 
 

@@ -27,6 +27,7 @@ from nelf.export.volume import Dtype, choose_dtype, rounded, write_volume
 from nelf.interop.mobile_r2l import check_original, save_tar
 from nelf.lightfields import LightField
 from nelf.pipeline.documents import read_artifacts, write_json
+from nelf.pipeline.recipe import Recipe
 from nelf.pipeline.run import Run
 from nelf.pipeline.stage import BATCHES, stage
 from nelf.pipeline.stages.journal import Journal
@@ -41,13 +42,13 @@ _CHECKED = 3  # views that each 32-bit file draws once more, from the finished b
 PRECISIONS = ("fp32", "fp16", "int8 dynamic", "int8 static", "int8 QAT")
 
 
-def check(run: Run) -> None:
+def check(recipe: Recipe) -> None:
     """Refuse options that the stage would stumble over, before anything is trained.
 
     Raises:
         UserError: names the key and what is allowed.
     """
-    options = run.config["stage"]["export"]
+    options = recipe.config["stage"]["export"]
     for key, allowed in (("inputs", tuple(KINDS)), ("precisions", PRECISIONS)):
         for word in options[key] or ():
             if word not in allowed:
@@ -55,9 +56,9 @@ def check(run: Run) -> None:
                 hint = did_you_mean(word, allowed)
                 raise UserError(f"stage.export.{key}: there is no {word!r}; allowed: {words}.{hint}")
     for kind in options["inputs"] or ():
-        check_kind(run.system().network, kind)
+        check_kind(recipe.network(), kind)
     if options["tar"]:
-        check_original(run.system().network)
+        check_original(recipe.network())
     if options["executorch"]:
         executorch_installed()
     if options["coreml"]:
@@ -114,10 +115,11 @@ def export(
     Raises:
         UserError: an unknown input or precision, a graph that draws something else, or the directory cannot be written.
     """
-    check(run)
-    folder, scene = run.folder("export"), run.data().scene
-    student: LightField = run.load(run.input("student"))
-    save(student, folder / "model.safetensors", run.model_config(), scene.digest)
+    recipe = run.recipe
+    check(recipe)
+    folder, scene = run.folder("export"), recipe.scene
+    student: LightField = recipe.load(run.input("student"))
+    save(student, folder / "model.safetensors", recipe.model_config(), scene.digest)
     if tar:
         save_tar(student, folder / "model.tar")
     kinds = list(inputs or student.entries[:1])
@@ -128,7 +130,7 @@ def export(
     views = _pseudo_cameras(run, calibration_views)
     feeds = cache(lambda: window_feeds(exact(bundle.drawn["model.onnx"]), kinds[0], views))
     quantized = _artifacts(run, "quantize")
-    ranges = _ranges(run.load(quantized["int8 static"])) if "int8 static" in quantized else None
+    ranges = _ranges(recipe.load(quantized["int8 static"])) if "int8 static" in quantized else None
     makers: dict[str, Callable[[Path], Path]] = {
         "fp16": partial(half_weights, model),
         "int8 dynamic": partial(quantize_dynamic, model),
@@ -136,7 +138,7 @@ def export(
     }
     if "int8 QAT" in quantized:
         makers["int8 QAT"] = lambda out: _export_trained(
-            run.load(quantized["int8 QAT"]), bundle, kinds[0], feeds(), out
+            recipe.load(quantized["int8 QAT"]), bundle, kinds[0], feeds(), out
         )
     for precision in [each for each in precisions if each in makers]:
         path = folder / f"model_{precision.replace(' ', '_').lower()}.onnx"
@@ -152,7 +154,7 @@ def export(
         mlpackage(student, folder / "model.mlpackage", views[0], kinds[0])
         journal.note("coreml", True, ["model.mlpackage"])
     for name, file in (_artifacts(run, "prune") | _artifacts(run, "narrow")).items():
-        bundle.add(name, run.load(file), kinds[0], file.stem)
+        bundle.add(name, recipe.load(file), kinds[0], file.stem)
 
     write_bundle(folder, scene, student, bundle.entries)  # without figures: what is measured is read from it
     bundle.measure()
@@ -302,7 +304,7 @@ def _artifacts(run: Run, stage: str) -> dict[str, Path]:
 
 def _pseudo_cameras(run: Run, views: int) -> Camera:
     """Cameras of the pseudo set, evenly chosen."""
-    camera: Camera = read_scene(run.input("pseudo")).train.camera.resized(run.data().scene.train.camera.width)
+    camera: Camera = read_scene(run.input("pseudo")).train.camera.resized(run.recipe.scene.train.camera.width)
     return camera[torch.linspace(0, len(camera) - 1, min(views, len(camera))).round().long()]
 
 

@@ -5,28 +5,30 @@ from typing import Any
 from nelf.compression.structured import prune_channels
 from nelf.errors import UserError
 from nelf.pipeline.documents import write_json
+from nelf.pipeline.processes import is_first
+from nelf.pipeline.recipe import Recipe
 from nelf.pipeline.run import Run
 from nelf.pipeline.stage import stage
 from nelf.pipeline.stages.prune import described, fine_tune
-from nelf.pipeline.stages.student import student_data
+from nelf.pipeline.stages.student import student_scene
 
 __all__ = ["check", "narrow"]
 
 
-def check(run: Run) -> None:
+def check(recipe: Recipe) -> None:
     """Refuse options that the stage would stumble over, before anything is trained.
 
     Raises:
         UserError: names the key and what is allowed.
     """
-    options = run.config["stage"]["narrow"]
+    options = recipe.config["stage"]["narrow"]
     try:
-        prune_channels(run.system().network, options["ratio"], options["round_to"])
+        prune_channels(recipe.network(), options["ratio"], options["round_to"])
     except ValueError as error:
         raise UserError(f"stage.narrow.{error}") from error
 
 
-@stage(sections=("data", "model", "system", "trainer", "seed"), inputs=("pseudo", "student"), check=check)
+@stage(sections=("data", "model", "system", "trainer", "seed"), inputs=("pseudo", "student"), check=check, spreads=True)
 def narrow(
     run: Run,
     *,
@@ -55,10 +57,11 @@ def narrow(
         ValueError: an option is out of range.
         UserError: as ``nelf.pipeline.fit.fit``; a stage before is not done; the network cannot be narrowed.
     """
-    folder, data = run.folder("narrow"), student_data(run, run.system())
-    data.seed += 1  # else it would see the views that the student began with
-    network = prune_channels(run.load(run.input("student")), ratio, round_to)
+    folder, scene = run.folder("narrow"), student_scene(run)
+    network = prune_channels(run.recipe.load(run.input("student")), ratio, round_to)
     file = folder / "narrow.safetensors"
-    metrics = fine_tune(run, data, file, network, lr, [], max_steps=max_steps, max_time=max_time)
-    write_json(folder / "artifacts.json", [described(f"narrowed by {100 * ratio:.3g} %", file, metrics, "narrow")])
+    # A stream of its own, else it would see the views that the student began with.
+    metrics = fine_tune(run.recipe, network, scene, 1, file, lr, max_steps=max_steps, max_time=max_time)
+    if is_first():
+        write_json(folder / "artifacts.json", [described(f"narrowed by {100 * ratio:.3g} %", file, metrics, "narrow")])
     return metrics

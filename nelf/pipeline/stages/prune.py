@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,21 +10,24 @@ from nelf.compression.pruning import choose_weights, compressed_bytes, sparsitie
 from nelf.errors import UserError, atomic_path
 from nelf.pipeline.documents import read_json, write_json
 from nelf.pipeline.fit import fit
+from nelf.pipeline.processes import agree, is_first
+from nelf.pipeline.recipe import Recipe
 from nelf.pipeline.run import Run
 from nelf.pipeline.stage import stage
-from nelf.pipeline.stages.student import student_data
+from nelf.pipeline.stages.student import student_scene
 from nelf.report.plots import sparsity_svg
+from nelf.scene import Scene
 
 __all__ = ["check", "described", "fine_tune", "prune"]
 
 
-def check(run: Run) -> None:
+def check(recipe: Recipe) -> None:
     """Refuse options that the stage would stumble over, before anything is trained.
 
     Raises:
         UserError: names the key and what is allowed.
     """
-    options, network = run.config["stage"]["prune"], run.system().network
+    options, network = recipe.config["stage"]["prune"], recipe.network()
     try:
         IterativePruning(options["amount"], options["rounds"], None, options["lr"], schedule=options["schedule"])
         choose_weights(network, options["layers"])
@@ -33,7 +35,7 @@ def check(run: Run) -> None:
         raise UserError(f"stage.prune.{error}") from error
 
 
-@stage(sections=("data", "model", "system", "trainer", "seed"), inputs=("pseudo", "student"), check=check)
+@stage(sections=("data", "model", "system", "trainer", "seed"), inputs=("pseudo", "student"), check=check, spreads=True)
 def prune(
     run: Run,
     *,
@@ -70,35 +72,45 @@ def prune(
         UserError: as ``nelf.pipeline.fit.fit``; a stage before is not done.
     """
     folder, student = run.folder("prune"), run.input("student")
-    data = student_data(run, run.system())
+    scene = student_scene(run)
     dense = read_json(student / "metrics.json") or {}
-    results = [{"round": 0, "val/psnr": dense.get("val/psnr"), **_sparsity(run, student, layers)}]
+    results = [{"round": 0, "val/psnr": dense.get("val/psnr"), **_sparsity(run.recipe, student, layers)}]
     artifacts = []
     file = student
     for number in range(1, rounds + 1):
         share = sparsity_after(number, rounds, amount, schedule)
-        network, file = run.load(file), folder / f"round_{number}.safetensors"
+        network, file = run.recipe.load(file), folder / f"round_{number}.safetensors"
         masks = IterativePruning(share, rounds=1, steps=None, lr=None, layers=layers)
-        data.seed += 1  # else each round would see the views that the student began with
-        tuned = fine_tune(run, data, file, network, lr, [masks], max_steps=max_steps, max_time=max_time)
-        results.append({"round": number, "val/psnr": None, **tuned, **_sparsity(run, file, layers)})
+        # A stream of its own, else each round would see the views that the student began with.
+        tuned = fine_tune(run.recipe, network, scene, number, file, lr, [masks], max_steps=max_steps, max_time=max_time)
+        results.append({"round": number, "val/psnr": None, **tuned, **_sparsity(run.recipe, file, layers)})
         artifacts.append(described(f"pruned {100 * share:.3g} %", file, results[-1]))
-    write_json(folder / "artifacts.json", artifacts)
-    with atomic_path(folder / "pruning.svg") as partial:
-        partial.write_text(sparsity_svg([(each["sparsity"], each["val/psnr"]) for each in results]), encoding="utf-8")
+    if is_first():
+        write_json(folder / "artifacts.json", artifacts)
+        plot = sparsity_svg([(each["sparsity"], each["val/psnr"]) for each in results])
+        with atomic_path(folder / "pruning.svg") as partial:
+            partial.write_text(plot, encoding="utf-8")
     return {"sparsity": results[-1]["sparsity"], "val/psnr": results[-1]["val/psnr"], "rounds": results}
 
 
 def fine_tune(
-    run: Run, data: Any, file: Path, network: Any, lr: float | None, callbacks: list[Any], **limits: Any
+    recipe: Recipe,
+    network: Any,
+    scene: Scene,
+    stream: int,
+    file: Path,
+    lr: float | None,
+    callbacks: Sequence[Any] = (),
+    **limits: Any,
 ) -> dict[str, Any]:
     """Train a network as the student was, in a folder of its own, unless its file is finished.
 
     Args:
-        run: whose system and Trainer to use.
-        data: the datamodule of the student's views.
-        file: the network's weights, once it is finished; its metrics lie beside it, its training's folder too.
+        recipe: whose system and Trainer to use.
         network: to begin with.
+        scene: of the student's views.
+        stream: of batches, see ``Recipe.data``.
+        file: the network's weights, once it is finished; its metrics lie beside it, its training's folder too.
         lr: learning rate, groups keeping their ratios; None for the student's own.
         callbacks: beside those of the configuration.
         **limits: ``max_steps`` and ``max_time``, instead of the Trainer's.
@@ -106,32 +118,28 @@ def fine_tune(
     Returns:
         The metrics of its training.
     """
-    noted = file.with_suffix(".json")
-    metrics = read_json(noted)
+    metrics: dict[str, Any] | None = agree(lambda: read_json(file.with_suffix(".json")))
     if metrics is None:
-        folder = file.with_suffix("")
-        system = dict(run.config["system"])
+        folder, changes = file.with_suffix(""), {}
         if lr is not None:
-            system.update(lr=lr, warmup_lr=system["warmup_lr"] * lr / system["lr"])
-        _, metrics = fit(
-            run,
-            folder,
-            "student",
-            data,
-            system=run.build(system, network=network.train()),
-            callbacks=callbacks,
-            **limits,
-        )
-        with suppress(FileNotFoundError):  # another process of the same training was faster
-            (folder / "model.safetensors").replace(file)
-        write_json(noted, metrics)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            own = recipe.config["system"]
+            changes = {"lr": lr, "warmup_lr": own["warmup_lr"] * lr / own["lr"]}
+        system = recipe.system(network=network.train(), **changes)
+        metrics = fit(recipe, system, recipe.data(system, scene, stream), folder, callbacks=callbacks, **limits)
+        agree(lambda: _keep(folder, file, metrics))
     return metrics
 
 
-def _sparsity(run: Run, file: Path, layers: Sequence[str]) -> dict[str, Any]:
+def _keep(folder: Path, file: Path, metrics: dict[str, Any]) -> None:
+    """Give a trained network's weights their name, and drop what its training went on from."""
+    (folder / "model.safetensors").replace(file)
+    write_json(file.with_suffix(".json"), metrics)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _sparsity(recipe: Recipe, file: Path, layers: Sequence[str]) -> dict[str, Any]:
     """Sparsity of the chosen weights of a file, all and each."""
-    each = sparsities(choose_weights(run.load(file), layers))
+    each = sparsities(choose_weights(recipe.load(file), layers))
     return {"sparsity": each.pop("total"), "layers": each}
 
 

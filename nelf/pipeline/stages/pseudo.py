@@ -1,6 +1,5 @@
 """Stage pseudo: the teacher's views from random poses, as a data set like any other."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +13,8 @@ from nelf.data.images import progress_bar
 from nelf.data.writer import stated
 from nelf.errors import UserError
 from nelf.paths import random_like, random_mobile_r2l, random_r2l
-from nelf.pipeline.fit import device
+from nelf.pipeline.processes import agree, rank, wait_for_all, world
+from nelf.pipeline.recipe import Recipe
 from nelf.pipeline.run import Run
 from nelf.pipeline.stage import BATCHES, stage
 from nelf.rendering import Renderable, Rendering
@@ -23,18 +23,18 @@ from nelf.scene import background_color
 __all__ = ["check", "pseudo", "random_cameras", "write_views"]
 
 
-def check(run: Run) -> None:
+def check(recipe: Recipe) -> None:
     """Refuse to render no views.
 
     Raises:
         UserError: names the key and what is allowed.
     """
-    views = run.config["stage"]["pseudo"]["views"]
+    views = recipe.config["stage"]["pseudo"]["views"]
     if views < 1:
         raise UserError(f"stage.pseudo.views: is {views}; allowed: 1 or more.")
 
 
-@stage(sections=("data", "seed"), inputs=("teacher",), without=BATCHES, check=check)
+@stage(sections=("data", "seed"), inputs=("teacher",), without=BATCHES, check=check, spreads=True)
 def pseudo(
     run: Run,
     *,
@@ -54,9 +54,9 @@ def pseudo(
     Raises:
         UserError: the directory cannot be written.
     """
-    scene = run.data().scene
-    cameras = random_cameras(scene, views, poses, run.config.get("seed", 0))
-    network = run.load(run.input("teacher"), "teacher", device(run))
+    recipe, scene = run.recipe, run.recipe.scene
+    cameras = random_cameras(scene, views, poses, recipe.seed)
+    network = recipe.load(run.input("teacher"), "teacher", recipe.device)
     root = write_views(network, cameras, run.folder("pseudo"), scene)
     return {"views": views, "bytes": sum(path.stat().st_size for path in (root / "train").glob("*.png"))}
 
@@ -94,8 +94,8 @@ def write_views(model: Renderable, cameras: Camera, root: Path | str, scene: Sce
 
     They have an alpha channel where the model's pictures have an opacity.
 
-    One view is in memory at a time. Started by several processes (``RANK`` and ``WORLD_SIZE`` in the
-    environment), each takes its share of the views and the last to finish writes the transforms file.
+    One view is in memory at a time. Where there are several processes (``RANK`` and ``WORLD_SIZE`` in the environment),
+    each takes its share of the views, and the first one writes the transforms file.
 
     Args:
         model: anything with ``render(camera)``.
@@ -114,14 +114,13 @@ def write_views(model: Renderable, cameras: Camera, root: Path | str, scene: Sce
         known = stated(scene)
     writer = SceneWriter(root, cameras, **known)
     background = background_color(known.get("background", "white"))
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    mine = [index for index in writer.missing() if index % world == rank]
+    mine = [index for index in writer.missing() if index % world() == rank()]
     with progress_bar(f"rendering views (of {len(cameras)})", len(mine)) as progress:
         for index in mine:
             writer.write(index, _image(model.render(cameras[index]), background))
             progress.advance(progress.task_ids[0])
-    if not writer.missing():
-        writer.finish()
+    wait_for_all()
+    agree(writer.finish)
     return Path(root)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,15 +12,17 @@ from nelf.callbacks.quantization import QuantizationAwareTraining
 from nelf.compression.fold import fold_batch_norm
 from nelf.compression.quantization import Ranges, calibrate, quantize_network
 from nelf.compression.storage import Scheme
-from nelf.data import Split
 from nelf.errors import UserError
 from nelf.metrics import psnr
 from nelf.pipeline.documents import write_json
-from nelf.pipeline.fit import device, fit
+from nelf.pipeline.fit import fit
+from nelf.pipeline.processes import agree
+from nelf.pipeline.recipe import Recipe
 from nelf.pipeline.run import Run
 from nelf.pipeline.stage import stage
-from nelf.pipeline.stages.student import student_data
+from nelf.pipeline.stages.student import student_scene
 from nelf.rendering import Renderable
+from nelf.scene import Scene, Split
 from nelf.storage import save
 
 __all__ = ["quantize"]
@@ -27,7 +30,7 @@ __all__ = ["quantize"]
 _VALIDATION_VIEWS = 8
 
 
-@stage(sections=("data", "model", "system", "trainer", "seed"), inputs=("pseudo", "student"))
+@stage(sections=("data", "model", "system", "trainer", "seed"), inputs=("pseudo", "student"), spreads=True)
 def quantize(
     run: Run,
     *,
@@ -57,11 +60,12 @@ def quantize(
     """
     if views < 1:
         raise UserError(f"stage.quantize.views: is {views}; calibration needs 1 or more.")
-    folder, data = run.folder("quantize"), student_data(run, run.system())
-    student = run.load(run.input("student"), device=device(run))
-    chosen = np.linspace(0, len(data.scene.train) - 1, min(views, len(data.scene.train))).round().astype(int)
+    recipe, folder, scene = run.recipe, run.folder("quantize"), student_scene(run)
+    student = recipe.load(run.input("student"), device=recipe.device)
+    cameras = scene.train.camera
+    chosen = np.linspace(0, len(cameras) - 1, min(views, len(cameras))).round().astype(int)
     folded = fold_batch_norm(student)
-    ranges = calibrate(folded, (data.scene.train.camera[index] for index in chosen.tolist()), method)
+    ranges = calibrate(folded, (cameras[index] for index in chosen.tolist()), method)
     versions: dict[str, tuple[nn.Module, Scheme]] = {
         "fp16": (student, "fp16"),
         "bf16": (student, "bf16"),
@@ -71,55 +75,58 @@ def quantize(
         "int8 static": (quantize_network(folded, ranges), "int8_per_channel"),
     }
     if qat_steps is not None or qat_time is not None:
-        network = train_quantized(run, fold_batch_norm(student), ranges, data, qat_steps, qat_time, qat_lr)
+        network = fold_batch_norm(student)
+        train_quantized(recipe, network, ranges, scene, folder / "qat", qat_steps, qat_time, qat_lr)
+        network = recipe.load(folder / "qat", device=recipe.device)
         versions["int8 QAT"] = (network, "int8_per_channel")
 
-    split, background, digest = data.scene.val, data.scene.background, data.scene.digest
-    artifacts, found = [], {"fp32": _mean_psnr(student, split, background)}
-    _show("fp32", run.input("student") / "model.safetensors", found)
-    for name, (network, scheme) in versions.items():
-        file = f"{name.replace(' ', '_').lower()}.safetensors"
-        save(network, folder / file, run.model_config(), digest, scheme)
-        found[name] = _mean_psnr(run.load(folder / file, device=device(run)), split, background)
-        artifacts.append({"name": name, "file": file, "kind": "quantize", "precision": scheme, "val_psnr": found[name]})
-        _show(name, folder / file, found)
-    write_json(folder / "artifacts.json", artifacts)
-    return {"val/psnr": found}
+    def write() -> dict[str, Any]:
+        artifacts, found = [], {"fp32": _mean_psnr(student, scene.val, scene.background)}
+        _show("fp32", run.input("student") / "model.safetensors", found)
+        for name, (network, scheme) in versions.items():
+            path = folder / f"{name.replace(' ', '_').lower()}.safetensors"
+            save(network, path, recipe.model_config(), scene.digest, scheme)
+            found[name] = _mean_psnr(recipe.load(path, device=recipe.device), scene.val, scene.background)
+            known = {"kind": "quantize", "precision": scheme, "val_psnr": found[name]}
+            artifacts.append({"name": name, "file": path.name, **known})
+            _show(name, path, found)
+        write_json(folder / "artifacts.json", artifacts)
+        return {"val/psnr": found}
+
+    return agree(write)
 
 
 def train_quantized(
-    run: Run,
+    recipe: Recipe,
     network: nn.Module,
     ranges: Ranges,
-    data: Any,
+    scene: Scene,
+    folder: Path,
     max_steps: int | None,
     max_time: str | None,
     lr: float,
-) -> nn.Module:
+) -> None:
     """Fine-tune a network's convolutions with the rounding of int8 kernels, from its last checkpoint on.
 
     Args:
-        run: whose Trainer and system to use; it goes on in ``quantize/qat``.
-        network: the trained light field, its batch norms folded.
+        recipe: whose Trainer and system to use.
+        network: the trained light field, its batch norms folded; changed in place.
         ranges: to begin with.
-        data: the datamodule of its views.
+        scene: of the student's views.
+        folder: where to train; gets the weights.
         max_steps: optimizer steps, or None.
         max_time: days:hours:minutes:seconds, or None.
         lr: learning rate of the first step.
-
-    Returns:
-        The network with fake quantization.
     """
     network.train().requires_grad_(False)
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             layer.requires_grad_(True)
-    system = run.build(run.config["system"], network=network, lr=lr, warmup_steps=0, schedule="cosine")
+    system = recipe.system(network=network, lr=lr, warmup_steps=0, schedule="cosine")
     # Ranges that were found over many views stay: the extremes of single batches would only widen them.
     callback = QuantizationAwareTraining(ranges, freeze=0.0)
-    folder = run.folder("quantize") / "qat"
-    fit(run, folder, "student", data, max_steps=max_steps, max_time=max_time, system=system, callbacks=[callback])
-    return run.load(folder, device=device(run))  # type: ignore[no-any-return]
+    data = recipe.data(system, scene)
+    fit(recipe, system, data, folder, max_steps=max_steps, max_time=max_time, callbacks=[callback])
 
 
 def _mean_psnr(model: Renderable, split: Split, background: str) -> float:

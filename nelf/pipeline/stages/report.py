@@ -27,7 +27,6 @@ from nelf.kernels import multiplies_bfloat16
 from nelf.lightfields import LightField
 from nelf.paths import orbit
 from nelf.pipeline.documents import read_artifacts, read_json
-from nelf.pipeline.fit import device
 from nelf.pipeline.memory import peak_memory, reset_peak_memory
 from nelf.pipeline.run import Run
 from nelf.pipeline.stage import BATCHES, EVERYTHING, stage
@@ -63,7 +62,7 @@ def report(run: Run, *, frames: int = 60) -> dict[str, Any]:
     Raises:
         UserError: a model cannot be loaded, or the directory cannot be written.
     """
-    scene, folder = run.data().scene, run.folder("report")
+    scene, folder = run.recipe.scene, run.folder("report")
     rows, curves, video = [], {}, None
     models = artifacts(run)
     filmed = [each.name for each in models if each.name in ("teacher", "student")][-1:]
@@ -111,7 +110,7 @@ def artifacts(run: Run) -> list[Artifact]:
         UserError: a file is missing or damaged.
     """
     found: list[Artifact] = []
-    camera, place = run.data().scene.test.camera[0], device(run)
+    camera, place = run.recipe.scene.test.camera[0], run.recipe.device
 
     def add(name: str, file: Path, make: Callable[[], Renderable], known: Mapping[str, Any]) -> Renderable:
         model, memory = _measured(make, camera)
@@ -125,17 +124,17 @@ def artifacts(run: Run) -> list[Artifact]:
         file, training = folder / "model.safetensors", read_json(folder / "metrics.json") or {}
         peak = training.get("peak_memory_bytes", 0) / 1e6
         known = {"train_seconds": training.get("seconds"), "peak_memory_mb": peak}
-        network = add(name, file, partial(run.load, file, name, place), known)
+        network = add(name, file, partial(run.recipe.load, file, name, place), known)
         if isinstance(network, LightField):
             fast = optimize_for_inference(network)
             add("student, optimized", file, partial(getattr, fast, "network"), {"changes": ", ".join(fast.changes)})
-    for name in (each for each in run.chain if each not in ("teacher", "student", "report")):
+    for name in (each for each in run.recipe.stages if each not in ("teacher", "student", "report")):
         folder = run.current(name)
         for each in read_artifacts(folder) if folder else []:
             file = folder / each["file"]  # type: ignore[operator]
             known = {key: each[key] for key in ("kind", "bytes", "sparsity", "max_abs_error") if key in each}
             exported = file.suffix != ".safetensors"
-            make = partial(nelf.export.load, file) if exported else partial(run.load, file, device=place)
+            make = partial(nelf.export.load, file) if exported else partial(run.recipe.load, file, device=place)
             add(each["name"], file, make, known)
     return found
 

@@ -3,16 +3,17 @@
 from functools import partial
 from typing import Any
 
-from nelf.data import SceneDataModule, with_pseudo_views
-from nelf.pipeline.fit import device, fit
+from nelf.data import with_pseudo_views
+from nelf.pipeline.fit import fit
 from nelf.pipeline.run import Run
 from nelf.pipeline.stage import stage
+from nelf.scene import Scene
 from nelf.systems.system import System
 
-__all__ = ["student", "student_data"]
+__all__ = ["student", "student_scene"]
 
 
-@stage(sections=("data", "model", "system", "trainer", "seed"), inputs=("pseudo",))
+@stage(sections=("data", "model", "system", "trainer", "seed"), inputs=("pseudo",), spreads=True)
 def student(
     run: Run,
     *,
@@ -36,38 +37,35 @@ def student(
     Raises:
         UserError: as ``nelf.pipeline.fit.fit``; the pseudo set is missing or damaged.
     """
-    system = run.system()
-    data = student_data(run, system, real_views)
+    recipe = run.recipe
+    system = recipe.system()
+    data = recipe.data(system, student_scene(run, real_views))
     cameras = data.scene.train.camera
-    _, metrics = fit(
-        run,
-        run.folder("student"),
-        "student",
+    return fit(
+        recipe,
+        system,
         data,
-        system=system,
-        begin=partial(_start_from_teacher, run, data) if warm_start else None,
+        run.folder("student"),
+        begin=partial(_start_from_teacher, run, data.scene) if warm_start else None,
         end=lambda system: system.network.trim(cameras),
         max_steps=max_steps,
         max_time=max_time,
     )
-    return metrics
 
 
-def _start_from_teacher(run: Run, data: SceneDataModule, system: System) -> None:
+def _start_from_teacher(run: Run, scene: Scene, system: System) -> None:
     """Give a new network what the teacher knows of the scene, if there is a teacher that can be asked."""
-    folder = run.find("teacher")
-    teacher = None if folder is None else run.load(folder, "teacher", device(run))
+    folder, device = run.find("teacher"), run.recipe.device
+    teacher = None if folder is None else run.recipe.load(folder, "teacher", device)
     if hasattr(teacher, "sigma"):
-        scene = data.scene
-        system.network.to(device(run)).prepare(scene.geometry, scene.train.silhouettes(), teacher)
+        system.network.to(device).prepare(scene.geometry, scene.train.silhouettes(), teacher)
 
 
-def student_data(run: Run, system: System, real_views: bool | None = None) -> SceneDataModule:
+def student_scene(run: Run, real_views: bool | None = None) -> Scene:
     """What a student learns from: the teacher's views, validated on the scene's own.
 
     Args:
         run: whose pseudo stage is done.
-        system: what learns; it says what its batches are.
         real_views: mix the scene's own training views in; None as the configuration of stage ``student`` says.
 
     Raises:
@@ -75,6 +73,4 @@ def student_data(run: Run, system: System, real_views: bool | None = None) -> Sc
     """
     if real_views is None:
         real_views = run.config["stage"]["student"]["real_views"]
-    scene = with_pseudo_views(run.data().scene, run.input("pseudo"), real_views)
-    options = {key: run.config["data"][key] for key in ("sampling", "num_workers", "seed") if key in run.config["data"]}
-    return SceneDataModule(scene, **system.batches, **options)
+    return with_pseudo_views(run.recipe.scene, run.input("pseudo"), real_views)

@@ -9,7 +9,7 @@ from nelf.pipeline.stage import stage
 __all__ = ["teacher"]
 
 
-@stage(sections=("data", "teacher", "trainer", "seed"))
+@stage(sections=("data", "teacher", "trainer", "seed"), spreads=True)
 def teacher(run: Run, *, max_steps: int | None = None, max_time: str | None = None) -> dict[str, Any]:
     """Train the teacher.
 
@@ -24,5 +24,7 @@ def teacher(run: Run, *, max_steps: int | None = None, max_time: str | None = No
     Raises:
         UserError: as ``nelf.pipeline.fit.fit``.
     """
-    _, metrics = fit(run, run.folder("teacher"), "teacher", max_steps=max_steps, max_time=max_time)
-    return metrics
+    recipe = run.recipe
+    system = recipe.system("teacher")
+    data = recipe.data(system)
+    return fit(recipe, system, data, run.folder("teacher"), name="teacher", max_steps=max_steps, max_time=max_time)

@@ -79,10 +79,10 @@ class ToyLightField(LightField):
 @stage(sections=("data", "model"), inputs=("student",))
 def halve(run: Run, *, factor: float = 0.5) -> dict[str, Any]:
     """Make the student's weights smaller, and list what that gives."""
-    network, folder = run.load(run.input("student")), run.folder("halve")
+    network, folder = run.recipe.load(run.input("student")), run.folder("halve")
     with torch.no_grad():
         for values in network.parameters():
             values.mul_(factor)
-    save(network, folder / "halved.safetensors", run.model_config(), run.data().scene.digest)
+    save(network, folder / "halved.safetensors", run.recipe.model_config(), run.recipe.scene.digest)
     write_json(folder / "artifacts.json", [{"name": "halved", "file": "halved.safetensors", "kind": "toy"}])
     return {"factor": factor}

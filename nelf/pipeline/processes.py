@@ -1,0 +1,201 @@
+"""Several processes of one command, one for each device: how they are started, agree, and stop together.
+
+Each runs the whole command. What RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say is the same whether nelf
+has started them (``launch``), torchrun or srun, and Lightning launches nothing by itself. The first process alone
+decides, writes marks and locks, and prints; the others do as it says (``agree``).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any, TypeVar
+
+__all__ = ["adopt_launcher", "agree", "is_first", "launch", "rank", "wait_for_all", "world"]
+
+T = TypeVar("T")
+
+_PATIENCE = timedelta(days=7)  # one process may render or export for hours while the others wait
+_GRACE = 30.0  # seconds from asking processes to stop to killing them
+_ELSEWHERE = 70  # exit code of a process that stops because another one has failed
+
+
+def rank() -> int:
+    """Which of the processes this is."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def is_first() -> bool:
+    """Whether this is the process that decides, writes marks and locks, and prints."""
+    return rank() == 0
+
+
+def world() -> int:
+    """How many processes there are."""
+    distributed: Any = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        return distributed.get_world_size()  # type: ignore[no-any-return]
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def adopt_launcher() -> None:
+    """State srun's numbers as torchrun does; nothing to do elsewhere."""
+    numbers = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS"}
+    if "RANK" in os.environ or not all(each in os.environ for each in numbers.values()):
+        return
+    if os.environ[numbers["WORLD_SIZE"]] == "1":
+        return
+    from pytorch_lightning.plugins.environments import SLURMEnvironment
+
+    place = SLURMEnvironment()
+    os.environ.update({name: os.environ[theirs] for name, theirs in numbers.items()})
+    os.environ.update({"MASTER_ADDR": place.main_address, "MASTER_PORT": str(place.main_port)})
+
+
+def agree(decide: Callable[[], T]) -> T:
+    """Let the first process do something, and give what it returns to all.
+
+    Args:
+        decide: what to do; its result has to be picklable where there are several processes.
+
+    Returns:
+        The result. Where ``decide`` fails, the first process raises that, and the others end without a word.
+    """
+    if world() == 1:
+        return decide()
+    import torch
+    from torch.distributed import broadcast_object_list
+
+    _connect()
+    said: list[Any] = [None]
+    failed: BaseException | None = None
+    if is_first():
+        try:
+            said = [(decide(),)]
+        except BaseException as error:  # the others must not wait for ever
+            failed = error
+    try:
+        broadcast_object_list(said, src=0, device=torch.device("cpu"))
+    except RuntimeError:  # a process is gone, whoever started it says which
+        if failed is None:
+            sys.exit(_ELSEWHERE)
+    if failed is not None:
+        raise failed
+    if said[0] is None:
+        sys.exit(_ELSEWHERE)
+    return said[0][0]  # type: ignore[no-any-return]
+
+
+def wait_for_all() -> None:
+    """Go on once all processes have come here."""
+    if world() > 1:
+        from torch.distributed import barrier
+
+        _connect()
+        try:
+            barrier()
+        except RuntimeError:
+            sys.exit(_ELSEWHERE)
+
+
+def _connect() -> None:
+    """Join the processes of this training; Lightning finds them joined."""
+    import torch
+    from torch import distributed
+
+    if not distributed.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        distributed.init_process_group(backend, timeout=_PATIENCE)
+
+
+def launch(count: int, command: Sequence[str]) -> int:
+    """Run a command in several processes of this machine, as torchrun does, until all have ended.
+
+    Ctrl-C is passed on to them. If one fails, the others are stopped, and a line says which one it was. They do not
+    outlive this process.
+
+    Args:
+        count: how many.
+        command: the program and its arguments.
+
+    Returns:
+        The exit code: 0, or that of the process that failed first.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    shared = {"WORLD_SIZE": str(count), "OMP_NUM_THREADS": str(max(1, cores // count)), **os.environ, **address}
+    processes = []
+    for index in range(count):
+        own = {**shared, "RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": str(count)}
+        processes.append(_start(command, own))
+    asked: list[int] = []
+
+    def interrupt(number: int, _: Any) -> None:
+        if asked:  # a second Ctrl-C does not wait
+            raise KeyboardInterrupt
+        asked.append(number)
+        _signal(processes, signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        while None in (codes := [each.poll() for each in processes]):
+            if any(codes) and not asked:
+                break
+            time.sleep(0.1)
+        return _outcome(codes)
+    finally:
+        _stop(processes)
+        signal.signal(signal.SIGINT, before)
+
+
+def _start(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start one process, in a session of its own: a terminal's Ctrl-C reaches this one only, which passes it on."""
+    return subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    """Ask Linux to end this process when the one that started it ends."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def _outcome(codes: Sequence[int | None]) -> int:
+    """The code of the process that failed by itself; says which one, unless it has said so itself."""
+    failed = {index: code for index, code in enumerate(codes) if code}
+    if not failed:
+        return 0
+    index, code = next((each for each in failed.items() if each[1] != _ELSEWHERE), next(iter(failed.items())))
+    if code > 0:
+        return code
+    name = signal.Signals(-code).name
+    words = f"process {index} of {len(codes)} was ended by {name}, so the others are stopped. The same command goes on."
+    print(words, file=sys.stderr, flush=True)
+    return 1
+
+
+def _signal(processes: Sequence[subprocess.Popen[bytes]], number: signal.Signals) -> None:
+    for each in processes:
+        if each.poll() is None:
+            each.send_signal(number)
+
+
+def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End those that still run, at last by force."""
+    _signal(processes, signal.SIGTERM)
+    end = time.monotonic() + _GRACE
+    for each in processes:
+        with suppress(subprocess.TimeoutExpired):
+            each.wait(max(0.0, end - time.monotonic()))
+        if each.poll() is None:
+            each.kill()
+            each.wait()

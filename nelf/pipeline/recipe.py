@@ -1,0 +1,175 @@
+"""Recipe: what a configuration describes, built: its scene, networks, LightningModules and Trainers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nelf.pipeline.processes import world
+from nelf.pipeline.stage import Declaration, declarations
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+
+    from nelf.data import SceneDataModule
+    from nelf.scene import Scene
+    from nelf.systems.system import System
+
+__all__ = ["PLACES", "Recipe", "limits"]
+
+#: Arguments of callbacks and loggers that say where to write; where they are null, the run says it.
+PLACES = ("dirpath", "save_dir")
+
+
+class Recipe:
+    """How a configuration becomes objects. It knows no run directory.
+
+    Args:
+        config: plain, resolved values: ``data``, ``model``, ``system``, ``trainer``, ``callbacks``, ``logger``,
+            ``seed`` and, for a chain, ``teacher`` and ``stage``.
+        build: makes the object that a node of the configuration describes (``_target_`` and arguments), with more
+            arguments by name.
+    """
+
+    def __init__(self, config: dict[str, Any], build: Callable[..., Any]) -> None:
+        self.config, self.build = config, build
+
+    @cached_property
+    def stages(self) -> dict[str, Declaration]:
+        """What each stage of the configuration declares, in their order."""
+        return declarations(self.config.get("stage", {}))
+
+    def stage(self, name: str) -> Callable[..., dict[str, Any]]:
+        """The function of a stage, its options bound."""
+        return self.build(self.config["stage"][name])  # type: ignore[no-any-return]
+
+    @property
+    def seed(self) -> int:
+        """Of networks, poses and training."""
+        return int(self.config.get("seed", 0))
+
+    # ------------------------------------------------------------------------------------- the scene
+
+    @cached_property
+    def source(self) -> SceneDataModule:
+        """The datamodule as the configuration describes it."""
+        return self.build(self.config["data"])  # type: ignore[no-any-return]
+
+    @property
+    def scene(self) -> Scene:
+        """The scene; read when it is first asked for."""
+        return self.source.scene
+
+    def data(self, system: System, scene: Scene | None = None, stream: int = 0) -> SceneDataModule:
+        """The datamodule of a training.
+
+        Args:
+            system: what is to be trained; it says what its batches are.
+            scene: what to draw from instead of the configuration's scene.
+            stream: of trainings with the same views, which; each draws other batches.
+        """
+        return self.source.drawing(**system.batches, scene=scene, stream=stream)
+
+    # ------------------------------------------------------------------------------------- networks
+
+    def model_config(self, name: str = "student") -> dict[str, Any]:
+        """What describes the network of ``system(name)``; it travels with the weights."""
+        return dict(self._part(name)["model"])
+
+    def network(self, name: str = "student") -> Any:
+        """A new network of the teacher, or the student (in ``train``: the model); the same for the same seed."""
+        import pytorch_lightning as pl
+
+        pl.seed_everything(self.seed, verbose=False)
+        return self.build(self._part(name)["model"])
+
+    def system(self, name: str = "student", network: Any = None, **changes: Any) -> Any:
+        """A LightningModule around a new network, or around one that is given.
+
+        Args:
+            name: ``teacher`` or ``student``.
+            network: a light field of another size is described by its own ``arguments``.
+            **changes: arguments instead of the configuration's.
+        """
+        network = self.network(name) if network is None else network
+        return self.build({**self._part(name)["system"], **changes}, network=network)
+
+    def load(self, path: Path, name: str = "student", device: str = "cpu") -> Any:
+        """Load a network: its class is that of the configuration, the rest is in the file.
+
+        Args:
+            path: the file, or the folder of its stage.
+            name: whose network it is, ``teacher`` or ``student``.
+            device: where to put it.
+
+        Returns:
+            The network, in evaluation mode.
+
+        Raises:
+            UserError: as ``nelf.storage.load``.
+        """
+        from nelf.storage import described, load
+
+        own = self.model_config(name)["_target_"]
+        stated = described(path)
+        # Somebody's own class: the command line names it, and the file only confirms it.
+        foreign = stated.get("_target_") == own and not own.startswith("nelf.")
+        return load(path, self.build(stated) if foreign else None, device)
+
+    def _part(self, name: str) -> dict[str, Any]:
+        return self.config["teacher"] if name == "teacher" else self.config  # type: ignore[no-any-return]
+
+    # ------------------------------------------------------------------------------------- training
+
+    @property
+    def device(self) -> str:
+        """Where models are rendered: this process's GPU if the Trainer would use it, else ``cpu``."""
+        import torch
+
+        wanted = self.config["trainer"].get("accelerator", "auto")
+        if wanted not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
+            return "cpu"
+        return f"cuda:{os.environ['LOCAL_RANK']}" if world() > 1 else "cuda"
+
+    def trainer(
+        self,
+        folder: Path,
+        callbacks: Sequence[Any] = (),
+        max_steps: int | None = None,
+        max_time: str | None = None,
+    ) -> pl.Trainer:
+        """A Trainer whose callbacks and logger write into a folder, unless the configuration says where.
+
+        Args:
+            folder: gets ``checkpoints/`` and ``logs/``.
+            callbacks: beside those of the configuration.
+            max_steps: instead of the configuration's.
+            max_time: instead of the configuration's, days:hours:minutes:seconds.
+        """
+        own = [self.build(node, **_places(node, folder)) for node in self.config["callbacks"].values() if node]
+        if world() > 1:
+            own.append(self.build({"_target_": "nelf.callbacks.StopTogether"}))
+        logger = self.config.get("logger")
+        return self.build(  # type: ignore[no-any-return]
+            self.config["trainer"],
+            **limits(max_steps, max_time),
+            callbacks=[*own, *callbacks],
+            logger=self.build(logger, **_places(logger, folder)) if logger else False,
+            default_root_dir=str(folder),
+            use_distributed_sampler=False,  # every process validates all views, so that all have the same figures
+        )
+
+
+def limits(max_steps: int | None, max_time: str | None) -> dict[str, Any]:
+    """What takes the place of the Trainer's own limits."""
+    both = {"max_steps": max_steps, "max_time": max_time}
+    return {key: value for key, value in both.items() if value is not None}
+
+
+def _places(node: dict[str, Any], folder: Path) -> dict[str, str]:
+    """The arguments of a callback or logger that say where to write and are left open (null)."""
+    places = dict(zip(PLACES, (folder / "checkpoints", folder), strict=True))
+    return {key: str(place) for key, place in places.items() if key in node and node[key] is None}

@@ -1,13 +1,15 @@
 """Distill scenes into light fields, one after the other, and write a table: the worst case is the figure.
 
     python benchmarks/scenes.py blocks chess ../data/lego ../data/chair [--sizes 200] [--seeds 0 1 2]
-        [--teacher-minutes 2] [--student-minutes 2] [--experiment lego_cpu] [--out runs/scenes]
+        [--teacher-minutes 2 | --teacher-steps 2000] [--student-minutes 2 | --student-steps 2000]
+        [--experiment lego_cpu] [--out runs/scenes]
 
 A scene is the name of a built-in one or the root of a Blender folder. Each run is a command as a user types it, shown
 before it starts. What is finished is kept in the JSON and skipped, and what is half-done goes on, so the same command
 may be interrupted and given again. Beside the table there is a picture of each scene, OUT/SCENE_SIZE.png: a row for
 each seed, truth | teacher | student | the student's error.
 
+Minutes are what a user waits; a number of steps gives the same quality on any machine, and on one that has other work.
 Memory is that of the hungriest stage; MB are those of the exported model that is shown first, its volume included.
 Quality and times are measured on the test views by stage report.
 """
@@ -101,8 +103,8 @@ def _distill(job: Job, options: argparse.Namespace, chosen: list[str], stages: S
         f"seed={seed}",
         f"run={_quoted(job.folder(options.out, seed))}",
         f"stages=[{','.join(stages)}]",
-        f"stage.teacher.max_time={_time(options.teacher_minutes)}",
-        f"stage.student.max_time={_time(options.student_minutes)}",
+        *_limit("teacher", options.teacher_minutes, options.teacher_steps),
+        *_limit("student", options.student_minutes, options.student_steps),
         "stage.export.precisions=[fp32]",
         "stage.report.frames=0",
         *options.set,
@@ -118,6 +120,13 @@ def _distill(job: Job, options: argparse.Namespace, chosen: list[str], stages: S
         raise KeyboardInterrupt
     if code:
         raise subprocess.CalledProcessError(code, "distill.py")
+
+
+def _limit(stage: str, minutes: float, steps: int | None) -> list[str]:
+    """The words that end a stage's training."""
+    if steps is None:
+        return [f"stage.{stage}.max_time={_time(minutes)}"]
+    return [f"stage.{stage}.max_time=null", f"stage.{stage}.max_steps={steps}"]
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -277,6 +286,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--teacher-minutes", type=float, default=2.0)
     parser.add_argument("--student-minutes", type=float, default=2.0)
+    parser.add_argument("--teacher-steps", type=int, help="optimizer steps instead of minutes")
+    parser.add_argument("--student-steps", type=int, help="likewise")
     parser.add_argument(
         "--students-per-teacher", type=int, default=1, help="how many seeds share the teacher of the first of them"
     )
@@ -298,8 +309,10 @@ def main() -> None:
         raise SystemExit("scenes: two have the same name; their rows could not be told apart.")
     settings = {
         "experiment": options.experiment,
-        "teacher_minutes": options.teacher_minutes,
-        "student_minutes": options.student_minutes,
+        "teacher_minutes": None if options.teacher_steps else options.teacher_minutes,
+        "student_minutes": None if options.student_steps else options.student_minutes,
+        "teacher_steps": options.teacher_steps,
+        "student_steps": options.student_steps,
         "students_per_teacher": options.students_per_teacher,
         "set": [without_place(word) for word in options.set],
     }

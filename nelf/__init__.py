@@ -27,7 +27,8 @@ _NAMES = {
     "Rendering": "nelf.rendering",
     "evaluate": "nelf.report.evaluation",
     "config": "nelf.cli",
-    "load": "nelf.storage",
+    "load": "nelf.export.loading",
+    "save": "nelf.storage",
     "view": "nelf.viewer.notebook",
     "write_views": "nelf.pipeline.stages.pseudo",
 }

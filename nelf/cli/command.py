@@ -218,6 +218,9 @@ def _devices(cfg: DictConfig) -> int:
     """How many processes a configuration asks for on this machine; one where it is refused anyway."""
     if cfg.trainer.devices in (1, "1"):
         return 1
+    from nelf.pipeline.fit import quiet_lightning
+
+    quiet_lightning()
     try:
         plain: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
         options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}

@@ -2,6 +2,7 @@
 
 from nelf.export.bundle import read_bundle, write_bundle
 from nelf.export.graph import onnx
-from nelf.export.runtime import ExportedLightField, load
+from nelf.export.loading import load
+from nelf.export.runtime import ExportedLightField
 
 __all__ = ["ExportedLightField", "load", "onnx", "read_bundle", "write_bundle"]

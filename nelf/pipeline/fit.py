@@ -14,7 +14,7 @@ import torch
 
 from nelf.errors import UserError
 from nelf.pipeline.checkpoints import last_good_checkpoint
-from nelf.pipeline.processes import agree, is_first, rank, wait_for_all, world
+from nelf.pipeline.processes import agree, is_first, leaving_with_others, rank, wait_for_all, world
 from nelf.pipeline.recipe import Recipe, limits
 from nelf.storage import save
 
@@ -75,10 +75,11 @@ def fit(
         begin(system)
     if not is_first():  # the networks are equal; what is drawn at random in training is not
         pl.seed_everything(recipe.seed + rank(), verbose=False)
-    _uninterrupted(trainer, system, data, checkpoint)
-    if end is not None:
-        end(system)
-    validated = trainer.validate(system, datamodule=data, verbose=False)
+    with leaving_with_others():
+        _uninterrupted(trainer, system, data, checkpoint)
+        if end is not None:
+            end(system)
+        validated = trainer.validate(system, datamodule=data, verbose=False)
     if trainer.is_global_zero:
         config = {**recipe.model_config(name), **getattr(system.network, "arguments", {})}
         save(system.network, folder / "model.safetensors", config, data.scene.digest)

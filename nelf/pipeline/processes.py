@@ -14,12 +14,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
-__all__ = ["adopt_launcher", "agree", "is_first", "launch", "rank", "wait_for_all", "world"]
+__all__ = ["adopt_launcher", "agree", "is_first", "launch", "leaving_with_others", "rank", "wait_for_all", "world"]
 
 T = TypeVar("T")
 
@@ -82,11 +82,12 @@ def agree(decide: Callable[[], T]) -> T:
             said = [(decide(),)]
         except BaseException as error:  # the others must not wait for ever
             failed = error
-    try:
-        broadcast_object_list(said, src=0, device=torch.device("cpu"))
-    except RuntimeError:  # a process is gone, whoever started it says which
-        if failed is None:
-            sys.exit(_ELSEWHERE)
+    with leaving_with_others():
+        try:
+            broadcast_object_list(said, src=0, device=torch.device("cpu"))
+        except RuntimeError:
+            if failed is None:
+                raise
     if failed is not None:
         raise failed
     if said[0] is None:
@@ -100,10 +101,21 @@ def wait_for_all() -> None:
         from torch.distributed import barrier
 
         _connect()
-        try:
+        with leaving_with_others():
             barrier()
-        except RuntimeError:
+
+
+@contextmanager
+def leaving_with_others() -> Iterator[None]:
+    """End without a word where another process has ended, as whoever started them says which; for what communicates."""
+    try:
+        yield
+    except RuntimeError as error:
+        distributed: Any = sys.modules.get("torch.distributed")
+        is_lost = distributed is not None and (isinstance(error, distributed.DistError) or "gloo" in str(error))
+        if world() > 1 and is_lost:
             sys.exit(_ELSEWHERE)
+        raise
 
 
 def _connect() -> None:

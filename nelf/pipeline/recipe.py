@@ -101,7 +101,7 @@ class Recipe:
         """Load a network: its class is that of the configuration, the rest is in the file.
 
         Args:
-            path: the file, or the folder of its stage.
+            path: the file, or the folder of its stage; or an exported file.
             name: whose network it is, ``teacher`` or ``student``.
             device: where to put it.
 
@@ -109,10 +109,13 @@ class Recipe:
             The network, in evaluation mode.
 
         Raises:
-            UserError: as ``nelf.storage.load``.
+            UserError: as ``nelf.load``.
         """
-        from nelf.storage import described, load
+        from nelf.export.loading import load
+        from nelf.storage import described
 
+        if path.suffix not in ("", ".safetensors"):
+            return load(path)
         own = self.model_config(name)["_target_"]
         stated = described(path)
         # Somebody's own class: the command line names it, and the file only confirms it.

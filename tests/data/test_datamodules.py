@@ -97,8 +97,20 @@ def test_processes_share_a_pass(tiny_scene):
     split = BlenderDataModule(tiny_scene).scene.train
     views = [Batches(split, "views", 2, rank=rank, world=2).batch(index) for rank in (0, 1) for index in (0, 1)]
     assert len(torch.cat([batch.camera.c2w for batch in views]).flatten(1).unique(dim=0)) == 8
-    rays = [Batches(split, "rays", 50, rank=rank, world=2).batch(0).rays.directions for rank in (0, 1)]
-    assert not torch.equal(*rays)
+
+
+@pytest.mark.parametrize("kind", ["rays", "views"])
+def test_batches_are_the_same_ones_for_any_number_of_processes(tiny_scene, kind):
+    def drawn(world: int) -> list[torch.Tensor]:
+        split = BlenderDataModule(tiny_scene).scene.train
+        streams = [Batches(split, kind, 5, seed=3, rank=rank, world=world) for rank in range(world)]
+        batches = [stream.batch(index) for index in range(12 // world) for stream in streams]
+        return [batch.rgba.float() for batch in batches]
+
+    alone = drawn(1)
+    assert not torch.equal(alone[0], alone[1])
+    for world in (2, 3):
+        assert all(torch.equal(*pair) for pair in zip(alone, drawn(world), strict=True))
 
 
 @pytest.mark.parametrize("kind", ["rays", "views"])

@@ -16,7 +16,7 @@ import pytest
 
 from nelf.errors import UserError
 from nelf.pipeline import lock as locks
-from nelf.pipeline.lock import Lock, is_first_process
+from nelf.pipeline.lock import Lock
 
 ROOT = Path(__file__).parents[2]
 HOLD = "import sys; from pathlib import Path; from nelf.pipeline.lock import Lock; Lock(Path(sys.argv[1])).acquire(); "
@@ -173,18 +173,6 @@ def test_a_file_that_is_no_lock_is_nobody_s(lock, content: str) -> None:
     lock.path.write_text(content)
     lock.acquire()
     lock.check()
-
-
-def test_only_the_first_process_of_a_training_locks(monkeypatch) -> None:
-    for rank in locks._RANKS:
-        monkeypatch.delenv(rank, raising=False)
-    assert is_first_process()
-    for rank in locks._RANKS:
-        monkeypatch.setenv(rank, "0")
-        assert is_first_process()
-        monkeypatch.setenv(rank, "1")
-        assert not is_first_process()
-        monkeypatch.delenv(rank)
 
 
 @pytest.mark.parametrize("script", ["train", "distill"])

@@ -11,6 +11,7 @@ import torch
 
 from nelf.cameras import Camera
 from nelf.data import read_scene, read_views
+from nelf.pipeline.stages import pseudo
 from nelf.pipeline.stages.pseudo import random_cameras, write_views
 from nelf.rendering import Rendering
 
@@ -55,16 +56,20 @@ def test_whole_views_are_not_rendered_again_and_torn_ones_are(scene, tmp_path) -
 
 
 def test_processes_share_the_views(scene, tmp_path, monkeypatch) -> None:
-    cameras = random_cameras(scene, 5)
-    drawn = []
+    """Two ranks, one after the other here; what the first does once all are there comes last."""
+    cameras, drawn, at_the_end = random_cameras(scene, 5), [], []
+    monkeypatch.setattr(pseudo, "world", lambda: 2)
+    monkeypatch.setattr(pseudo, "wait_for_all", lambda: None)
+    monkeypatch.setattr(pseudo, "agree", at_the_end.append)
     for rank in range(2):
-        monkeypatch.setenv("RANK", str(rank))
-        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setattr(pseudo, "rank", lambda rank=rank: rank)
         painter = Painter()
         write_views(painter, cameras, tmp_path, scene)
         drawn.append(painter.drawn)
-        assert (tmp_path / "transforms_train.json").exists() == (rank == 1)
+        assert not (tmp_path / "transforms_train.json").exists()
     assert drawn == [3, 2]
+    at_the_end[0]()
+    assert len(read_views(tmp_path)) == 5
 
 
 def test_one_view_is_in_memory_at_a_time(scene, tmp_path) -> None:

@@ -17,7 +17,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import nelf
-import nelf.export
 from nelf.cameras import Camera
 from nelf.compression.inference import optimize_for_inference
 from nelf.compression.pruning import compressed_bytes
@@ -133,9 +132,7 @@ def artifacts(run: Run) -> list[Artifact]:
         for each in read_artifacts(folder) if folder else []:
             file = folder / each["file"]  # type: ignore[operator]
             known = {key: each[key] for key in ("kind", "bytes", "sparsity", "max_abs_error") if key in each}
-            exported = file.suffix != ".safetensors"
-            make = partial(nelf.export.load, file) if exported else partial(run.recipe.load, file, device=place)
-            add(each["name"], file, make, known)
+            add(each["name"], file, partial(run.recipe.load, file, device=place), known)
     return found
 
 

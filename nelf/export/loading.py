@@ -1,0 +1,37 @@
+"""One way to open whatever renders: a network's weights, a graph of a bundle, a program for phones."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from nelf import storage
+from nelf.export.runtime import load as load_exported
+
+__all__ = ["load"]
+
+_EXPORTED = (".onnx", ".pte")
+
+
+def load(path: str | os.PathLike[str], network: nn.Module | None = None, device: str = "cpu") -> Any:
+    """Load a model, ready to render.
+
+    Args:
+        path: a ``.safetensors`` file, or the folder of a run or stage that holds ``model.safetensors``; or a bundle,
+            for its first artifact, or a ``.onnx`` or ``.pte`` file of it.
+        network: a network of your own to fill with weights; None builds the one that the file describes.
+        device: where to put a network; graphs and programs run on the processor.
+
+    Returns:
+        What has ``render(camera)``: a network in evaluation mode, or an ``ExportedLightField``.
+
+    Raises:
+        UserError: as ``nelf.storage.load`` or ``nelf.export.runtime.load``.
+    """
+    path = Path(path)
+    if path.suffix in _EXPORTED or (path / "bundle.json").is_file():
+        return load_exported(path)
+    return storage.load(path, network, device)

@@ -1,0 +1,141 @@
+"""Several processes of one command: who decides, and how they end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from nelf.pipeline import processes
+
+ROOT = Path(__file__).parents[2]
+
+AGREE = """
+import sys
+from pathlib import Path
+from nelf.pipeline.processes import agree, is_first, rank, wait_for_all
+
+folder = Path(sys.argv[1])
+
+def decide():
+    (folder / f"decided_{rank()}").touch()
+    return {"by": rank()}
+
+said = agree(decide)
+wait_for_all()
+(folder / f"heard_{rank()}").write_text(str(said["by"]))
+def refuse():
+    raise ValueError("no")
+try:
+    agree(refuse)
+except ValueError:
+    (folder / "refused").touch()
+    sys.exit(2)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _own_place(monkeypatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def python(text: str, *arguments: str | Path) -> list[str]:
+    return [sys.executable, "-c", text, *map(str, arguments)]
+
+
+def test_alone_one_decides_for_itself() -> None:
+    assert processes.is_first()
+    assert processes.agree(lambda: 5) == 5
+    with pytest.raises(ValueError, match="no"):
+        processes.agree(lambda: int("no"))
+
+
+def test_the_first_decides_for_all_and_its_failure_ends_all(tmp_path) -> None:
+    assert processes.launch(2, python(AGREE, tmp_path)) == 2
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["decided_0", "heard_0", "heard_1", "refused"]
+    assert [(tmp_path / f"heard_{rank}").read_text() for rank in (0, 1)] == ["0", "0"]
+
+
+def test_they_know_who_they_are(tmp_path) -> None:
+    text = (
+        "import os, sys; from pathlib import Path; "
+        "Path(sys.argv[1], os.environ['RANK']).write_text(os.environ['LOCAL_RANK'] + os.environ['WORLD_SIZE'])"
+    )
+    assert processes.launch(3, python(text, tmp_path)) == 0
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"0": "03", "1": "13", "2": "23"}
+
+
+def test_one_that_is_killed_ends_the_others_with_a_line(tmp_path, capfd) -> None:
+    text = """
+import os, signal, time
+if os.environ["RANK"] == "1":
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(300)
+"""
+    assert processes.launch(2, python(text)) == 1
+    line = capfd.readouterr().err.strip()
+    assert line == "process 1 of 2 was ended by SIGKILL, so the others are stopped. The same command goes on."
+
+
+def test_ctrl_c_reaches_all_and_their_code_is_given(tmp_path) -> None:
+    text = """
+import os, sys, time
+from pathlib import Path
+try:
+    Path(sys.argv[1], os.environ["RANK"]).touch()
+    time.sleep(300)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+    def press() -> None:
+        while len(list(tmp_path.iterdir())) < 2:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press, daemon=True).start()
+    assert processes.launch(2, python(text, tmp_path)) == 130
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
+def test_they_do_not_outlive_the_one_that_started_them(tmp_path) -> None:
+    waits = (
+        "import os, sys, time; from pathlib import Path; "
+        "Path(sys.argv[1]).write_text(str(os.getpid())); time.sleep(300)"
+    )
+    starts = "import sys; from nelf.pipeline.processes import launch; launch(1, sys.argv[1:])"
+    note = tmp_path / "pid"
+    parent = subprocess.Popen(python(starts, *python(waits, note)))
+    while not note.is_file() or not note.read_text():
+        time.sleep(0.01)
+    parent.kill()
+    parent.wait()
+    end = time.monotonic() + 60
+    while Path(f"/proc/{note.read_text()}/stat").is_file():
+        if Path(f"/proc/{note.read_text()}/stat").read_text().rpartition(")")[2].split()[0] in "ZX":
+            break
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_srun_s_numbers_are_taken_over(monkeypatch) -> None:
+    theirs = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS_PER_NODE": "4"}
+    for name, value in {**theirs, "SLURM_JOB_ID": "1234", "SLURM_NODELIST": "node[7-8]"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    environment = dict(os.environ)
+    monkeypatch.setattr(os, "environ", environment)
+    processes.adopt_launcher()
+    assert [environment[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")] == ["3", "1", "4"]
+    assert environment["MASTER_ADDR"] == "node7"

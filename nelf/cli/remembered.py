@@ -28,6 +28,8 @@ __all__ = ["PATHS", "check", "read"]
 
 #: Arguments that are paths. Null, or what conf/ says, is all that may be remembered of them, but for data.root.
 PATHS = (*PLACES, "root", "eval_root", "extra_views", "default_root_dir", "root_dir", "sub_dir", "dir")
+#: Paths that may be remembered; they are shown before they are read.
+SHOWN = ("data.root", "stage.pseudo.root")
 #: nelf's own classes that a directory may name: packages whose ``__all__`` counts, and what their classes derive from.
 _OFFERED = {
     "nelf.fields": ("torch.nn", "Module"),
@@ -188,11 +190,11 @@ class _Walk:
         key = where.rpartition(".")[2].partition("[")[0]
         if "${" in value:
             self._refuse(f"{where} is an interpolation", "plain values", where)
-        if key == "_target_" or where == "data.root":
+        if key == "_target_" or where in SHOWN:
             return
         metric = key == "monitor" and _METRIC.fullmatch(value)
         if key in PATHS or (not metric and _LOOKS_LIKE_A_PATH.search(value)):
-            self._refuse(f"{where} is the path {value!r}", "no path but data.root", where)
+            self._refuse(f"{where} is the path {value!r}", f"no path but {' and '.join(SHOWN)}", where)
 
     def _refuse(self, what: str, allowed: str, where: str) -> None:
         near = [item for item in self._overrides if where.startswith(item.key_or_group.replace("/", "."))]

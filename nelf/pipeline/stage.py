@@ -30,6 +30,7 @@ class Declaration:
         sections: of the configuration, beside the stage's own options.
         inputs: stages that have to be done before.
         optional: stages whose results it takes where they are; one of them, if it has no other input.
+        instead: an option that, where it is set, takes the place of the inputs.
         without: keys of the section data that it does not look at.
         spreads: whether all processes run it, where there are several; else the first one does, and the others wait.
         check: refuses a recipe's options before anything is written or trained.
@@ -38,6 +39,7 @@ class Declaration:
     sections: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    instead: str | None = None
     without: tuple[str, ...] = ()
     spreads: bool = False
     check: Callable[[Recipe], None] | None = None
@@ -48,6 +50,7 @@ def stage(
     sections: tuple[str, ...] = (),
     inputs: tuple[str, ...] = (),
     optional: tuple[str, ...] = (),
+    instead: str | None = None,
     without: tuple[str, ...] = (),
     spreads: bool = False,
     check: Callable[[Recipe], None] | None = None,
@@ -58,6 +61,7 @@ def stage(
         sections: see ``Declaration``, as all of them.
         inputs: likewise.
         optional: likewise.
+        instead: likewise.
         without: likewise.
         spreads: likewise.
         check: likewise.
@@ -71,7 +75,8 @@ def stage(
     """
 
     def declare(function: F) -> F:
-        function.declaration = Declaration(sections, inputs, optional, without, spreads, check)  # type: ignore[attr-defined]
+        declared = Declaration(sections, inputs, optional, instead, without, spreads, check)
+        function.declaration = declared  # type: ignore[attr-defined]
         return function
 
     return declare
@@ -95,7 +100,8 @@ def declarations(nodes: Mapping[str, Mapping[str, Any]]) -> dict[str, Declaratio
         declared = getattr(getattr(import_module(module), function, None), "declaration", None)
         if not isinstance(declared, Declaration):
             raise UserError(f"stage.{name}._target_: {node['_target_']} is not a stage; see nelf.pipeline.stage.stage.")
-        found[name] = declared
+        is_given = declared.instead is not None and node.get(declared.instead) is not None
+        found[name] = replace(declared, inputs=()) if is_given else declared
     everything = tuple(name for name, declared in found.items() if declared.optional != EVERYTHING)
     return {
         name: declared if name in everything else replace(declared, optional=everything)

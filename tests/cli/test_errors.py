@@ -43,7 +43,7 @@ TABLE = [
     (TRAIN + "trainer.precision=banana", "trainer.precision: is 'banana'; allowed: 64, 32, 16"),
     (
         CHAIN + "stages=[foo]",
-        "there is no stage 'foo'; allowed: teacher, pseudo, student, prune, narrow, quantize, export, report",
+        "there is no stage 'foo'; allowed: teacher, pseudo, student, finetune, prune, narrow, quantize, export, report",
     ),
     (CHAIN + "stages=[]", "stages: is empty"),
     (

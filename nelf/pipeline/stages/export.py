@@ -12,7 +12,7 @@ import torch
 
 from nelf.cameras import Camera
 from nelf.compression.quantization import Ranges, activation_ranges
-from nelf.data import Scene, read_scene
+from nelf.data import Scene, read_views
 from nelf.errors import UserError, did_you_mean
 from nelf.export.bundle import artifact, write_bundle
 from nelf.export.coreml import check_installed as coreml_installed
@@ -31,6 +31,7 @@ from nelf.pipeline.recipe import Recipe
 from nelf.pipeline.run import Run
 from nelf.pipeline.stage import BATCHES, stage
 from nelf.pipeline.stages.journal import Journal
+from nelf.pipeline.stages.student import best_student, pseudo_root
 from nelf.report.evaluation import evaluate
 from nelf.storage import save
 from nelf.viewer.static import write as write_viewer
@@ -72,7 +73,7 @@ def check(recipe: Recipe) -> None:
 @stage(
     sections=("data",),
     inputs=("pseudo", "student"),
-    optional=("prune", "narrow", "quantize"),
+    optional=("finetune", "prune", "narrow", "quantize"),
     without=BATCHES,
     check=check,
 )
@@ -118,7 +119,7 @@ def export(
     recipe = run.recipe
     check(recipe)
     folder, scene = run.folder("export"), recipe.scene
-    student: LightField = recipe.load(run.input("student"))
+    student: LightField = recipe.load(best_student(run))
     save(student, folder / "model.safetensors", recipe.model_config(), scene.digest)
     if tar:
         save_tar(student, folder / "model.tar")
@@ -304,7 +305,7 @@ def _artifacts(run: Run, stage: str) -> dict[str, Path]:
 
 def _pseudo_cameras(run: Run, views: int) -> Camera:
     """Cameras of the pseudo set, evenly chosen."""
-    camera: Camera = read_scene(run.input("pseudo")).train.camera.resized(run.recipe.scene.train.camera.width)
+    camera: Camera = read_views(pseudo_root(run)).camera.resized(run.recipe.scene.train.camera.width)
     return camera[torch.linspace(0, len(camera) - 1, min(views, len(camera))).round().long()]
 
 

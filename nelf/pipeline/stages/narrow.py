@@ -10,7 +10,7 @@ from nelf.pipeline.recipe import Recipe
 from nelf.pipeline.run import Run
 from nelf.pipeline.stage import stage
 from nelf.pipeline.stages.prune import described, fine_tune
-from nelf.pipeline.stages.student import student_scene
+from nelf.pipeline.stages.student import best_student, student_scene
 
 __all__ = ["check", "narrow"]
 
@@ -28,7 +28,13 @@ def check(recipe: Recipe) -> None:
         raise UserError(f"stage.narrow.{error}") from error
 
 
-@stage(sections=("data", "model", "system", "trainer", "seed"), inputs=("pseudo", "student"), check=check, spreads=True)
+@stage(
+    sections=("data", "model", "system", "trainer", "seed"),
+    inputs=("pseudo", "student"),
+    optional=("finetune",),
+    check=check,
+    spreads=True,
+)
 def narrow(
     run: Run,
     *,
@@ -58,7 +64,7 @@ def narrow(
         UserError: as ``nelf.pipeline.fit.fit``; a stage before is not done; the network cannot be narrowed.
     """
     folder, scene = run.folder("narrow"), student_scene(run)
-    network = prune_channels(run.recipe.load(run.input("student")), ratio, round_to)
+    network = prune_channels(run.recipe.load(best_student(run)), ratio, round_to)
     file = folder / "narrow.safetensors"
     # A stream of its own, else it would see the views that the student began with.
     metrics = fine_tune(run.recipe, network, scene, 1, file, lr, max_steps=max_steps, max_time=max_time)

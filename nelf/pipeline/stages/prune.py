@@ -14,7 +14,7 @@ from nelf.pipeline.processes import agree, is_first
 from nelf.pipeline.recipe import Recipe
 from nelf.pipeline.run import Run
 from nelf.pipeline.stage import stage
-from nelf.pipeline.stages.student import student_scene
+from nelf.pipeline.stages.student import best_student, student_scene
 from nelf.report.plots import sparsity_svg
 from nelf.scene import Scene
 
@@ -35,7 +35,13 @@ def check(recipe: Recipe) -> None:
         raise UserError(f"stage.prune.{error}") from error
 
 
-@stage(sections=("data", "model", "system", "trainer", "seed"), inputs=("pseudo", "student"), check=check, spreads=True)
+@stage(
+    sections=("data", "model", "system", "trainer", "seed"),
+    inputs=("pseudo", "student"),
+    optional=("finetune",),
+    check=check,
+    spreads=True,
+)
 def prune(
     run: Run,
     *,
@@ -71,7 +77,7 @@ def prune(
         ValueError: an option is out of range.
         UserError: as ``nelf.pipeline.fit.fit``; a stage before is not done.
     """
-    folder, student = run.folder("prune"), run.input("student")
+    folder, student = run.folder("prune"), best_student(run)
     scene = student_scene(run)
     dense = read_json(student / "metrics.json") or {}
     results = [{"round": 0, "val/psnr": dense.get("val/psnr"), **_sparsity(run.recipe, student, layers)}]

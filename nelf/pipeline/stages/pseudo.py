@@ -1,14 +1,16 @@
 """Stage pseudo: the teacher's views from random poses, as a data set like any other."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from nelf.cameras import Camera
-from nelf.data import Scene, SceneWriter
+from nelf.data import Scene, SceneWriter, with_pseudo_views
 from nelf.data.images import progress_bar
 from nelf.data.writer import stated
 from nelf.errors import UserError
@@ -23,42 +25,77 @@ from nelf.scene import background_color
 __all__ = ["check", "pseudo", "random_cameras", "write_views"]
 
 
+_NEAR = 30.0  # degrees, seen from the scene's center: so far a view tells what a student has to draw
+
+
 def check(recipe: Recipe) -> None:
-    """Refuse to render no views.
+    """Refuse to render no views, and a folder without any.
 
     Raises:
         UserError: names the key and what is allowed.
     """
-    views = recipe.config["stage"]["pseudo"]["views"]
+    options = recipe.config["stage"]["pseudo"]
+    views, root = options["views"], options["root"]
+    if root is not None and not any(
+        Path(root, name).is_file() for name in ("transforms_train.json", "transforms.json")
+    ):
+        raise UserError(f"stage.pseudo.root: {root} has no transforms_train.json; allowed: a Blender folder, or null.")
     if views < 1:
         raise UserError(f"stage.pseudo.views: is {views}; allowed: 1 or more.")
 
 
-@stage(sections=("data", "seed"), inputs=("teacher",), without=BATCHES, check=check, spreads=True)
+@stage(sections=("data", "seed"), inputs=("teacher",), instead="root", without=BATCHES, check=check, spreads=True)
 def pseudo(
     run: Run,
     *,
     views: int = 10_000,
     poses: Literal["hemisphere", "mobile_r2l", "r2l"] = "hemisphere",
+    root: str | None = None,
 ) -> dict[str, Any]:
-    """Render random views with the teacher into the stage's folder.
+    """Render random views with the teacher into the stage's folder, or take those that another program has rendered.
 
     Args:
         run: the run to write into.
         views: how many.
         poses: where from, see ``random_cameras``.
+        root: a folder in the Blender format, of the scene and in its coordinates, whose training views take the place
+            of the teacher's; there need not be a teacher then. It stays where it is.
 
     Returns:
-        ``views`` and ``bytes`` of the set.
+        ``views`` and ``bytes`` of the set; of a folder ``coverage``, too: the share of the scene's training cameras
+        that have a view nearby.
 
     Raises:
-        UserError: the directory cannot be written.
+        UserError: the directory cannot be written; the folder's views cannot be read, or are not of the scene.
     """
     recipe, scene = run.recipe, run.recipe.scene
+    if root is not None:
+        return agree(lambda: _take(Path(root), scene))
     cameras = random_cameras(scene, views, poses, recipe.seed)
     network = recipe.load(run.input("teacher"), "teacher", recipe.device)
-    root = write_views(network, cameras, run.folder("pseudo"), scene)
-    return {"views": views, "bytes": sum(path.stat().st_size for path in (root / "train").glob("*.png"))}
+    folder = write_views(network, cameras, run.folder("pseudo"), scene)
+    return {"views": views, "bytes": sum(path.stat().st_size for path in (folder / "train").glob("*.png"))}
+
+
+def _take(root: Path, scene: Scene) -> dict[str, Any]:
+    """Check somebody's views, and say what they are."""
+    split = with_pseudo_views(scene, root, real_views=False).train
+    angles = _nearest(scene.train.camera, split.camera, scene.aabb.view(2, 3).mean(0))
+    coverage = float((angles <= _NEAR).float().mean())
+    print(f"pseudo: {len(split)} views of {root} take the place of the teacher's", flush=True)
+    if coverage < 1.0:
+        print(
+            f"pseudo: {round((1 - coverage) * len(angles))} of {len(angles)} training cameras have no view within "
+            f"{_NEAR:.0f} degrees, the farthest has {float(angles.max()):.0f}: expect worse pictures from there.",
+            flush=True,
+        )
+    return {"views": len(split), "bytes": math.prod(split.images.shape), "coverage": coverage}
+
+
+def _nearest(cameras: Camera, views: Camera, center: Tensor) -> Tensor:
+    """The angle, in degrees and seen from a point, between each of N cameras and the nearest of M views: (N,)."""
+    one, other = (normalize(each.c2w[:, :, 3] - center, dim=-1) for each in (cameras, views))
+    return torch.rad2deg(torch.acos((one @ other.T).amax(1).clamp(-1.0, 1.0)))
 
 
 def random_cameras(

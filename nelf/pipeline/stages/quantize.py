@@ -20,7 +20,7 @@ from nelf.pipeline.processes import agree
 from nelf.pipeline.recipe import Recipe
 from nelf.pipeline.run import Run
 from nelf.pipeline.stage import stage
-from nelf.pipeline.stages.student import student_scene
+from nelf.pipeline.stages.student import best_student, student_scene
 from nelf.rendering import Renderable
 from nelf.scene import Scene, Split
 from nelf.storage import save
@@ -30,7 +30,12 @@ __all__ = ["quantize"]
 _VALIDATION_VIEWS = 8
 
 
-@stage(sections=("data", "model", "system", "trainer", "seed"), inputs=("pseudo", "student"), spreads=True)
+@stage(
+    sections=("data", "model", "system", "trainer", "seed"),
+    inputs=("pseudo", "student"),
+    optional=("finetune",),
+    spreads=True,
+)
 def quantize(
     run: Run,
     *,
@@ -61,7 +66,7 @@ def quantize(
     if views < 1:
         raise UserError(f"stage.quantize.views: is {views}; calibration needs 1 or more.")
     recipe, folder, scene = run.recipe, run.folder("quantize"), student_scene(run)
-    student = recipe.load(run.input("student"), device=recipe.device)
+    student = recipe.load(best_student(run), device=recipe.device)
     cameras = scene.train.camera
     chosen = np.linspace(0, len(cameras) - 1, min(views, len(cameras))).round().astype(int)
     folded = fold_batch_norm(student)
@@ -82,7 +87,7 @@ def quantize(
 
     def write() -> dict[str, Any]:
         artifacts, found = [], {"fp32": _mean_psnr(student, scene.val, scene.background)}
-        _show("fp32", run.input("student") / "model.safetensors", found)
+        _show("fp32", best_student(run) / "model.safetensors", found)
         for name, (network, scheme) in versions.items():
             path = folder / f"{name.replace(' ', '_').lower()}.safetensors"
             save(network, path, recipe.model_config(), scene.digest, scheme)

@@ -1,6 +1,7 @@
 """Stage student: fit a light field to the teacher's views."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from nelf.data import with_pseudo_views
@@ -10,7 +11,7 @@ from nelf.pipeline.stage import stage
 from nelf.scene import Scene
 from nelf.systems.system import System
 
-__all__ = ["student", "student_scene"]
+__all__ = ["best_student", "pseudo_root", "student", "student_scene"]
 
 
 @stage(sections=("data", "model", "system", "trainer", "seed"), inputs=("pseudo",), spreads=True)
@@ -73,4 +74,24 @@ def student_scene(run: Run, real_views: bool | None = None) -> Scene:
     """
     if real_views is None:
         real_views = run.config["stage"]["student"]["real_views"]
-    return with_pseudo_views(run.recipe.scene, run.input("pseudo"), real_views)
+    return with_pseudo_views(run.recipe.scene, pseudo_root(run), real_views)
+
+
+def pseudo_root(run: Run) -> Path:
+    """The folder of the teacher's views: that of the stage, or the one that it was given.
+
+    Raises:
+        UserError: the stage is not done.
+    """
+    folder, given = run.input("pseudo"), run.config["stage"]["pseudo"].get("root")
+    return folder if given is None else Path(given)
+
+
+def best_student(run: Run) -> Path:
+    """The folder of the student that the stages after it take: that of stage finetune where it is done.
+
+    Raises:
+        UserError: there is none.
+    """
+    tuned = run.current("finetune") if "finetune" in run.recipe.stages else None
+    return run.input("student") if tuned is None else tuned

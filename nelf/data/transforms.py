@@ -14,7 +14,7 @@ import numpy as np
 
 from nelf.errors import UserError
 
-__all__ = ["SPLITS", "Transforms", "read_transforms"]
+__all__ = ["SPLITS", "Transforms", "read_path", "read_transforms"]
 
 SPLITS = ("train", "val", "test")
 
@@ -94,7 +94,24 @@ def read_transforms(root: Path) -> dict[str, Transforms]:
     return {name: _parse(path) for name, path in found.items()}
 
 
-def _parse(path: Path) -> Transforms:
+def read_path(path: Path) -> Transforms:
+    """Parse a camera path: a transforms file whose frames need no images.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The same as of a scene, without names and images.
+
+    Raises:
+        UserError: it is missing, or damaged as of ``read_transforms``.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such camera path; allowed: a transforms file with transform_matrix of each frame.")
+    return _parse(path, with_images=False)
+
+
+def _parse(path: Path, with_images: bool = True) -> Transforms:
     """Parse and check one file."""
     content = _read_json(path)
     frames = content.get("frames")
@@ -102,7 +119,9 @@ def _parse(path: Path) -> Transforms:
         raise UserError(f"{path}: missing key 'frames'; a list of views with file_path and transform_matrix.")
     if not frames:
         raise UserError(f"{path}: zero frames; allowed: one or more.")
-    entries = [_image(path, index, frame) for index, frame in enumerate(frames)]
+    if not all(isinstance(frame, dict) for frame in frames):
+        raise UserError(f"{path}: a frame is not a JSON object; each frame needs transform_matrix.")
+    entries = [_image(path, index, frame) for index, frame in enumerate(frames)] if with_images else []
     _warn_of_distortion(path, content, frames)
     aabb = content.get("aabb")
     controls, values = _controls(path, content, frames)
@@ -133,9 +152,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _image(path: Path, index: int, frame: Any) -> tuple[str, Path]:
+def _image(path: Path, index: int, frame: dict[str, Any]) -> tuple[str, Path]:
     """Name and file of one frame; ``file_path`` may lack the extension, and may not leave the scene."""
-    stated = frame.get("file_path") if isinstance(frame, dict) else None
+    stated = frame.get("file_path")
     if not isinstance(stated, str) or not stated:
         raise UserError(f"{path}: frame {index} has no key 'file_path'; each frame needs file_path, transform_matrix.")
     root = path.parent.absolute()
@@ -153,7 +172,7 @@ def _image(path: Path, index: int, frame: Any) -> tuple[str, Path]:
 
 def _pose(path: Path, index: int, frame: dict[str, Any]) -> np.ndarray:
     """(3, 4) float32 camera to world of one frame."""
-    where = f"{path}: frame {index} ({frame['file_path']})"
+    where = f"{path}: frame {index} ({frame.get('file_path', 'no image')})"
     if "transform_matrix" not in frame:
         raise UserError(f"{where} has no key 'transform_matrix'; allowed: a 4x4 camera-to-world matrix.")
     try:

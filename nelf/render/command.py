@@ -1,0 +1,241 @@
+"""``python -m nelf.render MODEL``: views of a split, a camera path, depth, and a mesh of any model.
+
+python -m nelf.render runs/lego --split test --depth png,npy        # as the scene's cameras see it, with metrics
+python -m nelf.render runs/lego/teacher --path orbit --width 800    # a video
+python -m nelf.render runs/lego/export/model_int8_static.onnx --path path.json
+python -m nelf.render runs/lego/teacher --mesh                      # PLY with vertex colors
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nelf.errors import UserError, did_you_mean
+from nelf.pipeline.documents import read_json, read_yaml
+
+if TYPE_CHECKING:
+    from nelf.cameras import Camera
+    from nelf.rendering import Renderable, Rendering
+    from nelf.scene import Scene
+
+__all__ = ["main"]
+
+_STUDENTS = ("finetune", "student", "teacher", ".")  # whose model is taken of a run directory, the first that is there
+_PATHS = ("orbit", "spiral")
+_ELEVATIONS = (10.0, 80.0)
+_DEPTHS = ("png", "npy", "pfm")
+_SEEN = 0.5  # opacity from which a pixel has a depth
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; exit code 2 and one line for what the user can mend."""
+    options = _options(arguments)
+    try:
+        _render(options)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"\nInterrupted; what is written whole stays in {options.out}.", file=sys.stderr)
+        sys.exit(130)
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m nelf.render", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("model", type=Path, help="a run directory, the folder of a stage or bundle, or a file")
+    add("--scene", type=Path, help="a Blender folder; the scene of the model's run if it is left out")
+    add("--split", choices=("train", "val", "test"), help="render the scene's own views, and measure them")
+    add("--path", help=f"render a video along {', '.join(_PATHS)}, or a transforms file")
+    add("--mesh", action="store_true", help="extract the surface of a teacher")
+    add("--frames", type=int, default=120, help="of orbit and spiral")
+    add("--width", type=int, help="pixels; the model's scene decides if it is left out")
+    add("--time", type=float, help="moment of a moving scene, 0 to 1")
+    add("--depth", default="", help=f"depth of each picture: some of {','.join(_DEPTHS)}")
+    add("--resolution", type=int, default=256, help="of the mesh, samples along the longest side")
+    add("--threshold", type=float, help="of the mesh, density per scene unit")
+    add("--device", default="cpu", help="cpu or cuda")
+    add("--out", type=Path, help="where to write; a folder render beside the model if it is left out")
+    options = parser.parse_args(arguments)
+    if not (options.split or options.path or options.mesh):
+        parser.error("nothing to do: pass --split, --path or --mesh")
+    options.out = options.out or (options.model if options.model.is_dir() else options.model.parent) / "render"
+    return options
+
+
+def _render(options: argparse.Namespace) -> None:
+    depths = _words(options.depth)
+    # Pictures of a split are measured, and the window of SSIM has 11 pixels.
+    numbers = {"frames": 1, "resolution": 8, "width": 11}
+    for name, least in numbers.items():
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name}: is {value}; allowed: {least} or more.")
+    if options.time is not None and not 0 <= options.time <= 1:
+        raise UserError(f"--time: is {options.time}; allowed: 0 to 1.")
+    file = _file(options.model)
+    scene = _scene(options.model, options.scene, options.width)
+    import nelf
+
+    model = nelf.load(file, device=options.device)
+    print(f"{file}: {type(model).__name__} of {scene.name}", flush=True)
+    if options.split:
+        _views(options, model, scene, depths)
+    if options.path:
+        _video(options, model, scene, depths)
+    if options.mesh:
+        _mesh(options, model, scene)
+
+
+def _views(options: argparse.Namespace, model: Renderable, scene: Scene, depths: Sequence[str]) -> None:
+    """Render a split, and measure it."""
+    from nelf.report.evaluation import evaluate
+
+    split, folder = getattr(scene, options.split), options.out / options.split
+    if options.time is not None:
+        split = replace(split, camera=_at(split.camera, options.time))
+    kept = _WithDepth(model, [folder / "depth" / Path(name).name for name in split.names], depths, scene)
+    result = evaluate(kept, split, scene.background, folder, save_images=True, description=f"Rendering {options.split}")
+    print(f"{len(split)} views: PSNR {result['psnr']:.2f} dB, SSIM {result['ssim']:.4f}")
+    print(f"pictures: {folder / 'images'}  figures: {folder / 'metrics.json'}")
+
+
+def _video(options: argparse.Namespace, model: Renderable, scene: Scene, depths: Sequence[str]) -> None:
+    """Render a camera path as MP4 and GIF."""
+    from nelf.report.evaluation import orbit_video
+
+    cameras = _path(options, scene)
+    name = options.path if options.path in _PATHS else Path(options.path).stem
+    stems = [options.out / name / "depth" / f"{index:05d}" for index in range(len(cameras))]
+    for path in orbit_video(_WithDepth(model, stems, depths, scene), cameras, options.out / name / name):
+        print(f"video: {path}")
+
+
+def _mesh(options: argparse.Namespace, model: Any, scene: Scene) -> None:
+    """Extract the surface of a field."""
+    from nelf.render.mesh import extract_mesh, write_ply
+
+    if not hasattr(model, "sigma"):
+        raise UserError(f"{options.model}: a {type(model).__name__} has no density; allowed for --mesh: a teacher.")
+    import torch
+
+    at = None if options.time is None else torch.tensor([options.time])
+    mesh = extract_mesh(model, scene.aabb, options.resolution, options.threshold, at)
+    path = write_ply(options.out / "mesh.ply", mesh)
+    print(f"mesh: {path} ({len(mesh.vertices):,} vertices, {len(mesh.faces):,} faces)")
+
+
+class _WithDepth:
+    """A model that writes the depth of each picture it renders, in turn."""
+
+    def __init__(self, model: Renderable, stems: Sequence[Path], formats: Sequence[str], scene: Scene) -> None:
+        self._model, self._stems, self._formats, self._scene = model, iter(stems), formats, scene
+
+    def render(self, camera: Camera) -> Rendering:
+        """Render, and write."""
+        rendering = self._model.render(camera)
+        if self._formats:
+            self._write(rendering, next(self._stems))
+        return rendering
+
+    def _write(self, rendering: Rendering, stem: Path) -> None:
+        from nelf.render.depth import write_depth
+
+        if rendering.depth is None:
+            raise UserError(f"--depth: a {type(self._model).__name__} gives no depth; allowed: models that know it.")
+        depth = rendering.depth.float()
+        if rendering.opacity is not None:
+            depth = depth.masked_fill(rendering.opacity < _SEEN, float("nan"))
+        write_depth(stem, depth.cpu().numpy(), self._formats, self._scene.near, self._scene.far)
+
+
+def _path(options: argparse.Namespace, scene: Scene) -> Camera:
+    """The cameras of a path, with the lens of the scene's."""
+    import torch
+
+    from nelf import paths
+    from nelf.data.transforms import read_path
+    from nelf.pipeline.stages.report import orbit_cameras
+
+    if options.path == "orbit":
+        cameras = orbit_cameras(scene, options.frames)
+    elif options.path == "spiral":
+        cameras = orbit_cameras(scene, options.frames)
+        center = scene.aabb.view(2, 3).mean(0)
+        radius = float((cameras.c2w[0, :, 3] - center).norm())
+        c2w = paths.spiral(options.frames, radius, _ELEVATIONS, center=tuple(center.tolist()))
+        cameras = replace(cameras, c2w=c2w)
+    else:
+        stated, like = read_path(Path(options.path)), scene.test.camera
+        own = all("fl_x" in lens or "camera_angle_x" in lens for lens in stated.lenses)
+        intrinsics = (
+            torch.from_numpy(stated.intrinsics(like.width, like.height))
+            if own
+            else like.intrinsics[:1].expand(len(stated.c2w), -1)
+        )
+        controls = None if stated.values is None else torch.from_numpy(stated.values)
+        cameras = replace(like, c2w=torch.from_numpy(stated.c2w), intrinsics=intrinsics, controls=controls, view=None)
+    return cameras if options.time is None else _at(cameras, options.time)
+
+
+def _at(cameras: Camera, time: float) -> Camera:
+    """The same cameras at one moment; what else they are set to stays."""
+    if cameras.controls is None:
+        return cameras.at(time)
+    controls = cameras.controls.clone()
+    controls[:, 0] = time
+    return replace(cameras, controls=controls)
+
+
+def _words(text: str) -> list[str]:
+    """The formats of --depth."""
+    words = [word for word in text.split(",") if word]
+    for word in words:
+        if word not in _DEPTHS:
+            raise UserError(f"--depth: {word!r}; allowed: some of {','.join(_DEPTHS)}.{did_you_mean(word, _DEPTHS)}")
+    return words
+
+
+def _file(path: Path) -> Path:
+    """What to load: of a run directory the student, or the teacher where there is no student."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; allowed: a run directory, a stage's folder, a model file.")
+    if path.is_file() or (path / "bundle.json").is_file():
+        return path
+    for name in _STUDENTS:
+        if (path / name / "model.safetensors").is_file():
+            return path / name / "model.safetensors"
+    raise UserError(f"{path}: holds no model.safetensors, nor do {', '.join(_STUDENTS[:-1])} in it.")
+
+
+def _scene(model: Path, root: Path | None, width: int | None) -> Scene:
+    """The scene that is named, or that of the model's run; a run directory is data, so it names nelf's readers only."""
+    from nelf import data
+
+    if root is not None:
+        return data.read_scene(root, width=width)
+    runs = [each for each in (model, *model.absolute().parents) if (each / "scene.json").is_file()]
+    config = read_yaml(runs[0] / "config.yaml") if runs else None
+    node = dict(config["data"]) if isinstance(config, dict) and isinstance(config.get("data"), dict) else None
+    if node is None:
+        raise UserError(f"{model}: lies in no run directory, so pass --scene ROOT, the folder of its scene.")
+    noted, target = read_json(runs[0] / "scene.json"), str(node.pop("_target_", ""))
+    name = target.removeprefix("nelf.data.")
+    kind = getattr(data, name) if name in data.__all__ else None
+    plain = all(isinstance(value, str | int | float | list | None) for value in node.values())
+    if not (isinstance(kind, type) and issubclass(kind, data.SceneDataModule)) or not plain:
+        raise UserError(f"{runs[0]}: its scene is read by {target or 'nothing'}; pass --scene ROOT instead.")
+    print(f"scene: {noted['root'] if isinstance(noted, dict) else ''}", flush=True)
+    if width is not None:
+        node["width"] = width
+    try:
+        return kind(**node).scene
+    except TypeError as error:
+        raise UserError(f"{runs[0] / 'config.yaml'}: data: {error}; pass --scene ROOT instead.") from None

@@ -1,0 +1,132 @@
+"""``python -m nelf.render``: what is written, and what is refused in one line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+
+from nelf import storage
+from nelf.data import read_scene
+from nelf.fields import NGP
+from nelf.lightfields import MobileR2L
+from nelf.pipeline.documents import write_json, write_yaml
+from nelf.render.command import main
+from nelf.report.pictures import to_uint8
+
+SMALL = {"levels": 2, "log2_table": 10, "finest_resolution": 32, "hidden": 16, "grid_resolution": 16, "max_samples": 32}
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_scene: Path) -> Path:
+    """A run directory with a teacher that draws something, and a student that knows no depth."""
+    root, scene = tmp_path / "run", read_scene(tiny_scene)
+    torch.manual_seed(3)
+    teacher, student = NGP(**SMALL), MobileR2L(width=16, depth=4, sr_factor=4)
+    for network, name, arguments in ((teacher, "teacher", SMALL), (student, "student", student.arguments)):
+        network.prepare(scene.geometry)
+        config = {"_target_": f"nelf.{'fields' if name == 'teacher' else 'lightfields'}.{type(network).__name__}"}
+        storage.save(network, root / name / "model.safetensors", {**config, **arguments}, scene.digest)
+    write_yaml(root / "config.yaml", {"data": {"_target_": "nelf.data.BlenderDataModule", "root": str(tiny_scene)}})
+    write_json(root / "scene.json", {"name": scene.name, "root": str(tiny_scene), "digest": scene.digest})
+    return root
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    with pytest.raises(SystemExit) as caught:
+        main([str(each) for each in arguments])
+    assert caught.value.code == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def pfm(path: Path) -> np.ndarray:
+    """A reader of its own."""
+    kind, size, scale, body = path.read_bytes().split(b"\n", 3)
+    assert (kind, float(scale)) == (b"Pf", -1.0)
+    width, height = map(int, size.split())
+    return np.frombuffer(body, "<f4").reshape(height, width)[::-1]
+
+
+def test_a_split_is_rendered_and_measured_with_its_depth(run: Path, tiny_scene: Path, capsys) -> None:
+    main([str(run / "teacher"), "--split", "test", "--depth", "png,npy,pfm", "--out", str(run / "out")])
+    folder = run / "out" / "test"
+    scene, model = read_scene(tiny_scene), storage.load(run / "teacher")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert [view["name"] for view in metrics["views"]] == scene.test.names
+    assert f"2 views: PSNR {metrics['psnr']:.2f} dB" in capsys.readouterr().out
+    expected = model.render(scene.test.camera[1])
+    name = Path(scene.test.names[1]).name
+    np.testing.assert_array_equal(iio.imread(sorted((folder / "images").glob("*.png"))[1]), to_uint8(expected.rgb))
+    depth = np.load(folder / "depth" / f"{name}.npy")
+    seen = (expected.opacity >= 0.5).numpy()
+    assert 0 < seen.sum() < seen.size
+    np.testing.assert_array_equal(np.isfinite(depth), seen)
+    np.testing.assert_array_equal(depth[seen], expected.depth.numpy()[seen])
+    np.testing.assert_array_equal(pfm(folder / "depth" / f"{name}.pfm"), depth)
+    assert iio.imread(folder / "depth" / f"{name}.png").shape == (16, 16, 3)
+
+
+def test_a_run_means_its_student_and_another_width_another_size(run: Path, capsys) -> None:
+    main([str(run), "--split", "val", "--width", "12"])
+    assert "MobileR2L" in capsys.readouterr().out
+    picture = iio.imread(next((run / "render" / "val" / "images").glob("*.png")))
+    assert picture.shape == (12, 12, 3)
+
+
+@pytest.mark.parametrize("path", ["orbit", "spiral"])
+def test_a_path_becomes_a_video(run: Path, path: str) -> None:
+    main([str(run / "teacher"), "--path", path, "--frames", "3", "--out", str(run / "render")])
+    folder = run / "render" / path
+    assert (folder / f"{path}.mp4").stat().st_size > 0
+    assert len(iio.imread(folder / f"{path}.gif")) == 3
+
+
+def test_somebody_s_path_is_followed(run: Path, tiny_scene: Path, tmp_path: Path) -> None:
+    scene = read_scene(tiny_scene)
+    poses = scene.test.camera.c2w.tolist()
+    frames = [{"transform_matrix": [*pose, [0.0, 0.0, 0.0, 1.0]]} for pose in poses]
+    path = tmp_path / "way.json"
+    path.write_text(json.dumps({"frames": frames}))
+    main([str(run / "teacher"), "--path", str(path), "--depth", "npy", "--out", str(run / "render")])
+    written = sorted((run / "render" / "way" / "depth").glob("*.npy"))
+    assert len(written) == 2
+    model = storage.load(run / "teacher")
+    expected = model.render(replace(scene.test.camera, view=None)[0])
+    depth = np.load(written[0])
+    np.testing.assert_allclose(depth, expected.depth.masked_fill(expected.opacity < 0.5, float("nan")).numpy())
+
+
+def test_what_cannot_be_is_one_line(run: Path, tmp_path: Path, tiny_scene: Path, capsys) -> None:
+    teacher, student = run / "teacher", run / "student"
+    assert refused(capsys, tmp_path / "no").endswith("nothing to do: pass --split, --path or --mesh")
+    assert "no such file or folder" in refused(capsys, tmp_path / "no", "--mesh")
+    assert "holds no model.safetensors" in refused(capsys, tiny_scene, "--mesh")
+    assert refused(capsys, student, "--mesh").startswith(f"{student}: a MobileR2L has no density")
+    assert refused(capsys, student, "--split", "test", "--depth", "npy").startswith("--depth: a MobileR2L gives no")
+    assert "allowed: some of png,npy,pfm. Did you mean 'pfm'?" in refused(capsys, teacher, "--mesh", "--depth", "pfmm")
+    assert refused(capsys, teacher, "--split", "test", "--width", "8") == "--width: is 8; allowed: 11 or more."
+    assert refused(capsys, teacher, "--mesh", "--time", "1.5") == "--time: is 1.5; allowed: 0 to 1."
+    assert refused(capsys, teacher, "--path", tmp_path / "a.json").startswith(
+        f"{tmp_path / 'a.json'}: no such camera path"
+    )
+    (tmp_path / "b.json").write_text('{"frames": [{"transform_matrix": 5}]}')
+    assert "transform_matrix" in refused(capsys, teacher, "--path", tmp_path / "b.json")
+    alone = tmp_path / "alone" / "model.safetensors"
+    alone.parent.mkdir()
+    alone.write_bytes((teacher / "model.safetensors").read_bytes())
+    assert "pass --scene ROOT" in refused(capsys, alone, "--mesh")
+
+
+def test_a_run_that_somebody_sends_names_readers_only(run: Path, capsys) -> None:
+    touched = run / "touched"
+    write_yaml(run / "config.yaml", {"data": {"_target_": "pathlib.Path.touch", "self": str(touched)}})
+    assert "its scene is read by pathlib.Path.touch; pass --scene ROOT instead" in refused(capsys, run, "--mesh")
+    nested = {"_target_": "nelf.data.BlenderDataModule", "root": {"_target_": "os.system", "command": "true"}}
+    write_yaml(run / "config.yaml", {"data": nested})
+    assert "pass --scene ROOT instead" in refused(capsys, run, "--mesh")
+    assert not touched.exists()

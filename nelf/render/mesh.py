@@ -83,7 +83,7 @@ def extract_mesh(
     if not sigma.min() < level < sigma.max():
         raise UserError(
             f"mesh: the density is between {sigma.min():.3g} and {sigma.max():.3g}, and the surface was looked for at "
-            f"{level:.3g}; allowed: --threshold between the two."
+            f"{level:.3g}; allowed: a threshold between the two."
         )
     # An empty border closes what the box cuts.
     padded = np.pad(sigma, 1)

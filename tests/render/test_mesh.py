@@ -65,7 +65,7 @@ def test_a_moving_field_is_caught_at_its_moment() -> None:
 
 
 def test_no_surface_is_said_with_figures() -> None:
-    with pytest.raises(UserError, match=r"the surface was looked for at 1e\+03; allowed: --threshold between the two"):
+    with pytest.raises(UserError, match=r"the surface was looked for at 1e\+03; allowed: a threshold between the two"):
         extract_mesh(Ball(), BOX, resolution=16, threshold=1000.0)
 
 

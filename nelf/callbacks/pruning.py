@@ -55,7 +55,7 @@ class IterativePruning(pl.Callback):
         steps: int | None = 50_000,
         lr: float | None = 5e-6,
         layers: Sequence[str] = ("head", "body", "norms"),
-        schedule: Literal["geometric", "uniform", "cubic"] = "geometric",
+        schedule: Literal["geometric", "uniform", "cubic", "constant"] = "geometric",
     ) -> None:
         for key, value in {"rounds": rounds, "steps": steps}.items():
             if value is not None and value < 1:

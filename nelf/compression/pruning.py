@@ -48,11 +48,12 @@ def check_amount(amount: float, key: str = "amount") -> None:
 
 
 def sparsity_after(number: int, rounds: int, amount: float, schedule: str = "geometric") -> float:
-    """Say how sparse the chosen weights are after a round; after the last one it is ``amount``.
+    """Say how sparse the chosen weights are at the beginning of a round; of the last one it is ``amount``.
 
     ``geometric`` removes the same share of what remains in each round: ``1 - (1 - amount) ** (r / R)``.
     ``uniform`` removes the same number in each: ``amount * r / R``.
     ``cubic`` removes much first and little last: ``amount * (1 - (1 - r / R) ** 3)``.
+    ``constant`` is ``amount`` in each.
 
     Args:
         number: r, the round, from 1 on.
@@ -83,6 +84,8 @@ def sparsity_after(number: int, rounds: int, amount: float, schedule: str = "geo
         return amount * share
     if schedule == "cubic":
         return amount * (1.0 - (1.0 - share) ** 3)
+    if schedule == "constant":
+        return amount
     raise ValueError(f"schedule: there is no {schedule!r}; allowed: {', '.join(SCHEDULES)}.")
 
 

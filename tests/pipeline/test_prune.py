@@ -18,7 +18,14 @@ from omegaconf import OmegaConf
 import nelf
 from nelf import cli, storage
 from nelf.cli.sweeps import shared_stages, write_table
-from nelf.compression.pruning import choose_weights, compressed_bytes, sparsities
+from nelf.compression.pruning import (
+    apply_masks,
+    choose_weights,
+    compressed_bytes,
+    find_masks,
+    sparsities,
+    sparsity_after,
+)
 from nelf.errors import UserError
 from nelf.lightfields import GridR2L
 from nelf.pipeline.documents import read_json, write_json, write_yaml
@@ -232,3 +239,15 @@ def test_a_sweep_over_the_amount_shares_what_is_before_and_shows_every_round(tmp
     assert table[0] == "| stage.prune.amount | artifact | sparsity | PSNR, dB | folder |"
     assert table[2] == "| 0.3 | pruned 10 % | 30.0% | 21.00 | stage.prune.amount=0.3 |"
     assert [line.split(" | ")[1] for line in table[4:]] == ["pruned 10 %", "pruned 50 %"]
+
+
+def test_without_masks_every_round_zeroes_anew_and_the_zeros_do_not_last(prepared: Path, tiny_scene: Path) -> None:
+    more = ["stage.prune.masks=false", "stage.prune.schedule=constant", "stage.prune.amount=0.3"]
+    metrics = do(run_in(prepared, tiny_scene, *more))
+    assert [each["round"] for each in metrics["rounds"]] == [0, 1, 2]
+    assert all(each["sparsity"] < 0.05 for each in metrics["rounds"][1:])
+    # What a round begins with: 30 % zeros, in the second as in the first.
+    network = nelf.load(prepared / "prune" / "round_1.safetensors")
+    weights = choose_weights(network, LAYERS)
+    apply_masks(weights, find_masks(network, weights, sparsity_after(2, 2, 0.3, "constant")))
+    assert sparsities(weights)["total"] == pytest.approx(0.3, abs=1e-3)

@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nelf.callbacks import IterativePruning
-from nelf.compression.pruning import choose_weights, compressed_bytes, sparsities, sparsity_after
+from nelf.compression.pruning import (
+    apply_masks,
+    choose_weights,
+    compressed_bytes,
+    find_masks,
+    sparsities,
+    sparsity_after,
+)
 from nelf.errors import UserError, atomic_path
 from nelf.pipeline.documents import read_json, write_json
 from nelf.pipeline.fit import fit
@@ -47,8 +54,9 @@ def prune(
     *,
     amount: float = 0.3,
     rounds: int = 3,
-    schedule: Literal["geometric", "uniform", "cubic"] = "geometric",
+    schedule: Literal["geometric", "uniform", "cubic", "constant"] = "geometric",
     layers: Sequence[str] = ("head", "body", "norms"),
+    masks: bool = True,
     lr: float | None = 5e-6,
     max_steps: int | None = 50_000,
     max_time: str | None = None,
@@ -64,6 +72,9 @@ def prune(
         rounds: in how many rounds.
         schedule: how sparse each round is, see ``nelf.compression.pruning.sparsity_after``.
         layers: which weights, see ``nelf.compression.pruning.choose_weights``.
+        masks: hold the zeros while the others are fine-tuned. Without, each round zeroes weights once, and its
+            fine-tuning fills them again: with ``schedule="constant"`` that is MobileR2L's pruning extension, whose
+            files end dense.
         lr: learning rate of the fine-tuning (groups keep their ratios, schedules their shape); None for the
             student's own.
         max_steps: optimizer steps of each round; None for the Trainer's.
@@ -86,9 +97,16 @@ def prune(
     for number in range(1, rounds + 1):
         share = sparsity_after(number, rounds, amount, schedule)
         network, file = run.recipe.load(file), folder / f"round_{number}.safetensors"
-        masks = IterativePruning(share, rounds=1, steps=None, lr=None, layers=layers)
+        callbacks: list[Any] = []
+        if masks:
+            callbacks = [IterativePruning(share, rounds=1, steps=None, lr=None, layers=layers)]
+        else:
+            weights = choose_weights(network, layers)
+            apply_masks(weights, find_masks(network, weights, share))
         # A stream of its own, else each round would see the views that the student began with.
-        tuned = fine_tune(run.recipe, network, scene, number, file, lr, [masks], max_steps=max_steps, max_time=max_time)
+        tuned = fine_tune(
+            run.recipe, network, scene, number, file, lr, callbacks, max_steps=max_steps, max_time=max_time
+        )
         results.append({"round": number, "val/psnr": None, **tuned, **_sparsity(run.recipe, file, layers)})
         artifacts.append(described(f"pruned {100 * share:.3g} %", file, results[-1]))
     if is_first():

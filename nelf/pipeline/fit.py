@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import signal
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,22 +12,14 @@ import torch
 
 from nelf.errors import UserError
 from nelf.pipeline.checkpoints import last_good_checkpoint
+from nelf.pipeline.quiet import quiet_lightning
 from nelf.pipeline.run import PLACES, Run
 from nelf.storage import save
 
 __all__ = ["check_trainer", "device", "fit"]
 
-#: What Lightning remarks about every run of this library, where it is meant so.
-_EXPECTED = (
-    ".*does not have many workers which may be a bottleneck.*",  # a scene in memory needs no loader processes
-    "Checkpoint directory .* exists and is not empty.*",  # that is how a run goes on
-    "GPU available but not used.*",  # trainer=cpu asks for it
-    "You're resuming from a checkpoint that ended before the epoch ended.*",  # there are no epochs
-    ".*`IterableDataset` has `__len__` defined.*",
-    ".*LeafSpec.*",  # Lightning's use of what torch deprecates
-)
 
-
+@quiet_lightning()
 def fit(
     run: Run,
     folder: Path,
@@ -65,7 +55,6 @@ def fit(
         UserError: checkpoints of another architecture, or a device that is not there.
         KeyboardInterrupt: Ctrl-C; the state is saved.
     """
-    quiet_lightning()
     pl.seed_everything(run.config.get("seed", 0), verbose=False)
     system = run.system(name) if system is None else system
     data = run.data(system) if data is None else data
@@ -86,6 +75,7 @@ def fit(
     return system.to(trainer.strategy.root_device), metrics
 
 
+@quiet_lightning()
 def check_trainer(config: dict[str, Any], stages: dict[str, Any], build: Callable[..., Any]) -> None:
     """Refuse a Trainer that cannot run here, before anything is read or written.
 
@@ -98,7 +88,6 @@ def check_trainer(config: dict[str, Any], stages: dict[str, Any], build: Callabl
         UserError: a GPU is asked for and none is there, training would never end, or the Trainer refuses a
         value.
     """
-    quiet_lightning()
     if config.get("accelerator") in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError("trainer.accelerator: gpu is asked for, but none is here; allowed: trainer=cpu.")
     nodes: list[dict[str, Any]] = [*stages.values()] or [{}]
@@ -119,14 +108,6 @@ def device(run: Run) -> str:
     """Where a run's models are rendered: ``cuda`` if its Trainer would use it, else ``cpu``."""
     wanted = run.config["trainer"].get("accelerator", "auto")
     return "cuda" if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
-
-
-def quiet_lightning() -> None:
-    """Silence Lightning's banners and tips, and those warnings that state what is meant here."""
-    for name in ("pytorch_lightning", "lightning.pytorch", "pytorch_lightning.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in _EXPECTED:
-        warnings.filterwarnings("ignore", message=message)
 
 
 def _trainer(run: Run, folder: Path, limits: dict[str, Any], more: Sequence[Any]) -> pl.Trainer:

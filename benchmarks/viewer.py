@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import nelf  # noqa: F401  before torch, since it says how idle threads wait
+from _machine import RESULTS, write  # before torch, since it says how idle threads wait
 
 # isort: split
 import numpy as np
 import torch
-from _machine import RESULTS, write
 from playwright.sync_api import Browser, Page, sync_playwright
 from rich.console import Console
 from rich.table import Table

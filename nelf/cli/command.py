@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from nelf.cli import remembered
 from nelf.cli.check import check_types, explain
 from nelf.cli.sweeps import first_job, shared_stages, swept_keys, write_table
+from nelf.cli.threads import let_idle_threads_sleep
 from nelf.errors import UserError, unwritable
 from nelf.pipeline.documents import hash_of, write_yaml
 from nelf.pipeline.lock import is_first_process
@@ -163,6 +164,7 @@ def main(command: str, task: Callable[[DictConfig], Any]) -> None:
         command: ``train`` or ``distill``: which defaults.
         task: what to do with the configuration.
     """
+    let_idle_threads_sleep()  # before anything loads torch
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of being printed by Hydra
     try:
         _main(command, task)

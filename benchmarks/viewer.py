@@ -29,6 +29,7 @@ from rich.table import Table
 from nelf.cameras import Camera
 from nelf.export import load
 from nelf.viewer.server import Server
+from nelf.viewer.static import page_files
 
 FLAGS = ["--no-sandbox", "--disable-background-networking"]
 WEBGPU = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
@@ -148,6 +149,18 @@ def _row(
     }
 
 
+def weights(chosen: list[dict[str, Any]]) -> dict[str, float]:
+    """What a browser loads: page, runtime and the first of the models, with its volume."""
+    size = {name: path.stat().st_size for name, path in page_files().items()}
+    runtime = sum(each for name, each in size.items() if name.startswith("runtime/"))
+    model = chosen[0]["bytes"] if chosen else 0
+    return {
+        "page kB": round((sum(size.values()) - runtime) / 1e3, 1),
+        "runtime MB": round(runtime / 1e6, 1),
+        "model MB": round(model / 1e6, 2),
+    }
+
+
 def main() -> None:
     """Open the bundle in Chromium, and time its models one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -176,7 +189,9 @@ def main() -> None:
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in row.values()))
     Console(width=120).print(table)
-    write(options.out, bundle=options.bundle.name, rows=rows)
+    sizes = weights(chosen)
+    print(", ".join(f"{name}: {size}" for name, size in sizes.items()))
+    write(options.out, bundle=options.bundle.name, **sizes, rows=rows)
 
 
 if __name__ == "__main__":

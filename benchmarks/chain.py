@@ -19,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import yaml
 from _machine import RESULTS, write
 from rich.console import Console
 from rich.table import Table
@@ -38,22 +39,29 @@ def timed(command: Sequence[str], folder: Path | None = None) -> float:
 
 
 def reports(run: Path) -> list[dict[str, Any]]:
-    """The rows of a run's report, or of those of its sweep's jobs, which are named."""
-    jobs = {"": run, **{job.name: job for job in sorted(run.with_name(f"{run.name}_sweep").glob("*"))}}
-    found = {name: job / "report.json" for name, job in jobs.items() if (job / "report.json").is_file()}
-    if not found:
+    """The rows of a run's report, or of those of its sweep's jobs, each with what its job alone was told."""
+    jobs = sorted(path.parent for path in run.with_name(f"{run.name}_sweep").glob("*/report.json"))
+    if not jobs and not (run / "report.json").is_file():
         raise SystemExit(f"{run}: has no report; stages has to hold report.")
-    rows = {name: json.loads(path.read_text(encoding="utf-8"))["rows"] for name, path in found.items()}
-    return [{**({"job": name} if name else {}), **row} for name, each in rows.items() for row in each]
+    told = {job: yaml.safe_load((job / "overrides.yaml").read_text(encoding="utf-8")) for job in jobs}
+    shared = set.intersection(*map(set, told.values())) if told else set()
+    rows = []
+    for folder in jobs or [run]:
+        own = {"job": " ".join(text for text in told[folder] if text not in shared)} if jobs else {}
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        rows += [{**own, **row} for row in report["rows"]]
+    return rows
 
 
 def of_words(words: Sequence[str]) -> tuple[str, float, list[dict[str, Any]]]:
     """Run distill.py with these words: the run's name, the seconds, the rows."""
-    run = Path(nelf.config("distill", first_job(list(words))).run)
+    first = first_job(list(words))
+    run = Path(nelf.config("distill", first).run)
     for folder in (run, run.with_name(f"{run.name}_sweep")):
         if folder.exists():
             raise SystemExit(f"{folder}: is there already; delete it, or pass run=ANOTHER.")
-    return run.name, timed([sys.executable, str(ROOT / "distill.py"), *words]), reports(run)
+    several = ["--multirun"] if first != list(words) else []
+    return run.name, timed([sys.executable, str(ROOT / "distill.py"), *several, *words]), reports(run)
 
 
 def of_make_demo() -> tuple[str, float, list[dict[str, Any]]]:

@@ -11,11 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import yaml
 
 import nelf
 from nelf.cli.sweeps import first_job
@@ -117,23 +117,22 @@ def test_ways_to_quantize_differ_in_what_they_say(script, tiny_scene, tmp_path) 
     assert figures["shipped"]["costs a student"] == pytest.approx(10 * np.log10(1 + 10 ** (3 - near / 10)), abs=0.02)
 
 
-def report(folder: Path, **psnr: float) -> None:
+def report(folder: Path, overrides: list[str], **psnr: float) -> None:
     folder.mkdir(parents=True)
+    (folder / "overrides.yaml").write_text(yaml.safe_dump(overrides))
     (folder / "report.json").write_text(json.dumps({"rows": [{"name": name, "psnr": db} for name, db in psnr.items()]}))
 
 
 def test_reports_of_a_run_and_of_a_sweep(script, tmp_path) -> None:
     chain = script("chain")
-    report(tmp_path / "one", teacher=31.0, student=30.0)
-    assert [(row["name"], row["psnr"]) for row in chain.reports(tmp_path / "one")] == [
-        ("teacher", 31.0),
-        ("student", 30.0),
-    ]
+    report(tmp_path / "one", ["seed=1"], teacher=31.0, student=30.0)
+    rows = chain.reports(tmp_path / "one")
+    assert rows == [{"name": "teacher", "psnr": 31.0}, {"name": "student", "psnr": 30.0}]
     (tmp_path / "many").mkdir()
-    report(tmp_path / "many_sweep" / "width=1", student=20.0)
-    report(tmp_path / "many_sweep" / "width=2", student=25.0)
-    found: list[dict[str, Any]] = chain.reports(tmp_path / "many")
-    assert [(row["job"], row["psnr"]) for row in found] == [("width=1", 20.0), ("width=2", 25.0)]
+    report(tmp_path / "many_sweep" / "a", ["seed=1", "model.width=8"], student=20.0)
+    report(tmp_path / "many_sweep" / "b", ["seed=1", "model.width=16"], student=25.0)
+    found = chain.reports(tmp_path / "many")
+    assert [(row["job"], row["psnr"]) for row in found] == [("model.width=8", 20.0), ("model.width=16", 25.0)]
     with pytest.raises(SystemExit, match="none: has no report"):
         chain.reports(tmp_path / "none")
 

@@ -14,6 +14,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from nelf.cli.threads import let_idle_threads_sleep
+
+let_idle_threads_sleep()  # as nelf's commands do, when PyTorch is not loaded yet
+
 RESULTS = Path(__file__).parent / "results"
 
 #: Instruction sets that decide how fast, and for int8 how exactly, a processor multiplies.

@@ -14,12 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nelf  # noqa: F401  before torch, since it says how idle threads wait
+from _machine import RESULTS, write  # before torch, since it says how idle threads wait
 
 # isort: split
 import torch
 import yaml
-from _machine import RESULTS, write
 from rich.console import Console
 from rich.table import Table
 

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import nelf  # noqa: F401  before torch, since it says how idle threads wait
+from _machine import RESULTS, write  # before torch, since it says how idle threads wait
 
 # isort: split
 import numpy as np
 import torch
-from _machine import RESULTS, write
 from playwright.sync_api import Browser, Page, sync_playwright
 from rich.console import Console
 from rich.table import Table
@@ -30,6 +29,7 @@ from rich.table import Table
 from nelf.cameras import Camera
 from nelf.export import load
 from nelf.viewer.server import Server
+from nelf.viewer.static import page_files
 
 FLAGS = ["--no-sandbox", "--disable-background-networking"]
 WEBGPU = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
@@ -149,6 +149,18 @@ def _row(
     }
 
 
+def weights(chosen: list[dict[str, Any]]) -> dict[str, float]:
+    """What a browser loads: page, runtime and the first of the models, with its volume."""
+    size = {name: path.stat().st_size for name, path in page_files().items()}
+    runtime = sum(each for name, each in size.items() if name.startswith("runtime/"))
+    model = chosen[0]["bytes"] if chosen else 0
+    return {
+        "page kB": round((sum(size.values()) - runtime) / 1e3, 1),
+        "runtime MB": round(runtime / 1e6, 1),
+        "model MB": round(model / 1e6, 2),
+    }
+
+
 def main() -> None:
     """Open the bundle in Chromium, and time its models one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -177,7 +189,9 @@ def main() -> None:
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in row.values()))
     Console(width=120).print(table)
-    write(options.out, bundle=options.bundle.name, rows=rows)
+    sizes = weights(chosen)
+    print(", ".join(f"{name}: {size}" for name, size in sizes.items()))
+    write(options.out, bundle=options.bundle.name, **sizes, rows=rows)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,11 @@
 """nelf distills neural radiance fields into neural light fields: one evaluation per ray.
 
-The public names are loaded on first use, so that ``import nelf`` costs milliseconds and loads no torch.
+The public names are loaded on first use, so that ``import nelf`` loads no torch. It changes nothing outside nelf.
 """
 
-import os
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
-
-# torch's and Numba's thread pools take turns on the same cores; with OpenMP's default the idle one spins and
-# slows the other several times over. GNU's spins for some microseconds, since waking a thread takes as long as a small
-# layer. Both are read once, when the first OpenMP library is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 try:
     __version__ = version("nelf")

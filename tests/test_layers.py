@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -123,13 +124,44 @@ def test_heavy_libraries_have_their_place(library: str, allowed: set[str]) -> No
             assert name in allowed or name.split(".")[0] in allowed, f"nelf.{name} imports {library}"
 
 
+def shown_by(code: str) -> str:
+    """What a new Python prints, beside whose modules nelf lies."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
+    command = [sys.executable, "-c", code]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=PACKAGE.parent, env=clean)
+    return shown.stdout.strip()
+
+
 def test_importing_nelf_loads_no_torch() -> None:
     code = "import sys, nelf; print(sorted({'torch', 'hydra', 'numpy', 'pytorch_lightning'} & set(sys.modules)))"
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
-    assert shown.stdout.strip() == "[]"
+    assert shown_by(code) == "[]"
+
+
+def test_importing_nelf_changes_nothing_outside() -> None:
+    code = """
+import logging, os, sys, warnings
+state = lambda: (dict(os.environ), list(sys.path), warnings.filters[:], logging.root.level, logging.root.handlers[:])
+before = state()
+import nelf, nelf.fields, nelf.kernels.cpu_rays, nelf.systems, nelf.data
+after = state()
+print([name for name, one, two in zip(("environ", "path"), before, after) if one != two], before[3:] == after[3:])
+"""
+    assert shown_by(code) == "[] True"
+
+
+def test_a_command_says_how_idle_threads_wait_before_torch_is_loaded() -> None:
+    code = """
+import os, sys
+from nelf import cli
+sys.argv = ["train.py", "model=none"]
+try:
+    cli.main("train", print)
+except SystemExit as leaving:
+    print(leaving.code, os.environ["OMP_WAIT_POLICY"], os.environ["GOMP_SPINCOUNT"], "torch" in sys.modules)
+"""
+    assert shown_by(code) == "2 PASSIVE 1000 False"
+    assert shown_by("import os; os.environ['OMP_WAIT_POLICY'] = 'ACTIVE'" + code) == "2 ACTIVE 1000 False"
 
 
 def test_a_wrong_word_on_the_command_line_does_not_wait_for_torch() -> None:
-    code = "import sys, nelf.cli; print('torch' in sys.modules)"
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
-    assert shown.stdout.strip() == "False"
+    assert shown_by("import sys, nelf.cli; print('torch' in sys.modules)") == "False"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import re
-import sys
 import types
 import typing
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -52,16 +52,16 @@ def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
         target: a class or a function.
 
     Returns:
-        Parameters by name, without ``self``; ``**options`` is there only if it goes nowhere.
+        Parameters by name, without ``self``; ``**options`` is there only if it goes nowhere. Their annotations are
+        types, but for those whose names exist for type checkers only, which stay strings.
     """
     if not isinstance(target, type):
-        return dict(inspect.signature(target).parameters)
+        return _annotated(target)
     found: dict[str, inspect.Parameter] = {}
     for kind in target.__mro__:
         if "__init__" not in vars(kind) or kind is object:
             continue
-        signature = inspect.signature(kind.__init__)  # type: ignore[misc]
-        arguments = list(signature.parameters.items())[1:]
+        arguments = list(_annotated(kind.__init__).items())[1:]  # type: ignore[misc]
         own = {name: value for name, value in arguments if value.kind is not value.POSITIONAL_ONLY}
         found = {
             **own,
@@ -159,23 +159,22 @@ def _check_node(node: dict[str, Any], where: str) -> None:
                 allowed = ", ".join(known)
                 raise UserError(f"{where}.{key}: there is no such key; allowed: {allowed}.{did_you_mean(key, known)}")
             continue
-        annotation = _evaluate(known[key].annotation, target)
+        annotation = known[key].annotation
         nested = isinstance(value, dict) and "_target_" in value
         if not nested and not accepts(annotation, value):
             shown = "null" if value is None else repr(value)
             raise UserError(f"{where}.{key}: is {shown}; allowed: {_in_words(annotation)}.")
 
 
-def _evaluate(annotation: Any, target: Any) -> Any:
-    """The annotation itself where its module has postponed it; anything where it cannot be found."""
-    if annotation is inspect.Parameter.empty:
-        return Any
-    if not isinstance(annotation, str):
-        return annotation
-    try:
-        return eval(annotation, vars(sys.modules[target.__module__]))
-    except Exception:  # a name that exists for type checkers only
-        return Any
+def _annotated(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """A function's parameters, each annotation looked up by itself: one that cannot be leaves the others."""
+    known = getattr(inspect.unwrap(function), "__globals__", {})
+    found = dict(inspect.signature(function).parameters)
+    for name, parameter in found.items():
+        alone = types.SimpleNamespace(__annotations__={name: parameter.annotation})
+        with suppress(NameError, AttributeError, TypeError, SyntaxError):
+            found[name] = parameter.replace(annotation=typing.get_type_hints(alone, known)[name])
+    return found
 
 
 def _in_words(annotation: Any) -> str:

@@ -24,9 +24,11 @@ from omegaconf.errors import OmegaConfBaseException
 from nelf.cli import remembered
 from nelf.cli.check import check_types, explain
 from nelf.cli.sweeps import first_job, shared_stages, swept_keys, write_table
+from nelf.cli.threads import let_idle_threads_sleep
 from nelf.errors import UserError, unwritable
 from nelf.pipeline.documents import hash_of, write_yaml
 from nelf.pipeline.processes import adopt_launcher, agree, is_first, launch, world
+from nelf.pipeline.quiet import quiet_lightning
 from nelf.pipeline.recipe import Recipe
 from nelf.pipeline.run import Run, check_stages
 from nelf.pipeline.stage import declarations
@@ -170,6 +172,7 @@ def main(command: str, task: Callable[[DictConfig], Any]) -> None:
         command: ``train`` or ``distill``: which defaults.
         task: what to do with the configuration.
     """
+    let_idle_threads_sleep()  # before anything loads torch
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of being printed by Hydra
     adopt_launcher()
     if not is_first():
@@ -218,13 +221,11 @@ def _devices(cfg: DictConfig) -> int:
     """How many processes a configuration asks for on this machine; one where it is refused anyway."""
     if cfg.trainer.devices in (1, "1"):
         return 1
-    from nelf.pipeline.fit import quiet_lightning
-
-    quiet_lightning()
     try:
         plain: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
         options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-        return int(build(plain, **options).num_devices)
+        with quiet_lightning():
+            return int(build(plain, **options).num_devices)
     except (UserError, OmegaConfBaseException):
         return 1
 

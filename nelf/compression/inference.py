@@ -30,8 +30,7 @@ def optimize_for_inference(network: LightField) -> Optimized:
         network: a trained light field; it is left as it is.
 
     Returns:
-        A copy that only renders, and what was done. It draws the same picture but for the rounding of bfloat16 (about
-        50 dB between the two).
+        A copy that only renders, and what was done. It draws the same picture but for the rounding of bfloat16.
 
     Example:
         >>> from nelf.lightfields import MobileR2L

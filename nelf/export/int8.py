@@ -1,19 +1,16 @@
 """ONNX files that compute in 8-bit integers.
 
-What makes ONNX Runtime fast here: unsigned activations with signed weights (signed activations run at 0.8 times the
-speed of fp32 on a CPU with AVX-512 VNNI), and quantized tensors on both sides of each convolution and each sum, so that
-convolution, ReLU and residual sum become one integer kernel each. GELU and transposed convolution have no such kernel:
-they are computed in fp32 between two conversions. Measured against fp32 in one interleaved run, two threads: GridR2L
-2.0 times as fast; a MobileR2L of width 128 with ReLU and pixel shuffle 2.1, with GELU 1.7; with transposed convolutions
-1.3 and 1.2. The last convolution in 32 bits costs a fifth of the speed and halves the squared error. Dynamic ranges
-gain nothing.
+What makes ONNX Runtime fast here: unsigned activations with signed weights (its kernels for signed activations are
+slower than those for fp32), and quantized tensors on both sides of each convolution and each sum, so that convolution,
+ReLU and residual sum become one integer kernel each. GELU and transposed convolution have no such kernel: they are
+computed in fp32 between two conversions. The last convolution in 32 bits would cost more time than it is worth.
 
 Static files are right on every processor because their weights are integers from -64 to 64: x86 without VNNI adds the
-products of two neighbors in 16 bits and cuts off what does not fit, and 2 * 255 * 64 fits. Weights up to 127 were 39.3
-dB from the fp32 picture there (GridR2L; 29.4 the MobileR2L with ReLU and shuffle), these are 52.7 and 43.9 dB, 1.6 and
-2.2 times as fast as fp32. Unsigned weights keep all 8 bits, 53.7 and 45.2 dB, but are only 1.1 and 1.7 times as fast,
-and ONNX Runtime has no AVX-512 VNNI kernel for them: 0.005 and 0.04 dB of a student at 30 dB for most of the speed.
+products of two neighbors in 16 bits and cuts off what does not fit, and 2 * 255 * 64 fits. With weights up to 127 a
+picture breaks there. Unsigned weights keep all 8 bits, but their kernels are slower, and AVX-512 VNNI has none.
 Dynamic files, whose kernel takes no others, have unsigned weights; no kernel for those adds in 16 bits.
+
+``benchmarks/int8.py`` measures all of these ways.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The kernels in plain PyTorch: the definition of each, on any device, differentiated by autograd.
 
 The hash grid gathers with ``F.embedding``, whose dense scatter is the fastest backward pass that PyTorch offers
-without a kernel of one's own (ten times faster than advanced indexing on a CPU).
+without a kernel of one's own.
 """
 
 import torch

@@ -295,7 +295,7 @@ class GridR2L(LightField):
         Returns:
             (B, 4, h * sr_factor, w * sr_factor): rgb on black and opacity, as ``forward``.
         """
-        # A trained network loses 0.001 dB in bfloat16 (lego); learning in it is the Trainer's choice.
+        # A trained network draws the same in bfloat16; learning in it is the Trainer's choice.
         low = self.low_precision and not self.training and multiplies_bfloat16(inputs.device)
         with torch.autocast(inputs.device.type, torch.bfloat16) if low else nullcontext():
             x = self.tail(self.body(self.head(inputs)))

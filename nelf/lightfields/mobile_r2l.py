@@ -55,8 +55,8 @@ def ray_points(rays: Rays, near: Tensor, far: Tensor, points: int, jitter: bool)
     return positions.flatten(3).permute(0, 3, 1, 2)
 
 
-# An octave is the double angle of the one before, which costs an exported graph a fifth of a sine. Rounding errors
-# double with it, to 1e-5 after so many.
+# An octave is the double angle of the one before, which costs an exported graph less than another sine. Rounding errors
+# double with it, so after so many there is a sine again.
 _OCTAVES = 6
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import signal
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,22 +13,14 @@ import torch
 from nelf.errors import UserError
 from nelf.pipeline.checkpoints import last_good_checkpoint
 from nelf.pipeline.processes import agree, is_first, leaving_with_others, rank, wait_for_all, world
+from nelf.pipeline.quiet import quiet_lightning
 from nelf.pipeline.recipe import Recipe, limits
 from nelf.storage import save
 
 __all__ = ["check_trainer", "fit"]
 
-#: What Lightning remarks about every run of this library, where it is meant so.
-_EXPECTED = (
-    ".*does not have many workers which may be a bottleneck.*",  # a scene in memory needs no loader processes
-    "Checkpoint directory .* exists and is not empty.*",  # that is how a run goes on
-    "GPU available but not used.*",  # trainer=cpu asks for it
-    "You're resuming from a checkpoint that ended before the epoch ended.*",  # there are no epochs
-    ".*`IterableDataset` has `__len__` defined.*",
-    ".*LeafSpec.*",  # Lightning's use of what torch deprecates
-)
 
-
+@quiet_lightning()
 def fit(
     recipe: Recipe,
     system: Any,
@@ -65,7 +55,6 @@ def fit(
         UserError: checkpoints of another architecture, or a device that is not there.
         KeyboardInterrupt: Ctrl-C; the state is saved.
     """
-    quiet_lightning()
     pl.seed_everything(recipe.seed, verbose=False)
     trainer = recipe.trainer(folder, callbacks, max_steps, max_time)
     checkpoint = agree(lambda: last_good_checkpoint(folder / "checkpoints", system))
@@ -88,6 +77,7 @@ def fit(
     return {**(validated[0] if validated else {}), "steps": trainer.global_step}
 
 
+@quiet_lightning()
 def check_trainer(recipe: Recipe) -> None:
     """Refuse a Trainer that cannot run here, before anything is read or written.
 
@@ -98,7 +88,6 @@ def check_trainer(recipe: Recipe) -> None:
         UserError: a GPU is asked for and none is there, there are more or fewer processes than devices, training would
             never end, or the Trainer refuses a value.
     """
-    quiet_lightning()
     config = recipe.config["trainer"]
     if config.get("accelerator") in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError("trainer.accelerator: gpu is asked for, but none is here; allowed: trainer=cpu.")
@@ -114,14 +103,6 @@ def check_trainer(recipe: Recipe) -> None:
                 f"trainer.devices x trainer.num_nodes: is {asked}, but there are {world()} processes; both have to be "
                 "equal. Several nodes need torchrun or srun."
             )
-
-
-def quiet_lightning() -> None:
-    """Silence Lightning's banners and tips, and those warnings that state what is meant here."""
-    for name in ("pytorch_lightning", "lightning.pytorch", "pytorch_lightning.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in _EXPECTED:
-        warnings.filterwarnings("ignore", message=message)
 
 
 def _uninterrupted(trainer: pl.Trainer, system: Any, data: Any, checkpoint: Path | None) -> None:

@@ -196,13 +196,13 @@ def test_every_class_of_the_configuration_and_each_public_one_may_be_remembered(
         assert _is_offered(offered)
 
 
-def test_every_path_among_the_arguments_is_known() -> None:
+def test_the_paths_are_those_among_the_arguments() -> None:
+    found = set()
     for target in _stated([CONF]):
         for name, parameter in parameters(get_object(target)).items():
-            annotation = parameter.annotation
-            words = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
-            if "Path" in words or "_PATH" in words:
-                assert name in PATHS, f"{name} of {target}"
+            if "Path" in inspect.formatannotation(parameter.annotation):
+                found.add(name)
+    assert found == set(PATHS)
 
 
 def test_all_presets_may_be_remembered(tmp_path) -> None:

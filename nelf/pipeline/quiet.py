@@ -1,0 +1,42 @@
+"""Lightning without its banners, its tips, and those of its warnings that state what is meant here."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["quiet_lightning"]
+
+_LOGGERS = ("pytorch_lightning", "lightning.pytorch", "pytorch_lightning.utilities.rank_zero")
+
+#: What Lightning remarks about every run of this library, where it is meant so.
+_EXPECTED = (
+    ".*does not have many workers which may be a bottleneck.*",  # a scene in memory needs no loader processes
+    "Checkpoint directory .* exists and is not empty.*",  # that is how a run goes on
+    "GPU available but not used.*",  # trainer=cpu asks for it
+    "You're resuming from a checkpoint that ended before the epoch ended.*",  # there are no epochs
+    ".*`IterableDataset` has `__len__` defined.*",
+    ".*LeafSpec.*",  # Lightning's use of what torch deprecates
+)
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Within it, or within a function that it decorates, Lightning says only what is news.
+
+    What a process has set for its warnings and loggers holds again afterwards.
+    """
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        for message in _EXPECTED:
+            warnings.filterwarnings("ignore", message=message)
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

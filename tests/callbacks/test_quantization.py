@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from nelf.callbacks import QuantizationAwareTraining
-from nelf.compression.quantization import activation_ranges, fake_quantize, quantizers, restore_network
+from nelf.compression.integers import fake_quantize
+from nelf.compression.quantization import activation_ranges, quantizers, restore_network
 
 
 class Module(pl.LightningModule):

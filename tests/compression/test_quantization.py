@@ -9,17 +9,8 @@ from torch import nn
 
 from nelf.cameras import Camera
 from nelf.compression.fold import fold_batch_norm
-from nelf.compression.quantization import (
-    LARGEST_MULTIPLIED,
-    activation_ranges,
-    asymmetric,
-    calibrate,
-    dequantize,
-    fake_quantize,
-    quantize,
-    quantize_network,
-    restore_network,
-)
+from nelf.compression.integers import LARGEST_MULTIPLIED, asymmetric, dequantize, fake_quantize, quantize
+from nelf.compression.quantization import activation_ranges, calibrate, quantize_network, restore_network
 from nelf.errors import UserError
 from nelf.lightfields import GridR2L, MobileR2L
 

@@ -11,7 +11,8 @@ import torch
 
 import nelf
 from nelf.compression.fold import fold_batch_norm
-from nelf.compression.quantization import LARGEST_MULTIPLIED, activation_ranges, fake_quantize, quantize_network
+from nelf.compression.integers import LARGEST_MULTIPLIED, fake_quantize
+from nelf.compression.quantization import activation_ranges, quantize_network
 from nelf.compression.storage import SCHEMES, pack, unpack
 from nelf.errors import UserError
 from nelf.lightfields import GridR2L, MobileR2L

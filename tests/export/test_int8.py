@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from nelf.compression.fold import fold_batch_norm
-from nelf.compression.quantization import LARGEST_MULTIPLIED, calibrate, fake_quantize, quantize_network
+from nelf.compression.integers import LARGEST_MULTIPLIED, fake_quantize
+from nelf.compression.quantization import calibrate, quantize_network
 from nelf.errors import UserError
 from nelf.export.int8 import quantize_dynamic, quantize_static
 from nelf.lightfields import GridR2L, MobileR2L

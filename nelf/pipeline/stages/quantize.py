@@ -9,7 +9,7 @@ from torch import nn
 
 from nelf.callbacks.quantization import QuantizationAwareTraining
 from nelf.compression.fold import fold_batch_norm
-from nelf.compression.quantization import Ranges, calibrate, quantize_network
+from nelf.compression.quantization import Ranges, calibrate, quantize_network, quantized_layers
 from nelf.compression.storage import Scheme
 from nelf.data import Split
 from nelf.errors import UserError
@@ -46,8 +46,8 @@ def quantize(
         method: how, see ``nelf.compression.quantization.calibrate``.
         qat_steps: of quantization-aware training; None for no limit but ``qat_time``. None for both leaves it out.
         qat_time: its limit in days:hours:minutes:seconds.
-        qat_lr: its learning rate; it falls along half a cosine. Only convolutions learn: a volume beside them is
-            stored in 8 bits, but not computed with, and all files may share it.
+        qat_lr: its learning rate; it falls along half a cosine. Only convolutions and linear layers learn: a volume
+            beside them is stored in 8 bits, but not computed with, and all files may share it.
 
     Returns:
         ``val/psnr`` of fp32 and of each file, by name.
@@ -96,7 +96,7 @@ def train_quantized(
     max_time: str | None,
     lr: float,
 ) -> nn.Module:
-    """Fine-tune a network's convolutions with the rounding of int8 kernels, from its last checkpoint on.
+    """Fine-tune a network's layers with the rounding of int8 kernels, from its last checkpoint on.
 
     Args:
         run: whose Trainer and system to use; it goes on in ``quantize/qat``.
@@ -111,9 +111,8 @@ def train_quantized(
         The network with fake quantization.
     """
     network.train().requires_grad_(False)
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-            layer.requires_grad_(True)
+    for layer in quantized_layers(network).values():
+        layer.requires_grad_(True)
     system = run.build(run.config["system"], network=network, lr=lr, warmup_steps=0, schedule="cosine")
     # Ranges that were found over many views stay: the extremes of single batches would only widen them.
     callback = QuantizationAwareTraining(ranges, freeze=0.0)

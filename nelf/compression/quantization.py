@@ -152,7 +152,7 @@ _PLAIN = {quantized: plain for plain, quantized in _QUANTIZED.items()}
 
 
 def quantized_layers(network: nn.Module) -> dict[str, nn.Module]:
-    """The layers that 8-bit kernels compute, by name: convolutions and linear ones, with fake quantization or without."""
+    """The layers that 8-bit kernels compute, by name: convolutions and linear ones, already rounded or not."""
     return {name: layer for name, layer in network.named_modules() if type(layer) in (*_QUANTIZED, *_PLAIN)}
 
 

@@ -247,7 +247,7 @@ def test_a_mobile_r2l_with_transposed_convolutions(tmp_path: Path) -> None:
 def test_a_bad_input_is_named(fp32: Path, features: Tensor, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="calibration has no views"):
         quantize_static(fp32, tmp_path / "x.onnx", [])
-    with pytest.raises(UserError, match=r"has no convolution 'body\.7'.*norms folded"):
+    with pytest.raises(UserError, match=r"has no layer 'body\.7'.*norms folded"):
         quantize_static(fp32, tmp_path / "x.onnx", feeds(features), {"body.7.input": (0.0, 1.0)})
     other = tmp_path / "other.onnx"
     other.write_bytes(b"no such thing")

@@ -115,7 +115,7 @@ class Quantizer:
 class _Quantized(nn.Module):
     """What the layers with fake quantization share; each subclasses the plain layer that it stands for, too."""
 
-    weight: nn.Parameter
+    weight: Tensor
     quantizer: Quantizer
 
     def forward(self, x: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class _Conv2d(_Quantized, nn.Conv2d):
         return self._conv_forward(x, weight, self.bias)
 
 
-class _ConvTranspose2d(_Quantized, nn.ConvTranspose2d):
+class _ConvTranspose2d(_Quantized, nn.ConvTranspose2d):  # type: ignore[misc]  # it takes no output_size
     def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
         options: Any = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
         return conv_transpose2d(x, weight, self.bias, *options)
@@ -148,7 +148,7 @@ _QUANTIZED: dict[type[nn.Module], type[_Quantized]] = {
     nn.ConvTranspose2d: _ConvTranspose2d,
     nn.Linear: _Linear,
 }
-_PLAIN = {quantized: plain for plain, quantized in _QUANTIZED.items()}
+_PLAIN: dict[type[nn.Module], type[nn.Module]] = {quantized: plain for plain, quantized in _QUANTIZED.items()}
 
 
 def quantized_layers(network: nn.Module) -> dict[str, nn.Module]:

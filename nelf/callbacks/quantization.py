@@ -16,7 +16,7 @@ __all__ = ["QuantizationAwareTraining"]
 
 
 class QuantizationAwareTraining(pl.Callback):
-    """Train with convolutions that round weights, inputs and outputs to 8 bits as ONNX Runtime's int8 kernels do.
+    """Train with layers that round weights, inputs and outputs to 8 bits as ONNX Runtime's int8 kernels do.
 
     Weights are rounded per channel, symmetric; activations per tensor, asymmetric, within moving averages of their
     extremes that are frozen toward the end, so that the weights settle on the ranges they will be used with.
@@ -49,7 +49,7 @@ class QuantizationAwareTraining(pl.Callback):
         self._given = ranges
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Fold norms and prepare convolutions, before the optimizer looks for parameters."""
+        """Fold norms and prepare layers, before the optimizer looks for parameters."""
         network = _network(pl_module)
         if stage == "fit" and not quantizers(network):
             quantize_network(fold_batch_norm(network, inplace=True), self._given or {})

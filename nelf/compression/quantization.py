@@ -1,24 +1,26 @@
-"""8-bit numbers: symmetric weights, asymmetric activations, and networks that compute as if they had no more.
+"""Networks that compute as if numbers had 8 bits, and the ranges that these need.
 
-A network with fake quantization is the same network: same class, same parameters and names. Only the classes of its
-convolutions are others, whose weights, inputs and outputs are rounded as the files of ``nelf.export.int8`` round them:
-inputs and outputs to 8 bits, weights within ``LARGEST_MULTIPLIED``. Not rounded here, though there: the sum after a
-residual block, where it is added to the next.
+A network with fake quantization is the same network: same class, same parameters and names. Only its convolutions and
+linear layers are others: in the place of each stands one of a subclass, which shares its parameters and rounds weights,
+inputs and outputs as the files of ``nelf.export.int8`` do: inputs and outputs to 8 bits, weights within
+``LARGEST_MULTIPLIED``. Not rounded here, though there: the sum after a residual block, where it is added to the next.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv_transpose2d
+from torch.nn.functional import conv_transpose2d, linear
 
+from nelf.compression.integers import LARGEST, LARGEST_MULTIPLIED, asymmetric, fake_quantize
 from nelf.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,14 +30,11 @@ __all__ = [
     "Quantizer",
     "Ranges",
     "activation_ranges",
-    "asymmetric",
     "calibrate",
     "channel_axes",
-    "dequantize",
-    "fake_quantize",
     "prepare",
-    "quantize",
     "quantize_network",
+    "quantized_layers",
     "quantizers",
     "restore_network",
 ]
@@ -44,62 +43,7 @@ __all__ = [
 Ranges = dict[str, tuple[float, float]]
 Method = Literal["minmax", "percentile", "mse"]
 
-LARGEST = 127  # -128 is not used, so that a number and its negative round alike
-# Of a weight that meets unsigned activations: x86 without VNNI adds two products in 16 bits, cut at 32,767. That holds
-# 2 * 255 * 64, but not 2 * 255 * 65.
-LARGEST_MULTIPLIED = 64
-_TINY = 2.0**-24  # a tensor whose largest number is below it counts as zero
 _SAMPLE = 2**14  # values kept of each tensor and view
-
-
-def quantize(values: Tensor, axis: int | None = None, limit: int = LARGEST) -> tuple[Tensor, Tensor]:
-    """Round to 8-bit integers, symmetric about zero: ``clamp(round(v * scale), -127, 127)``, ``scale = 127 / max|v|``.
-
-    Args:
-        values: any shape.
-        axis: the dimension whose slices have a scale each; None for one scale.
-        limit: instead of 127.
-
-    Returns:
-        The integers, int8, and the scale that divides them back, float32; it broadcasts to ``values``. A slice of
-        zeros has scale 1.
-
-    Source:
-        NVIDIA's pytorch-quantization, ``fake_tensor_quant``, which R2L-quant calls: same operations, same order,
-        halves rounded to even.
-    """
-    values = values.detach().float()
-    others = [dimension for dimension in range(values.dim()) if axis is None or dimension != axis % values.dim()]
-    largest = values.abs().amax(others, keepdim=axis is not None) if others else values.abs()
-    zero = largest <= _TINY
-    # A tensor over a tensor is a division; a number over one is a product with the reciprocal, one bit off at times.
-    scale = torch.where(zero, 0.0, torch.full_like(largest, limit) / largest)
-    integers = (values * scale).round().clamp(-limit, limit).to(torch.int8)
-    return integers, torch.where(zero, 1.0, scale)
-
-
-def dequantize(integers: Tensor, scale: Tensor) -> Tensor:
-    """Divide 8-bit integers by their scale; float32."""
-    return integers.float() / scale
-
-
-def fake_quantize(values: Tensor, axis: int | None = None, limit: int = LARGEST) -> Tensor:
-    """Round to what 8 bits can hold, see ``quantize``; the gradient passes as if nothing were rounded."""
-    return values + (dequantize(*quantize(values, axis, limit)) - values).detach()
-
-
-def asymmetric(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and zero point of unsigned 8-bit integers for values from ``low`` to ``high``.
-
-    Zero is always among the numbers that are hit exactly: ``v`` becomes ``clamp(round(v / scale) + zero_point, 0,
-    255)``.
-
-    Returns:
-        scale, float32, and zero point, int32.
-    """
-    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
-    scale = ((high - low) / 255).clamp(min=torch.finfo(torch.float32).tiny)
-    return scale, (-low / scale).round().int()
 
 
 def channel_axes(network: nn.Module) -> dict[str, int | None]:
@@ -113,12 +57,17 @@ def channel_axes(network: nn.Module) -> dict[str, int | None]:
         for part in getattr(layer, "single_scale", ()):
             axes[f"{name}.{part}".lstrip(".")] = None
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            axes[f"{name}.weight" if name else "weight"] = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
+            axes[f"{name}.weight".lstrip(".")] = _output_axis(layer)
     return axes
 
 
+def _output_axis(layer: nn.Module) -> int:
+    """The dimension of a layer's weight that counts its output channels."""
+    return 1 if isinstance(layer, nn.ConvTranspose2d) else 0
+
+
 class Quantizer:
-    """What a convolution with fake quantization carries beside its parameters.
+    """What a layer with fake quantization carries beside its parameters.
 
     Args:
         rectified: a ReLU follows; int8 kernels do it in the same step, so that nothing is rounded between the two,
@@ -143,12 +92,12 @@ class Quantizer:
         """Largest integer of the weight; a kernel with dynamic ranges takes unsigned weights, all 8 bits of them."""
         return LARGEST_MULTIPLIED if self.ranges and not self.dynamic else LARGEST
 
-    def __call__(self, x: Tensor, weight: Tensor, convolve: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Convolve, rounded."""
+    def __call__(self, x: Tensor, weight: Tensor, multiply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Multiply and add up, rounded."""
         # An 8-bit kernel accumulates exactly; arithmetic of low precision would only blur what is looked at.
         with torch.autocast(x.device.type, enabled=False):
             x = self._round("input", x.float())
-            y = convolve(x, fake_quantize(weight, self.axis, self.limit) if self.ranges or self.dynamic else weight)
+            y = multiply(x, fake_quantize(weight, self.axis, self.limit) if self.ranges or self.dynamic else weight)
             return y if self.rectified else self._round("output", y)
 
     def _round(self, name: str, values: Tensor) -> Tensor:
@@ -163,58 +112,108 @@ class Quantizer:
         return torch.fake_quantize_per_tensor_affine(values, *asymmetric(*limits), 0, 255)
 
 
-class _Conv2d(nn.Conv2d):
+class _Quantized(nn.Module):
+    """What the layers with fake quantization share; each subclasses the plain layer that it stands for, too."""
+
+    weight: Tensor
     quantizer: Quantizer
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.quantizer(x, self.weight, lambda x, weight: self._conv_forward(x, weight, self.bias))
+        return self.quantizer(x, self.weight, self.multiply)
+
+    def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
+        """What the plain layer does, with another weight."""
+        raise NotImplementedError
 
 
-class _ConvTranspose2d(nn.ConvTranspose2d):
-    quantizer: Quantizer
-
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        def convolve(x: Tensor, weight: Tensor) -> Tensor:
-            options: Any = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
-            return conv_transpose2d(x, weight, self.bias, *options)
-
-        return self.quantizer(x, self.weight, convolve)
+class _Conv2d(_Quantized, nn.Conv2d):
+    def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self._conv_forward(x, weight, self.bias)
 
 
-_QUANTIZED: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: _Conv2d, nn.ConvTranspose2d: _ConvTranspose2d}
+class _ConvTranspose2d(_Quantized, nn.ConvTranspose2d):  # type: ignore[misc]  # it takes no output_size
+    def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
+        options: Any = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
+        return conv_transpose2d(x, weight, self.bias, *options)
+
+
+class _Linear(_Quantized, nn.Linear):
+    def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
+        return linear(x, weight, self.bias)
+
+
+# By the very class: what a subclass of somebody else computes with its weight is not known.
+_QUANTIZED: dict[type[nn.Module], type[_Quantized]] = {
+    nn.Conv2d: _Conv2d,
+    nn.ConvTranspose2d: _ConvTranspose2d,
+    nn.Linear: _Linear,
+}
+_PLAIN: dict[type[nn.Module], type[nn.Module]] = {quantized: plain for plain, quantized in _QUANTIZED.items()}
+
+
+def quantized_layers(network: nn.Module) -> dict[str, nn.Module]:
+    """The layers that 8-bit kernels compute, by name: convolutions and linear ones, already rounded or not."""
+    return {name: layer for name, layer in network.named_modules() if type(layer) in (*_QUANTIZED, *_PLAIN)}
 
 
 def quantizers(network: nn.Module) -> dict[str, Quantizer]:
-    """What the convolutions of a network carry, by the name of the layer; empty without fake quantization."""
-    return {
-        name: layer.quantizer
-        for name, layer in network.named_modules()
-        if isinstance(layer, _Conv2d | _ConvTranspose2d)
-    }
+    """What the layers of a network carry, by the name of the layer; empty without fake quantization."""
+    return {name: layer.quantizer for name, layer in network.named_modules() if isinstance(layer, _Quantized)}
 
 
 def prepare(network: nn.Module) -> dict[str, Quantizer]:
-    """Make every convolution of a network one that can be watched and rounded; it computes as before.
+    """Make every convolution and linear layer of a network one that can be watched and rounded; it computes as before.
 
     Args:
         network: changed in place; its batch norms have to be folded, as int8 kernels know none.
 
     Returns:
         As ``quantizers``.
+
+    Raises:
+        ValueError: the network is a layer itself, which nothing holds.
     """
     rectified = {
-        id(layer)
+        layer
         for block in network.modules()
         if isinstance(block, nn.Sequential)
         for layer, following in pairwise(part for part in block if not isinstance(part, nn.Identity))
         if isinstance(following, nn.ReLU)
     }
-    for layer in list(network.modules()):
-        if type(layer) in _QUANTIZED:
-            layer.__class__ = _QUANTIZED[type(layer)]
-            axis = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
-            layer.quantizer = Quantizer(id(layer) in rectified, axis)  # type: ignore[assignment]
+
+    def quantized(layer: nn.Module) -> nn.Module:
+        if type(layer) not in _QUANTIZED:
+            return layer
+        other = _as(_QUANTIZED[type(layer)], layer)
+        other.quantizer = Quantizer(layer in rectified, _output_axis(layer))
+        return other
+
+    _exchange(network, quantized)
     return quantizers(network)
+
+
+def _exchange(network: nn.Module, change: Callable[[nn.Module], nn.Module]) -> None:
+    """Put what ``change`` makes of each layer into its place, or its places, where it is used more than once."""
+    changed: dict[nn.Module, nn.Module] = {}
+    for name, layer in list(network.named_modules(remove_duplicate=False)):
+        other = changed[layer] = changed[layer] if layer in changed else change(layer)
+        if other is layer:
+            continue
+        if not name:
+            raise ValueError(
+                "Expected argument `network` to hold layers, but got one itself; `nn.Sequential` can hold it."
+            )
+        network.set_submodule(name, other)
+
+
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+def _as(kind: type[Layer], layer: nn.Module) -> Layer:
+    """A layer of another class that shares parameters, settings and hooks with one that it takes the place of."""
+    other = kind.__new__(kind)
+    other.__dict__.update(layer.__dict__)
+    return other
 
 
 def quantize_network(network: nn.Module, ranges: Ranges | Literal["dynamic"]) -> nn.Module:
@@ -229,7 +228,7 @@ def quantize_network(network: nn.Module, ranges: Ranges | Literal["dynamic"]) ->
         The network. ``restore_network`` undoes it; its weights are never changed.
 
     Raises:
-        ValueError: a range of a layer that the network does not have.
+        ValueError: a range of a layer that the network does not have; or it is a layer itself.
     """
     layers = prepare(network)
     if ranges == "dynamic":
@@ -246,11 +245,15 @@ def quantize_network(network: nn.Module, ranges: Ranges | Literal["dynamic"]) ->
 
 def restore_network(network: nn.Module) -> nn.Module:
     """Take fake quantization off a network again, in place; its weights are what they are."""
-    plain = {quantized: kind for kind, quantized in _QUANTIZED.items()}
-    for layer in list(network.modules()):
-        if type(layer) in plain:
-            layer.__class__ = plain[type(layer)]
-            del layer.quantizer
+
+    def plain(layer: nn.Module) -> nn.Module:
+        if type(layer) not in _PLAIN:
+            return layer
+        other = _as(_PLAIN[type(layer)], layer)
+        del other.quantizer
+        return other
+
+    _exchange(network, plain)
     return network
 
 
@@ -270,7 +273,7 @@ def activation_ranges(network: nn.Module) -> Ranges | Literal["dynamic"]:
 def calibrate(
     network: nn.Module, cameras: Iterable[Camera], method: Method = "percentile", percentile: float = 99.99
 ) -> Ranges:
-    """Find the range of every convolution's input and output while a network renders views.
+    """Find the range of every layer's input and output while a network renders views.
 
     Args:
         network: a light field whose batch norms are folded; not changed.
@@ -294,6 +297,8 @@ def calibrate(
         quantizer.watch = lambda side, values, name=name: seen[f"{name}.{side}"].add(values)  # type: ignore[misc]
     for camera in cameras:
         network.render(camera)  # type: ignore[operator]
+        for each in seen.values():
+            each.end_view()
     if not seen:
         raise UserError("calibrate: there are no views to render; at least one is needed.")
     return {key: each.limits(method, percentile) for key, each in seen.items()}
@@ -305,14 +310,23 @@ class _Seen:
     def __init__(self) -> None:
         self.low, self.high = float("inf"), float("-inf")
         self.sample: list[Tensor] = []
+        self.parts: list[tuple[int, Tensor]] = []  # of a view that is rendered in chunks: their sizes, and values
 
     def add(self, values: Tensor) -> None:
         low, high = values.aminmax()
         self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
         flat = values.flatten()
         # Drawn, as a stride might always see the same column; the same draw for the same network.
-        drawn = torch.randint(len(flat), (_SAMPLE,), generator=torch.Generator().manual_seed(len(self.sample)))
-        self.sample.append(flat[drawn.to(flat.device)])
+        generator = torch.Generator().manual_seed(len(self.sample) + len(self.parts))
+        drawn = torch.randint(len(flat), (_SAMPLE,), generator=generator)
+        self.parts.append((len(flat), flat[drawn.to(flat.device)]))
+
+    def end_view(self) -> None:
+        """Keep of each part as much as its share of the view."""
+        whole = sum(size for size, _ in self.parts)
+        shares = [values[: math.ceil(_SAMPLE * size / whole)] for size, values in self.parts]
+        self.sample += [torch.cat(shares)] if shares else []
+        self.parts.clear()
 
     def limits(self, method: Method, percentile: float) -> tuple[float, float]:
         if method == "minmax":

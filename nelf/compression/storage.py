@@ -8,7 +8,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from nelf.compression.quantization import LARGEST, channel_axes, dequantize, quantize, quantizers
+from nelf.compression.integers import LARGEST, dequantize, quantize
+from nelf.compression.quantization import channel_axes, quantizers
 from nelf.errors import UserError
 
 __all__ = ["SCHEMES", "Scheme", "pack", "unpack"]

@@ -3,7 +3,8 @@
 What makes ONNX Runtime fast here: unsigned activations with signed weights (its kernels for signed activations are
 slower than those for fp32), and quantized tensors on both sides of each convolution and each sum, so that convolution,
 ReLU and residual sum become one integer kernel each. GELU and transposed convolution have no such kernel: they are
-computed in fp32 between two conversions. The last convolution in 32 bits would cost more time than it is worth.
+computed in fp32 between two conversions. The last convolution in 32 bits would cost more time than it is worth. Linear
+layers become Gemm, bias and ReLU included.
 
 Static files are right on every processor because their weights are integers from -64 to 64: x86 without VNNI adds the
 products of two neighbors in 16 bits and cuts off what does not fit, and 2 * 255 * 64 fits. With weights up to 127 a
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from nelf.errors import UserError, atomic_path
+from nelf.export.linear import linear_as_gemm
 
 if TYPE_CHECKING:
     import onnx
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["quantize_dynamic", "quantize_static"]
 
 Feed = Mapping[str, np.ndarray]
-_CONVOLUTIONS = ("Conv", "ConvTranspose")
+_LAYERS = ("Conv", "ConvTranspose", "Gemm")
 
 
 def quantize_dynamic(path: Path | str, out: Path | str) -> Path:
@@ -53,7 +55,9 @@ def quantize_dynamic(path: Path | str, out: Path | str) -> Path:
     from onnxruntime.quantization import quantize_dynamic as quantize
 
     with _prepared(path) as prepared, atomic_path(out) as partial:
-        quantize(prepared, partial, weight_type=QuantType.QUInt8)  # its kernel takes no others
+        products = _nodes(prepared, "MatMul")  # with what is no layer, such as the frequencies of an encoding
+        # The kernel of convolutions takes no signed weights.
+        quantize(prepared, partial, weight_type=QuantType.QUInt8, nodes_to_exclude=list(products))
     return Path(out)
 
 
@@ -77,7 +81,7 @@ def quantize_static(
             stay in 32 bits. None finds them here.
         method: how to find them: all that occurs, without ``100 - percentile`` % on each side, or by least entropy.
         percentile: for that method.
-        keep: convolutions that stay in 32 bits: the first, the last.
+        keep: layers that stay in 32 bits: the first, the last.
 
     Returns:
         ``out``.
@@ -91,7 +95,7 @@ def quantize_static(
     reader = _Reader(feeds if ranges is None else list(feeds)[:1])
     methods = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
     with _prepared(path) as prepared, atomic_path(out) as partial:
-        nodes = _convolutions(prepared)
+        nodes = _nodes(prepared, *_LAYERS)
         chosen = set(nodes)
         options: dict[str, Any] = {"CalibPercentile": percentile}
         if ranges is not None:
@@ -103,7 +107,7 @@ def quantize_static(
             partial,
             reader,
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=[*_CONVOLUTIONS, "Relu"],
+            op_types_to_quantize=[*_LAYERS, "Relu"],
             per_channel=True,
             reduce_range=True,  # weights within LARGEST_MULTIPLIED of nelf.compression.quantization
             activation_type=QuantType.QUInt8,
@@ -117,7 +121,7 @@ def quantize_static(
 
 
 def _keep_inputs(path: Path) -> None:
-    """Give the inputs of a graph to all but its convolutions as they are.
+    """Give the inputs of a graph to all but its layers as they are.
 
     Rounded to 8 bits within one range for all channels, the colors and opacities that a network only corrects would
     be coarser than its corrections.
@@ -128,7 +132,7 @@ def _keep_inputs(path: Path) -> None:
     inputs = {value.name for value in model.graph.input}
     made = {node.output[0]: node for node in model.graph.node}
     for node in model.graph.node:
-        for place, name in enumerate(node.input if node.op_type not in _CONVOLUTIONS else ()):
+        for place, name in enumerate(node.input if node.op_type not in _LAYERS else ()):
             rounding = (
                 made.get(made[name].input[0]) if name in made and made[name].op_type == "DequantizeLinear" else None
             )
@@ -150,11 +154,11 @@ class _Reader:
         return next(self._next, None)
 
 
-def _convolutions(path: Path) -> dict[str, onnx.NodeProto]:
-    """The convolutions of a file by the names of their nodes, in order."""
+def _nodes(path: Path, *kinds: str) -> dict[str, onnx.NodeProto]:
+    """The nodes of a file that are of a kind, by name and in order."""
     import onnx
 
-    return {node.name: node for node in onnx.load(path).graph.node if node.op_type in _CONVOLUTIONS}
+    return {node.name: node for node in onnx.load(path).graph.node if node.op_type in kinds}
 
 
 def _overrides(
@@ -168,7 +172,7 @@ def _overrides(
         found = [name for name, node in nodes.items() if f".{node.input[1]}".endswith(f".{layer}.weight")]
         if len(found) != 1 or side not in ("input", "output"):
             raise UserError(
-                f"{path}: has no convolution {layer!r} with a weight of that name, for which there is a range; "
+                f"{path}: has no layer {layer!r} with a weight of that name, for which there is a range; "
                 "export the network that was calibrated, its batch norms folded."
             )
         chosen.add(found[0])
@@ -180,14 +184,14 @@ def _overrides(
 
 @contextmanager
 def _prepared(path: Path | str) -> Iterator[Path]:
-    """A copy of a file with shapes inferred and constants folded; ONNX Runtime says nothing while it is used."""
+    """A copy of a file with linear layers as Gemm and constants folded; ONNX Runtime says nothing while it is used."""
     import onnx
     import onnxruntime
     from google.protobuf.message import DecodeError
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     try:
-        onnx.load(path, load_external_data=False)
+        model = onnx.load(path)
     except (OSError, DecodeError) as error:
         raise UserError(f"{path}: is not an ONNX file ({error}).") from None
     level = logging.root.manager.disable
@@ -196,7 +200,9 @@ def _prepared(path: Path | str) -> Iterator[Path]:
     try:
         with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
             prepared = Path(folder) / "prepared.onnx"
-            quant_pre_process(path, prepared, skip_symbolic_shape=True)
+            linear_as_gemm(model)
+            onnx.save(model, prepared)
+            quant_pre_process(prepared, prepared, skip_symbolic_shape=True)
             yield prepared
     finally:
         logging.disable(level)

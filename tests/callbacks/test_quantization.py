@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from nelf.callbacks import QuantizationAwareTraining
-from nelf.compression.quantization import activation_ranges, fake_quantize, quantizers, restore_network
+from nelf.compression.integers import fake_quantize
+from nelf.compression.quantization import activation_ranges, quantizers, restore_network
 
 
 class Module(pl.LightningModule):
@@ -117,6 +118,23 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path: Path) -> None
     for name, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
     assert activation_ranges(resumed.network) == activation_ranges(whole.network)
+
+
+def test_linear_layers_learn_with_the_rounding(tmp_path: Path) -> None:
+    class Linear(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+
+        def training_step(self, batch: Tensor, index: int) -> Tensor:
+            return (self.network(batch.movedim(1, -1)) - 1.0).square().mean()
+
+    module = Linear()
+    start = {name: value.clone() for name, value in module.state_dict().items()}
+    fit(module, QuantizationAwareTraining(), 5, tmp_path)
+    assert module.state_dict().keys() == start.keys()
+    assert list(activation_ranges(module.network)) == ["0.input", "2.input", "2.output"]
+    assert not any(torch.equal(value, start[name]) for name, value in module.state_dict().items())
 
 
 def test_layers_without_a_given_range_stay_in_full(tmp_path: Path) -> None:

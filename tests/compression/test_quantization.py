@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -9,15 +11,12 @@ from torch import nn
 
 from nelf.cameras import Camera
 from nelf.compression.fold import fold_batch_norm
+from nelf.compression.integers import LARGEST_MULTIPLIED, asymmetric, dequantize, fake_quantize, quantize
 from nelf.compression.quantization import (
-    LARGEST_MULTIPLIED,
     activation_ranges,
-    asymmetric,
     calibrate,
-    dequantize,
-    fake_quantize,
-    quantize,
     quantize_network,
+    quantized_layers,
     restore_network,
 )
 from nelf.errors import UserError
@@ -106,6 +105,70 @@ def test_a_convolution_computes_as_integers_would(rectified: bool) -> None:
     assert np.abs(got - y).max() < 1.01 * step
 
 
+@pytest.mark.parametrize("rectified", [True, False])
+def test_a_linear_layer_computes_as_integers_would(rectified: bool) -> None:
+    """Inputs (..., C); 8-bit numbers times 8-bit numbers, added up exactly."""
+    block = nn.Sequential(nn.Linear(6, 4), nn.ReLU() if rectified else nn.GELU())
+    x = torch.randn(2, 5, 5, 6)
+    quantize_network(block, {"0.input": (-2.0, 1.5), "0.output": (-1.5, 1.2)})
+    weight = block[0].weight.detach().numpy().astype(float)
+    steps = np.abs(weight).max(1) / LARGEST_MULTIPLIED
+    step, zero = 3.5 / 255, round(2.0 / (3.5 / 255))
+    activations = np.clip(np.round(x.numpy() / step) + zero, 0, 255).astype(int) - zero
+    sums = activations @ np.round(weight / steps[:, None]).astype(int).T
+    y = sums * step * steps + block[0].bias.detach().numpy()
+    if not rectified:
+        y = rounded(y, -1.5, 1.2)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        got = block[0](x).numpy()
+    assert got.dtype == np.float32  # whatever the precision of what is around it
+    assert (np.abs(got - y) < 1e-5).mean() > 0.97  # a sum on the edge between two levels may fall to either side
+    assert np.abs(got - y).max() < 1.01 * 2.7 / 255
+
+
+LAYERS = {"conv": nn.Conv2d(3, 3, 1), "transposed": nn.ConvTranspose2d(3, 3, 1), "linear": nn.Linear(3, 3)}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_another_layer_stands_in_each_place_and_shares_all_it_has(kind: str) -> None:
+    layer, x = copy.deepcopy(LAYERS[kind]), torch.randn(1, 3, 3, 3)
+    calls: list[nn.Module] = []
+    layer.register_forward_hook(lambda *_: calls.append(layer))
+    network = nn.Sequential(layer, nn.Sequential(layer, nn.ReLU())).eval()
+    plain, parameters = network(x), list(network.parameters())
+    calls.clear()
+    quantize_network(network, {"0.input": (-1.0, 1.0)})
+    assert network[0] is network[1][0] is not layer  # one layer in two places stays one layer
+    assert isinstance(network[0], type(layer))
+    assert not network[0].training
+    assert all(one is other for one, other in zip(network.parameters(), parameters, strict=True))
+    assert not torch.equal(network(x), plain)
+    assert len(calls) == 2
+    again = copy.deepcopy(network)
+    assert torch.equal(again(x), network(x))
+    assert activation_ranges(again) == {"0.input": (-1.0, 1.0)}
+    restore_network(network.train())
+    assert type(network[0]) is type(network[1][0]) is type(layer)
+    assert network[0].training
+    assert torch.equal(network(x), plain)
+    assert not torch.equal(again(x), plain)
+
+
+def test_layers_of_somebody_else_and_a_layer_that_nothing_holds_are_left() -> None:
+    class Doubled(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    network = nn.Sequential(Doubled(2, 2), nn.Linear(2, 2))
+    assert list(quantized_layers(network)) == ["1"]
+    assert list(quantized_layers(quantize_network(network, "dynamic"))) == ["1"]
+    assert type(network[0]) is Doubled
+    layer = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="got one itself"):
+        quantize_network(layer, "dynamic")
+    assert type(layer) is nn.Linear
+
+
 def test_dynamic_takes_the_range_of_what_it_sees() -> None:
     layer = nn.Sequential(nn.ConvTranspose2d(3, 2, 2, stride=2, bias=False))
     x = torch.randn(1, 3, 4, 4)
@@ -171,6 +234,26 @@ def test_percentile_and_mse_cut_outliers() -> None:
     few[0, 0, :2] = 6.0
     least = calibrate(network, [few], "mse")["0.input"]
     assert 2.0 < least[1] <= 6.0
+
+
+def test_a_view_in_chunks_counts_as_one() -> None:
+    """What is seen of a chunk is its share of the view, and one view's sample is as large as another's."""
+
+    class Chunked(nn.Sequential):
+        def render(self, view: torch.Tensor) -> None:
+            for part in view.split(30_000):
+                self(part)
+
+    network = Chunked(nn.Linear(1, 1))
+    low, high = torch.zeros(90_000, 1), torch.full((10_000, 1), 8.0)
+    low[:100] = -1.0
+    ranges = [
+        calibrate(network, views, "percentile", percentile=100 - share)["0.input"][1]
+        for views in ([torch.cat([low, high])], [low, high[:1]])
+        for share in (9.0, 11.0, 49.0, 51.0)
+    ]
+    # A tenth of the one view is eight, though it is a fourth of its chunks; of two views the second is, one half.
+    assert [value > 4.0 for value in ranges] == [True, False, False, False, True, True, True, False]
 
 
 def test_calibration_without_views_or_with_another_word_is_refused() -> None:

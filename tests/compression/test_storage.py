@@ -11,7 +11,8 @@ import torch
 
 import nelf
 from nelf.compression.fold import fold_batch_norm
-from nelf.compression.quantization import LARGEST_MULTIPLIED, activation_ranges, fake_quantize, quantize_network
+from nelf.compression.integers import LARGEST_MULTIPLIED, fake_quantize
+from nelf.compression.quantization import activation_ranges, quantize_network
 from nelf.compression.storage import SCHEMES, pack, unpack
 from nelf.errors import UserError
 from nelf.lightfields import GridR2L, MobileR2L
@@ -157,3 +158,16 @@ def test_a_missing_scale_and_a_number_beyond_16_bits_are_named() -> None:
     with pytest.raises(UserError, match=r"volume\.density: holds numbers beyond fp16"):
         pack(network, network.state_dict(), "fp16")
     assert torch.isfinite(pack(network, network.state_dict(), "bf16")["volume.density"]).all()
+
+
+def test_a_linear_layer_is_stored_as_it_is_computed_with() -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3))
+    quantize_network(network, {"2.input": (0.0, 3.0)})
+    packed = pack(network, network.state_dict(), "int8_per_channel")
+    for name, limit in (("0", 127), ("2", LARGEST_MULTIPLIED)):
+        weight = network.state_dict()[f"{name}.weight"].numpy()
+        largest = np.abs(weight).max(1, keepdims=True)
+        assert packed[f"{name}.weight"].dtype == torch.int8
+        assert np.abs(packed[f"{name}.weight"].numpy() - weight * limit / largest).max() <= 0.501
+        np.testing.assert_allclose(packed[f"{name}.weight.scale"].numpy(), limit / largest, rtol=1e-6)
+        assert packed[f"{name}.bias"].dtype == torch.float32

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from nelf.compression.fold import fold_batch_norm
-from nelf.compression.quantization import LARGEST_MULTIPLIED, calibrate, fake_quantize, quantize_network
+from nelf.compression.integers import LARGEST_MULTIPLIED, fake_quantize
+from nelf.compression.quantization import calibrate, quantize_network
 from nelf.errors import UserError
 from nelf.export.int8 import quantize_dynamic, quantize_static
 from nelf.lightfields import GridR2L, MobileR2L
@@ -246,7 +247,7 @@ def test_a_mobile_r2l_with_transposed_convolutions(tmp_path: Path) -> None:
 def test_a_bad_input_is_named(fp32: Path, features: Tensor, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="calibration has no views"):
         quantize_static(fp32, tmp_path / "x.onnx", [])
-    with pytest.raises(UserError, match=r"has no convolution 'body\.7'.*norms folded"):
+    with pytest.raises(UserError, match=r"has no layer 'body\.7'.*norms folded"):
         quantize_static(fp32, tmp_path / "x.onnx", feeds(features), {"body.7.input": (0.0, 1.0)})
     other = tmp_path / "other.onnx"
     other.write_bytes(b"no such thing")

@@ -10,7 +10,7 @@ from torch import nn
 
 from nelf.callbacks.quantization import QuantizationAwareTraining
 from nelf.compression.fold import fold_batch_norm
-from nelf.compression.quantization import Ranges, calibrate, quantize_network
+from nelf.compression.quantization import Ranges, calibrate, quantize_network, quantized_layers
 from nelf.compression.storage import Scheme
 from nelf.errors import UserError
 from nelf.metrics import psnr
@@ -54,8 +54,8 @@ def quantize(
         method: how, see ``nelf.compression.quantization.calibrate``.
         qat_steps: of quantization-aware training; None for no limit but ``qat_time``. None for both leaves it out.
         qat_time: its limit in days:hours:minutes:seconds.
-        qat_lr: its learning rate; it falls along half a cosine. Only convolutions learn: a volume beside them is
-            stored in 8 bits, but not computed with, and all files may share it.
+        qat_lr: its learning rate; it falls along half a cosine. Only convolutions and linear layers learn: a volume
+            beside them is stored in 8 bits, but not computed with, and all files may share it.
 
     Returns:
         ``val/psnr`` of fp32 and of each file, by name.
@@ -111,7 +111,7 @@ def train_quantized(
     max_time: str | None,
     lr: float,
 ) -> None:
-    """Fine-tune a network's convolutions with the rounding of int8 kernels, from its last checkpoint on.
+    """Fine-tune a network's layers with the rounding of int8 kernels, from its last checkpoint on.
 
     Args:
         recipe: whose Trainer and system to use.
@@ -124,9 +124,8 @@ def train_quantized(
         lr: learning rate of the first step.
     """
     network.train().requires_grad_(False)
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-            layer.requires_grad_(True)
+    for layer in quantized_layers(network).values():
+        layer.requires_grad_(True)
     system = recipe.system(network=network, lr=lr, warmup_steps=0, schedule="cosine")
     # Ranges that were found over many views stay: the extremes of single batches would only widen them.
     callback = QuantizationAwareTraining(ranges, freeze=0.0)

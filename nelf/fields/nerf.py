@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NeRF", "RadianceMLP"]
 
-DENSITIES = {"softplus": F.softplus, "relu": F.relu}
+DENSITIES: dict[str, Callable[[Tensor], Tensor]] = {"softplus": F.softplus, "relu": F.relu}
 INFINITE = 1e10  # how far the last sample of a ray reaches, if it has no end
 CHUNK_SAMPLES = 2**17  # of an image that are asked for together
 
@@ -219,7 +219,7 @@ class NeRF(RadianceField):
         if self.fine is None:
             return [self.shade(here, samples, sigma, hidden, self.coarse.color_along)]
         passes = [self.shade(here, samples, sigma, hidden, self.coarse.color_along)] if self.training else []
-        weights = weights_along(samples, sigma, len(t), self.early_stop).view_as(t)
+        weights = weights_along(samples, sigma, len(t)).view_as(t)
         t = self.sampler.refined(t, weights, self.training)
         samples, sigma, hidden = self._ask(self.fine, here, t)
         return [*passes, self.shade(here, samples, sigma, hidden, self.fine.color_along)]

@@ -33,7 +33,7 @@ class Pass(NamedTuple):
 
 
 @torch.no_grad()
-def weights_along(samples: Samples, sigma: Tensor, n_rays: int, early_stop: float) -> Tensor:
+def weights_along(samples: Samples, sigma: Tensor, n_rays: int, early_stop: float = 0.0) -> Tensor:
     """The weights (S,) of samples, without gradient; 0 where less than ``early_stop`` of the light arrives.
 
     Args:

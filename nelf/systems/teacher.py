@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +23,7 @@ __all__ = ["Teacher"]
 LOSSES = ("mse", "huber")
 BACKGROUNDS = ("random", "scene")
 SCHEDULES = ("cosine", "steplr", "poly")
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "ngp": partial(torch.optim.Adam, betas=(0.9, 0.99), eps=1e-15, fused=True),
     "adam": partial(torch.optim.Adam, fused=True),
     "radam": torch.optim.RAdam,
@@ -70,8 +70,8 @@ class Teacher(System):
             the batch.
 
     Raises:
-        ValueError: ``loss``, ``background``, ``optimizer`` or ``schedule`` is not one of the words above, or there is no
-            such regularizer.
+        ValueError: ``optimizer``, ``schedule``, ``loss`` or ``background`` is not one of the words above, or there is
+            no such regularizer.
 
     Source:
         ngp_pl, ``train.py`` and ``losses.py``; nerf_pl, ``opt.py`` and ``utils/__init__.py``; Mip-NeRF 360, eq. 15

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from nelf.cameras import Camera
-from nelf.data.blender import read_scene
 from nelf.fields import NeRF
 from nelf.fields.nerf import CHUNK_SAMPLES, RadianceMLP
-from nelf.metrics import psnr
 from nelf.rays import Rays
 from nelf.scene import Geometry
 
@@ -103,7 +103,8 @@ def matter(field: NeRF) -> None:
     for network in (field.coarse, field.fine):
         for layer in network.layers:
             torch.nn.init.kaiming_normal_(layer.weight)
-        network.density_layer.weight.data.mul_(3.0)
+        weights = torch.randn_like(network.density_layer.weight)
+        network.density_layer.weight.data.copy_(weights - weights.mean())
         network.color_layer.weight.data.mul_(10.0)
 
 
@@ -130,7 +131,7 @@ def test_the_paper_s_network_and_rendering_are_their_formulas() -> None:
     weights = [float64(network.state_dict()) for network in (field.coarse, field.fine)]
     expected = restated(classic, *weights, rays, 2.0, 6.0, 24, 16)
     assert expected.std() > 0.1
-    np.testing.assert_allclose(over_white(field, rays), expected, atol=2e-3)
+    np.testing.assert_allclose(over_white(field, rays), expected, atol=5e-4)
     torch.nn.init.zeros_(field.fine.layers[4].weight[:, :63])  # a skip that is not there would not be missed
     assert np.abs(over_white(field, rays) - expected).max() > 0.05
 
@@ -142,6 +143,7 @@ KRRISH94 = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_a_network_of_another_layout_draws_what_it_has_learned(data: Path) -> None:
     """128 wide, no skip, no activation after the first layer, one after the feature; trained on lego by krrish94."""
@@ -155,16 +157,25 @@ def test_a_network_of_another_layout_draws_what_it_has_learned(data: Path) -> No
     for network, state in zip((field.coarse, field.fine), states, strict=True):
         renamed = {f"{KRRISH94[name.rpartition('.')[0]]}.{name.rpartition('.')[2]}": state[name] for name in state}
         network.load_state_dict(renamed)
-    view = read_scene(data / "nerf_synthetic" / "lego", width=64).test[0]
+    scene = data / "nerf_synthetic" / "lego"
+    frames = json.loads((scene / "transforms_test.json").read_text())
+    c2w = torch.tensor(frames["frames"][0]["transform_matrix"])[:3]
+    camera = Camera.from_fov(c2w, frames["camera_angle_x"], 200, 200)
     # Its rays go through the corners of the pixels of its images, 400 wide.
-    half = torch.tensor([0.0, 0.0, 0.5, 0.5]) * 64 / 400
-    camera = replace(view.camera, intrinsics=view.camera.intrinsics + half)
-    rays = camera.rays()[28:32, ::3].reshape(-1)
-    expected = restated(shallow, *map(float64, states), rays, 2.0, 6.0, 64, 64)
-    assert expected.min() < 0.5  # lego, not only the background
-    np.testing.assert_allclose(over_white(field, rays), expected, atol=5e-3)
-    drawn = field.render(camera).rgb
-    assert float(psnr(drawn.permute(2, 0, 1)[None], view.rgb("white").permute(2, 0, 1)[None])) > 27
+    corner = camera.intrinsics + torch.tensor([0.0, 0.0, 0.25, 0.25])
+    rays = replace(camera, intrinsics=corner).rays().map(lambda part: part[2::5, 2::5])
+
+    few = rays.map(lambda part: part[18]).reshape(-1)
+    expected = restated(shallow, *map(float64, states), few, 2.0, 6.0, 64, 64)
+    assert expected.min() < 0.2  # lego, not only the background
+    np.testing.assert_allclose(over_white(field, few), expected, atol=2e-3)
+
+    drawn = np.concatenate([over_white(field, part) for part in rays.chunks(256)])
+    with Image.open(scene / f"{frames['frames'][0]['file_path']}.png") as image:
+        rgba = np.asarray(image.convert("RGBA"), dtype=np.float64) / 255
+    truth = rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]
+    truth = truth.reshape(200, 4, 200, 4, 3).mean((1, 3))[2::5, 2::5].reshape(-1, 3)
+    assert -10 * np.log10(((drawn.clip(0, 1) - truth) ** 2).mean()) > 27
 
 
 @pytest.mark.parametrize(
@@ -211,7 +222,8 @@ def test_noise_is_added_before_the_activation_in_training_only() -> None:
     torch.nn.init.zeros_(field.fine.density_layer.weight)
     torch.nn.init.constant_(field.fine.density_layer.bias, 10.0)
     positions = torch.rand(20_000, 3)
-    noisy, _ = field.train().density(positions)
+    with torch.no_grad():
+        noisy, _ = field.train().density(positions)
     assert float(noisy.mean()) == pytest.approx(10.0, abs=0.03)
     assert float(noisy.std()) == pytest.approx(0.7, abs=0.02)
     assert torch.equal(field.sigma(positions), torch.full((20_000,), 10.0))  # asked while training
@@ -232,7 +244,7 @@ def test_low_precision_is_close() -> None:
 
 
 def geometry() -> Geometry:
-    camera = Camera.from_fov(torch.eye(4)[:1, :3], 0.7, 8, 8)
+    camera = Camera.from_fov(torch.eye(3, 4)[None], 0.7, 8, 8)
     box = torch.tensor([0.0, -2.0, 3.0, 4.0, 1.0, 4.0])
     return Geometry(box, 1.0, 7.0, camera, torch.ones(3), ())
 
@@ -256,12 +268,13 @@ def test_its_space_is_the_scene_s_or_has_the_box_between_minus_one_and_one() -> 
 
 @pytest.mark.parametrize("infinite", [False, True])
 def test_a_ray_through_fog_ends_at_far_or_never(infinite: bool) -> None:
-    """Fog of density 0.1 from t = 2 to one step behind 6 along a direction of length 2: ``1 - exp(-0.1 * 2 * 4.25)``."""
+    """Fog of density 0.1 from t = 2 to one step behind 6, along a direction of length 2."""
     field = NeRF(**{**SMALL, "samples": 17}, density_activation="relu", infinite_end=infinite, **FULL).eval()
     for network in (field.coarse, field.fine):
         torch.nn.init.zeros_(network.density_layer.weight)
         torch.nn.init.constant_(network.density_layer.bias, 0.1)
-    (out,) = field.render_rays(Rays(torch.zeros(1, 3), torch.tensor([[0.0, 0.0, -2.0]])))
+    with torch.no_grad():
+        (out,) = field.render_rays(Rays(torch.zeros(1, 3), torch.tensor([[0.0, 0.0, -2.0]])))
     step = 4 / 24  # of 25 points
     expected = 1.0 if infinite else 1 - np.exp(-0.1 * 2 * (4 + step))
     assert float(out.opacity) == pytest.approx(expected, abs=1e-5)
@@ -281,9 +294,9 @@ class Recorded(NeRF):
 def test_an_image_of_any_size_is_rendered_in_bounded_memory() -> None:
     field = Recorded()
     matter(field)
-    camera = Camera.from_fov(torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 4]]), 0.7, 41, 30)
+    camera = Camera.from_fov(torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 4]]), 0.7, 40, 20)
     whole = field.render(camera)
-    assert sum(field.asked) == 41 * 30 * (64 + 192)
+    assert sum(field.asked) == 40 * 20 * (64 + 192)
     assert max(field.asked) <= CHUNK_SAMPLES
     assert len(field.asked) == 4  # two passes over two chunks
     field.chunk = 100

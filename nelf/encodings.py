@@ -64,3 +64,30 @@ def spherical_harmonics(directions: Tensor) -> Tensor:
         ],
         dim=-1,
     )
+
+
+def frequency_encoding(values: Tensor, frequencies: int, pi: bool = False) -> Tensor:
+    """Coordinates, and their sines and cosines at doubling frequencies.
+
+    ``[x, sin x, cos x, sin 2x, cos 2x, ..., sin 2^(L-1) x, cos 2^(L-1) x]``, each term a block of all coordinates.
+
+    Args:
+        values: (..., C) positions or directions.
+        frequencies: L, 0 or more.
+        pi: multiply the phases by pi, for coordinates in [-1, 1], as the paper states it; without, the lowest frequency
+            is one radian per unit, as in the code of the paper and of those that followed.
+
+    Returns:
+        (..., C (2 L + 1)).
+
+    Source:
+        NeRF, eq. 4 (arXiv 2003.08934); nerf_pl, ``models/nerf.py``.
+
+    Example:
+        >>> frequency_encoding(torch.tensor([[0.5, 0.0]]), 1, pi=True)
+        tensor([[ 0.5000,  0.0000,  1.0000,  0.0000, -0.0000,  1.0000]])
+    """
+    octaves = 2.0 ** torch.arange(frequencies, dtype=values.dtype, device=values.device)
+    phases = values[..., None, :] * (octaves * math.pi if pi else octaves)[:, None]  # (..., L, C)
+    waves = torch.stack([phases.sin(), phases.cos()], -2)  # (..., L, 2, C)
+    return torch.cat([values, waves.flatten(-3)], -1)

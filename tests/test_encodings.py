@@ -3,9 +3,10 @@
 import math
 
 import numpy as np
+import pytest
 import torch
 
-from nelf.encodings import HashEncoding, spherical_harmonics
+from nelf.encodings import HashEncoding, frequency_encoding, spherical_harmonics
 from nelf.kernels import HashGrid
 
 
@@ -35,3 +36,14 @@ def test_hash_encoding_starts_near_zero_and_learns() -> None:
     encoding(torch.rand(8, 3)).sum().backward()
     assert encoding.table.grad is not None
     torch.testing.assert_close(encoding.table.grad.sum(), torch.tensor(8.0 * 2 * 2))  # weights of a cell sum to 1
+
+
+@pytest.mark.parametrize("pi", [False, True])
+def test_frequencies_are_nerf_s_in_its_order(pi: bool) -> None:
+    """Written out for three octaves; each term is a block of all coordinates."""
+    x = np.array([[0.3, -0.7, 0.1], [1.0, 0.0, -0.25]])
+    p = np.pi * x if pi else x
+    terms = [x, np.sin(p), np.cos(p), np.sin(2 * p), np.cos(2 * p), np.sin(4 * p), np.cos(4 * p)]
+    found = frequency_encoding(torch.from_numpy(x).reshape(1, 2, 3), 3, pi)
+    np.testing.assert_allclose(found[0], np.concatenate(terms, -1), atol=1e-12)
+    assert torch.equal(frequency_encoding(torch.ones(1, 3), 0), torch.ones(1, 3))

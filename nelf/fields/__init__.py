@@ -1,8 +1,19 @@
 """Radiance fields, what a teacher is: density and color at positions."""
 
 from nelf.fields.base import RadianceField
+from nelf.fields.hierarchical import HierarchicalSampler
+from nelf.fields.nerf import NeRF
 from nelf.fields.ngp import NGP
 from nelf.fields.samplers import OccupancySampler, Sampler, StratifiedSampler
 from nelf.fields.volume import Pass
 
-__all__ = ["NGP", "OccupancySampler", "Pass", "RadianceField", "Sampler", "StratifiedSampler"]
+__all__ = [
+    "NGP",
+    "HierarchicalSampler",
+    "NeRF",
+    "OccupancySampler",
+    "Pass",
+    "RadianceField",
+    "Sampler",
+    "StratifiedSampler",
+]

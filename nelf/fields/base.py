@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nelf.fields.volume import Pass, distortion, in_sight, opacity_entropy
+from nelf.fields.volume import Pass, distortion, opacity_entropy, weights_along
 from nelf.kernels import Samples, composite
 from nelf.rays import Rays
 from nelf.rendering import Rendering, evaluating
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from nelf.fields.samplers import Sampler
     from nelf.scene import Geometry
 
-__all__ = ["FieldRays", "RadianceField"]
+__all__ = ["ColorAlong", "FieldRays", "RadianceField"]
+
+#: Colors (S, 3) of samples from their features (S, F), the N rays in the scene, and the ray (S,) of each sample.
+ColorAlong = Callable[[Tensor, Rays, Tensor], Tensor]
 
 
 class FieldRays(NamedTuple):
@@ -171,18 +174,32 @@ class RadianceField(nn.Module):
         return [self.render_samples(here, self.sampler.sample(here, self.training))]
 
     def render_samples(self, rays: FieldRays, samples: Samples) -> Pass:
-        """Composite N rays from samples; those that no light reaches get no color, and no gradient.
+        """Composite N rays from samples, each asked in its middle.
 
         Args:
             rays: N of them.
             samples: S of them.
         """
         sigma, features = self.density(_positions(rays, samples), _per_sample(rays.scene.controls, samples))
+        return self.shade(rays, samples, sigma, features, self.color_along)
+
+    def shade(self, rays: FieldRays, samples: Samples, sigma: Tensor, features: Tensor, color: ColorAlong) -> Pass:
+        """Composite N rays from samples of known density; those that no light reaches get no color, and no gradient.
+
+        Args:
+            rays: N of them.
+            samples: S of them.
+            sigma: (S,) their densities.
+            features: (S, F) what ``color`` needs to know of them.
+            color: see ``color_along``.
+        """
         n_rays = len(rays.origins)
-        seen = in_sight(samples, sigma, n_rays, self.early_stop)
-        samples = Samples(*(values.index_select(0, seen) for values in samples))
-        rgb = self.color_along(features.index_select(0, seen), rays.scene, samples.ray_indices)
-        out = composite(sigma.index_select(0, seen), rgb, *samples, n_rays, self.early_stop)
+        seen = weights_along(samples, sigma, n_rays, self.early_stop).nonzero()[:, 0]
+        if len(seen) < len(sigma):
+            samples = Samples(*(values.index_select(0, seen) for values in samples))
+            sigma, features = sigma.index_select(0, seen), features.index_select(0, seen)
+        rgb = color(features, rays.scene, samples.ray_indices)
+        out = composite(sigma, rgb, *samples, n_rays, self.early_stop)
         return Pass(*out, samples)
 
     @torch.no_grad()
@@ -214,13 +231,15 @@ class RadianceField(nn.Module):
         at = (positions - self.center) / self.unit
         sigma = torch.zeros_like(at[:, 0])
         asked = self.sampler.occupied_at(at).nonzero()[:, 0]
-        sigma[asked] = self.density(at[asked], None if controls is None else controls[asked])[0] / self.unit
+        with evaluating(self):
+            sigma[asked] = self.density(at[asked], None if controls is None else controls[asked])[0] / self.unit
         return sigma
 
     @torch.no_grad()
     def rgb(self, positions: Tensor, viewdirs: Tensor, controls: Tensor | None = None) -> Tensor:
         """The color (N, 3) at positions of the scene, seen along unit directions (N, 3)."""
-        return self.color(self.density((positions - self.center) / self.unit, controls)[1], viewdirs)
+        with evaluating(self):
+            return self.color(self.density((positions - self.center) / self.unit, controls)[1], viewdirs)
 
 
 def _positions(rays: FieldRays, samples: Samples) -> Tensor:

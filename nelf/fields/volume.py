@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from nelf.kernels import Samples, composite
 
-__all__ = ["Pass", "distortion", "in_sight", "opacity_entropy", "render_wavefront"]
+__all__ = ["Pass", "distortion", "opacity_entropy", "render_wavefront", "weights_along"]
 
 
 class Pass(NamedTuple):
@@ -33,8 +33,8 @@ class Pass(NamedTuple):
 
 
 @torch.no_grad()
-def in_sight(samples: Samples, sigma: Tensor, n_rays: int, early_stop: float) -> Tensor:
-    """Indices (V,) of the samples that at least ``early_stop`` of the light reaches.
+def weights_along(samples: Samples, sigma: Tensor, n_rays: int, early_stop: float = 0.0) -> Tensor:
+    """The weights (S,) of samples, without gradient; 0 where less than ``early_stop`` of the light arrives.
 
     Args:
         samples: S of them.
@@ -43,7 +43,7 @@ def in_sight(samples: Samples, sigma: Tensor, n_rays: int, early_stop: float) ->
         early_stop: share of the light.
     """
     nothing = sigma.new_zeros(len(sigma), 3)
-    return composite(sigma.detach(), nothing, *samples, n_rays, early_stop).weights.nonzero()[:, 0]
+    return composite(sigma.detach(), nothing, *samples, n_rays, early_stop).weights
 
 
 def opacity_entropy(rays: Pass) -> Tensor:

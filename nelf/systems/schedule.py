@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pytorch_lightning.callbacks import Timer
@@ -10,7 +11,7 @@ from pytorch_lightning.callbacks import Timer
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
 
-__all__ = ["cosine_decay", "exponential_decay", "training_progress", "warmup"]
+__all__ = ["cosine_decay", "exponential_decay", "polynomial_decay", "step_decay", "training_progress", "warmup"]
 
 
 def training_progress(trainer: Trainer) -> float:
@@ -45,3 +46,13 @@ def exponential_decay(step: int, steps: int) -> float:
 def cosine_decay(progress: float, end: float) -> float:
     """Fall from 1 to ``end`` along half a cosine as ``progress`` goes from 0 to 1."""
     return end + (1.0 - end) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def step_decay(progress: float, milestones: Sequence[float], gamma: float) -> float:
+    """Fall to ``gamma`` of itself as ``progress`` passes each of the milestones in [0, 1]."""
+    return gamma ** sum(progress >= milestone for milestone in milestones)
+
+
+def polynomial_decay(progress: float, power: float) -> float:
+    """Fall from 1 to 0 as ``(1 - progress) ** power`` while ``progress`` goes from 0 to 1."""
+    return (1.0 - progress) ** power

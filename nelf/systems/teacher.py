@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss, smooth_l1_loss
 
 from nelf.scene import background_color, composite_background
-from nelf.systems.schedule import cosine_decay, training_progress
+from nelf.systems.schedule import cosine_decay, polynomial_decay, step_decay, training_progress, warmup
 from nelf.systems.system import System
 
 if TYPE_CHECKING:
@@ -21,7 +22,13 @@ __all__ = ["Teacher"]
 
 LOSSES = ("mse", "huber")
 BACKGROUNDS = ("random", "scene")
-COSINE_END = 1 / 30
+SCHEDULES = ("cosine", "steplr", "poly")
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "ngp": partial(torch.optim.Adam, betas=(0.9, 0.99), eps=1e-15, fused=True),
+    "adam": partial(torch.optim.Adam, fused=True),
+    "radam": torch.optim.RAdam,
+    "sgd": torch.optim.SGD,
+}
 HUBER_DELTA = 0.1
 REGULARIZERS = {"opacity": 1e-3, "distortion": 0.0}
 
@@ -32,12 +39,25 @@ class Teacher(System):
     The loss is that of the colors of each of the field's passes, and its regularizers, weighted.
 
     Each step takes as many of the batch's rays as make about ``samples_per_step`` samples: many once the empty
-    space is known, few before. The learning rate falls along half a cosine to a thirtieth at the end of the
-    Trainer's ``max_steps`` or ``max_time``.
+    space is known, few before.
+
+    Schedules count the share of the Trainer's ``max_steps`` or ``max_time`` that is spent. nerf_pl changes its rate
+    once an epoch, which is a pass over all pixels; decay after 2, 4 and 8 of 16 epochs is ``milestones`` 1/8, 1/4, 1/2.
 
     Args:
         network: the field.
-        lr: learning rate of the first step.
+        lr: learning rate of the first step, or after the warm-up.
+        optimizer: ``ngp`` is Adam with Instant-NGP's constants (betas 0.9 and 0.99, eps 1e-15); ``adam``, ``radam``
+            and ``sgd`` are torch's, with torch's constants. (nerf_pl's fourth, Ranger, is in no maintained library.)
+        momentum: of ``sgd``.
+        weight_decay: an L2 term of the gradient.
+        schedule: ``cosine`` falls along half a cosine to ``lr_end``, ``steplr`` to ``gamma`` of itself at each of the
+            ``milestones``, ``poly`` to zero as ``(1 - spent) ** power``.
+        lr_end: share of ``lr`` that ``cosine`` ends with.
+        milestones: shares of the training.
+        gamma: see ``schedule``.
+        power: see ``schedule``.
+        warmup_steps: of a linear rise of the learning rate from 0.
         loss: ``mse``, or ``huber`` (quadratic below a difference of 0.1, linear above).
         regularizers: weight of each of the field's loss terms, by name; those that are left out have none. None for
             ngp_pl's weights, opacity 1e-3. Every field has ``opacity``, the entropy that pushes each ray's opacity to 0
@@ -46,13 +66,16 @@ class Teacher(System):
             images with alpha; ``scene`` composites them over the scene's own background. So does ``random`` where all
             images are opaque: else their background would be learned as matter.
         batch_size: rays of a batch, per process.
-        samples_per_step: samples that a step composites, held constant by the number of rays.
+        samples_per_step: samples that a step composites, held constant by the number of rays; None takes all rays of
+            the batch.
 
     Raises:
-        ValueError: ``loss`` or ``background`` is not one of the words above, or there is no such regularizer.
+        ValueError: ``optimizer``, ``schedule``, ``loss`` or ``background`` is not one of the words above, or there is
+            no such regularizer.
 
     Source:
-        ngp_pl, ``train.py`` and ``losses.py``; Mip-NeRF 360, eq. 15 (arXiv 2111.12077).
+        ngp_pl, ``train.py`` and ``losses.py``; nerf_pl, ``opt.py`` and ``utils/__init__.py``; Mip-NeRF 360, eq. 15
+        (arXiv 2111.12077).
     """
 
     network: RadianceField
@@ -61,23 +84,36 @@ class Teacher(System):
         self,
         network: RadianceField,
         lr: float = 1e-2,
+        optimizer: Literal["ngp", "adam", "radam", "sgd"] = "ngp",
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        schedule: Literal["cosine", "steplr", "poly"] = "cosine",
+        lr_end: float = 1 / 30,
+        milestones: Sequence[float] = (0.125, 0.25, 0.5),
+        gamma: float = 0.5,
+        power: float = 0.9,
+        warmup_steps: int = 0,
         loss: Literal["mse", "huber"] = "mse",
         regularizers: Mapping[str, float] | None = None,
         background: Literal["random", "scene"] = "random",
         batch_size: int = 8192,
-        samples_per_step: int = 2**18,
+        samples_per_step: int | None = 2**18,
     ) -> None:
         super().__init__(network, batch_size)
-        if loss not in LOSSES:
-            raise ValueError(f"Expected argument `loss` to be one of {LOSSES}, but got {loss!r}.")
-        if background not in BACKGROUNDS:
-            raise ValueError(f"Expected argument `background` to be one of {BACKGROUNDS}, but got {background!r}.")
+        for name, word, allowed in (
+            ("optimizer", optimizer, tuple(OPTIMIZERS)),
+            ("schedule", schedule, SCHEDULES),
+            ("loss", loss, LOSSES),
+            ("background", background, BACKGROUNDS),
+        ):
+            if word not in allowed:
+                raise ValueError(f"Expected argument `{name}` to be one of {allowed}, but got {word!r}.")
         known = network.regularizers
         weights = REGULARIZERS if regularizers is None else dict(regularizers)
         for name in weights:
             if name not in known:
-                allowed = ", ".join(known)
-                raise ValueError(f"Expected argument `regularizers` to name some of {allowed}, but got {name!r}.")
+                names = ", ".join(known)
+                raise ValueError(f"Expected argument `regularizers` to name some of {names}, but got {name!r}.")
         self._regularizers = {name: (known[name], weight) for name, weight in weights.items() if weight}
         self.save_hyperparameters(ignore=["network"])
         self.samples_per_ray = network.sampler.samples_per_ray
@@ -91,14 +127,21 @@ class Teacher(System):
         self.samples_per_ray = checkpoint["samples_per_ray"]
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """Adam, with Instant-NGP's constants."""
-        return torch.optim.Adam(
-            self.network.parameters(), lr=self.hparams["lr"], betas=(0.9, 0.99), eps=1e-15, fused=True
-        )
+        """See ``System.optimizer``."""
+        options = self.hparams
+        more = {"momentum": options["momentum"]} if options["optimizer"] == "sgd" else {}
+        make = OPTIMIZERS[options["optimizer"]]
+        return make(self.network.parameters(), lr=options["lr"], weight_decay=options["weight_decay"], **more)
 
     def lr_factor(self, step: int) -> float:
         """See ``System.lr_factor``."""
-        return cosine_decay(training_progress(self.trainer), COSINE_END)
+        options, progress = self.hparams, training_progress(self.trainer)
+        rise = warmup(step, options["warmup_steps"], 0.0)
+        if options["schedule"] == "steplr":
+            return rise * step_decay(progress, options["milestones"], options["gamma"])
+        if options["schedule"] == "poly":
+            return rise * polynomial_decay(progress, options["power"])
+        return rise * cosine_decay(progress, options["lr_end"])
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Let the field keep its occupancy grid, or whatever it has, up to date."""
@@ -106,7 +149,9 @@ class Teacher(System):
 
     def training_step(self, batch: RayBatch, batch_idx: int) -> Tensor:
         """Fit as many rays of the batch as make a full step."""
-        n_rays = int(min(max(self.hparams["samples_per_step"] / self.samples_per_ray, 64), len(batch.rays)))
+        n_rays, wanted = len(batch.rays), self.hparams["samples_per_step"]
+        if wanted is not None:
+            n_rays = int(min(max(wanted / self.samples_per_ray, 64), n_rays))
         rgba = batch.rgba[:n_rays]
         passes = self.network.render_rays(batch.rays[:n_rays])
         samples = sum(len(each.samples.t_starts) for each in passes) / n_rays

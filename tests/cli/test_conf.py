@@ -117,7 +117,7 @@ def test_teacher_is_the_same_model_and_recipe_under_its_own_key() -> None:
 
 
 def test_the_trainer_says_where_a_model_is_trained_not_what_it_is() -> None:
-    for model in ("ngp", "ngp_small", "grid_r2l", "mobile_r2l"):
+    for model in ("ngp", "ngp_small", "nerf", "nerf_small", "grid_r2l", "mobile_r2l"):
         anywhere = plain("train", f"model={model}")
         for trainer in ("cpu", "gpu", "ddp"):
             composed = plain("train", f"model={model}", f"trainer={trainer}")
@@ -125,13 +125,24 @@ def test_the_trainer_says_where_a_model_is_trained_not_what_it_is() -> None:
 
 
 def test_presets_for_a_processor_have_a_small_teacher() -> None:
-    small = plain("train", "model=ngp_small")
-    assert small["model"] != plain("train", "model=ngp")["model"]
+    small = [plain("train", f"model={name}") for name in ("ngp_small", "nerf_small")]
+    assert all(each["model"] != plain("train", f"model={name}")["model"] for each in small for name in ("ngp", "nerf"))
     for name in EXPERIMENTS:
         composed = plain("distill", f"experiment={name}", "data.root=/x")
+        teacher = (composed["teacher"]["model"], composed["teacher"]["system"])
         on_cpu = composed["trainer"]["accelerator"] == "cpu"
-        assert (composed["teacher"]["model"] == small["model"]) == on_cpu
-        assert (composed["teacher"]["system"] == small["system"]) == on_cpu
+        assert (teacher in [(each["model"], each["system"]) for each in small]) == on_cpu
+
+
+def test_the_preset_of_a_classic_nerf_is_nerf_pls_command() -> None:
+    """100 views of 400 x 400 pixels, 16 times, 1024 at a step; half the rate after 2, 4 and 8 of the 16 passes."""
+    composed = plain("distill", "experiment=nerf_lego", "data.root=/x")
+    system, stage = composed["teacher"]["system"], composed["stage"]["teacher"]
+    assert stage["max_steps"] == 16 * 100 * composed["data"]["width"] ** 2 / system["batch_size"]
+    assert system["milestones"] == [2 / 16, 4 / 16, 8 / 16]
+    assert (system["optimizer"], system["lr"], system["schedule"], system["gamma"]) == ("adam", 5e-4, "steplr", 0.5)
+    model = composed["teacher"]["model"]
+    assert (model["samples"], model["fine_samples"], model["noise_std"]) == (64, 64, 0.0)
 
 
 def test_data_sets_share_their_core_keys() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
 import torch
 
 from nelf.data import BlenderDataModule, RayBatch
-from nelf.fields import NGP, RadianceField, StratifiedSampler
+from nelf.fields import NGP, NeRF, RadianceField, StratifiedSampler
 from nelf.metrics import psnr
 from nelf.rays import Rays
 from nelf.systems import Teacher
@@ -135,7 +136,79 @@ def test_test_views_are_measured_by_lightning(tiny_scene: Path, tmp_path: Path) 
     assert set(found) == {"test/psnr", "test/ssim"}
 
 
-@pytest.mark.parametrize("argument", ["loss", "background"])
+@pytest.mark.parametrize("argument", ["loss", "background", "optimizer", "schedule"])
 def test_refuses_unknown_words(argument: str) -> None:
     with pytest.raises(ValueError, match=f"`{argument}` to be one of"):
         Teacher(small_field(), **{argument: "nothing"})
+
+
+def small_nerf(**options: object) -> NeRF:
+    layout = {"depth": 3, "width": 32, "skips": (1,), "frequencies": 5, "direction_width": 16}
+    return NeRF(**{**layout, "samples": 16, "fine_samples": 16, **options})  # type: ignore[arg-type]
+
+
+def test_the_default_optimizer_is_instant_ngp_s() -> None:
+    found = Teacher(small_field()).optimizer()
+    assert type(found) is torch.optim.Adam
+    constants = {key: found.defaults[key] for key in ("lr", "betas", "eps", "weight_decay")}
+    assert constants == {"lr": 1e-2, "betas": (0.9, 0.99), "eps": 1e-15, "weight_decay": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("word", "kind", "constants"),
+    [
+        ("adam", torch.optim.Adam, {"betas": (0.9, 0.999), "eps": 1e-8}),
+        ("radam", torch.optim.RAdam, {"betas": (0.9, 0.999), "eps": 1e-8}),
+        ("sgd", torch.optim.SGD, {"momentum": 0.9}),
+    ],
+)
+def test_the_other_optimizers_are_torch_s(word: str, kind: type, constants: dict[str, object]) -> None:
+    found = Teacher(small_field(), lr=0.1, weight_decay=0.2, optimizer=word).optimizer()  # type: ignore[arg-type]
+    assert type(found) is kind
+    expected = {"lr": 0.1, "weight_decay": 0.2, **constants}
+    assert {key: found.defaults[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [1.0, 0.5 + 0.5 / 30 + (0.5 - 0.5 / 30) * 2**-0.5, 0.5 + 0.5 / 30, 1 / 30]),  # half a cosine to 1/30
+        ({"lr_end": 0.0}, [1.0, 0.5 + 0.5 * 2**-0.5, 0.5, 0.0]),
+        ({"schedule": "steplr"}, [1.0, 0.25, 0.125, 0.125]),  # 25 of 100 steps: past 1/8 and 1/4
+        ({"schedule": "steplr", "milestones": [0.3], "gamma": 0.1}, [1.0, 1.0, 0.1, 0.1]),
+        ({"schedule": "poly"}, [1.0, 0.75**0.9, 0.5**0.9, 0.0]),
+        ({"schedule": "poly", "power": 2.0, "warmup_steps": 50}, [0.0, 0.5 * 0.75**2, 0.25, 0.0]),
+    ],
+)
+def test_schedules_count_the_share_of_the_training(options: dict[str, object], expected: list[float]) -> None:
+    teacher = Teacher(small_field(), **options)  # type: ignore[arg-type]
+    found = []
+    for step in (0, 25, 50, 100):
+        teacher._trainer = SimpleNamespace(max_steps=100, global_step=step, callbacks=[])
+        found.append(teacher.lr_factor(step))
+    assert found == pytest.approx(expected)
+
+
+def test_a_nerf_takes_all_rays_of_a_batch_at_every_step(tiny_scene: Path, tmp_path: Path) -> None:
+    teacher = Teacher(small_nerf(density_activation="relu"), optimizer="adam", samples_per_step=None)
+    logged: dict[str, list[float]] = {}
+    teacher.log = lambda name, value, **_: logged.setdefault(name, []).append(float(value))  # type: ignore[method-assign]
+    trainer(tmp_path, 4).fit(teacher, BlenderDataModule(tiny_scene, batch_size=100))
+    assert logged["train/rays"] == [100.0] * 4
+    assert min(logged["train/samples_per_ray"]) < 16 + 32  # what no light reaches is not composited
+
+
+@pytest.mark.parametrize("density", ["softplus", "relu"])
+def test_a_nerf_does_not_collapse_to_the_background(density: str, tiny_scene: Path, tmp_path: Path) -> None:
+    """A picture that is all background has the opacity and the error of an empty scene."""
+    field = small_nerf(density_activation=density)
+    teacher = Teacher(
+        field, lr=5e-3, optimizer="adam", regularizers={}, background="scene", batch_size=128, samples_per_step=None
+    )
+    data = BlenderDataModule(tiny_scene, batch_size=128)
+    trainer(tmp_path, 200).fit(teacher, data)
+    view = data.scene.train[3]
+    truth = view.rgb("white")
+    white = -10 * float((truth - 1).square().mean().log10())
+    drawn = teacher.render(view.camera)
+    assert -10 * float((drawn.rgb - truth).square().mean().log10()) > white + 8

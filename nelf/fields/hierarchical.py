@@ -1,0 +1,131 @@
+"""Hierarchical sampling: even samples first, then more of them where the first ones saw matter."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nelf.fields.base import FieldRays
+from nelf.fields.samplers import Sampler
+from nelf.kernels import Samples
+
+__all__ = ["HierarchicalSampler", "importance_points", "stratified_points"]
+
+_EVERYWHERE = 1e-5  # weight that each bin has beside its own, so that no part of a ray is without samples
+
+
+class HierarchicalSampler(Sampler):
+    """Points evenly between near and far, and points drawn from the weights that these have.
+
+    A sample is asked at its point and reaches to the next one; the last reaches one mean step farther.
+
+    Args:
+        samples: even points on each ray.
+        fine_samples: points that are drawn; the fine network is asked at those and at the even ones.
+        disparity: even in 1 / t instead of t: more of them near the camera.
+
+    Raises:
+        ValueError: there are fewer than three even points, or ``fine_samples`` is negative.
+
+    Source:
+        NeRF, section 5.2 (arXiv 2003.08934); nerf_pl, ``models/rendering.py``.
+    """
+
+    def __init__(self, samples: int = 64, fine_samples: int = 128, disparity: bool = False) -> None:
+        super().__init__()
+        if samples < 3:
+            raise ValueError(f"Expected argument `samples` to be 3 or more, but got {samples}.")
+        if fine_samples < 0:
+            raise ValueError(f"Expected argument `fine_samples` to be 0 or more, but got {fine_samples}.")
+        self.samples, self.fine_samples, self.disparity = samples, fine_samples, disparity
+        self.samples_per_ray = float(2 * samples + fine_samples if fine_samples else samples)
+
+    def sample(self, rays: FieldRays, jitter: bool) -> Samples:
+        """See ``Sampler.sample``: the even points."""
+        return self.intervals(self.even(rays, jitter))
+
+    def even(self, rays: FieldRays, jitter: bool) -> Tensor:
+        """The even points of N rays, (N, samples)."""
+        return stratified_points(rays.near, rays.far, self.samples, jitter, self.disparity)
+
+    def refined(self, t: Tensor, weights: Tensor, jitter: bool) -> Tensor:
+        """The even points and those drawn by their weights, in order.
+
+        Args:
+            t: (N, samples) even points.
+            weights: (N, samples).
+            jitter: draw at random; else at even quantiles.
+
+        Returns:
+            (N, samples + fine_samples), ascending.
+        """
+        return torch.cat([t, importance_points(t, weights, self.fine_samples, jitter)], 1).sort(1).values
+
+    @staticmethod
+    def intervals(t: Tensor) -> Samples:
+        """Samples of N rays from their points (N, K), ray after ray."""
+        n_rays, count = t.shape
+        step = (t[:, -1:] - t[:, :1]) / (count - 1)
+        indices = torch.arange(n_rays, device=t.device).repeat_interleave(count)
+        return Samples(t.reshape(-1), torch.cat([t[:, 1:], t[:, -1:] + step], 1).view(-1), indices)
+
+
+def stratified_points(near: Tensor, far: Tensor, count: int, jitter: bool, disparity: bool = False) -> Tensor:
+    """Points from near to far, both included.
+
+    Args:
+        near: (N,) smallest ``t``, above 0 with ``disparity``.
+        far: (N,) largest ``t``.
+        count: K, at least two.
+        jitter: move each anywhere in its bin; the bins end half-way between the points.
+        disparity: evenly in ``1 / t`` instead of ``t``.
+
+    Returns:
+        (N, K), ascending.
+
+    Source:
+        NeRF, eq. 2 (arXiv 2003.08934); the bins are nerf_pl's, ``models/rendering.py``.
+    """
+    share = torch.linspace(0.0, 1.0, count, dtype=near.dtype, device=near.device)
+    near, far = near[:, None], far[:, None]
+    t = 1.0 / ((1.0 - share) / near + share / far) if disparity else near + (far - near) * share
+    if not jitter:
+        return t
+    middle = 0.5 * (t[:, 1:] + t[:, :-1])
+    low, high = torch.cat([t[:, :1], middle], 1), torch.cat([middle, t[:, -1:]], 1)
+    return low + (high - low) * torch.rand_like(t)
+
+
+@torch.no_grad()
+def importance_points(t: Tensor, weights: Tensor, count: int, jitter: bool) -> Tensor:
+    """Draw points along rays from weights, by the inverse of their cumulative distribution.
+
+    The bins lie between the mid-points of neighboring ``t``, each with the weight of the sample within it, and are
+    filled evenly.
+
+    Args:
+        t: (N, K) points, ascending.
+        weights: (N, K), >= 0; the first and the last, which are in no bin, do not count.
+        count: P, how many to draw from each ray.
+        jitter: draw at random; else at the quantiles from 0 to 1.
+
+    Returns:
+        (N, P), without gradient.
+
+    Source:
+        NeRF, section 5.2 (arXiv 2003.08934); nerf_pl, ``sample_pdf`` of ``models/rendering.py``.
+    """
+    edges = 0.5 * (t[:, 1:] + t[:, :-1])  # (N, K - 1)
+    weights = weights[:, 1:-1] + _EVERYWHERE
+    cumulative = torch.cumsum(weights / weights.sum(1, keepdim=True), 1)
+    cumulative = torch.cat([torch.zeros_like(cumulative[:, :1]), cumulative], 1)  # (N, K - 1)
+    if jitter:
+        u = torch.rand(len(t), count, dtype=t.dtype, device=t.device)
+    else:
+        u = torch.linspace(0.0, 1.0, count, dtype=t.dtype, device=t.device).expand(len(t), -1).contiguous()
+    above = torch.searchsorted(cumulative, u, right=True).clamp(max=edges.shape[1] - 1)
+    below = (above - 1).clamp(min=0)
+    start, end = cumulative.gather(1, below), cumulative.gather(1, above)
+    inside = (u - start) / torch.where(end - start < _EVERYWHERE, 1.0, end - start)
+    low, high = edges.gather(1, below), edges.gather(1, above)
+    return low + inside.clamp(0.0, 1.0) * (high - low)

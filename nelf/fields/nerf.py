@@ -1,0 +1,236 @@
+"""NeRF: two large networks of frequencies, sampled evenly first and then where there is matter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nelf.encodings import frequency_encoding
+from nelf.fields.base import FieldRays, RadianceField
+from nelf.fields.hierarchical import HierarchicalSampler
+from nelf.fields.volume import Pass, weights_along
+from nelf.kernels import Samples, multiplies_bfloat16
+from nelf.rays import Rays
+
+if TYPE_CHECKING:
+    from nelf.scene import Geometry
+
+__all__ = ["NeRF", "RadianceMLP"]
+
+DENSITIES: dict[str, Callable[[Tensor], Tensor]] = {"softplus": F.softplus, "relu": F.relu}
+INFINITE = 1e10  # how far the last sample of a ray reaches, if it has no end
+CHUNK_SAMPLES = 2**17  # of an image that are asked for together
+
+
+class RadianceMLP(nn.Module):
+    """The network of NeRF: density from the position, color from what the last layer knows and the direction.
+
+    Args:
+        depth: layers that the position goes through.
+        width: of these.
+        skips: those of them, counted from 0, that get the encoded position again, in front of the layer before.
+        frequencies: of the encoding of positions.
+        direction_frequencies: of that of directions.
+        direction_depth: layers between the feature and the color.
+        direction_width: of these.
+        first_activation: whether the first layer has a ReLU, as all the others.
+        feature_activation: whether the layer that makes the feature has one.
+        pi: see ``frequency_encoding``.
+        density_activation: ``softplus`` or ``relu``.
+        noise_std: standard deviation of what is added to a density before its activation, in training.
+        low_precision: run the layers in bfloat16; None does so where the processor multiplies it natively.
+
+    Raises:
+        ValueError: a skip is no later layer, or ``density_activation`` neither of the words.
+    """
+
+    def __init__(
+        self,
+        depth: int = 8,
+        width: int = 256,
+        skips: Sequence[int] = (4,),
+        frequencies: int = 10,
+        direction_frequencies: int = 4,
+        direction_depth: int = 1,
+        direction_width: int = 128,
+        first_activation: bool = True,
+        feature_activation: bool = False,
+        pi: bool = False,
+        density_activation: Literal["softplus", "relu"] = "softplus",
+        noise_std: float = 0.0,
+        low_precision: bool | None = None,
+    ) -> None:
+        super().__init__()
+        if not all(0 < skip < depth for skip in skips):
+            raise ValueError(f"Expected argument `skips` to name layers from 1 to {depth - 1}, but got {list(skips)}.")
+        if density_activation not in DENSITIES:
+            allowed = tuple(DENSITIES)
+            raise ValueError(
+                f"Expected argument `density_activation` to be one of {allowed}, but got {density_activation!r}."
+            )
+        position, direction = 3 * (2 * frequencies + 1), 3 * (2 * direction_frequencies + 1)
+        inputs = [position, *(width + position * (layer in skips) for layer in range(1, depth))]
+        self.layers = nn.ModuleList(nn.Linear(each, width) for each in inputs)
+        self.density_layer = nn.Linear(width, 1)
+        self.feature_layer = nn.Linear(width, width)
+        inputs = [width + direction, *[direction_width] * (direction_depth - 1)]
+        self.direction_layers = nn.ModuleList(nn.Linear(each, direction_width) for each in inputs)
+        self.color_layer = nn.Linear(direction_width, 3)
+        self.skips, self.pi = frozenset(skips), pi
+        self.frequencies, self.direction_frequencies = frequencies, direction_frequencies
+        self.first_activation, self.feature_activation = first_activation, feature_activation
+        self.density_activation, self.noise_std = DENSITIES[density_activation], noise_std
+        self.low_precision = low_precision
+
+    def density(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """The density (S,) at positions (S, 3), and the activations (S, width) of the last layer."""
+        encoded = frequency_encoding(positions, self.frequencies, self.pi)
+        with self._autocast(positions):
+            hidden = encoded
+            for index, layer in enumerate(self.layers):
+                hidden = layer(torch.cat([encoded.to(hidden.dtype), hidden], 1) if index in self.skips else hidden)
+                if index or self.first_activation:
+                    hidden = F.relu(hidden, inplace=True)
+            raw = self.density_layer(hidden)[:, 0].float()
+        if self.training and self.noise_std:
+            raw = raw + self.noise_std * torch.randn_like(raw)
+        return self.density_activation(raw), hidden
+
+    def color_along(self, hidden: Tensor, rays: Rays, ray_indices: Tensor) -> Tensor:
+        """See ``RadianceField.color_along``; directions are encoded once for each ray."""
+        directions = frequency_encoding(rays.viewdirs, self.direction_frequencies, self.pi)
+        with self._autocast(hidden):
+            feature = self.feature_layer(hidden)
+            if self.feature_activation:
+                feature = F.relu(feature)
+            shaded = torch.cat([feature, directions.to(feature.dtype).index_select(0, ray_indices)], 1)
+            for layer in self.direction_layers:
+                shaded = F.relu(layer(shaded), inplace=True)
+            return torch.sigmoid(self.color_layer(shaded).float())
+
+    def _autocast(self, inputs: Tensor) -> torch.autocast:
+        low = multiplies_bfloat16(inputs.device) if self.low_precision is None else self.low_precision
+        return torch.autocast(inputs.device.type, torch.bfloat16, enabled=low)
+
+
+class NeRF(RadianceField):
+    """The radiance field of the NeRF paper, as nerf_pl builds it: a coarse and a fine network.
+
+    The coarse one is asked at even points of each ray, the fine one at these and at more, drawn where the coarse one
+    sees matter. Both learn; the picture is the fine one's. The field's space is that of the scene, in its unit, so that
+    networks of other projects keep their meaning; with ``pi`` it is the paper's, the scene's box in [-1, 1].
+
+    Every project that has trained it with a ReLU reports scenes that turn white by chance: where all densities are
+    below zero, none has a gradient. So the density here is a softplus, which always has one.
+
+    A softplus is nowhere zero. So a ray ends at ``far`` and what is left of its light reaches the background; with
+    ``infinite_end`` the last sample has no end, as in the original, and is opaque wherever it has any density.
+
+    Args:
+        depth: see ``RadianceMLP``, as all up to ``low_precision``.
+        width: of its layers.
+        skips: layers that get the position again.
+        frequencies: of positions.
+        direction_frequencies: of directions.
+        direction_depth: layers of the color.
+        direction_width: of these.
+        first_activation: a ReLU after the first layer.
+        feature_activation: a ReLU after the feature.
+        pi: phases in multiples of pi, and the scene's box in [-1, 1].
+        density_activation: ``softplus`` or ``relu``.
+        noise_std: of the density in training; nerf_pl has 0 for synthetic scenes and 1 for photographs.
+        low_precision: bfloat16.
+        samples: see ``HierarchicalSampler``, as the next two.
+        fine_samples: 0 leaves the coarse network alone.
+        disparity: even in 1 / t.
+        infinite_end: the last sample of a ray reaches to infinity; meant for ``relu``.
+
+    Raises:
+        ValueError: as of ``RadianceMLP`` and ``HierarchicalSampler``.
+
+    Source:
+        NeRF (Mildenhall et al. 2020, arXiv 2003.08934), sections 3 to 5 and figure 7; nerf_pl, ``models/nerf.py`` and
+        ``models/rendering.py``: 595,844 parameters in each network.
+    """
+
+    sampler: HierarchicalSampler
+    fine: RadianceMLP | None
+
+    def __init__(
+        self,
+        depth: int = 8,
+        width: int = 256,
+        skips: Sequence[int] = (4,),
+        frequencies: int = 10,
+        direction_frequencies: int = 4,
+        direction_depth: int = 1,
+        direction_width: int = 128,
+        first_activation: bool = True,
+        feature_activation: bool = False,
+        pi: bool = False,
+        density_activation: Literal["softplus", "relu"] = "softplus",
+        noise_std: float = 0.0,
+        low_precision: bool | None = None,
+        samples: int = 64,
+        fine_samples: int = 128,
+        disparity: bool = False,
+        infinite_end: bool = False,
+    ) -> None:
+        super().__init__(HierarchicalSampler(samples, fine_samples, disparity))
+        layout = (depth, width, skips, frequencies, direction_frequencies, direction_depth, direction_width)
+        options = (first_activation, feature_activation, pi, density_activation, noise_std, low_precision)
+        self.coarse = RadianceMLP(*layout, *options)
+        self.fine = RadianceMLP(*layout, *options) if fine_samples else None
+        self.pi, self.infinite_end = pi, infinite_end
+        self.chunk = max(1, CHUNK_SAMPLES // (samples + fine_samples))
+
+    @property
+    def picture(self) -> RadianceMLP:
+        """The network that draws the picture."""
+        return self.coarse if self.fine is None else self.fine
+
+    def density(self, positions: Tensor, controls: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """See ``RadianceField.density``; that of the picture, static."""
+        return self.picture.density(positions)
+
+    def color(self, features: Tensor, viewdirs: Tensor, view: Tensor | None = None) -> Tensor:
+        """See ``RadianceField.color``; the same in every view."""
+        each = torch.arange(len(features), device=features.device)
+        return self.picture.color_along(features, Rays(viewdirs, viewdirs), each)
+
+    def prepare(self, geometry: Geometry) -> None:
+        """See ``RadianceField.prepare``; the field's space is the scene's, or has its box in [-1, 1]."""
+        super().prepare(geometry)
+        if self.pi:
+            self.unit.mul_(0.5)
+        else:
+            self.center.zero_()
+            self.unit.fill_(1.0)
+
+    def render_rays(self, rays: Rays) -> list[Pass]:
+        """See ``RadianceField.render_rays``; in evaluation mode the coarse network gives no color, and no pass."""
+        here = self.to_field(rays)
+        t = self.sampler.even(here, self.training)
+        samples, sigma, hidden = self._ask(self.coarse, here, t)
+        if self.fine is None:
+            return [self.shade(here, samples, sigma, hidden, self.coarse.color_along)]
+        passes = [self.shade(here, samples, sigma, hidden, self.coarse.color_along)] if self.training else []
+        weights = weights_along(samples, sigma, len(t)).view_as(t)
+        t = self.sampler.refined(t, weights, self.training)
+        samples, sigma, hidden = self._ask(self.fine, here, t)
+        return [*passes, self.shade(here, samples, sigma, hidden, self.fine.color_along)]
+
+    def _ask(self, network: RadianceMLP, rays: FieldRays, t: Tensor) -> tuple[Samples, Tensor, Tensor]:
+        """Samples at points (N, K) of N rays, their densities and what their colors are made of."""
+        positions = torch.addcmul(rays.origins[:, None], rays.directions[:, None], t[..., None])
+        sigma, hidden = network.density(positions.view(-1, 3))
+        samples = self.sampler.intervals(t)
+        if self.infinite_end:
+            ends = torch.zeros_like(t, dtype=torch.bool)
+            ends[:, -1] = True
+            sigma = torch.where(ends.view(-1), sigma * INFINITE / (samples.t_ends - samples.t_starts), sigma)
+        return samples, sigma, hidden

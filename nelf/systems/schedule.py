@@ -14,15 +14,19 @@ if TYPE_CHECKING:
 __all__ = ["cosine_decay", "exponential_decay", "polynomial_decay", "step_decay", "training_progress", "warmup"]
 
 
-def training_progress(trainer: Trainer) -> float:
+def training_progress(trainer: Trainer, every: int = 1) -> float:
     """Say how far a training is: the larger share of ``max_steps`` and ``max_time`` that is spent.
+
+    Args:
+        trainer: of the training.
+        every: steps are counted in multiples of it.
 
     Returns:
         A number in [0, 1]; 0 where the Trainer has neither limit.
     """
     shares = [0.0]
     if trainer.max_steps > 0:
-        shares.append(trainer.global_step / trainer.max_steps)
+        shares.append(trainer.global_step // every * every / trainer.max_steps)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Timer):
             elapsed, remaining = callback.time_elapsed(), callback.time_remaining()

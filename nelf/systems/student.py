@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor
-from torch.nn.functional import mse_loss
+from torch.nn.functional import mse_loss, pad
 
 from nelf.errors import UserError
 from nelf.scene import background_color, composite_background
@@ -50,6 +50,7 @@ class Student(System):
         weight_decay: AdamW's decoupled decay, or Adam's L2 term.
         batch_size: views, or rays, of a batch, per process.
         crop: pixels along the sides of a window; None for all of the image but one block.
+        whole_views: whole images in place of windows, whose blocks lie always at the same places, as MobileR2L has it.
 
     Raises:
         ValueError: ``schedule`` or ``optimizer`` is not one of the words above, or ``crop`` is not positive.
@@ -72,6 +73,7 @@ class Student(System):
         weight_decay: float = 0.01,
         batch_size: int = 4,
         crop: int | None = None,
+        whole_views: bool = False,
     ) -> None:
         super().__init__(network, batch_size)
         self.batch = network.batch
@@ -125,6 +127,11 @@ class Student(System):
     def _window(self, batch: ImageBatch) -> tuple[Rays, Tensor]:
         """The rays (B, h, w) of a random window of each view, and its pixels (B, H, W, 4) in [0, 1]."""
         block, crop = self.network.sr_factor, self.hparams["crop"]
+        if self.hparams["whole_views"]:
+            camera = batch.camera.padded(block)
+            right, below = camera.width - batch.camera.width, camera.height - batch.camera.height
+            pixels = pad(batch.rgba.movedim(-1, 1).float(), (0, right, 0, below), mode="replicate").movedim(1, -1)
+            return camera.rays(self.network.stride), pixels / 255
         sides = batch.rgba.shape[2], batch.rgba.shape[1]  # width, height
         size = [max(min(crop or side, side - block), block) // block * block for side in sides]
         corners = []

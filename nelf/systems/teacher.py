@@ -25,6 +25,7 @@ BACKGROUNDS = ("random", "scene")
 SCHEDULES = ("cosine", "steplr", "poly")
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "ngp": partial(torch.optim.Adam, betas=(0.9, 0.99), eps=1e-15, fused=True),
+    "ngp_pl": partial(torch.optim.Adam, eps=1e-15, fused=True),
     "adam": partial(torch.optim.Adam, fused=True),
     "radam": torch.optim.RAdam,
     "sgd": torch.optim.SGD,
@@ -47,8 +48,9 @@ class Teacher(System):
     Args:
         network: the field.
         lr: learning rate of the first step, or after the warm-up.
-        optimizer: ``ngp`` is Adam with Instant-NGP's constants (betas 0.9 and 0.99, eps 1e-15); ``adam``, ``radam``
-            and ``sgd`` are torch's, with torch's constants. (nerf_pl's fourth, Ranger, is in no maintained library.)
+        optimizer: ``ngp`` is Adam with Instant-NGP's constants (betas 0.9 and 0.99, eps 1e-15), without its weight
+            decay and its moving average of the weights; ``ngp_pl`` with ngp_pl's (0.9 and 0.999, 1e-15). ``adam``,
+            ``radam`` and ``sgd`` have torch's. (nerf_pl's fourth, Ranger, is in no maintained library.)
         momentum: of ``sgd``.
         weight_decay: an L2 term of the gradient.
         schedule: ``cosine`` falls along half a cosine to ``lr_end``, ``steplr`` to ``gamma`` of itself at each of the
@@ -58,6 +60,8 @@ class Teacher(System):
         gamma: see ``schedule``.
         power: see ``schedule``.
         warmup_steps: of a linear rise of the learning rate from 0.
+        rate_every: steps between two changes of the rate by ``schedule``; ngp_pl's epochs have 1000. It is about the
+            share of ``max_steps``, and changes nothing where only time is limited.
         loss: ``mse``, or ``huber`` (quadratic below a difference of 0.1, linear above).
         regularizers: weight of each of the field's loss terms, by name; those that are left out have none. None for
             ngp_pl's weights, opacity 1e-3. Every field has ``opacity``, the entropy that pushes each ray's opacity to 0
@@ -84,7 +88,7 @@ class Teacher(System):
         self,
         network: RadianceField,
         lr: float = 1e-2,
-        optimizer: Literal["ngp", "adam", "radam", "sgd"] = "ngp",
+        optimizer: Literal["ngp", "ngp_pl", "adam", "radam", "sgd"] = "ngp",
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         schedule: Literal["cosine", "steplr", "poly"] = "cosine",
@@ -93,6 +97,7 @@ class Teacher(System):
         gamma: float = 0.5,
         power: float = 0.9,
         warmup_steps: int = 0,
+        rate_every: int = 1,
         loss: Literal["mse", "huber"] = "mse",
         regularizers: Mapping[str, float] | None = None,
         background: Literal["random", "scene"] = "random",
@@ -135,7 +140,7 @@ class Teacher(System):
 
     def lr_factor(self, step: int) -> float:
         """See ``System.lr_factor``."""
-        options, progress = self.hparams, training_progress(self.trainer)
+        options, progress = self.hparams, training_progress(self.trainer, self.hparams["rate_every"])
         rise = warmup(step, options["warmup_steps"], 0.0)
         if options["schedule"] == "steplr":
             return rise * step_decay(progress, options["milestones"], options["gamma"])

@@ -15,6 +15,7 @@ from pytorch_lightning.callbacks import timer
 from nelf import paths
 from nelf.cameras import Camera
 from nelf.data import BlenderDataModule, ImageBatch
+from nelf.data.batches import Batches
 from nelf.errors import UserError
 from nelf.lightfields import GridR2L, MobileR2L
 from nelf.rays import Rays
@@ -263,3 +264,16 @@ def test_a_window_needs_pixels() -> None:
 def test_wrong_words_are_named(key: str, word: str) -> None:
     with pytest.raises(ValueError, match=f"`{key}`.*{word}"):
         Student(grid(), **{key: word})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("width", [16, 13])
+def test_whole_views_are_drawn_on_the_grid_that_rendering_draws_on(tiny_scene: Path, width: int) -> None:
+    data = BlenderDataModule(tiny_scene, width=width, batch="views", batch_size=2)
+    batch = Batches(data.scene.train, "views", 2).batch(0)
+    network = MobileR2L(width=16, depth=4, sr_factor=4)
+    rays, rgba = Student(network, whole_views=True)._window(batch)
+    expected = batch.camera.padded(4).rays(4)
+    assert torch.equal(rays.origins, expected.origins)
+    assert torch.equal(rays.directions, expected.directions)
+    assert rgba.shape == (2, 16, 16, 4)
+    assert torch.equal((rgba[:, :width, :width] * 255).round().byte(), batch.rgba)

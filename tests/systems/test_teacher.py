@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -157,12 +158,15 @@ def test_the_default_optimizer_is_instant_ngp_s() -> None:
 @pytest.mark.parametrize(
     ("word", "kind", "constants"),
     [
+        ("ngp_pl", torch.optim.Adam, {"betas": (0.9, 0.999), "eps": 1e-15}),
         ("adam", torch.optim.Adam, {"betas": (0.9, 0.999), "eps": 1e-8}),
         ("radam", torch.optim.RAdam, {"betas": (0.9, 0.999), "eps": 1e-8}),
         ("sgd", torch.optim.SGD, {"momentum": 0.9}),
     ],
 )
-def test_the_other_optimizers_are_torch_s(word: str, kind: type, constants: dict[str, object]) -> None:
+def test_the_other_optimizers_have_the_constants_of_their_names(
+    word: str, kind: type, constants: dict[str, object]
+) -> None:
     found = Teacher(small_field(), lr=0.1, weight_decay=0.2, optimizer=word).optimizer()  # type: ignore[arg-type]
     assert type(found) is kind
     expected = {"lr": 0.1, "weight_decay": 0.2, **constants}
@@ -176,6 +180,15 @@ def test_the_other_optimizers_are_torch_s(word: str, kind: type, constants: dict
         ({"lr_end": 0.0}, [1.0, 0.5 + 0.5 * 2**-0.5, 0.5, 0.0]),
         ({"schedule": "steplr"}, [1.0, 0.25, 0.125, 0.125]),  # 25 of 100 steps: past 1/8 and 1/4
         ({"schedule": "steplr", "milestones": [0.3], "gamma": 0.1}, [1.0, 1.0, 0.1, 0.1]),
+        (
+            {"rate_every": 40},
+            [
+                1.0,
+                1.0,
+                1 / 30 + (1 - 1 / 30) * 0.5 * (1 + math.cos(0.4 * math.pi)),
+                1 / 30 + (1 - 1 / 30) * 0.5 * (1 + math.cos(0.8 * math.pi)),
+            ],
+        ),
         ({"schedule": "poly"}, [1.0, 0.75**0.9, 0.5**0.9, 0.0]),
         ({"schedule": "poly", "power": 2.0, "warmup_steps": 50}, [0.0, 0.5 * 0.75**2, 0.25, 0.0]),
     ],
@@ -184,7 +197,7 @@ def test_schedules_count_the_share_of_the_training(options: dict[str, object], e
     teacher = Teacher(small_field(), **options)  # type: ignore[arg-type]
     found = []
     for step in (0, 25, 50, 100):
-        teacher._trainer = SimpleNamespace(max_steps=100, global_step=step, callbacks=[])
+        teacher._trainer = SimpleNamespace(max_steps=100, global_step=step, callbacks=[], world_size=1)
         found.append(teacher.lr_factor(step))
     assert found == pytest.approx(expected)
 

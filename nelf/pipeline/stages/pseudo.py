@@ -1,19 +1,18 @@
 """Stage pseudo: the teacher's views from random poses, as a data set like any other."""
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from nelf import paths
 from nelf.cameras import Camera
 from nelf.data import Scene, SceneWriter
 from nelf.data.images import progress_bar
 from nelf.data.writer import stated
 from nelf.errors import UserError
-from nelf.paths import random_like, random_mobile_r2l, random_r2l
 from nelf.pipeline.fit import device
 from nelf.pipeline.run import Run
 from nelf.pipeline.stage import BATCHES, stage
@@ -69,24 +68,13 @@ def random_cameras(
     Args:
         scene: whose training cameras are followed.
         n: how many.
-        poses: ``hemisphere`` in the region of the training cameras, or the distribution of the original named
-            (``r2l`` zooms by 1 to 2, too) at the mean distance of the training cameras from the origin.
+        poses: see ``nelf.paths.random_cameras``.
         seed: which set; the first m of n cameras do not depend on n.
 
     Returns:
         A batch of n cameras.
-
     """
-    if poses == "hemisphere":
-        return random_like(scene.train.camera, n, seed)
-    radius = float(scene.train.camera.c2w[:, :, 3].norm(dim=-1).mean())
-    intrinsics = scene.train.camera.intrinsics[:1].repeat(n, 1)
-    if poses == "mobile_r2l":
-        c2w = random_mobile_r2l(n, radius, seed=seed)
-    else:
-        c2w, zoom = random_r2l(n, radius, seed)
-        intrinsics[:, :2] *= zoom[:, None]
-    return replace(scene.train.camera, c2w=c2w, intrinsics=intrinsics, controls=None, view=None)
+    return paths.random_cameras(scene.train.camera, n, poses, seed)
 
 
 def write_views(model: Renderable, cameras: Camera, root: Path | str, scene: Scene | None = None) -> Path:

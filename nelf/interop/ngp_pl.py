@@ -119,6 +119,8 @@ def _unpack(bitfield: Tensor, cascades: int) -> Tensor:
     """(C, G, G, G) bool, indexed [cascade, x, y, z], of bits in Morton order with x lowest, lowest bit first."""
     bits = np.unpackbits(bitfield.numpy(), bitorder="little").reshape(cascades, -1)
     axis = np.arange(_GRID)
-    spread = sum((axis >> bit & 1) << 3 * bit for bit in range(_GRID.bit_length() - 1))
+    spread = np.zeros_like(axis)
+    for bit in range(_GRID.bit_length() - 1):
+        spread |= (axis >> bit & 1) << 3 * bit
     morton = spread[:, None, None] | spread[None, :, None] << 1 | spread[None, None, :] << 2
     return torch.from_numpy(bits[:, morton].astype(bool))

@@ -102,7 +102,7 @@ def _check(name: str, function: Callable[..., Any], options: Mapping[str, Any]) 
 
 def _leaves(content: Mapping[Any, Any]) -> dict[str, Any]:
     """The keys of a checkpoint, and those of the state dicts in it."""
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in content.items():
         found |= {f"{key}.{inner}": None for inner in value} if isinstance(value, dict) else {str(key): None}
     return found

@@ -30,7 +30,9 @@ class Block(nn.Module):
 class Original(nn.Module):
     """MobileR2L's network for ``sr_kernel`` = kernels, widths as it picks them; ``last`` enlarges by the last step."""
 
-    def __init__(self, blocks: int, width: int, points: int, kernels: tuple[int, int, int], ups: int, last: int) -> None:
+    def __init__(
+        self, blocks: int, width: int, points: int, kernels: tuple[int, int, int], ups: int, last: int
+    ) -> None:
         super().__init__()
         act = nn.GELU()
         self.head = nn.Sequential(nn.Conv2d(points * 39, width, 1), act)
@@ -100,12 +102,12 @@ def test_what_the_file_does_not_tell_is_taken_from_the_command_line(tmp_path) ->
 def test_layers_that_do_not_fit_are_named(tmp_path) -> None:
     state = Original(1, 8, 3, (4, 4, 4), 3, 2).state_dict()
     del state["body.0.conv_block.4.running_var"]
-    with pytest.raises(UserError, match=r"do not fit together: body\.0\.conv_block\.4\.running_var is None, not \(8,\)"):
+    with pytest.raises(UserError, match=r"do not fit together: body\.0\.\S+4\.running_var is None, not \(8,\)"):
         converted(tmp_path / "x.tar", state)
-    with pytest.raises(UserError, match="head.0.weight has 117 columns; expected 27 for each point"):
+    with pytest.raises(UserError, match=r"head.0.weight has 117 columns; expected 27 for each point"):
         converted(tmp_path / "x.tar", state, multires=4)
     head = {"head.0.weight": state["head.0.weight"]}
-    with pytest.raises(UserError, match="is no checkpoint of MobileR2L: found head.0.weight; expected a tail"):
+    with pytest.raises(UserError, match=r"is no checkpoint of MobileR2L: found head.0.weight; expected a tail"):
         converted(tmp_path / "x.tar", head)
     state = Original(1, 8, 3, (4, 4, 4), 3, 2).state_dict()
     state["tail.9.bias"][1] = torch.inf

@@ -144,7 +144,8 @@ def restated(found: Conversion, network: str, positions: Tensor, viewdirs: Tenso
     h = torch.cat([F.relu(feature) if arguments.get("feature_activation", False) else feature, d], -1)
     for index in range(arguments["direction_depth"]):
         h = F.relu(apply(state, f"direction_layers.{index}", h))
-    assert arguments["density_activation"] == "relu" and arguments["infinite_end"]
+    assert arguments["density_activation"] == "relu"
+    assert arguments["infinite_end"]
     return apply(state, "color_layer", h).sigmoid(), sigma
 
 
@@ -195,7 +196,8 @@ def test_an_import_computes_what_the_original_computes(tmp_path, case, suffix) -
         state = {key: values.float().double() for key, values in state.items()}
         rgb, sigma = forward(state, encode(positions, 10), encode(viewdirs, 4))
         ours_rgb, ours_sigma = restated(found, name, positions, viewdirs)
-        assert torch.allclose(ours_rgb, rgb, atol=1e-5) and torch.allclose(ours_sigma, sigma, atol=1e-5)
+        assert torch.allclose(ours_rgb, rgb, atol=1e-5)
+        assert torch.allclose(ours_sigma, sigma, atol=1e-5)
         assert float(sigma.max()) > 0.01
 
 

@@ -83,7 +83,9 @@ def test_of_a_quantized_file_the_rounded_weights_are_read(tmp_path) -> None:
 
 
 def test_what_the_file_does_not_tell_is_asked_for(tmp_path) -> None:
-    with pytest.raises(UserError, match="does not tell whether it was trained with --use_residual.*say --residual yes"):
+    with pytest.raises(
+        UserError, match=r"does not tell whether it was trained with --use_residual.*say --residual yes"
+    ):
         converted(tmp_path / "x.tar", state_of())
 
 
@@ -92,5 +94,5 @@ def test_what_is_missing_is_said(tmp_path) -> None:
     del state["tail.0.bias"]
     with pytest.raises(UserError, match=r"is no checkpoint of R2L: found .* more; expected tail\.0\.bias"):
         converted(tmp_path / "x.tar", state, residual=True)
-    with pytest.raises(UserError, match="head.0.weight has 1000 columns; expected 63 for each point of a ray, or 126"):
+    with pytest.raises(UserError, match=r"head.0.weight has 1000 columns; expected 63 for each point of a ray, or 126"):
         converted(tmp_path / "x.tar", state_of(1000), residual=True)

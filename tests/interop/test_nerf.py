@@ -24,7 +24,10 @@ def layers(**sizes: tuple[int, int]) -> State:
     state = {}
     for name, size in sizes.items():
         state[f"{name.replace('__', '.')}.weight"] = torch.randn(size, dtype=torch.float64) * 0.3
-        state[f"{name.replace('__', '.')}.bias"] = torch.randn(size[0], dtype=torch.float64) * 0.3
+        bias = torch.randn(size[0], dtype=torch.float64) * 0.3
+        if size[0] in (1, 4):  # of the density, so that there is some
+            bias[-1] += 2.0
+        state[f"{name.replace('__', '.')}.bias"] = bias
     return state
 
 

@@ -63,6 +63,12 @@ class Options(NamedTuple):
 def take(path: Path, name: str, state: Mapping[str, Tensor], layers: Sequence[str]) -> list[Layer]:
     """The layers of these names.
 
+    Args:
+        path: the file, for errors.
+        name: of its format, likewise.
+        state: its tensors.
+        layers: their names, without ``.weight`` and ``.bias``.
+
     Raises:
         UserError: some are missing; lists those, and what is there.
     """

@@ -11,6 +11,7 @@ import io
 import math
 import mmap
 import os
+import struct
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ _DTYPES = {
     "torch.ShortStorage": torch.int16,
 }
 _OLD_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickle of a number that begins each of its files
+#: What comes of a broken file; zipfile raises all of them.
+_BROKEN = (ValueError, OverflowError, EOFError, NotImplementedError, RuntimeError, struct.error, zipfile.BadZipFile)
 _PICKLE = 2**26  # bytes; the description of a network takes a thousandth
 
 
@@ -75,7 +78,7 @@ class Checkpoint:
             raise UserError(f"{self.path}: declares tensors of {size} bytes, but has only {self.size}.")
         try:
             return {name: _load(value) for name, value in stored.items()}
-        except (zipfile.BadZipFile, EOFError, OSError) as error:
+        except (*_BROKEN, OSError) as error:
             raise UserError(f"{self.path}: is damaged ({error}).") from None
 
 
@@ -108,7 +111,7 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
                 return Checkpoint(path, _read_old(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)), size)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from None
-    except (ValueError, OverflowError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
+    except _BROKEN as error:
         raise UserError(f"{path}: is not a whole checkpoint of PyTorch, or not a safe one: {error}.") from None
     raise UserError(f"{path}: is not a file that torch.save has written.")
 

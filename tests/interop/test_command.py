@@ -21,6 +21,7 @@ SMALL: dict[str, Any] = {"width": 8, "depth": 4, "points": 3, "sr_factor": 4, "s
 
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     """The line with which a command ends."""
+    capsys.readouterr()
     with pytest.raises(SystemExit) as leaving:
         main([str(word) for word in words])
     assert leaving.value.code == 2

@@ -109,6 +109,8 @@ def test_layers_that_do_not_fit_are_named(tmp_path) -> None:
     head = {"head.0.weight": state["head.0.weight"]}
     with pytest.raises(UserError, match=r"is no checkpoint of MobileR2L: found head.0.weight; expected a tail"):
         converted(tmp_path / "x.tar", head)
+    with pytest.raises(UserError, match="expected a tail that enlarges"):
+        converted(tmp_path / "x.tar", {**state, "tail.0.weight": torch.tensor(1.0)})
     state = Original(1, 8, 3, (4, 4, 4), 3, 2).state_dict()
     state["tail.9.bias"][1] = torch.inf
     with pytest.raises(UserError, match=r"tail\.9\.bias holds numbers that are not finite"):

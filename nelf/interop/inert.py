@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 
 __all__ = ["Global", "Storage", "StoredTensor", "Stub", "run"]
 
-_INSTRUCTIONS = (
-    2**20
-)  # of one pickle; a network of a thousand tensors has a tenth of them, and each costs little memory
+_INSTRUCTIONS = 2**20  # of one pickle, each of which costs little memory; a large network has a tenth of them
+_DIMENSIONS = 64  # of a tensor, at the most
 
 #: Classes of the originals, and of PyTorch, that become a ``Stub``.
 STUBS = frozenset(
@@ -115,6 +114,7 @@ class _Machine:
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
         self.persistent = persistent
+        self.copies = _INSTRUCTIONS
 
     def step(self, name: str, argument: Any) -> None:
         """Execute one instruction."""
@@ -134,6 +134,12 @@ class _Machine:
         values = self.stack[len(self.stack) - count :]
         del self.stack[len(self.stack) - count :]
         return values
+
+    def spend(self, copied: Any) -> None:
+        """Count the values in what is copied: a few instructions could copy the same ones again and again."""
+        self.copies -= sum(len(value) for value in copied if isinstance(value, list | tuple | dict))
+        if self.copies < 0:
+            raise ValueError("its pickle copies more than a checkpoint's")
 
     def marked(self) -> list[Any]:
         """Take the values since the last mark off the stack."""
@@ -156,6 +162,7 @@ class _Machine:
         """Make what a known function, or class, would have made of its arguments."""
         called, values = self.take(2)
         name, values = _a(Global, called).name, _a(tuple, values)
+        self.spend(values)
         self.stack.append(Stub(name) if name in STUBS else _CALLS[name](*values))
 
     def build(self) -> None:
@@ -163,7 +170,9 @@ class _Machine:
         (state,) = self.take(1)
         target = self.stack[-1]
         if isinstance(target, Stub):
-            for part in state if isinstance(state, tuple) else (state,):  # attributes, and those in slots
+            parts = state if isinstance(state, tuple) else (state,)  # attributes, and those in slots
+            self.spend((parts, *parts))
+            for part in parts:
                 target.state.update(_a(dict, part or {}))
         else:
             _a(dict, target)
@@ -255,7 +264,9 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Stor
     """A view of a storage; refused where it reaches beyond, or repeats numbers so that it is larger."""
     storage = _a(Storage, storage)
     numbers = [offset, *_a(tuple, shape), *_a(tuple, stride)]
-    if len(shape) != len(stride) or any(type(number) is not int or not 0 <= number < 2**63 for number in numbers):
+    if not len(shape) == len(stride) <= _DIMENSIONS or any(
+        type(number) is not int or not 0 <= number < 2**63 for number in numbers
+    ):
         raise TypeError
     count = math.prod(shape)
     last = offset + sum((side - 1) * step for side, step in zip(shape, stride, strict=True))

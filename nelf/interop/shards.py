@@ -56,7 +56,7 @@ class RayShards(IterableDataset[RayBatch]):
         UserError: there are no files, or a file that is not what is described; on a batch, numbers that are not finite.
 
     Source:
-        github.com/snap-research/R2L, ``utils/create_data.py``; github.com/Heng14/DyLiN.
+        github.com/snap-research/R2L, ``utils/create_data.py``; DyLiN (arXiv 2303.14243), ``dataset/load_blender.py``.
     """
 
     def __init__(

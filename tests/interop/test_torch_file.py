@@ -246,6 +246,31 @@ def test_a_pickle_without_end_is_refused(tmp_path) -> None:
         read(packed(tmp_path / "long.tar", b"\x80\x02" + b"]0" * 2**20 + b"N."))
 
 
+#: By what copies it: a pickle that makes a value of a thousand items and copies it two thousand times.
+MANY = b"(" + b"K\x01" * 1000
+COPIERS = {
+    "a dictionary": b"}(" + b"".join(b"M" + struct.pack("<H", key) + b"N" for key in range(1000)) + b"uq\x000"
+    b"]q\x01(" + b"ccollections\nOrderedDict\nh\x00\x85R" * 2000 + b"e",
+    "a set": MANY + b"lq\x000](" + b"cbuiltins\nset\nh\x00\x85R" * 2000 + b"e",
+    "a shape": MANY + b"tq\x000](" + b"ctorch\nSize\nh\x00\x85R" * 2000 + b"e",
+    "attributes": b"}(" + b"".join(b"M" + struct.pack("<H", key) + b"N" for key in range(1000)) + b"uq\x000"
+    b"](" + b"cargparse\nNamespace\n)\x81h\x00b" * 2000 + b"e",
+}
+
+
+@pytest.mark.parametrize("name", COPIERS)
+def test_a_small_pickle_makes_no_large_object(tmp_path, name) -> None:
+    """Two million values of a file of a tenth of that."""
+    with pytest.raises(UserError, match="copies more than a checkpoint's"):
+        read(packed(tmp_path / "x.tar", b"\x80\x02" + COPIERS[name] + b"."))
+
+
+def test_a_tensor_of_very_many_dimensions_is_refused(tmp_path) -> None:
+    path = packed(tmp_path / "x.tar", tensor_pickle(4, (1,) * 100, (1,) * 100), _0=bytes(16))
+    with pytest.raises(UserError, match="broken"):
+        read(path)
+
+
 def test_an_ordered_dict_with_attributes_keeps_only_its_items(tmp_path) -> None:
     pairs = collections.OrderedDict(a=1)
     pairs.copy = "not a method"  # type: ignore[assignment,method-assign]

@@ -94,7 +94,14 @@ def strip_prefix(state: Mapping[str, Any], prefix: str = "module.") -> dict[str,
 
 
 def unknown_layout(path: Path, name: str, found: Mapping[Any, Any], expected: str) -> UserError:
-    """The line about a layout that an adapter does not know: which keys were found, and which were expected."""
+    """The line about a layout that an adapter does not know.
+
+    Args:
+        path: the file.
+        name: whose checkpoint it is not.
+        found: has the keys that were found.
+        expected: those that were expected.
+    """
     keys = [str(key)[:60] for key in found]
     listed = ", ".join(keys[:6]) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")
     return UserError(f"{path}: is no checkpoint of {name}: found {listed or 'nothing'}; expected {expected}.")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from nelf.errors import UserError
-from nelf.interop.recognize import FORMATS, convert
 
 _USAGE = """checkpoints and data of other programs, in and out
 
@@ -16,6 +15,7 @@ python -m nelf.interop FILE --to RUN            a checkpoint becomes RUN/teacher
 python -m nelf.interop SET --to FOLDER          a pseudo set of MobileR2L becomes a Blender data set
 python -m nelf.interop tar MODEL --out FILE     a student becomes a checkpoint of R2L's or MobileR2L's code
 python -m nelf.interop poses --scene ROOT --views N --out FILE"""
+_MOST = 100_000
 _HINT = "options that the file does not tell; each format takes some"
 
 
@@ -35,20 +35,23 @@ def _convert(words: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m nelf.interop", description=_USAGE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("file", help=f"a checkpoint of {', '.join(FORMATS)}; or a pseudo set of MobileR2L")
+    parser.add_argument("file", help="a checkpoint of ngp_pl, MobileR2L, R2L, nerf-pytorch or nerf_pl; or a pseudo set")
     parser.add_argument("--to", required=True, help="a run directory; for a pseudo set, the folder to write")
     chosen = parser.add_argument_group(_HINT)
     chosen.add_argument("--radius", type=float, help="distance of the scene's cameras from its origin (ngp_pl)")
-    chosen.add_argument("--width", type=int, help="of the training images, pixels (NeRF, R2L): 400 if left out")
+    chosen.add_argument("--width", type=_count, help="of the training images, pixels (NeRF, R2L): 400 if left out")
     chosen.add_argument("--near", type=float, help="smallest z-depth of samples: 2 if left out")
     chosen.add_argument("--far", type=float, help="largest z-depth of samples: 6 if left out")
     chosen.add_argument("--background", choices=("white", "black"), help="NeRF: white if left out")
-    chosen.add_argument("--samples", type=int, help="even samples of a ray (NeRF): 64 if left out")
-    chosen.add_argument("--fine-samples", type=int, help="samples by weight (NeRF): 128, or 64, if left out")
-    chosen.add_argument("--multires", type=int, help="frequencies of the embedding (MobileR2L): 6 if left out")
+    chosen.add_argument("--samples", type=_count, help="even samples of a ray (NeRF): 64 if left out")
+    chosen.add_argument("--fine-samples", type=_count, help="samples by weight (NeRF): 128, or 64, if left out")
+    chosen.add_argument("--multires", type=_count, help="frequencies of the embedding (MobileR2L): 6 if left out")
     chosen.add_argument("--activation", choices=("gelu", "relu"), help="MobileR2L: gelu if the file does not tell")
     chosen.add_argument("--residual", type=_yes, metavar="yes|no", help="trained with --use_residual (R2L)")
     given = vars(parser.parse_args(words))
+
+    from nelf.interop.recognize import convert  # what is wrong with the words does not wait for torch
+
     file, out = Path(given.pop("file")), Path(given.pop("to"))
     print(convert(file, out, {key: value for key, value in given.items() if value is not None}))
 
@@ -91,6 +94,13 @@ def _poses(words: list[str]) -> None:
     path = write_poses(camera, given.out, **known)
     size = f"{camera.width} x {camera.height}"
     print(f"{path}: {given.views} views of {size} pixels, to be rendered as {path.parent}/train/00000.png and so on")
+    print(f"Use them as stage.pseudo.root={path.parent}, with the file named transforms_train.json")
+
+
+def _count(word: str) -> int:
+    if not word.isdecimal() or not 1 <= int(word) <= _MOST:
+        raise argparse.ArgumentTypeError(f"is {word}; allowed: 1 to {_MOST}")
+    return int(word)
 
 
 def _yes(word: str) -> bool:

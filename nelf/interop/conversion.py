@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from nelf.errors import UserError
 from nelf.storage import differences, save
 
-__all__ = ["Conversion", "prepared", "strip_prefix", "unknown_layout"]
+__all__ = ["Conversion", "depth_range", "prepared", "strip_prefix", "unknown_layout"]
 
 _HOMES = {"teacher": "nelf.fields", "student": "nelf.lightfields"}
 
@@ -76,11 +77,21 @@ class Conversion(NamedTuple):
         return save(self.network(path), out / self.role / "model.safetensors", config, scene="")
 
 
+def depth_range(near: float, far: float) -> dict[str, Tensor]:
+    """The buffers of a depth range.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not 0 <= near < far < math.inf:
+        raise UserError(f"--near, --far: are {near:g} and {far:g}; allowed: from 0 on, and near before far.")
+    return {"near": torch.tensor(float(near)), "far": torch.tensor(float(far))}
+
+
 def prepared(near: float, far: float) -> dict[str, Tensor]:
     """The buffers of a light field that has its depth range already; its box is that of the Blender scenes."""
     return {
-        "near": torch.tensor(float(near)),
-        "far": torch.tensor(float(far)),
+        **depth_range(near, far),
         "aabb": torch.tensor([-1.5, -1.5, -1.5, 1.5, 1.5, 1.5]),
         "prepared": torch.tensor(True),
     }

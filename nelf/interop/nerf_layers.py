@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nelf.errors import UserError
-from nelf.interop.conversion import Conversion, unknown_layout
+from nelf.interop.conversion import Conversion, depth_range, unknown_layout
 
 __all__ = ["Layer", "Options", "Parts", "convert_parts", "take", "without_directions"]
 
@@ -119,8 +119,7 @@ def convert_parts(path: Path, name: str, parts: Mapping[str, Parts], options: Op
         "background": torch.full((3,), 1.0 if options.background == "white" else 0.0),
         "center": torch.zeros(3),
         "unit": torch.ones(()),
-        "near": torch.tensor(float(options.near)),
-        "far": torch.tensor(float(options.far)),
+        **depth_range(options.near, options.far),
     }
     for key, each in parts.items():
         layers = {f"layers.{index}": layer for index, layer in enumerate(each.layers)}

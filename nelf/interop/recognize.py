@@ -78,7 +78,8 @@ def convert(path: Path, out: Path, options: Mapping[str, Any]) -> str:
         if not mobile_r2l_pseudo.recognizes(path):
             raise UserError(f"{path}: is no pseudo set of MobileR2L, which has hwf/dataset_info.json.")
         _check("MobileR2L's pseudo data", mobile_r2l_pseudo.convert, options)
-        return f"{mobile_r2l_pseudo.convert(path, out, **options)}: a Blender data set; use it as data.root=..."
+        folder = mobile_r2l_pseudo.convert(path, out, **options)
+        return f"{folder}: a Blender data set\nUse it as stage.pseudo.root={folder}"
     found = conversion(path, options)
     there = out / found.role / "model.safetensors"
     if there.exists():

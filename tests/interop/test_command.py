@@ -62,6 +62,11 @@ def test_an_option_of_another_format_is_refused(tmp_path, capsys) -> None:
     main(["tar", str(tmp_path), "--out", str(tmp_path / "model.tar")])
     line = refused(capsys, tmp_path / "model.tar", "--to", tmp_path / "run", "--radius", 4)
     assert line.startswith("--radius: is no option of MobileR2L; allowed: --activation, --far, --multires, --near")
+    line = refused(capsys, tmp_path / "model.tar", "--to", tmp_path / "run", "--near", 7)
+    assert line == "--near, --far: are 7 and 6; allowed: from 0 on, and near before far."
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "model.tar"), "--to", "run", "--width", "0"])
+    assert "--width: is 0; allowed: 1 to" in capsys.readouterr().err
     assert "no pseudo set of MobileR2L" in refused(capsys, tmp_path, "--to", tmp_path / "run")
     assert "is not a file that torch.save has written" in refused(
         capsys, tmp_path / "model.safetensors", "--to", tmp_path / "run"

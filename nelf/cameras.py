@@ -156,6 +156,11 @@ class Camera:
         shift = torch.cat([torch.zeros_like(corner), corner], dim=-1).to(self.intrinsics)
         return replace(self, intrinsics=self.intrinsics - shift, width=width, height=height)
 
+    def shifted(self, widths: float) -> Camera:
+        """The same image, seen by rays so many image widths to the left of its pixels and above them."""
+        corner = self.intrinsics.new_full((2,), -widths * self.width)
+        return self.window(corner, self.width, self.height) if widths else self
+
     def padded(self, block: int) -> Camera:
         """The same view with rows below and columns to the right, so that whole blocks of pixels cover the image."""
         width, height = (-(-side // block) * block for side in (self.width, self.height))

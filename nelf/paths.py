@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ __all__ = [
     "hemisphere",
     "look_at",
     "orbit",
+    "random_cameras",
     "random_like",
     "random_mobile_r2l",
     "random_r2l",
@@ -225,6 +227,33 @@ def random_like(camera: Camera, n: int, seed: int = 0) -> Camera:
         controls=controls,
         view=None,
     )
+
+
+def random_cameras(
+    camera: Camera, n: int, poses: Literal["hemisphere", "mobile_r2l", "r2l"] = "hemisphere", seed: int = 0
+) -> Camera:
+    """Random cameras to distill from, of the size and the intrinsics of the given ones.
+
+    Args:
+        camera: a batch of cameras that is followed, such as ``scene.train.camera``.
+        n: how many.
+        poses: ``hemisphere`` in the region of the given cameras, or the distribution of the original named (``r2l``
+            zooms by 1 to 2, too) at the mean distance of the given cameras from the origin.
+        seed: which set; the first m of n cameras do not depend on n.
+
+    Returns:
+        A batch of n cameras.
+    """
+    if poses == "hemisphere":
+        return random_like(camera, n, seed)
+    radius = float(camera.c2w[:, :, 3].norm(dim=-1).mean())
+    intrinsics = camera.intrinsics[:1].repeat(n, 1)
+    if poses == "mobile_r2l":
+        c2w = random_mobile_r2l(n, radius, seed=seed)
+    else:
+        c2w, zoom = random_r2l(n, radius, seed)
+        intrinsics[:, :2] *= zoom[:, None]
+    return replace(camera, c2w=c2w, intrinsics=intrinsics, controls=None, view=None)
 
 
 def _spherical(azimuth: np.ndarray, elevation: np.ndarray, radius: np.ndarray, center: _Center = (0, 0, 0)) -> Tensor:

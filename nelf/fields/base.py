@@ -29,7 +29,7 @@ class FieldRays(NamedTuple):
 
     Attributes:
         origins: (N, 3) in the field's unit.
-        directions: (N, 3) unit length.
+        directions: (N, 3) unit length, unless the field counts ``t`` as z-depth.
         near: (N,) smallest ``t``, the field's unit, that the scene states.
         far: (N,) largest ``t``.
         to_z: (N,) factor from ``t`` to z-depth in scene units.
@@ -58,6 +58,8 @@ class RadianceField(nn.Module):
     early_stop: float = 1e-4
     #: Rays that are rendered together.
     chunk: int = 2**18
+    #: How far left of and above the centers of pixels its rays lie, image widths, if it learned from such.
+    ray_shift: float = 0.0
     #: How many controls, such as the time, it takes beside a position.
     controls: int = 0
 
@@ -215,7 +217,7 @@ class RadianceField(nn.Module):
         size = (camera.height, camera.width)
         parts = []
         with evaluating(self):
-            for rays in camera.to(self.center.device).rays().chunks(self.chunk):
+            for rays in camera.shifted(self.ray_shift).to(self.center.device).rays().chunks(self.chunk):
                 here = self.to_field(rays)
                 rgb, depth, opacity = self.sampler.render(self, here)
                 over = rgb + (1.0 - opacity)[:, None] * self.background

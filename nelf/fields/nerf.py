@@ -148,6 +148,7 @@ class NeRF(RadianceField):
         fine_samples: 0 leaves the coarse network alone.
         disparity: even in 1 / t.
         infinite_end: the last sample of a ray reaches to infinity; meant for ``relu``.
+        ray_shift: see ``RadianceField``; for weights of other projects, whose rays miss the centers of pixels.
 
     Raises:
         ValueError: as of ``RadianceMLP`` and ``HierarchicalSampler``.
@@ -179,13 +180,14 @@ class NeRF(RadianceField):
         fine_samples: int = 128,
         disparity: bool = False,
         infinite_end: bool = False,
+        ray_shift: float = 0.0,
     ) -> None:
         super().__init__(HierarchicalSampler(samples, fine_samples, disparity))
         layout = (depth, width, skips, frequencies, direction_frequencies, direction_depth, direction_width)
         options = (first_activation, feature_activation, pi, density_activation, noise_std, low_precision)
         self.coarse = RadianceMLP(*layout, *options)
         self.fine = RadianceMLP(*layout, *options) if fine_samples else None
-        self.pi, self.infinite_end = pi, infinite_end
+        self.pi, self.infinite_end, self.ray_shift = pi, infinite_end, ray_shift
         self.chunk = max(1, CHUNK_SAMPLES // (samples + fine_samples))
 
     @property

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from nelf.encodings import HashEncoding, spherical_harmonics
-from nelf.fields.base import RadianceField
+from nelf.fields.base import FieldRays, RadianceField
 from nelf.fields.samplers import OccupancySampler
 from nelf.kernels import HashGrid, multiplies_bfloat16
 from nelf.rays import Rays
@@ -43,6 +43,8 @@ class NGP(RadianceField):
         early_stop: a ray ends when less than this share of its light is left.
         low_precision: run the networks in bfloat16, as tiny-cuda-nn runs them in half precision; None does so
             where the processor multiplies it natively.
+        z_steps: count steps and density along directions of camera z -1, as ngp_pl does and as its weights mean it,
+            instead of along unit ones; a sample then lies where its step begins, not in its middle.
 
     Source:
         Instant-NGP (Müller et al. 2022, arXiv 2201.05989); ngp_pl, ``models/networks.py`` and ``rendering.py``.
@@ -65,8 +67,9 @@ class NGP(RadianceField):
         max_samples: int = 1024,
         early_stop: float = 1e-4,
         low_precision: bool | None = None,
+        z_steps: bool = False,
     ) -> None:
-        super().__init__(OccupancySampler(scale, grid_resolution, grid_slices, max_samples))
+        super().__init__(OccupancySampler(scale, grid_resolution, grid_slices, max_samples, at_start=z_steps))
         growth = (finest_resolution * scale / base_resolution) ** (1 / (levels - 1)) if levels > 1 else 1.0
         self.encoding = HashEncoding(HashGrid(levels, features, log2_table, base_resolution, growth))
         self.density_net = _mlp(self.encoding.out_features, hidden, 1, 16)
@@ -74,6 +77,15 @@ class NGP(RadianceField):
         self.scale = scale
         self.early_stop = early_stop
         self.low_precision = low_precision
+        self.z_steps = z_steps
+
+    def to_field(self, rays: Rays) -> FieldRays:
+        """See ``RadianceField.to_field``; with ``z_steps``, directions keep their camera z of -1."""
+        here = super().to_field(rays)
+        if not self.z_steps:
+            return here
+        unit = self.unit.expand_as(here.near)
+        return FieldRays(here.origins, rays.directions, self.near / unit, self.far / unit, unit, rays)
 
     def density(self, positions: Tensor, controls: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """See ``RadianceField.density``; a static field.

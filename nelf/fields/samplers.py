@@ -86,18 +86,22 @@ class OccupancySampler(Sampler):
         grid_resolution: cells along a side of the occupancy grid.
         grid_slices: see ``slices`` of ``OccupancyGrid``.
         max_samples: samples per ray at the most; the step is the cube's diagonal divided by it.
+        at_start: the first sample lies on the edge of the cube, instead of half a step behind it.
 
     Source:
         Instant-NGP, appendices C and E (arXiv 2201.05989).
     """
 
-    def __init__(self, scale: float, grid_resolution: int, grid_slices: int | None, max_samples: int) -> None:
+    def __init__(
+        self, scale: float, grid_resolution: int, grid_slices: int | None, max_samples: int, at_start: bool = False
+    ) -> None:
         super().__init__()
         self.scale = scale
         self.step = math.sqrt(3) * 2 * scale / max_samples
         self.cone = 0.0 if scale <= 0.5 else 1 / 256
         self.max_step = math.sqrt(3) * 2 * scale / grid_resolution
         self.max_samples = max_samples
+        self.at_start = at_start
         self.samples_per_ray = float(max_samples)
         self.grid = OccupancyGrid(grid_resolution, scale, 0.01 / self.step, 0.95, grid_slices)
 
@@ -136,7 +140,11 @@ class OccupancySampler(Sampler):
     def _range(self, rays: FieldRays) -> tuple[Tensor, Tensor]:
         cube = rays.origins.new_tensor([-self.scale] * 3 + [self.scale] * 3)
         t_min, t_max = intersect_aabb(rays.origins, rays.directions, cube)
-        return t_min.clamp(min=_NEAREST), t_max
+        t_min = t_min.clamp(min=_NEAREST)
+        if self.at_start:  # where the lattice has to begin for its first mid-point to lie there
+            before = torch.minimum(t_min - 0.5 * self.step, t_min / (1.0 + 0.5 * self.cone))
+            t_min = torch.maximum(before, t_min - 0.5 * self.max_step)
+        return t_min, t_max
 
     def _march(self, origins: Tensor, directions: Tensor, t_min: Tensor, t_max: Tensor, at_most: int) -> Samples:
         return march(

@@ -1,38 +1,114 @@
-"""Checkpoints of MobileR2L's own code."""
+"""Checkpoints of MobileR2L's own code, in and out.
+
+Its conventions are nelf's: OpenGL cameras, pixel centers at +0.5, z-depths along directions of camera z -1.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from nelf.errors import UserError, atomic_path
+from nelf.errors import UserError
+from nelf.interop.conversion import Conversion, prepared, strip_prefix, unknown_layout
+from nelf.interop.inert import Stub
+from nelf.interop.tar import write_tar
+from nelf.interop.torch_file import Checkpoint
 from nelf.lightfields import LightField, MobileR2L
 
-__all__ = ["check_original", "save_tar"]
+__all__ = ["check_original", "convert", "recognizes", "save_tar"]
 
-_OURS = ("near", "far", "aabb", "prepared")
+_BLOCK = re.compile(r"body\.\d+\.conv_block\.0\.weight")
+_TRANSPOSED = re.compile(r"tail\.(\d+)\.weight")
+_FACTORS = {(): 1, (2,): 2, (2, 2): 4, (2, 2, 2): 8, (2, 2, 3): 12}
+_FEWEST = 2  # factor of the smallest tail that the original builds
+
+
+def recognizes(content: Any) -> bool:
+    """Whether what a file holds is one of its checkpoints."""
+    return len(getattr(_state(content).get("head.0.weight"), "shape", ())) == 4
+
+
+def convert(
+    checkpoint: Checkpoint, near: float = 2.0, far: float = 6.0, multires: int = 6, activation: str | None = None
+) -> Conversion:
+    """Convert a checkpoint.
+
+    Args:
+        checkpoint: the file; its names may have the prefix ``module.``.
+        near: z-depth of the first point of a ray.
+        far: of the last one.
+        multires: frequencies of the embedding.
+        activation: ``gelu`` or ``relu``; None takes that of the stored network, and gelu, the original's default, where
+            there is none.
+
+    Raises:
+        UserError: layers that are missing or do not fit, or a tail that nelf's ``MobileR2L`` does not have.
+
+    Source:
+        github.com/snap-research/MobileR2L, ``model/R2L.py``.
+    """
+    path = checkpoint.path
+    state = checkpoint.tensors(_state(checkpoint.content))
+    columns = state["head.0.weight"].shape[1]
+    points, rest = divmod(columns, 3 * (2 * multires + 1))
+    if rest:
+        each = 3 * (2 * multires + 1)
+        raise UserError(f"{path}: head.0.weight has {columns} columns; expected {each} for each point of a ray.")
+    numbered = {int(match[1]): state[name] for name in state if (match := _TRANSPOSED.fullmatch(name))}
+    upsampling = [numbered[place] for place in sorted(numbered)][:-1]  # the last one makes colors
+    factors = tuple({4: 2, 3: 3}.get(weight.shape[-1], 0) if weight.ndim == 4 else 0 for weight in upsampling)
+    if not numbered or factors not in _FACTORS:
+        raise unknown_layout(path, "MobileR2L", state, "a tail that enlarges 1, 2, 4, 8 or 12 times (tail.N.weight)")
+    blocks = sum(bool(_BLOCK.fullmatch(name)) for name in state)
+    arguments = {
+        "width": state["head.0.weight"].shape[0],
+        "depth": 2 * blocks + 2,
+        "points": points,
+        "multires": multires,
+        "activation": activation or _activation(checkpoint.content),
+        "sr_factor": _FACTORS[factors],
+        "sr_kernels": [weight.shape[1] for weight in upsampling],
+    }
+    parameters = sum(values.numel() for name, values in state.items() if name.endswith(("weight", "bias")))
+    line = (
+        f"MobileR2L, {blocks} blocks of width {arguments['width']}, {points} points, {arguments['activation']}, "
+        f"enlarges {arguments['sr_factor']} times, {parameters} parameters"
+    )
+    return Conversion("student", "MobileR2L", arguments, {**state, **prepared(near, far)}, line)
 
 
 def check_original(network: LightField) -> None:
-    """Refuse a network that the original does not have.
+    """Refuse a network that the original does not have, or cannot build.
+
+    It takes three widths for its tail: each transposed convolution but the last goes from its own to its own, and the
+    last one from the second to the third. So with three of them the first two widths have to be equal.
 
     Raises:
         UserError: says what it has.
     """
     if not isinstance(network, MobileR2L):
         raise UserError(f"tar: MobileR2L's code has no {type(network).__name__}, only mobile_r2l.")
-    if network.arguments["upsampling"] != "transposed":
-        raise UserError(f"tar: MobileR2L's code has no tail {network.arguments['upsampling']!r}, only 'transposed'.")
+    arguments = network.arguments
+    if arguments["upsampling"] != "transposed":
+        raise UserError(f"tar: MobileR2L's code has no tail {arguments['upsampling']!r}, only 'transposed'.")
+    if network.sr_factor < _FEWEST:
+        raise UserError("tar: MobileR2L's code has no sr_factor 1, only 2, 4, 8 and 12.")
+    kernels = list(arguments["sr_kernels"])
+    if network.sr_factor >= 8 and kernels[0] != kernels[1]:
+        raise UserError(f"tar: MobileR2L's code cannot build sr_kernels {kernels}; the first two have to be equal.")
 
 
-def save_tar(network: LightField, path: Path | str) -> Path:
-    """Write a checkpoint with the keys of the original's, but for the network that it pickles beside its weights.
+def save_tar(network: LightField, path: Path | str, resume: bool = False) -> Path:
+    """Write a checkpoint that MobileR2L's code reads.
 
     Args:
         network: of the original's architecture (its options are not stored, as the original takes them from its
             command line).
         path: the file, ``.tar``; tensors and numbers only, so it loads with ``weights_only=True``.
+        resume: for training on (``--run_train --resume``, without ``--amp``), for which names need a prefix; else for
+            ``--run_render`` and ``--export_onnx``.
 
     Returns:
         The file.
@@ -41,18 +117,27 @@ def save_tar(network: LightField, path: Path | str) -> Path:
         UserError: a network that the original does not have, or the directory cannot be written.
 
     Source:
-        The checkpoints that the code of MobileR2L writes (github.com/snap-research/MobileR2L).
+        The checkpoints that the code of MobileR2L writes (github.com/snap-research/MobileR2L, ``model/engine.py``).
     """
     check_original(network)
-    state = {name: tensor.cpu() for name, tensor in network.state_dict().items() if name not in _OURS}
-    checkpoint = {
-        "global_step": 0,
-        "best_psnr": 0.0,
-        "best_psnr_step": 0,
-        "network_fn_state_dict": state,
-        "optimizer_state_dict": None,
-        "scaler": None,
-    }
-    with atomic_path(path) as partial:
-        torch.save(checkpoint, partial)
-    return Path(path)
+    return write_tar(network, path, resume, optimizer="AdamW")
+
+
+def _state(content: Any) -> dict[str, Any]:
+    """The state dict in a checkpoint, without prefix."""
+    content = content if isinstance(content, dict) else {}
+    state = content.get("network_fn_state_dict", content)
+    return strip_prefix(state) if isinstance(state, dict) and all(isinstance(name, str) for name in state) else {}
+
+
+def _activation(content: Any) -> str:
+    """The activation in the head of the network that is stored beside its weights."""
+    head = next(_children(content.get("network_fn")), None)
+    names = {part.name.rpartition(".")[2].lower() for part in _children(head)}
+    return "relu" if "relu" in names else "gelu"
+
+
+def _children(module: Any) -> Iterator[Stub]:
+    """The parts of a stored module, in their order."""
+    parts = module.state.get("_modules") if isinstance(module, Stub) else None
+    yield from (part for part in (parts if isinstance(parts, dict) else {}).values() if isinstance(part, Stub))

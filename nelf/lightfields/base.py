@@ -55,6 +55,9 @@ class LightField(nn.Module):
     #: How far beyond the blocks that meet something the picture may differ from the background, and the multiple that
     #: the sides of a rectangle should have, blocks; None where it has to be drawn everywhere.
     window: Mapping[str, int] | None = None
+    #: How far left of and above the centers of pixels its rays lie, image widths, if it learned from such; only
+    #: ``render`` looks at it.
+    ray_shift: float = 0.0
     #: How many controls, such as the time, it takes beside each ray.
     controls: int = 0
     #: Whether rendering may compute in bfloat16 where the processor multiplies it: layers that are converted to it then
@@ -172,7 +175,7 @@ class LightField(nn.Module):
         Returns:
             ``rgb`` (H, W, 3) in [0, 1] on the device of the weights; opacity and depth where the network has them.
         """
-        rays = camera.padded(self.sr_factor).to(self.near.device).rays(self.stride)
+        rays = camera.shifted(self.ray_shift).padded(self.sr_factor).to(self.near.device).rays(self.stride)
         with evaluating(self):
             return self.draw(rays).cropped(camera.height, camera.width)
 

@@ -172,3 +172,15 @@ def test_wrong_arguments():
         len(camera[0])
     with pytest.raises(IndexError):
         camera[3]
+
+
+def test_a_shifted_camera_sees_through_the_corners_of_pixels() -> None:
+    """Half a pixel of an image of 4: pixel (i, j) is where others count it, (i - W / 2) / f and -(j - H / 2) / f."""
+    camera = Camera.from_fov(torch.eye(3, 4), math.pi / 2, width=4, height=2)
+    rays_d = camera.shifted(0.5 / 4).rays().directions
+    across, up = torch.meshgrid((torch.arange(4) - 2.0) / 2.0, -(torch.arange(2) - 1.0) / 2.0, indexing="xy")
+    assert torch.allclose(rays_d, torch.stack([across, up, -torch.ones(2, 4)], -1))
+    # At twice the size, the shift is a whole pixel.
+    twice = camera.resized(8).shifted(0.5 / 4)
+    assert torch.allclose(twice.intrinsics[2:], torch.tensor([5.0, 3.0]))
+    assert camera.shifted(0.0) is camera

@@ -110,6 +110,19 @@ def test_render_rays_uses_the_same_samples_as_render(tiny_scene) -> None:  # typ
     assert (rendered - expected.clamp(0, 1)).abs().max() < 2e-3  # the renderer stops a ray at 1e-3
 
 
+def test_one_that_learned_from_corners_of_pixels_is_asked_for_them(tiny_scene) -> None:  # type: ignore[no-untyped-def]
+    """Half a pixel of an image of 8 is one of 16: what was pixel (i, j) is pixel (i + 1, j + 1)."""
+    field = NGP(**SMALL, low_precision=False)
+    torch.nn.init.normal_(field.encoding.table, std=2.0)
+    field.prepare(read_scene(tiny_scene).geometry)
+    camera = read_scene(tiny_scene).test.camera[0]
+    before = field.render(camera).rgb
+    field.ray_shift = 0.5 / 8
+    shifted = field.render(camera).rgb
+    torch.testing.assert_close(shifted[1:, 1:], before[:-1, :-1], atol=1e-3, rtol=0)
+    assert (shifted - before).abs().max() > 0.01
+
+
 def test_sigma_and_rgb_are_the_field_s_in_scene_units() -> None:
     """A box off the origin, four units wide: a density per scene unit is a quarter of one per unit of the field."""
     field = NGP(**SMALL, low_precision=False)

@@ -27,6 +27,15 @@ def test_forward_is_enough_to_render() -> None:
     torch.testing.assert_close(rgb[0, 0], torch.tensor([-3.5 / 8, 3.5 / 8, -1.0]) * 0.5 + 0.5)
 
 
+def test_one_that_learned_from_corners_of_pixels_is_asked_for_them() -> None:
+    """Half a pixel of an image of 4 is a whole one of 8: the first ray goes a pixel more to the left."""
+    camera = Camera.from_fov(torch.eye(3, 4), fov_x=2 * math.atan(0.5), width=8, height=8)
+    network = Directions(1)
+    network.ray_shift = 0.5 / 4
+    rgb = network.render(camera).rgb
+    torch.testing.assert_close(rgb[0, 0], torch.tensor([-4.5 / 8, 4.5 / 8, -1.0]) * 0.5 + 0.5)
+
+
 def test_what_needs_decode_is_told_that_it_is_missing() -> None:
     network = Directions(1)
     for name, needed in (("decode", torch.zeros(1, 3, 2, 2)), ("encode", Rays(torch.zeros(1, 3), torch.zeros(1, 3)))):

@@ -11,8 +11,9 @@ import torch
 
 from nelf.cameras import Camera
 from nelf.data import read_scene, read_views
+from nelf.paths import random_cameras
 from nelf.pipeline.stages import pseudo
-from nelf.pipeline.stages.pseudo import random_cameras, write_views
+from nelf.pipeline.stages.pseudo import write_views
 from nelf.rendering import Rendering
 
 
@@ -34,7 +35,7 @@ def scene(tiny_scene):
 
 
 def test_the_views_are_read_back_with_their_cameras(scene, tmp_path) -> None:
-    cameras = random_cameras(scene, 5)
+    cameras = random_cameras(scene.train.camera, 5)
     write_views(Painter(), cameras, tmp_path, scene)
     again = read_views(tmp_path)
     assert torch.equal(again.camera.c2w, cameras.c2w)
@@ -46,7 +47,7 @@ def test_the_views_are_read_back_with_their_cameras(scene, tmp_path) -> None:
 
 
 def test_whole_views_are_not_rendered_again_and_torn_ones_are(scene, tmp_path) -> None:
-    cameras = random_cameras(scene, 4)
+    cameras = random_cameras(scene.train.camera, 4)
     write_views(Painter(), cameras, tmp_path, scene)
     torn = tmp_path / "train" / "00002.png"
     torn.write_bytes(torn.read_bytes()[:40])
@@ -57,7 +58,7 @@ def test_whole_views_are_not_rendered_again_and_torn_ones_are(scene, tmp_path) -
 
 def test_processes_share_the_views(scene, tmp_path, monkeypatch) -> None:
     """Two ranks, one after the other here; what the first does once all are there comes last."""
-    cameras, drawn, at_the_end = random_cameras(scene, 5), [], []
+    cameras, drawn, at_the_end = random_cameras(scene.train.camera, 5), [], []
     monkeypatch.setattr(pseudo, "world", lambda: 2)
     monkeypatch.setattr(pseudo, "wait_for_all", lambda: None)
     monkeypatch.setattr(pseudo, "agree", at_the_end.append)
@@ -82,7 +83,7 @@ def test_one_view_is_in_memory_at_a_time(scene, tmp_path) -> None:
             alive.add(rendering.rgb)
             return rendering
 
-    write_views(Watched(), random_cameras(scene, 12), tmp_path, scene)
+    write_views(Watched(), random_cameras(scene.train.camera, 12), tmp_path, scene)
 
 
 def test_hemisphere_stays_where_the_training_cameras_stand(scene) -> None:
@@ -90,7 +91,7 @@ def test_hemisphere_stays_where_the_training_cameras_stand(scene) -> None:
         origins = camera.c2w[:, :, 3]
         return origins.norm(dim=-1), origins[:, 2] / origins.norm(dim=-1)
 
-    radius, height = shell(random_cameras(scene, 200))
+    radius, height = shell(random_cameras(scene.train.camera, 200))
     of_training = shell(scene.train.camera)
     assert radius.min() >= of_training[0].min() - 1e-3
     assert radius.max() <= of_training[0].max() + 1e-3
@@ -100,10 +101,10 @@ def test_hemisphere_stays_where_the_training_cameras_stand(scene) -> None:
 
 def test_the_originals_distributions(scene) -> None:
     focal = scene.train.camera.intrinsics[0, 0]
-    mobile = random_cameras(scene, 50, "mobile_r2l")
+    mobile = random_cameras(scene.train.camera, 50, "mobile_r2l")
     assert torch.allclose(mobile.c2w[:, :, 3].norm(dim=-1), torch.tensor(4.0), atol=1e-4)
     assert torch.equal(mobile.intrinsics[:, 0], focal.expand(50))
-    zoomed = random_cameras(scene, 50, "r2l")
+    zoomed = random_cameras(scene.train.camera, 50, "r2l")
     factors = zoomed.intrinsics[:, 0] / focal
     assert factors.min() >= 1
     assert factors.max() <= 2
@@ -112,7 +113,7 @@ def test_the_originals_distributions(scene) -> None:
 
 def test_a_longer_set_begins_with_the_shorter_one(scene) -> None:
     for poses in ("hemisphere", "mobile_r2l", "r2l"):
-        short, long = random_cameras(scene, 3, poses), random_cameras(scene, 9, poses)
+        short, long = random_cameras(scene.train.camera, 3, poses), random_cameras(scene.train.camera, 9, poses)
         assert torch.equal(short.c2w, long.c2w[:3])
 
 
@@ -120,4 +121,4 @@ def test_the_folder_may_not_be_writable(scene) -> None:
     from nelf.errors import UserError
 
     with pytest.raises(UserError, match="cannot be written"):
-        write_views(Painter(), random_cameras(scene, 2), Path("/proc/nelf"), scene)
+        write_views(Painter(), random_cameras(scene.train.camera, 2), Path("/proc/nelf"), scene)

@@ -1,7 +1,6 @@
 """Stage pseudo: the teacher's views from random poses, as a data set like any other."""
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from nelf.data import Scene, SceneWriter, with_pseudo_views
 from nelf.data.images import progress_bar
 from nelf.data.writer import stated
 from nelf.errors import UserError
-from nelf.paths import random_like, random_mobile_r2l, random_r2l
+from nelf.paths import random_cameras
 from nelf.pipeline.processes import agree, rank, wait_for_all, world
 from nelf.pipeline.recipe import Recipe
 from nelf.pipeline.run import Run
@@ -22,7 +21,7 @@ from nelf.pipeline.stage import BATCHES, stage
 from nelf.rendering import Renderable, Rendering
 from nelf.scene import background_color
 
-__all__ = ["check", "pseudo", "random_cameras", "write_views"]
+__all__ = ["check", "pseudo", "write_views"]
 
 
 _NEAR = 30.0  # degrees, seen from the scene's center: so far a view tells what a student has to draw
@@ -57,7 +56,7 @@ def pseudo(
     Args:
         run: the run to write into.
         views: how many.
-        poses: where from, see ``random_cameras``.
+        poses: where from, see ``nelf.paths.random_cameras``.
         root: a folder in the Blender format, of the scene and in its coordinates, whose training views take the place
             of the teacher's; there need not be a teacher then. It stays where it is.
 
@@ -71,7 +70,7 @@ def pseudo(
     recipe, scene = run.recipe, run.recipe.scene
     if root is not None:
         return agree(lambda: _take(Path(root), scene))
-    cameras = random_cameras(scene, views, poses, recipe.seed)
+    cameras = random_cameras(scene.train.camera, views, poses, recipe.seed)
     network = recipe.load(run.input("teacher"), "teacher", recipe.device)
     folder = write_views(network, cameras, run.folder("pseudo"), scene)
     return {"views": views, "bytes": sum(path.stat().st_size for path in (folder / "train").glob("*.png"))}
@@ -96,34 +95,6 @@ def _nearest(cameras: Camera, views: Camera, center: Tensor) -> Tensor:
     """The angle, in degrees and seen from a point, between each of N cameras and the nearest of M views: (N,)."""
     one, other = (normalize(each.c2w[:, :, 3] - center, dim=-1) for each in (cameras, views))
     return torch.rad2deg(torch.acos((one @ other.T).amax(1).clamp(-1.0, 1.0)))
-
-
-def random_cameras(
-    scene: Scene, n: int, poses: Literal["hemisphere", "mobile_r2l", "r2l"] = "hemisphere", seed: int = 0
-) -> Camera:
-    """Random cameras for a scene, of the size and the intrinsics of its training views.
-
-    Args:
-        scene: whose training cameras are followed.
-        n: how many.
-        poses: ``hemisphere`` in the region of the training cameras, or the distribution of the original named
-            (``r2l`` zooms by 1 to 2, too) at the mean distance of the training cameras from the origin.
-        seed: which set; the first m of n cameras do not depend on n.
-
-    Returns:
-        A batch of n cameras.
-
-    """
-    if poses == "hemisphere":
-        return random_like(scene.train.camera, n, seed)
-    radius = float(scene.train.camera.c2w[:, :, 3].norm(dim=-1).mean())
-    intrinsics = scene.train.camera.intrinsics[:1].repeat(n, 1)
-    if poses == "mobile_r2l":
-        c2w = random_mobile_r2l(n, radius, seed=seed)
-    else:
-        c2w, zoom = random_r2l(n, radius, seed)
-        intrinsics[:, :2] *= zoom[:, None]
-    return replace(scene.train.camera, c2w=c2w, intrinsics=intrinsics, controls=None, view=None)
 
 
 def write_views(model: Renderable, cameras: Camera, root: Path | str, scene: Scene | None = None) -> Path:

@@ -1,0 +1,113 @@
+"""Checkpoints and data of other programs, in and out; see ``python -m nelf.interop --help``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from nelf.errors import UserError
+
+_USAGE = """checkpoints and data of other programs, in and out
+
+python -m nelf.interop FILE --to RUN            a checkpoint becomes RUN/teacher or RUN/student
+python -m nelf.interop SET --to FOLDER          a pseudo set of MobileR2L becomes a Blender data set
+python -m nelf.interop tar MODEL --out FILE     a student becomes a checkpoint of R2L's or MobileR2L's code
+python -m nelf.interop poses --scene ROOT --views N --out FILE"""
+_MOST = 100_000
+_HINT = "options that the file does not tell; each format takes some"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command; a mistake of the user's is one line, and exit code 2."""
+    words = sys.argv[1:] if arguments is None else arguments
+    commands = {"poses": _poses, "tar": _tar}
+    command = commands.get(words[0]) if words else None
+    try:
+        command(words[1:]) if command else _convert(words)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
+def _convert(words: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m nelf.interop", description=_USAGE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", help="a checkpoint of ngp_pl, MobileR2L, R2L, nerf-pytorch or nerf_pl; or a pseudo set")
+    parser.add_argument("--to", required=True, help="a run directory; for a pseudo set, the folder to write")
+    chosen = parser.add_argument_group(_HINT)
+    chosen.add_argument("--radius", type=float, help="distance of the scene's cameras from its origin (ngp_pl)")
+    chosen.add_argument("--width", type=_count, help="of the training images, pixels (NeRF, R2L): 400 if left out")
+    chosen.add_argument("--near", type=float, help="smallest z-depth of samples: 2 if left out")
+    chosen.add_argument("--far", type=float, help="largest z-depth of samples: 6 if left out")
+    chosen.add_argument("--background", choices=("white", "black"), help="NeRF: white if left out")
+    chosen.add_argument("--samples", type=_count, help="even samples of a ray (NeRF): 64 if left out")
+    chosen.add_argument("--fine-samples", type=_count, help="samples by weight (NeRF): 128, or 64, if left out")
+    chosen.add_argument("--multires", type=_count, help="frequencies of the embedding (MobileR2L): 6 if left out")
+    chosen.add_argument("--activation", choices=("gelu", "relu"), help="MobileR2L: gelu if the file does not tell")
+    chosen.add_argument("--residual", type=_yes, metavar="yes|no", help="trained with --use_residual (R2L)")
+    given = vars(parser.parse_args(words))
+
+    from nelf.interop.recognize import convert  # what is wrong with the words does not wait for torch
+
+    file, out = Path(given.pop("file")), Path(given.pop("to"))
+    print(convert(file, out, {key: value for key, value in given.items() if value is not None}))
+
+
+def _tar(words: list[str]) -> None:
+    from nelf.interop import mobile_r2l, r2l
+    from nelf.lightfields import MobileR2L
+    from nelf.storage import load
+
+    parser = argparse.ArgumentParser(prog="python -m nelf.interop tar")
+    parser.add_argument("model", help="a student's model.safetensors, or its folder")
+    parser.add_argument("--out", required=True, help="the file to write, .tar")
+    parser.add_argument("--resume", action="store_true", help="to train on with; else to draw and to export")
+    given = parser.parse_args(words)
+    network = load(given.model)
+    save = mobile_r2l.save_tar if isinstance(network, MobileR2L) else r2l.save_tar
+    path = save(network, given.out, given.resume)
+    print(f"{path}: {type(network).__name__}, to {'train on with --resume' if given.resume else 'draw and to export'}")
+
+
+def _poses(words: list[str]) -> None:
+    from nelf.data import read_scene
+    from nelf.data.writer import stated
+    from nelf.interop.poses import write_poses
+    from nelf.paths import random_cameras
+
+    parser = argparse.ArgumentParser(prog="python -m nelf.interop poses")
+    parser.add_argument("--scene", required=True, help="a scene in the Blender format, whose cameras are followed")
+    parser.add_argument("--views", required=True, type=int, help="how many")
+    parser.add_argument("--out", required=True, help="the file to write, such as pseudo/transforms_train.json")
+    parser.add_argument("--width", type=int, help="of the pictures, pixels: the scene's if left out")
+    parser.add_argument("--poses", choices=("hemisphere", "mobile_r2l", "r2l"), default="hemisphere")
+    parser.add_argument("--seed", type=int, default=0, help="which set")
+    given = parser.parse_args(words)
+    if given.views < 1:
+        raise UserError(f"--views: is {given.views}; allowed: 1 or more.")
+    scene = read_scene(given.scene, width=given.width)
+    camera = random_cameras(scene.train.camera, given.views, given.poses, given.seed)
+    known: dict[str, Any] = {key: value for key, value in stated(scene).items() if key != "license"}
+    path = write_poses(camera, given.out, **known)
+    size = f"{camera.width} x {camera.height}"
+    print(f"{path}: {given.views} views of {size} pixels, to be rendered as {path.parent}/train/00000.png and so on")
+    print(f"Use them as stage.pseudo.root={path.parent}, with the file named transforms_train.json")
+
+
+def _count(word: str) -> int:
+    if not word.isdecimal() or not 1 <= int(word) <= _MOST:
+        raise argparse.ArgumentTypeError(f"is {word}; allowed: 1 to {_MOST}")
+    return int(word)
+
+
+def _yes(word: str) -> bool:
+    if word not in ("yes", "no"):
+        raise argparse.ArgumentTypeError(f"{word!r} is neither yes nor no")
+    return word == "yes"
+
+
+if __name__ == "__main__":
+    main()

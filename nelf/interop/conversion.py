@@ -1,0 +1,118 @@
+"""What an adapter makes of a foreign checkpoint, and how that becomes a file of nelf's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nelf.errors import UserError
+from nelf.storage import differences, save
+
+__all__ = ["Conversion", "depth_range", "prepared", "strip_prefix", "unknown_layout"]
+
+_HOMES = {"teacher": "nelf.fields", "student": "nelf.lightfields"}
+
+
+class Conversion(NamedTuple):
+    """A foreign network in nelf's terms.
+
+    Attributes:
+        role: what it is in a run.
+        kind: the name of nelf's class.
+        arguments: of its constructor.
+        state: its state dict, but for what only training needs.
+        found: one line about the file, for whoever converts it.
+    """
+
+    role: Literal["teacher", "student"]
+    kind: str
+    arguments: dict[str, Any]
+    state: dict[str, Tensor]
+    found: str
+
+    def network(self, path: Path) -> nn.Module:
+        """Build the network.
+
+        Args:
+            path: the foreign file, for errors.
+
+        Raises:
+            UserError: tensors that do not fit together, or numbers that are not finite.
+        """
+        infinite = [name for name, values in self.state.items() if not bool(torch.isfinite(values).all())]
+        if infinite:
+            raise UserError(f"{path}: {infinite[0]} holds numbers that are not finite.")
+        kind = getattr(import_module(_HOMES[self.role]), self.kind)
+        try:
+            with torch.device("meta"):  # a stranger's sizes: nothing is allocated before they are known to fit the file
+                described = kind(**self.arguments)
+        except ValueError as error:
+            raise UserError(f"{path}: is no {self.kind} of nelf's: {error}") from None
+        left_out = getattr(described, "training_state", ())
+        differing = [line for name, line in differences(described, self.state).items() if name not in left_out]
+        if differing:
+            more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+            raise UserError(f"{path}: its tensors do not fit together: {', '.join(differing[:3])}{more}.")
+        network: nn.Module = kind(**self.arguments)
+        network.load_state_dict(self.state, strict=False)
+        return network.eval()
+
+    def save(self, path: Path, out: Path) -> Path:
+        """Write ``out/ROLE/model.safetensors``.
+
+        Args:
+            path: the foreign file, for errors.
+            out: a run directory.
+
+        Raises:
+            UserError: as ``network``; or the directory cannot be written.
+        """
+        config = {"_target_": f"{_HOMES[self.role]}.{self.kind}", **self.arguments}
+        return save(self.network(path), out / self.role / "model.safetensors", config, scene="")
+
+
+def depth_range(near: float, far: float) -> dict[str, Tensor]:
+    """The buffers of a depth range.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not 0 <= near < far < math.inf:
+        raise UserError(f"--near, --far: are {near:g} and {far:g}; allowed: from 0 on, and near before far.")
+    return {"near": torch.tensor(float(near)), "far": torch.tensor(float(far))}
+
+
+def prepared(near: float, far: float) -> dict[str, Tensor]:
+    """The buffers of a light field that has its depth range already; its box is that of the Blender scenes."""
+    return {
+        **depth_range(near, far),
+        "aabb": torch.tensor([-1.5, -1.5, -1.5, 1.5, 1.5, 1.5]),
+        "prepared": torch.tensor(True),
+    }
+
+
+def strip_prefix(state: Mapping[str, Any], prefix: str = "module.") -> dict[str, Any]:
+    """A state dict without the prefix that all of its names have; as it is where one has not."""
+    if all(name.startswith(prefix) for name in state):
+        return {name.removeprefix(prefix): value for name, value in state.items()}
+    return dict(state)
+
+
+def unknown_layout(path: Path, name: str, found: Mapping[Any, Any], expected: str) -> UserError:
+    """The line about a layout that an adapter does not know.
+
+    Args:
+        path: the file.
+        name: whose checkpoint it is not.
+        found: has the keys that were found.
+        expected: those that were expected.
+    """
+    keys = [str(key)[:60] for key in found]
+    listed = ", ".join(keys[:6]) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")
+    return UserError(f"{path}: is no checkpoint of {name}: found {listed or 'nothing'}; expected {expected}.")

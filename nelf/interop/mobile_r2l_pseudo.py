@@ -1,0 +1,101 @@
+"""Pseudo data of MobileR2L: pictures as ``.npy`` and camera centers, made a data set like any other.
+
+Its cameras look at the origin with +z up, pixel centers lie at +0.5, and centers of cameras are in units of its
+teacher, whose first camera is 1.5 from the origin. Colors are on white.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nelf.cameras import Camera
+from nelf.data import SceneWriter
+from nelf.errors import UserError
+from nelf.interop.npy import finite, open_npy
+from nelf.paths import look_at
+
+__all__ = ["convert", "recognizes"]
+
+_INFO = Path("hwf", "dataset_info.json")
+_SIZE = re.compile(r"(\d{1,5})x(\d{1,5})_rgb")
+
+
+def recognizes(root: Path) -> bool:
+    """Whether a folder is such a set."""
+    return (root / _INFO).is_file()
+
+
+def convert(root: Path | str, out: Path | str, radius: float | None = None) -> Path:
+    """Write a set again in the Blender format, one picture at a time; those that are there whole are left.
+
+    Args:
+        root: the set.
+        out: the folder to write.
+        radius: distance of the scene's cameras from its origin, scene unit; None for what the set says of the first.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        UserError: a set of another kind of scene, files that are missing or not what is described, or the
+            directory cannot be written.
+
+    Source:
+        github.com/snap-research/MobileR2L, ``data/pseudo.py`` and ``model/teacher/ngp_pl/train.py``.
+    """
+    root = Path(root)
+    info = _read_info(root / _INFO)
+    if info.get("dataset_type") != "nerf" or info.get("ff"):
+        raise UserError(
+            f"{root / _INFO}: is of a {info.get('dataset_type')!r} scene, whose recentering the set does not tell; "
+            "only Blender scenes ('nerf') can be read."
+        )
+    folders = [(path, match) for path in sorted(root.glob("*_rgb")) if (match := _SIZE.fullmatch(path.name))]
+    if len(folders) != 1:
+        raise UserError(f"{root}: has {len(folders)} folders of pictures; expected one such as 800x800_rgb.")
+    folder, size = folders[0]
+    height, width = int(size[1]), int(size[2])
+    factor = height / _number(root, info, "downscaled_height")
+    focal = _number(root, info, "downscaled_focal") * factor
+    unit = _number(root, info, "scale") if radius is None else radius / 1.5
+    count = len(list(folder.glob("*.npy")))
+    names = [f"{index:05d}" for index in range(count)]
+    if not count:
+        raise UserError(f"{folder}: holds no pictures; expected rendered_rgb_00000.npy and so on.")
+    centers = np.stack([_load(root / "poses" / f"c2w_{name}.npy", (3,)) for name in names])
+    c2w = look_at(torch.from_numpy(centers) * unit, torch.zeros(3))
+    fov = 2 * math.atan(0.5 * width / focal)
+    writer = SceneWriter(out, Camera.from_fov(c2w, fov, width, height), background="white")
+    for index in writer.missing():
+        pixels = _load(folder / f"rendered_rgb_{names[index]}.npy", (height * width, 3))
+        writer.write(index, pixels.reshape(height, width, 3))
+    writer.finish()
+    return Path(out)
+
+
+def _read_info(path: Path) -> dict[str, Any]:
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read ({str(error)[:100]}).") from None
+    if not isinstance(info, dict):
+        raise UserError(f"{path}: is not an object with downscaled_height, downscaled_focal and so on.")
+    return info
+
+
+def _number(root: Path, info: dict[str, Any], key: str) -> float:
+    value = info.get(key)
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise UserError(f"{root / _INFO}: {key} is {value!r}; expected a number above 0.")
+    return float(value)
+
+
+def _load(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    return finite(path, open_npy(path, shape))

@@ -1,0 +1,168 @@
+"""What the NeRF codes have in common: the same layers under other names, and cameras without the half pixel.
+
+Their conventions: OpenGL cameras, the color on the background of the data, and rays through the upper left corners of
+pixels (``ray_shift`` of ``nelf.fields.NeRF``: half a pixel of the training images). Positions are in scene units,
+phases without pi, densities per scene unit, and the last sample of a ray has no end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from nelf.errors import UserError
+from nelf.interop.conversion import Conversion, depth_range, unknown_layout
+
+__all__ = ["Layer", "Options", "Parts", "convert_parts", "take", "without_directions"]
+
+
+class Layer(NamedTuple):
+    """A linear layer: weight (out, in) and bias (out,)."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+class Parts(NamedTuple):
+    """The layers of one network, in the order in which nelf's ``RadianceMLP`` applies them.
+
+    A later layer that gets the encoded position again has it in its first columns.
+    """
+
+    layers: Sequence[Layer]
+    density: Layer
+    feature: Layer
+    directions: Sequence[Layer]
+    color: Layer
+
+
+class Options(NamedTuple):
+    """What no NeRF checkpoint tells.
+
+    Attributes:
+        width: of the images that it was trained with, pixels.
+        near: smallest z-depth of samples, scene unit.
+        far: largest z-depth.
+        background: ``white`` or ``black``.
+        samples: even ones of a ray.
+        fine_samples: those drawn by weight.
+    """
+
+    width: int = 400
+    near: float = 2.0
+    far: float = 6.0
+    background: str = "white"
+    samples: int = 64
+    fine_samples: int = 128
+
+
+def take(path: Path, name: str, state: Mapping[str, Tensor], layers: Sequence[str]) -> list[Layer]:
+    """The layers of these names.
+
+    Args:
+        path: the file, for errors.
+        name: of its format, likewise.
+        state: its tensors.
+        layers: their names, without ``.weight`` and ``.bias``.
+
+    Raises:
+        UserError: some are missing; lists those, and what is there.
+    """
+    keys = [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")]
+    lacking = [key for key in keys if key not in state]
+    if lacking:
+        raise unknown_layout(path, name, state, ", ".join(lacking[:6]))
+    found = [Layer(state[f"{layer}.weight"].float(), state[f"{layer}.bias"].float()) for layer in layers]
+    for layer, (weight, bias) in zip(layers, found, strict=True):
+        if weight.ndim != 2 or bias.shape != weight.shape[:1] or not weight.numel():
+            shapes = f"{tuple(weight.shape)} and {tuple(bias.shape)}"
+            raise UserError(f"{path}: {layer} has weight and bias of shapes {shapes}; expected (out, in) and (out,).")
+    return found
+
+
+def without_directions(layers: Sequence[Layer], output: Layer) -> Parts:
+    """A network whose last layer gives color and density at once, as one with a branch that ignores directions.
+
+    The feature is the color and its negative, and what the ReLU behind it leaves of both is put together again.
+    """
+    width = output.weight.shape[1]
+    weight, bias = torch.zeros(width, width), torch.zeros(width)
+    weight[:6] = torch.cat([output.weight[:3], -output.weight[:3]])
+    bias[:6] = torch.cat([output.bias[:3], -output.bias[:3]])
+    passed = Layer(torch.eye(6, width + 3), torch.zeros(6))
+    color = Layer(torch.cat([torch.eye(3), -torch.eye(3)], 1), torch.zeros(3))
+    return Parts(layers, Layer(output.weight[3:], output.bias[3:]), Layer(weight, bias), [passed], color)
+
+
+def convert_parts(path: Path, name: str, parts: Mapping[str, Parts], options: Options, **arguments: Any) -> Conversion:
+    """Make a ``NeRF`` of its networks.
+
+    Args:
+        path: the file, for errors.
+        name: of its format.
+        parts: ``coarse``, and ``fine`` where there is one.
+        options: what the file does not tell.
+        **arguments: of ``NeRF``, where the format differs from it.
+
+    Raises:
+        UserError: layers that do not follow each other, or networks that differ.
+    """
+    described = {key: _arguments(path, each) for key, each in parts.items()}
+    if len(parts) == 2 and described["coarse"] != described["fine"]:
+        raise UserError(f"{path}: its coarse and its fine network differ: {described['coarse']}, {described['fine']}.")
+    layout = described["coarse"]
+    state = {
+        "background": torch.full((3,), 1.0 if options.background == "white" else 0.0),
+        "center": torch.zeros(3),
+        "unit": torch.ones(()),
+        **depth_range(options.near, options.far),
+    }
+    for key, each in parts.items():
+        layers = {f"layers.{index}": layer for index, layer in enumerate(each.layers)}
+        layers |= {"density_layer": each.density, "feature_layer": each.feature, "color_layer": each.color}
+        layers |= {f"direction_layers.{index}": layer for index, layer in enumerate(each.directions)}
+        for place, layer in layers.items():
+            state |= {f"{key}.{place}.weight": layer.weight, f"{key}.{place}.bias": layer.bias}
+    chosen = {
+        "density_activation": "relu",
+        "infinite_end": True,
+        "samples": options.samples,
+        "fine_samples": options.fine_samples if "fine" in parts else 0,
+        "ray_shift": 0.5 / options.width,
+    }
+    parameters = sum(values.numel() for key, values in state.items() if "." in key)
+    line = (
+        f"{name}, {' and '.join(parts)} network, {layout['depth']} layers of {layout['width']}, skips "
+        f"{layout['skips'] or 'none'}, {layout['frequencies']} and {layout['direction_frequencies']} frequencies, "
+        f"{parameters} parameters; trained at {options.width} px"
+    )
+    return Conversion("teacher", "NeRF", {**layout, **chosen, **arguments}, state, line)
+
+
+def _arguments(path: Path, parts: Parts) -> dict[str, Any]:
+    """The arguments of ``RadianceMLP`` that the shapes of the layers tell."""
+    width, position = parts.layers[0].weight.shape
+    widths = [layer.weight.shape[1] for layer in parts.layers]
+    skips = [index for index, columns in enumerate(widths) if index and columns == width + position]
+    return {
+        "depth": len(parts.layers),
+        "width": width,
+        "skips": skips,
+        "frequencies": _frequencies(path, "position", position),
+        "direction_frequencies": _frequencies(path, "direction", parts.directions[0].weight.shape[1] - width),
+        "direction_depth": len(parts.directions),
+        "direction_width": parts.directions[0].weight.shape[0],
+    }
+
+
+def _frequencies(path: Path, name: str, columns: int) -> int:
+    """How many frequencies fill so many columns: each coordinate itself, then a sine and a cosine of each."""
+    if columns < 3 or columns % 6 != 3:
+        raise UserError(
+            f"{path}: has {columns} columns for the encoded {name}; expected 3 (2 L + 1), such as 63 or 27."
+        )
+    return (columns // 3 - 1) // 2

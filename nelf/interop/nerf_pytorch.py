@@ -1,0 +1,56 @@
+"""Checkpoints of yenchenlin's nerf-pytorch, and of the teachers of R2L, which are the same class (``NNNNNN.tar``)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from nelf.interop.conversion import Conversion, strip_prefix
+from nelf.interop.nerf_layers import Options, Parts, convert_parts, take, without_directions
+from nelf.interop.torch_file import Checkpoint
+
+__all__ = ["convert", "recognizes"]
+
+_NAME = "nerf-pytorch (yenchenlin)"
+_LAYER = re.compile(r"pts_linears\.\d+\.weight")
+
+
+def recognizes(content: Any) -> bool:
+    """Whether what a file holds is one of its checkpoints."""
+    state = content.get("network_fn_state_dict") if isinstance(content, dict) else None
+    return isinstance(state, dict) and "pts_linears.0.weight" in strip_prefix(state)
+
+
+def convert(checkpoint: Checkpoint, **options: Any) -> Conversion:
+    """Convert a checkpoint.
+
+    Args:
+        checkpoint: the file.
+        **options: those of ``nelf.interop.nerf_layers.Options``.
+
+    Raises:
+        UserError: layers that are missing or do not fit.
+
+    Source:
+        github.com/yenchenlin/nerf-pytorch, ``run_nerf_helpers.py``: the position joins the output of the fifth layer,
+        in front of it; the feature has no activation; density comes from what the feature is made of.
+    """
+    content = checkpoint.content
+    states = {"coarse": content["network_fn_state_dict"], "fine": content.get("network_fine_state_dict")}
+    parts = {
+        key: _parts(checkpoint.path, strip_prefix(checkpoint.tensors(state))) for key, state in states.items() if state
+    }
+    return convert_parts(checkpoint.path, _NAME, parts, Options(**options))
+
+
+def _parts(path: Path, state: dict[str, Tensor]) -> Parts:
+    depth = sum(bool(_LAYER.fullmatch(name)) for name in state)
+    layers = take(path, _NAME, state, [f"pts_linears.{index}" for index in range(depth)])
+    if "output_linear.weight" in state:  # trained without view directions; its views_linears are not used
+        return without_directions(layers, *take(path, _NAME, state, ["output_linear"]))
+    names = ["alpha_linear", "feature_linear", "views_linears.0", "rgb_linear"]
+    density, feature, direction, color = take(path, _NAME, state, names)
+    return Parts(layers, density, feature, [direction], color)

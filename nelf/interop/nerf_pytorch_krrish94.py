@@ -1,0 +1,83 @@
+"""Checkpoints of krrish94's nerf-pytorch (``checkpointNNNNN.ckpt``, in the old format of PyTorch).
+
+Their ``config.yml`` states another width than the weights have, so only the weights are looked at.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nelf.interop.conversion import Conversion, unknown_layout
+from nelf.interop.nerf_layers import Layer, Options, Parts, convert_parts, take, without_directions
+from nelf.interop.torch_file import Checkpoint
+
+__all__ = ["convert", "recognizes"]
+
+_NAME = "nerf-pytorch (krrish94)"
+_LAYER = re.compile(r"layers_xyz\.\d+\.weight")
+
+
+def recognizes(content: Any) -> bool:
+    """Whether what a file holds is one of its checkpoints."""
+    return isinstance(content, dict) and "model_coarse_state_dict" in content
+
+
+def convert(checkpoint: Checkpoint, **options: Any) -> Conversion:
+    """Convert a checkpoint.
+
+    Args:
+        checkpoint: the file.
+        **options: those of ``nelf.interop.nerf_layers.Options``.
+
+    Raises:
+        UserError: layers that are missing or do not fit; lists what is there.
+
+    Source:
+        github.com/krrish94/nerf-pytorch, ``nerf/models.py``. ``FlexibleNeRFModel``: the first layer has no activation,
+        the feature has one, a skip has the position behind what it joins. ``PaperNeRFModel``: there is no ``layer1``,
+        the feature has no activation, density comes from it, and three of four stored direction layers are used.
+    """
+    content = checkpoint.content
+    states = {"coarse": content["model_coarse_state_dict"], "fine": content.get("model_fine_state_dict")}
+    loaded = {key: checkpoint.tensors(state) for key, state in states.items() if state}
+    flexible = "layer1.weight" in loaded["coarse"]
+    parts_of = _flexible if flexible else _paper
+    parts = {key: parts_of(checkpoint.path, state) for key, state in loaded.items()}
+    options = {"fine_samples": 64, **options}
+    branch = flexible and "fc_out.weight" not in loaded["coarse"]
+    return convert_parts(
+        checkpoint.path, _NAME, parts, Options(**options), first_activation=not flexible, feature_activation=branch
+    )
+
+
+def _flexible(path: Path, state: dict[str, Tensor]) -> Parts:
+    depth = sum(bool(_LAYER.fullmatch(name)) for name in state)
+    first, *later = take(path, _NAME, state, ["layer1", *(f"layers_xyz.{index}" for index in range(depth))])
+    width = first.weight.shape[0]
+    layers = [first, *(Layer(_position_first(layer.weight, width), layer.bias) for layer in later)]
+    if "fc_out.weight" in state:
+        return without_directions(layers, *take(path, _NAME, state, ["fc_out"]))
+    density, feature, direction, color = take(path, _NAME, state, ["fc_alpha", "fc_feat", "layers_dir.0", "fc_rgb"])
+    return Parts(layers, density, feature, [direction], color)
+
+
+def _position_first(weight: Tensor, width: int) -> Tensor:
+    """The columns of a skip with those of the position in front."""
+    return torch.cat([weight[:, width:], weight[:, :width]], 1)
+
+
+def _paper(path: Path, state: dict[str, Tensor]) -> Parts:
+    if "layers_xyz.7.weight" not in state:
+        expected = "layer1.weight (FlexibleNeRFModel) or layers_xyz.7.weight (PaperNeRFModel)"
+        raise unknown_layout(path, _NAME, state, expected)
+    names = ["fc_feat", "fc_alpha", "fc_rgb", *(f"layers_dir.{index}" for index in range(3))]
+    layers = take(path, _NAME, state, [f"layers_xyz.{index}" for index in range(8)])
+    feature, alpha, color, *directions = take(path, _NAME, state, names)
+    if alpha.weight.shape[1] == len(feature.bias):  # both are linear, so one layer does what the two do
+        alpha = Layer(alpha.weight @ feature.weight, alpha.weight @ feature.bias + alpha.bias)
+    return Parts(layers, alpha, feature, directions, color)

@@ -1,0 +1,48 @@
+"""The ``.tar`` checkpoints that the codes of R2L and MobileR2L share, written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from nelf.errors import atomic_path
+from nelf.lightfields import LightField
+
+__all__ = ["write_tar"]
+
+_OURS = ("near", "far", "aabb", "prepared", "background")
+
+
+def write_tar(network: LightField, path: Path | str, resume: bool, optimizer: Literal["Adam", "AdamW"]) -> Path:
+    """Write a checkpoint with the originals' keys, but for the network that they pickle beside its weights.
+
+    To train on, they load weights into a wrapped network, whose names have the prefix ``module.``, and an optimizer; to
+    draw or to export, into a bare one.
+
+    Args:
+        network: its names are the original's, but for the buffers of ``LightField``.
+        path: the file; tensors and numbers only, so it loads with ``weights_only=True``.
+        resume: write names with the prefix.
+        optimizer: whose state is written, that of one which has made no step; its learning rate, 5e-4, is the
+            original's.
+
+    Raises:
+        UserError: the directory cannot be written.
+    """
+    prefix = "module." if resume else ""
+    state = {f"{prefix}{name}": values.cpu() for name, values in network.state_dict().items() if name not in _OURS}
+    fresh = getattr(torch.optim, optimizer)(network.parameters(), lr=5e-4)
+    checkpoint = {
+        "global_step": 0,
+        "best_psnr": 0.0,
+        "best_psnr_step": 0,
+        "network_fn_state_dict": state,
+        "optimizer_state_dict": fresh.state_dict(),
+    }
+    if optimizer == "AdamW":  # MobileR2L's, which may use a scaler
+        checkpoint["scaler"] = None
+    with atomic_path(path) as partial:
+        torch.save(checkpoint, partial)
+    return Path(path)

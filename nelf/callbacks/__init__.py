@@ -1,8 +1,9 @@
 """Lightning callbacks; each works in anybody's Trainer and reads no configuration."""
 
+from nelf.callbacks.hard_rays import HardRays
 from nelf.callbacks.previews import Previews
 from nelf.callbacks.progress import Progress
 from nelf.callbacks.pruning import IterativePruning
 from nelf.callbacks.quantization import QuantizationAwareTraining
 
-__all__ = ["IterativePruning", "Previews", "Progress", "QuantizationAwareTraining"]
+__all__ = ["HardRays", "IterativePruning", "Previews", "Progress", "QuantizationAwareTraining"]

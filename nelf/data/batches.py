@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from nelf.cameras import Camera
+from nelf.data.ray_cache import ShuffledSplit
 from nelf.rays import Rays
 from nelf.scene import Split
 
@@ -134,6 +135,8 @@ class Batches(IterableDataset[RayBatch | ImageBatch]):
     def batch(self, index: int) -> RayBatch | ImageBatch:
         """Batch ``index`` of this process's stream."""
         if self.kind == "rays":
+            if isinstance(self.split, ShuffledSplit) and self.sampling == "all_images":
+                return RayBatch(*self.split.rays((index * self.world + self.rank) * self.size, self.size, self.seed))
             rng = np.random.default_rng((self.seed, self.rank, index))
             return sample_rays(self.split, self.size, rng, self.sampling)
         return sample_views(self.split, self.size, self.seed, (index * self.world + self.rank) * self.size)

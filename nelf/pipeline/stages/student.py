@@ -75,6 +75,6 @@ def student_data(run: Run, system: System, real_views: bool | None = None) -> Sc
     """
     if real_views is None:
         real_views = run.config["stage"]["student"]["real_views"]
-    scene = with_pseudo_views(run.data().scene, run.input("pseudo"), real_views)
+    scene = with_pseudo_views(run.data().scene, run.input("pseudo"), real_views, for_rays=system.batch == "rays")
     options = {key: run.config["data"][key] for key in ("sampling", "num_workers", "seed") if key in run.config["data"]}
     return SceneDataModule(scene, **system.batches, **options)

@@ -77,11 +77,11 @@ def embed_points(points: Tensor, multires: int) -> Tensor:
     """Embed coordinates by sines and cosines of doubling frequency.
 
     Args:
-        points: (B, C, ...) coordinates, one a channel.
+        points: (B, C, h, w) coordinates, one a channel.
         multires: L, the number of frequencies 2^0 .. 2^(L-1), in radians per scene unit.
 
     Returns:
-        (B, C * (2 L + 1), ...); channel ``c * (2 L + 1) + k``, where ``k`` counts L sines, L cosines and the
+        (B, C * (2 L + 1), h, w); channel ``c * (2 L + 1) + k``, where ``k`` counts L sines, L cosines and the
         coordinate itself.
     """
     sines: list[Tensor] = []

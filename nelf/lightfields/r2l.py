@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nelf.lightfields.base import LightField
-from nelf.lightfields.mobile_r2l import embed_points, stratified
+from nelf.lightfields.mobile_r2l import stratified
 from nelf.rays import Rays
 
 __all__ = ["R2L"]
@@ -113,11 +113,16 @@ class R2L(LightField):
     def _draw(self, coordinates: Tensor) -> Tensor:
         """From (..., C) coordinates to (..., 3) colors."""
         with torch.autocast(coordinates.device.type, enabled=False):
-            flat = coordinates.to(self.near).reshape(-1, self.encoded_channels)
-            embedded = embed_points(flat, self.multires)
-        x = self.head(embedded.to(self.head[0].weight.dtype))
+            x = self._embed(coordinates.to(self.near).reshape(-1, self.encoded_channels))
+        x = self.head(x.to(self.head[0].weight.dtype))
         x = self.body(x) + x if self.skip else self.body(x)
         return self.tail(x).to(self.near.dtype).view(*coordinates.shape[:-1], 3)
+
+    def _embed(self, coordinates: Tensor) -> Tensor:
+        """(N, C) to (N, C * (2 L + 1)): of each coordinate L sines, L cosines, and itself."""
+        octaves = 2.0 ** torch.arange(self.multires, dtype=coordinates.dtype, device=coordinates.device)
+        phases = coordinates[..., None] * octaves
+        return torch.cat([phases.sin(), phases.cos(), coordinates[..., None]], dim=-1).flatten(1)
 
     def widths(self) -> dict[str, Any]:
         """See ``LightField.widths``."""

@@ -28,7 +28,7 @@ def small(**changes: object) -> R2L:
 
 
 def rays(*shape: int) -> Rays:
-    """Origins and directions are multiples of 1/64, so the coordinates of the points are exact in 32 bits."""
+    """Origins and directions are multiples of 1/64, so where depths are, the points are exact in 32 bits."""
     values = torch.randint(-128, 129, (2, *shape, 3)) / 64
     return Rays(values[0], values[1])
 
@@ -116,15 +116,17 @@ def test_colors_are_those_of_the_formula(options: dict[str, object]) -> None:
     np.testing.assert_allclose(decoded, expected, atol=1e-10)
 
 
-def test_colors_of_the_full_network_in_32_bits() -> None:
-    network = R2L().eval()
-    along = rays(2, 2)
+def test_colors_of_the_full_network() -> None:
+    network, along = R2L().eval(), rays(2, 2)
     weights = {name: values.detach().numpy() for name, values in network.named_parameters()}
     expected = restated(weights, along, 43, False, **network.arguments)
     with torch.no_grad():
         drawn = network(along).numpy()
-    assert expected.std() > 1e-3
-    np.testing.assert_allclose(drawn, expected, atol=1e-6)
+        exact = network.double()(along).numpy()
+    assert expected.std() > 0.1
+    np.testing.assert_allclose(exact, expected, atol=1e-10)
+    # In 32 bits a depth of 2 + 4 / 15 is not exact, and the highest octave multiplies its error by 512.
+    np.testing.assert_allclose(drawn, expected, atol=2e-5)
 
 
 def test_the_depth_range_is_that_of_the_scene() -> None:
@@ -222,7 +224,8 @@ def test_narrowing_keeps_the_channels_that_count(inputs: str) -> None:
         network.tail[0].weight[:, idle] = 0
         for block in network.body:
             hidden = torch.randperm(32)[:16]
-            block.body[0].weight[hidden] = block.body[2].weight[:, hidden].T[:] = 0
+            block.body[0].weight[hidden] = 0
+            block.body[2].weight[:, hidden] = 0
             block.body[0].bias[hidden] = 0
             block.body[0].weight[:, idle] = 0
             block.body[2].weight[idle] = 0

@@ -112,6 +112,19 @@ def test_backgrounds() -> None:
     assert not student._backgrounds(400, transparent).any()
 
 
+def test_a_network_without_opacity_never_sees_another_background() -> None:
+    student = Student(MobileR2L(width=8, depth=4, sr_factor=1))
+    assert (student._backgrounds(50, torch.ones(50, dtype=torch.bool)) == 1).all()
+
+
+def test_rates_of_the_original_after_a_million_steps() -> None:
+    """From 1e-4 over 200 steps to 5e-4, then to a tenth every 500,000."""
+    student = Student(MobileR2L(width=8, depth=4, sr_factor=1))
+    rates = {0: 1e-4, 100: 3e-4, 200: 5e-4, 500_200: 5e-5, 1_200_000: 1.99e-6, 1_600_000: 3.16e-7}
+    for step, rate in rates.items():
+        assert 5e-4 * student.lr_factor(step) == pytest.approx(rate, rel=2e-3)
+
+
 class Painted(GridR2L):
     """Draws the images of ``located`` as they are, from their rays, with some opacity."""
 

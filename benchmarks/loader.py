@@ -187,7 +187,7 @@ def main() -> None:
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))
-    Console().print(table)
+    Console(width=160).print(table)
     write(options.out, rows=rows)
 
 

@@ -101,8 +101,8 @@ class PixelFile:
             for_each(views, lambda view: _deal(split.images[view].reshape(area, -1), view, views, out), text)
             size = views * _share(views, area)
             for start in range(0, len(out), size):
-                bucket = np.array(out[start : start + size])
-                _shuffle(bucket, start // size, out[start : start + size])
+                own = out[start : start + size]
+                _shuffle(np.array(own), start // size, own)
             out.flush()
 
 
@@ -190,15 +190,21 @@ def _mix(value: np.uint64) -> np.uint64:
 
 
 @njit(nogil=True, cache=True)
-def _place(index: int, size: int, key: np.uint64) -> int:
-    """Where number ``index`` of ``size`` is in a pseudo-random order of them.
-
-    A Feistel network permutes the numbers of as many bits as are needed; from one beyond ``size`` it goes on to the
-    next, so that the others stay among themselves (Black and Rogaway 2002, cycle walking).
-    """
+def _bits(size: int) -> int:
+    """How many bits the numbers below ``size`` have, at least one."""
     bits = 1
     while (1 << bits) < size:
         bits += 1
+    return bits
+
+
+@njit(nogil=True, cache=True)
+def _place(index: int, size: int, bits: int, key: np.uint64) -> int:
+    """Where number ``index`` of ``size`` is in a pseudo-random order of them.
+
+    A Feistel network permutes the numbers of as many bits as ``_bits`` says; from one beyond ``size`` it goes on to the
+    next, so that the others stay among themselves (Black and Rogaway 2002, cycle walking).
+    """
     right = np.uint64(bits // 2)
     low = (_ONE << right) - _ONE
     high = (_ONE << np.uint64(bits - bits // 2)) - _ONE
@@ -230,20 +236,20 @@ _share_of = njit(nogil=True, cache=True)(_share)
 def _deal(image: np.ndarray, view: int, views: int, out: np.ndarray) -> None:
     """Put the pixels (A, C) of one view into their buckets of the file (M, C')."""
     area = len(image)
-    share, key = _share_of(views, area), _view_key(view)
+    share, bits, key = _share_of(views, area), _bits(area), _view_key(view)
     for index in range(area):
         bucket = index // share
         own = min(share, area - bucket * share)
         to = bucket * share * views + view * own + index - bucket * share
-        out[to] = image[_place(index, area, key)]
+        out[to] = image[_place(index, area, bits, key)]
 
 
 @njit(nogil=True, cache=True)
 def _shuffle(pixels: np.ndarray, bucket: int, out: np.ndarray) -> None:
     """Write the pixels of a bucket in their order."""
-    key = _bucket_key(bucket)
-    for index in range(len(pixels)):
-        out[index] = pixels[_place(index, len(pixels), key)]
+    size, bits, key = len(pixels), _bits(len(pixels)), _bucket_key(bucket)
+    for index in range(size):
+        out[index] = pixels[_place(index, size, bits, key)]
 
 
 @njit(nogil=True, cache=True)
@@ -252,22 +258,29 @@ def _read(
 ) -> None:
     """Fill views and pixels (2, P) and rgba (P, 4), see ``PixelFile.read``."""
     total, channels = colors.shape
-    share = _share_of(views, area)
-    whole = total // BLOCK
-    for ray in range(len(rgba)):
-        # From the sequence to the file.
-        turn, at = divmod(first + ray, total)
+    share, pixel_bits, whole = _share_of(views, area), _bits(area), total // BLOCK
+    done = 0
+    while done < len(rgba):
+        # From the sequence to the file: a run of pixels that follow each other in it.
+        turn, at = divmod(first + done, total)
         key = _mix(_mix(seed) + np.uint64(turn))
+        run = total - at
         if at < whole * BLOCK:
-            at = _place(at // BLOCK, whole, key) * BLOCK + at % BLOCK
+            run = BLOCK - at % BLOCK
+            at = _place(at // BLOCK, whole, _bits(whole), key) * BLOCK + at % BLOCK
         at = (at + np.int64(_mix(key) % np.uint64(total))) % total
-        # From the file to the pixel, see _deal and _shuffle.
+        # From the file to the pixels, see _deal and _shuffle.
         bucket = at // (share * views)
         begin = bucket * share
         own = min(share, area - begin)
-        dealt = _place(at - begin * views, own * views, _bucket_key(bucket))
-        view = dealt // own
-        found[0, ray] = view
-        found[1, ray] = _place(begin + dealt % own, area, _view_key(view))
-        for channel in range(channels):
-            rgba[ray, channel] = colors[at, channel] / np.float32(255.0)
+        size, at_first = own * views, at - begin * views
+        run = min(run, size - at_first, len(rgba) - done)
+        bits, bucket_key = _bits(size), _bucket_key(bucket)
+        for step in range(run):
+            dealt = _place(at_first + step, size, bits, bucket_key)
+            view = dealt // own
+            found[0, done + step] = view
+            found[1, done + step] = _place(begin + dealt - view * own, area, pixel_bits, _view_key(view))
+            for channel in range(channels):
+                rgba[done + step, channel] = colors[at + step, channel] / np.float32(255.0)
+        done += run

@@ -11,7 +11,6 @@ sample of all views. Neither writing nor reading holds more than a bucket, or so
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -28,6 +27,11 @@ from nelf.errors import atomic_path
 from nelf.kernels.numba_tools import njit
 from nelf.rays import Rays
 from nelf.scene import Split
+
+try:
+    import fcntl
+except ImportError:  # not on every system
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["ShuffledSplit", "shuffled"]
 
@@ -167,13 +171,16 @@ def _opened(path: Path, shape: tuple[int, int, int, int]) -> PixelFile | None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process is in here with this folder; one that dies leaves."""
-    handle = os.open(folder, os.O_RDONLY)
+    """Wait until no other process of this machine is in here with this folder, where the file system can do that."""
+    handle = os.open(folder, os.O_RDONLY) if fcntl is not None else None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        if handle is not None:
+            with suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(handle)
+        if handle is not None:
+            os.close(handle)
 
 
 def _share(views: int, area: int) -> int:

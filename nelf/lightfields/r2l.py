@@ -114,7 +114,7 @@ class R2L(LightField):
         """From (..., C) coordinates to (..., 3) colors."""
         with torch.autocast(coordinates.device.type, enabled=False):
             x = self._embed(coordinates.to(self.near).reshape(-1, self.encoded_channels))
-        x = self.head(x.to(self.head[0].weight.dtype))
+        x = self.head(x.to(next(self.head.parameters()).dtype))
         x = self.body(x) + x if self.skip else self.body(x)
         return self.tail(x).to(self.near.dtype).view(*coordinates.shape[:-1], 3)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -121,6 +121,18 @@ class Geometry:
     controls: tuple[str, ...] = ()
 
 
+class Images(Protocol):
+    """What an image is taken from by its index: an array, or files that are read when they are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, 3|4)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any) -> np.ndarray: ...
+
+
 class ImageStack:
     """Images of several sources, one after the other, as if they were one array; nothing is copied.
 
@@ -128,8 +140,8 @@ class ImageStack:
         parts: (N, H, W, 3|4) uint8 each, of one size; where only some have alpha, the others count as opaque.
     """
 
-    def __init__(self, parts: Sequence[np.ndarray | ImageStack]) -> None:
-        self._parts: list[np.ndarray] = []
+    def __init__(self, parts: Sequence[Images | ImageStack]) -> None:
+        self._parts: list[Images] = []
         for part in parts:
             self._parts += part._parts if isinstance(part, ImageStack) else [part]
         self._first = np.cumsum([0, *map(len, self._parts)])

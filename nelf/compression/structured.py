@@ -14,6 +14,8 @@ from nelf.lightfields import LightField
 
 __all__ = ["prune_channels"]
 
+_LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+
 
 def prune_channels(network: LightField, ratio: float, round_to: int = 8) -> Any:
     """Make a narrower copy of a light field from its strongest channels.
@@ -23,7 +25,7 @@ def prune_channels(network: LightField, ratio: float, round_to: int = 8) -> Any:
     so the result is what the constructor makes with smaller arguments, those of ``LightField.widths``.
 
     Args:
-        network: its convolutions are pruned, its volume stays as it is; it is not changed.
+        network: its convolutions and linear layers are pruned, its volume stays as it is; it is not changed.
         ratio: share of the channels to remove, between 0 and 1.
         round_to: what remains is a multiple of it, the nearest one, since kernels work in blocks of 8 or 16.
 
@@ -42,30 +44,34 @@ def prune_channels(network: LightField, ratio: float, round_to: int = 8) -> Any:
     check_amount(ratio, "ratio")
     if round_to < 1:
         raise ValueError(f"round_to: is {round_to}; allowed: 1 or more.")
-    if network.encoded is None or type(network).widths is LightField.widths:
+    if not network.encoded_channels or type(network).widths is LightField.widths:
         raise UserError(f"{type(network).__name__}: cannot be narrowed; it needs the methods `decode` and `widths`.")
     pruned: Any = copy.deepcopy(network).eval()
-    *inner, last = (part for part in pruned.modules() if isinstance(part, nn.Conv2d | nn.ConvTranspose2d))
-    kept = {layer: max(round(layer.out_channels * (1 - ratio) / round_to), 1) * round_to for layer in inner}
-    kept = {layer: channels for layer, channels in kept.items() if channels < layer.out_channels}
+    *inner, last = (part for part in pruned.modules() if isinstance(part, _LAYERS))
+    kept = {layer: max(round(_width(layer) * (1 - ratio) / round_to), 1) * round_to for layer in inner}
+    kept = {layer: channels for layer, channels in kept.items() if channels < _width(layer)}
     if not kept:
-        widths = ", ".join(map(str, sorted({layer.out_channels for layer in inner})))
+        widths = ", ".join(map(str, sorted({_width(layer) for layer in inner})))
         raise ValueError(
             f"ratio: {ratio} leaves a network of {widths} channels as it is, there is none to give in steps of "
             f"{round_to}; allowed: a larger ratio, a smaller round_to, or a wider network."
         )
-    layers = (nn.Conv2d, nn.ConvTranspose2d)
-    parts = [part for part in pruned.children() if any(isinstance(layer, layers) for layer in part.modules())]
+    parts = [part for part in pruned.children() if any(isinstance(layer, _LAYERS) for layer in part.modules())]
     torch_pruning.pruner.BasePruner(
         nn.ModuleList(parts),  # without a volume
         torch.zeros(1, pruned.encoded_channels, 4, 4, device=network.near.device),
         torch_pruning.importance.GroupMagnitudeImportance(p=2),
         pruning_ratio=0.0,
         # Half a channel more, because the library rounds what remains down.
-        pruning_ratio_dict={layer: 1 - (remain + 0.5) / layer.out_channels for layer, remain in kept.items()},
+        pruning_ratio_dict={layer: 1 - (remain + 0.5) / _width(layer) for layer, remain in kept.items()},
         ignored_layers=[last],
         forward_fn=lambda _, sample: pruned.decode(sample),
     ).step()
     smaller = type(network)(**{**network.arguments, **pruned.widths()})
     smaller.load_state_dict(pruned.state_dict())
     return smaller.to(network.near.device).train(network.training)
+
+
+def _width(layer: nn.Module) -> int:
+    """How many channels a layer gives."""
+    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)  # type: ignore[arg-type]

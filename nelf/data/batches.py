@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from nelf.cameras import Camera
+from nelf.data.ray_cache import ShuffledSplit
 from nelf.rays import Rays
 from nelf.scene import Split
 
@@ -135,6 +136,8 @@ class Batches(IterableDataset[RayBatch | ImageBatch]):
         """Batch ``index`` of this process's stream."""
         number = index * self.world + self.rank  # of all processes' batches
         if self.kind == "rays":
+            if isinstance(self.split, ShuffledSplit) and self.sampling == "all_images":
+                return RayBatch(*self.split.rays(number * self.size, self.size, self.seed))
             rng = np.random.default_rng((self.seed, number))
             return sample_rays(self.split, self.size, rng, self.sampling)
         return sample_views(self.split, self.size, self.seed, number * self.size)

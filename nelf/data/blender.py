@@ -23,10 +23,11 @@ from typing import Any
 import torch
 
 from nelf.cameras import Camera
-from nelf.data.images import MEMORY_LIMIT, image_header, load_images
+from nelf.data.images import MEMORY_LIMIT, ImageFiles, fingerprint, image_header, load_images
+from nelf.data.ray_cache import shuffled
 from nelf.data.transforms import SPLITS, Transforms, read_transforms
 from nelf.errors import UserError
-from nelf.scene import BACKGROUNDS, Scene, Split, background_color
+from nelf.scene import BACKGROUNDS, ImageStack, Scene, Split, background_color
 
 __all__ = ["read_scene", "read_views", "with_pseudo_views"]
 
@@ -127,7 +128,11 @@ def read_views(root: str | Path, *, width: int | None = None, memory_limit: int 
 
 
 def with_pseudo_views(
-    scene: Scene, root: str | Path, real_views: bool = True, memory_limit: int = MEMORY_LIMIT
+    scene: Scene,
+    root: str | Path,
+    real_views: bool = True,
+    memory_limit: int = MEMORY_LIMIT,
+    for_rays: bool = False,
 ) -> Scene:
     """A scene whose training views are those that a teacher has drawn of it.
 
@@ -136,18 +141,25 @@ def with_pseudo_views(
         root: the pseudo set, see ``read_views``.
         real_views: keep the scene's own training views beside them.
         memory_limit: as of ``read_scene``.
+        for_rays: leave the pseudo set on disk, with a file of all pixels that ray batches are read from. See
+            ``nelf.data.ray_cache``.
 
     Raises:
         UserError: as ``read_views``; the views have another shape than the scene's own.
     """
     camera = scene.train.camera
-    pseudo = read_views(root, width=camera.width, memory_limit=memory_limit)
+    views = _views(read_transforms(Path(root))["train"])
+    pseudo = _load(views, "train", camera.width, Path(root), None if for_rays else memory_limit)
     if pseudo.camera.height != camera.height:
         raise UserError(
             f"{root}: has views of {pseudo.camera.width}x{pseudo.camera.height} pixels at the width of {scene.name}, "
             f"whose own are {camera.width}x{camera.height}; allowed: views of the same scene."
         )
-    return replace(scene, train=Split.cat([pseudo, scene.train] if real_views else [pseudo]))
+    train = Split.cat([pseudo, scene.train] if real_views else [pseudo])
+    if for_rays:
+        mark = f"{fingerprint(views.paths)} {scene.digest} {scene.train.names}"
+        train = shuffled(train, Path(root), mark)
+    return replace(scene, train=train)
 
 
 def _first(*values: Any) -> Any:
@@ -225,12 +237,15 @@ def _check_width(views: _Views, width: int) -> None:
         )
 
 
-def _load(views: _Views, split: str, width: int, root: Path, memory_limit: int) -> Split:
-    """Decode the images of a split at the wanted width."""
+def _load(views: _Views, split: str, width: int, root: Path, memory_limit: int | None) -> Split:
+    """Decode the images of a split at the wanted width; None for a limit leaves them on disk."""
     _check_width(views, width)
     camera = views.camera.resized(width)
     channels = 4 if views.alpha else 3
     text = f"reading {split} views of {root.resolve().name}"
+    if memory_limit is None:
+        files = ImageFiles(views.paths, width, camera.height, channels)
+        return Split(camera, ImageStack([files]), views.names)
     images = load_images(views.paths, width, camera.height, channels, root, text, memory_limit)
     return Split(camera, images, views.names)
 

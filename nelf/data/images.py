@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +29,18 @@ from rich.progress import (
 from nelf.errors import UserError, atomic_path
 from nelf.kernels.numba_tools import njit
 
-__all__ = ["MEMORY_LIMIT", "area_average", "image_header", "load_images", "progress_bar", "read_image"]
+__all__ = [
+    "MEMORY_LIMIT",
+    "ImageFiles",
+    "area_average",
+    "cache_directory",
+    "fingerprint",
+    "for_each",
+    "image_header",
+    "load_images",
+    "progress_bar",
+    "read_image",
+]
 
 MEMORY_LIMIT = 2 * 2**30
 """Bytes of images that a split may take in RAM; a larger one is memory-mapped from a cache file."""
@@ -173,6 +184,34 @@ def _area_average(image: np.ndarray, out: np.ndarray) -> None:
             out[y, x, 2] = np.uint8(blue * inverse + 0.5)
 
 
+class ImageFiles:
+    """The images of some files as if they were an array, decoded when they are asked for.
+
+    Args:
+        paths: N files, each at least as large as the wanted size.
+        width: wanted width in pixels.
+        height: wanted height.
+        channels: 3 or 4.
+    """
+
+    def __init__(self, paths: Sequence[Path], width: int, height: int, channels: int) -> None:
+        self.paths = paths
+        self.shape = (len(paths), height, width, channels)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Image ``index``, (H, W, C) uint8.
+
+        Raises:
+            UserError: the file is missing, truncated or not an image.
+        """
+        _, height, width, channels = self.shape
+        image = read_image(self.paths[index], channels)
+        return image if image.shape[:2] == (height, width) else area_average(image, width, height)
+
+
 def load_images(
     paths: Sequence[Path],
     width: int,
@@ -206,7 +245,7 @@ def load_images(
         images = np.empty(shape, dtype=np.uint8)
         _decode(paths, images, text)
         return images
-    cache = _cache_directory(cache_root) / f"{width}x{height}x{channels}_{_fingerprint(paths)}.npy"
+    cache = cache_directory(cache_root) / f"{width}x{height}x{channels}_{fingerprint(paths)}.npy"
     if not cache.exists():
         with atomic_path(cache) as partial:
             mapped = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
@@ -217,22 +256,26 @@ def load_images(
 
 def _decode(paths: Sequence[Path], images: np.ndarray, text: str) -> None:
     """Fill ``images`` from ``paths``; decoding and reducing both release the GIL, so threads do."""
-    height, width, channels = images.shape[1:]
+    files = ImageFiles(paths, images.shape[2], images.shape[1], images.shape[3])
 
     def decode(index: int) -> None:
-        image = read_image(paths[index], channels)
-        images[index] = image if image.shape[:2] == (height, width) else area_average(image, width, height)
+        images[index] = files[index]
 
-    with progress_bar(text, len(paths)) as progress, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    for_each(len(paths), decode, text)
+
+
+def for_each(count: int, work: Callable[[int], None], text: str) -> None:
+    """Do something for each of ``range(count)``, in threads, beside a ``progress_bar``; the first error ends it."""
+    with progress_bar(text, count) as progress, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         try:
-            for _ in pool.map(decode, range(len(paths))):
+            for _ in pool.map(work, range(count)):
                 progress.advance(progress.task_ids[0])
         except UserError:
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def _fingerprint(paths: Sequence[Path]) -> str:
+def fingerprint(paths: Sequence[Path]) -> str:
     """Hash of the files' names, sizes and times of change: a changed image makes another cache file."""
     state = hashlib.sha256()
     for path in paths:
@@ -241,10 +284,12 @@ def _fingerprint(paths: Sequence[Path]) -> str:
     return state.hexdigest()[:16]
 
 
-def _cache_directory(root: Path) -> Path:
+def cache_directory(root: Path) -> Path:
     """A directory that can be written: ``.nelf_cache`` in the scene, else one in the temporary directory."""
     cache = root / ".nelf_cache"
     try:
+        if cache.is_symlink():  # of whoever made the scene, to wherever they liked
+            raise PermissionError
         cache.mkdir(exist_ok=True)
         with tempfile.TemporaryFile(dir=cache):
             return cache

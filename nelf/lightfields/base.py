@@ -48,9 +48,9 @@ class LightField(nn.Module):
     stride: int = 0
     #: Rays that are rendered together, where no ray sees its neighbors.
     chunk: int = 2**16
-    #: What ``decode`` takes, one of ``nelf.export.inputs``; None where there is no ``decode``.
+    #: What ``decode`` takes, one of ``nelf.export.inputs``; None where it is none of them, or there is no ``decode``.
     encoded: str | None = None
-    #: Channels of what ``decode`` takes.
+    #: Channels of what ``decode`` takes; 0 where there is no ``decode``.
     encoded_channels: int = 0
     #: How far beyond the blocks that meet something the picture may differ from the background, and the multiple that
     #: the sides of a rectangle should have, blocks; None where it has to be drawn everywhere.

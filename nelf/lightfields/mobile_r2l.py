@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nelf.lightfields.base import LightField
 from nelf.rays import Rays
 
-__all__ = ["MobileR2L", "ResidualBlock", "activation_layer", "embed_points", "ray_points"]
+__all__ = ["MobileR2L", "ResidualBlock", "activation_layer", "embed_points", "ray_points", "stratified"]
 
 UPSAMPLING = {1: (), 2: (2,), 4: (2, 2), 8: (2, 2, 2), 12: (2, 2, 3)}
 
@@ -27,6 +27,21 @@ def activation_layer(name: str) -> nn.Module:
     if name == "relu":
         return nn.ReLU(inplace=True)
     raise ValueError(f"Expected argument `activation` to be one of 'gelu' or 'relu', but got {name!r}.")
+
+
+def stratified(t: Tensor, shape: Sequence[int]) -> Tensor:
+    """Draw each of some depths evenly between the mid-points to its neighbors.
+
+    Args:
+        t: (P,) increasing. The first is drawn between itself and the first mid-point, the last likewise.
+        shape: of what is drawn.
+
+    Returns:
+        (*shape, P), on the device of ``t``.
+    """
+    middle = 0.5 * (t[1:] + t[:-1])
+    lower, upper = torch.cat([t[:1], middle]), torch.cat([middle, t[-1:]])
+    return lower + (upper - lower) * torch.rand(*shape, len(t), dtype=t.dtype, device=t.device)
 
 
 def ray_points(rays: Rays, near: Tensor, far: Tensor, points: int, jitter: bool) -> Tensor:
@@ -48,9 +63,7 @@ def ray_points(rays: Rays, near: Tensor, far: Tensor, points: int, jitter: bool)
     rays_o, rays_d = rays.origins.float(), rays.directions.float()
     t = near + (far - near) * torch.linspace(0.0, 1.0, points, device=rays_o.device)
     if jitter:
-        middle = 0.5 * (t[1:] + t[:-1])
-        lower, upper = torch.cat([t[:1], middle]), torch.cat([middle, t[-1:]])
-        t = lower + (upper - lower) * torch.rand(*rays_o.shape[1:3], points, device=rays_o.device)
+        t = stratified(t, rays_o.shape[1:3])
     positions = rays_o[..., None, :] + rays_d[..., None, :] * t[..., None]
     return positions.flatten(3).permute(0, 3, 1, 2)
 

@@ -15,6 +15,7 @@ from nelf.systems.system import System
 
 if TYPE_CHECKING:
     from nelf.data.batches import ImageBatch, RayBatch
+    from nelf.data.hard_rays import HardRayPool
     from nelf.lightfields import LightField
     from nelf.rays import Rays
     from nelf.scene import Scene
@@ -60,6 +61,8 @@ class Student(System):
     """
 
     network: LightField
+    #: Adds rays to the batches of a light field of rays; the callback ``HardRays`` sets it.
+    hard_rays: HardRayPool | None = None
 
     def __init__(
         self,
@@ -109,7 +112,8 @@ class Student(System):
     def training_step(self, batch: ImageBatch | RayBatch, batch_idx: int) -> Tensor:
         """Fit the rays of a batch, or a window of each of its views."""
         if self.batch == "rays":
-            rays, rgba = cast("RayBatch", batch)
+            fresh = cast("RayBatch", batch)
+            rays, rgba = fresh if self.hard_rays is None else self.hard_rays.extend(fresh)
             colors = self._backgrounds(len(rgba), rgba[:, 3] < 1)
         else:
             views = cast("ImageBatch", batch)
@@ -120,6 +124,8 @@ class Student(System):
         if drawn.shape[-1] == 4:
             drawn = drawn[..., :3] + (1 - drawn[..., 3:]) * colors
         loss = mse_loss(drawn, target)
+        if self.hard_rays is not None:
+            self.hard_rays.update((drawn.detach() - target)[: len(fresh.rays)].square().mean(-1))
         self._check_progress(loss.detach(), target)
         self.log("train/psnr", -10.0 * loss.detach().log10(), prog_bar=True)
         return loss
@@ -145,7 +151,7 @@ class Student(System):
     def _backgrounds(self, count: int, transparent: Tensor) -> Tensor:
         """A color (B, 3) for each of B views or rays; (B,) says which of them have alpha."""
         color = background_color(self.background).to(transparent.device).expand(count, 3)
-        if not self.has_alpha:
+        if not self.has_alpha or self.network.background is None:  # a network without opacity learns the background
             return color
         free = transparent & (torch.rand(count, device=transparent.device) < RANDOM)
         return torch.where(free[:, None], torch.rand_like(color), color)

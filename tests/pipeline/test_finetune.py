@@ -90,7 +90,7 @@ def test_it_learns_from_the_scene_s_own_views_alone(prepared, tiny_scene, monkey
         run.do("finetune", run.recipe.stage("finetune"))
     (data,) = seen
     assert len(data.scene.train) == 8
-    assert len(student_scene(run).train) == 16
+    assert len(student_scene(run, run.recipe.network()).train) == 16
 
 
 def test_it_is_not_kept_where_validation_falls_and_says_so(prepared, tiny_scene, capsys) -> None:
@@ -117,7 +117,7 @@ def test_a_folder_of_pictures_takes_the_place_of_a_teacher(tmp_path, tiny_scene,
     assert (metrics["views"], metrics["bytes"], metrics["coverage"]) == (8, 8 * 16 * 16 * 4, 1.0)
     assert "8 views of" in capsys.readouterr().out
     assert pseudo_root(run) == tiny_scene
-    assert len(student_scene(run).train) == 16
+    assert len(student_scene(run, run.recipe.network()).train) == 16
     assert not list(run.folder("pseudo").glob("**/*.png"))
 
 

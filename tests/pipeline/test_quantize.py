@@ -110,8 +110,8 @@ def test_no_views_are_refused_before_anything_is_read(tmp_path: Path, tiny_scene
 
 def test_the_student_s_data_is_the_pseudo_set_and_the_scene_s_own_views(tmp_path: Path, tiny_scene: Path) -> None:
     run = finished(tmp_path, tiny_scene, "grid_r2l")
-    assert len(student_scene(run).train) == 16
-    alone = student_scene(run, real_views=False)
+    assert len(student_scene(run, run.recipe.network()).train) == 16
+    alone = student_scene(run, run.recipe.network(), real_views=False)
     assert len(alone.train) == 8
     system = run.recipe.system()
     data = run.recipe.data(system, alone, stream=2)

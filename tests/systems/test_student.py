@@ -113,6 +113,11 @@ def test_backgrounds() -> None:
     assert not student._backgrounds(400, transparent).any()
 
 
+def test_a_network_without_opacity_never_sees_another_background() -> None:
+    student = Student(MobileR2L(width=8, depth=4, sr_factor=1))
+    assert (student._backgrounds(50, torch.ones(50, dtype=torch.bool)) == 1).all()
+
+
 class Painted(GridR2L):
     """Draws the images of ``located`` as they are, from their rays, with some opacity."""
 
@@ -171,8 +176,9 @@ def test_the_error_that_stops_a_student_comes_out_of_its_training(
 
 def test_exponential_schedule_is_the_originals() -> None:
     student = Student(grid(), lr=5e-4, warmup_lr=1e-4, warmup_steps=200, decay_steps=500_000)
-    for step, lr in ((0, 1e-4), (100, 3e-4), (200, 5e-4), (500_200, 5e-5)):
-        assert 5e-4 * student.lr_factor(step) == pytest.approx(lr)
+    rates = {0: 1e-4, 100: 3e-4, 200: 5e-4, 500_200: 5e-5, 1_200_000: 1.99e-6, 1_600_000: 3.16e-7}
+    for step, lr in rates.items():
+        assert 5e-4 * student.lr_factor(step) == pytest.approx(lr, rel=2e-3)
 
 
 def test_cosine_schedule_follows_the_budget(tiny_scene: Path) -> None:

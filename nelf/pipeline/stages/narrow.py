@@ -63,8 +63,9 @@ def narrow(
         ValueError: an option is out of range.
         UserError: as ``nelf.pipeline.fit.fit``; a stage before is not done; the network cannot be narrowed.
     """
-    folder, scene = run.folder("narrow"), student_scene(run)
+    folder = run.folder("narrow")
     network = prune_channels(run.recipe.load(best_student(run)), ratio, round_to)
+    scene = student_scene(run, network)
     file = folder / "narrow.safetensors"
     # A stream of its own, else it would see the views that the student began with.
     metrics = fine_tune(run.recipe, network, scene, 1, file, lr, max_steps=max_steps, max_time=max_time)

@@ -89,7 +89,7 @@ def prune(
         UserError: as ``nelf.pipeline.fit.fit``; a stage before is not done.
     """
     folder, student = run.folder("prune"), best_student(run)
-    scene = student_scene(run)
+    scene = student_scene(run, run.recipe.load(student))
     dense = read_json(student / "metrics.json") or {}
     results = [{"round": 0, "val/psnr": dense.get("val/psnr"), **_sparsity(run.recipe, student, layers)}]
     artifacts = []

@@ -65,8 +65,9 @@ def quantize(
     """
     if views < 1:
         raise UserError(f"stage.quantize.views: is {views}; calibration needs 1 or more.")
-    recipe, folder, scene = run.recipe, run.folder("quantize"), student_scene(run)
+    recipe, folder = run.recipe, run.folder("quantize")
     student = recipe.load(best_student(run), device=recipe.device)
+    scene = student_scene(run, student)
     cameras = scene.train.camera
     chosen = np.linspace(0, len(cameras) - 1, min(views, len(cameras))).round().astype(int)
     folded = fold_batch_norm(student)

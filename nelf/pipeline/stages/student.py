@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nelf.data import with_pseudo_views
+from nelf.lightfields import LightField
 from nelf.pipeline.fit import fit
 from nelf.pipeline.run import Run
 from nelf.pipeline.stage import stage
@@ -40,7 +41,7 @@ def student(
     """
     recipe = run.recipe
     system = recipe.system()
-    data = recipe.data(system, student_scene(run, real_views))
+    data = recipe.data(system, student_scene(run, system.network, real_views))
     cameras = data.scene.train.camera
     return fit(
         recipe,
@@ -62,11 +63,12 @@ def _start_from_teacher(run: Run, scene: Scene, system: System) -> None:
         system.network.to(device).prepare(scene.geometry, scene.train.silhouettes(), teacher)
 
 
-def student_scene(run: Run, real_views: bool | None = None) -> Scene:
+def student_scene(run: Run, network: LightField, real_views: bool | None = None) -> Scene:
     """What a student learns from: the teacher's views, validated on the scene's own.
 
     Args:
         run: whose pseudo stage is done.
+        network: what learns; one of rays reads them from disk.
         real_views: mix the scene's own training views in; None as the configuration of stage ``student`` says.
 
     Raises:
@@ -74,7 +76,7 @@ def student_scene(run: Run, real_views: bool | None = None) -> Scene:
     """
     if real_views is None:
         real_views = run.config["stage"]["student"]["real_views"]
-    return with_pseudo_views(run.recipe.scene, pseudo_root(run), real_views)
+    return with_pseudo_views(run.recipe.scene, pseudo_root(run), real_views, for_rays=network.batch == "rays")
 
 
 def pseudo_root(run: Run) -> Path:

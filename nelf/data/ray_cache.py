@@ -1,0 +1,293 @@
+"""Ray batches from sets of views that are larger than memory: all pixels of a set in a random order, in one file.
+
+Random pixels of a file of many gigabytes are as many reads of a page. So the order is made once, when the file is
+written, and batches are read from it block by block. The order is computed, not stored: the file holds nothing but
+colors, and rays are made from the poses.
+
+The file is an array (M, C) of uint8, M the pixels of all views. The pixels of each view, in an order of its own, are
+dealt to buckets, an equal number to each; the pixels of a bucket, from all views, are shuffled. So any block is a
+sample of all views. Neither writing nor reading holds more than a bucket, or some views, in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nelf.data.images import cache_directory, for_each
+from nelf.errors import atomic_path
+from nelf.kernels.numba_tools import njit
+from nelf.rays import Rays
+from nelf.scene import Split
+
+try:
+    import fcntl
+except ImportError:  # not on every system
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["ShuffledSplit", "shuffled"]
+
+BLOCK = 4096  # pixels that are read together, as many as are in a file of R2L's
+BUCKET = 2**21  # pixels that are shuffled together when the file is written
+
+_ROUNDS = 3
+_FIRST, _SECOND = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)
+_HALF, _ONE = np.uint64(33), np.uint64(1)
+
+
+class PixelFile:
+    """The pixels of N views in a random order, memory-mapped. Passes on to another process as its path.
+
+    Args:
+        path: the file; ``write`` makes one.
+        shape: (N, H, W, C) of the views.
+
+    Raises:
+        ValueError: there is no such file, or it is not of these views.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int, int, int]) -> None:
+        views, height, width, channels = shape
+        self.path, self.shape = path, shape
+        if path.is_symlink() or not path.is_file():
+            raise ValueError("there is no such file")
+        self.colors = np.lib.format.open_memmap(path, mode="r")
+        if self.colors.dtype != np.uint8 or self.colors.shape != (views * height * width, channels):
+            raise ValueError("it has another shape")
+
+    def __reduce__(self) -> tuple[Callable[..., PixelFile], tuple[object, ...]]:
+        """What a worker process opens again."""
+        return PixelFile, (self.path, self.shape)
+
+    def read(self, first: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Read pixels ``first`` to ``first + count - 1`` of an endless sequence.
+
+        Each pass of the sequence has every pixel once: the blocks of the file in a new order, from a new beginning.
+
+        Args:
+            first: place in the sequence.
+            count: P.
+            seed: which sequence.
+
+        Returns:
+            Views, rows and columns (P,) int64, and rgba (P, 4) float32 in [0, 1], alpha 1 where the views have none.
+        """
+        views, height, width, _ = self.shape
+        found = np.empty((2, count), np.int64)
+        rgba = np.ones((count, 4), np.float32)
+        _read(self.colors, first, np.uint64(seed), views, height * width, found, rgba)
+        return found[0], found[1] // width, found[1] % width, rgba
+
+    @staticmethod
+    def write(path: Path, split: Split, text: str) -> None:
+        """Write the file of a split, of which a few views at a time are in memory.
+
+        Args:
+            path: the file.
+            split: the views.
+            text: what the progress bar says.
+
+        Raises:
+            UserError: an image cannot be decoded, or the file cannot be written.
+        """
+        views, height, width, channels = split.images.shape
+        area = height * width
+        with atomic_path(path) as partial:
+            out = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=(views * area, channels))
+            for_each(views, lambda view: _deal(split.images[view].reshape(area, -1), view, views, out), text)
+            size = views * _share(views, area)
+            for start in range(0, len(out), size):
+                own = out[start : start + size]
+                _shuffle(np.array(own), start // size, own)
+            out.flush()
+
+
+@dataclass(eq=False)
+class ShuffledSplit(Split):
+    """Views whose pixels also lie in a file, from which ray batches are read.
+
+    Attributes:
+        file: has them in a random order.
+    """
+
+    file: PixelFile
+
+    def rays(self, first: int, count: int, seed: int) -> tuple[Rays, Tensor]:
+        """Rays ``first`` to ``first + count - 1`` of an endless sequence in which each pass has every pixel once.
+
+        Args:
+            first: place in the sequence.
+            count: P.
+            seed: which sequence.
+
+        Returns:
+            Rays (P,) through the centers of pixels, and their colors (P, 4) in [0, 1], not premultiplied.
+        """
+        views, rows, columns, rgba = self.file.read(first, count, seed)
+        rays = self.camera[torch.from_numpy(views)].pixel_rays(torch.from_numpy(columns), torch.from_numpy(rows))
+        return rays, torch.from_numpy(rgba)
+
+
+def shuffled(split: Split, root: Path, mark: str) -> ShuffledSplit:
+    """Give a split the file of its pixels, which is written where there is none.
+
+    Args:
+        split: the views. They are decoded once, if at all.
+        root: the set's directory; the file is in ``.nelf_cache`` in it, or in the system's temporary directory where
+            that cannot be written.
+        mark: tells these views from all others, of other files or sizes.
+
+    Returns:
+        The same views with the file.
+
+    Raises:
+        UserError: an image cannot be decoded, or the file cannot be written.
+    """
+    shape: tuple[int, int, int, int] = split.images.shape  # type: ignore[assignment]
+    name = hashlib.sha256(f"{mark} {shape} {BLOCK} {BUCKET}".encode()).hexdigest()[:16]
+    path = cache_directory(root) / f"rays_{name}.npy"
+    with _alone(path.parent):
+        file = _opened(path, shape)
+        if file is None:
+            PixelFile.write(path, split, f"shuffling the pixels of {len(split)} views (to {path.parent})")
+            file = PixelFile(path, shape)
+    return ShuffledSplit(split.camera, split.images, split.names, file)
+
+
+def _opened(path: Path, shape: tuple[int, int, int, int]) -> PixelFile | None:
+    """The file, if there is one and it is what its name says."""
+    with suppress(ValueError):
+        return PixelFile(path, shape)
+    return None
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process of this machine is in here with this folder, where the file system can do that."""
+    handle = os.open(folder, os.O_RDONLY) if fcntl is not None else None
+    try:
+        if handle is not None:
+            with suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _share(views: int, area: int) -> int:
+    """How many pixels of each view a bucket has; the last one may have fewer."""
+    return max(min(BUCKET // views, area), 1)
+
+
+@njit(nogil=True, cache=True)
+def _mix(value: np.uint64) -> np.uint64:
+    """Scatter 64 bits: the finalizer of MurmurHash3."""
+    value = (value ^ (value >> _HALF)) * _FIRST
+    value = (value ^ (value >> _HALF)) * _SECOND
+    return value ^ (value >> _HALF)
+
+
+@njit(nogil=True, cache=True)
+def _bits(size: int) -> int:
+    """How many bits the numbers below ``size`` have, at least one."""
+    bits = 1
+    while (1 << bits) < size:
+        bits += 1
+    return bits
+
+
+@njit(nogil=True, cache=True)
+def _place(index: int, size: int, bits: int, key: np.uint64) -> int:
+    """Where number ``index`` of ``size`` is in a pseudo-random order of them.
+
+    A Feistel network permutes the numbers of as many bits as ``_bits`` says; from one beyond ``size`` it goes on to the
+    next, so that the others stay among themselves (Black and Rogaway 2002, cycle walking).
+    """
+    right = np.uint64(bits // 2)
+    low = (_ONE << right) - _ONE
+    high = (_ONE << np.uint64(bits - bits // 2)) - _ONE
+    place = np.uint64(index)
+    while True:
+        left, rest = place >> right, place & low
+        for turn in range(_ROUNDS):
+            left ^= _mix(rest ^ (key + np.uint64(2 * turn))) & high
+            rest ^= _mix(left ^ (key + np.uint64(2 * turn + 1))) & low
+        place = (left << right) | rest
+        if place < np.uint64(size):
+            return np.int64(place)
+
+
+@njit(nogil=True, cache=True)
+def _view_key(view: int) -> np.uint64:
+    return _mix(np.uint64(2 * view + 1))
+
+
+@njit(nogil=True, cache=True)
+def _bucket_key(bucket: int) -> np.uint64:
+    return _mix(np.uint64(2 * bucket + 2))
+
+
+_share_of = njit(nogil=True, cache=True)(_share)
+
+
+@njit(nogil=True, cache=True)
+def _deal(image: np.ndarray, view: int, views: int, out: np.ndarray) -> None:
+    """Put the pixels (A, C) of one view into their buckets of the file (M, C')."""
+    area = len(image)
+    share, bits, key = _share_of(views, area), _bits(area), _view_key(view)
+    for index in range(area):
+        bucket = index // share
+        own = min(share, area - bucket * share)
+        to = bucket * share * views + view * own + index - bucket * share
+        out[to] = image[_place(index, area, bits, key)]
+
+
+@njit(nogil=True, cache=True)
+def _shuffle(pixels: np.ndarray, bucket: int, out: np.ndarray) -> None:
+    """Write the pixels of a bucket in their order."""
+    size, bits, key = len(pixels), _bits(len(pixels)), _bucket_key(bucket)
+    for index in range(size):
+        out[index] = pixels[_place(index, size, bits, key)]
+
+
+@njit(nogil=True, cache=True)
+def _read(
+    colors: np.ndarray, first: int, seed: np.uint64, views: int, area: int, found: np.ndarray, rgba: np.ndarray
+) -> None:
+    """Fill views and pixels (2, P) and rgba (P, 4), see ``PixelFile.read``."""
+    total, channels = colors.shape
+    share, pixel_bits, whole = _share_of(views, area), _bits(area), total // BLOCK
+    done = 0
+    while done < len(rgba):
+        # From the sequence to the file: a run of pixels that follow each other in it.
+        turn, at = divmod(first + done, total)
+        key = _mix(_mix(seed) + np.uint64(turn))
+        run = total - at
+        if at < whole * BLOCK:
+            run = BLOCK - at % BLOCK
+            at = _place(at // BLOCK, whole, _bits(whole), key) * BLOCK + at % BLOCK
+        at = (at + np.int64(_mix(key) % np.uint64(total))) % total
+        # From the file to the pixels, see _deal and _shuffle.
+        bucket = at // (share * views)
+        begin = bucket * share
+        own = min(share, area - begin)
+        size, at_first = own * views, at - begin * views
+        run = min(run, size - at_first, len(rgba) - done)
+        bits, bucket_key = _bits(size), _bucket_key(bucket)
+        for step in range(run):
+            dealt = _place(at_first + step, size, bits, bucket_key)
+            view = dealt // own
+            found[0, done + step] = view
+            found[1, done + step] = _place(begin + dealt - view * own, area, pixel_bits, _view_key(view))
+            for channel in range(channels):
+                rgba[done + step, channel] = colors[at + step, channel] / np.float32(255.0)
+        done += run

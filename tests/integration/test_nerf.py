@@ -11,21 +11,14 @@ from nelf.data import read_views
 
 pytestmark = pytest.mark.slow
 
-MODEL = {
-    "depth": 2,
-    "width": 16,
-    "skips": "[1]",
-    "frequencies": 4,
-    "direction_width": 8,
-    "samples": 8,
-    "fine_samples": 8,
-}
+MODEL = {"depth": 2, "width": 16, "skips": "[1]", "frequencies": 4, "direction_width": 8}
+SAMPLES = {"samples": 8, "fine_samples": 8}
 
 
 def test_a_nerf_teaches_a_volume(scripts) -> None:
     command = [
         *("distill", "data=blender", f"data.root={scripts.scene}", "trainer=cpu", "trainer.max_steps=30", "run=out"),
-        *("teacher=nerf_small", *(f"teacher.model.{key}={value}" for key, value in MODEL.items())),
+        *("teacher=nerf_small", *(f"teacher.model.{key}={value}" for key, value in {**MODEL, **SAMPLES}.items())),
         *("teacher.system.optimizer=radam", "teacher.system.schedule=steplr", "teacher.system.milestones=[0.5,0.75]"),
         *("model=grid_r2l", "model.width=8", "model.depth=2", "model.resolution=16", "stage.pseudo.views=4"),
         *("callbacks.previews.every_n_steps=100000", "stage.report.frames=0"),

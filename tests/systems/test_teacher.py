@@ -216,10 +216,10 @@ def test_a_nerf_does_not_collapse_to_the_background(density: str, tiny_scene: Pa
     """A picture that is all background has the opacity and the error of an empty scene."""
     field = small_nerf(density_activation=density)
     teacher = Teacher(
-        field, lr=5e-3, optimizer="adam", regularizers={}, background="scene", batch_size=128, samples_per_step=None
+        field, lr=5e-3, optimizer="adam", regularizers={}, background="scene", batch_size=96, samples_per_step=None
     )
-    data = BlenderDataModule(tiny_scene, batch_size=128)
-    trainer(tmp_path, 200).fit(teacher, data)
+    data = BlenderDataModule(tiny_scene, batch_size=96)
+    trainer(tmp_path, 150).fit(teacher, data)
     view = data.scene.train[3]
     truth = view.rgb("white")
     white = -10 * float((truth - 1).square().mean().log10())

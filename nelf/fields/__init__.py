@@ -2,13 +2,14 @@
 
 from nelf.fields.base import RadianceField
 from nelf.fields.hierarchical import HierarchicalSampler
-from nelf.fields.nerf import NeRF
+from nelf.fields.nerf import GridNeRF, NeRF
 from nelf.fields.ngp import NGP
 from nelf.fields.samplers import OccupancySampler, Sampler, StratifiedSampler
 from nelf.fields.volume import Pass
 
 __all__ = [
     "NGP",
+    "GridNeRF",
     "HierarchicalSampler",
     "NeRF",
     "OccupancySampler",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -147,6 +147,15 @@ class RadianceField(nn.Module):
             step: how many there have been.
         """
         self.sampler.before_step(step, lambda positions: self.density(positions)[0])
+
+    def through_grid(self, layout: Mapping[str, Any], geometry: Geometry) -> RadianceField | None:
+        """A field that draws the same pictures in less time, for one that asks in empty space; None for all others.
+
+        Args:
+            layout: the arguments of this field, which is trained.
+            geometry: of the scene.
+        """
+        return None
 
     def to_scene(self, positions: Tensor) -> Tensor:
         """Positions (N, 3) of the field in the scene."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nelf.encodings import frequency_encoding
 from nelf.fields.base import FieldRays, RadianceField
 from nelf.fields.hierarchical import HierarchicalSampler
+from nelf.fields.samplers import OccupancySampler
 from nelf.fields.volume import Pass, weights_along
 from nelf.kernels import Samples, multiplies_bfloat16
 from nelf.rays import Rays
@@ -19,10 +20,11 @@ from nelf.rays import Rays
 if TYPE_CHECKING:
     from nelf.scene import Geometry
 
-__all__ = ["NeRF", "RadianceMLP"]
+__all__ = ["GridNeRF", "NeRF", "RadianceMLP"]
 
 DENSITIES: dict[str, Callable[[Tensor], Tensor]] = {"softplus": F.softplus, "relu": F.relu}
 INFINITE = 1e10  # how far the last sample of a ray reaches, if it has no end
+SWEEPS = 3  # random points of each cell that an occupancy grid is filled from
 CHUNK_SAMPLES = 2**17  # of an image that are asked for together
 
 
@@ -226,6 +228,10 @@ class NeRF(RadianceField):
         samples, sigma, hidden = self._ask(self.fine, here, t)
         return [*passes, self.shade(here, samples, sigma, hidden, self.fine.color_along)]
 
+    def through_grid(self, layout: Mapping[str, Any], geometry: Geometry) -> GridNeRF:
+        """See ``RadianceField.through_grid``."""
+        return GridNeRF.of(self, layout, geometry)
+
     def _ask(self, network: RadianceMLP, rays: FieldRays, t: Tensor) -> tuple[Samples, Tensor, Tensor]:
         """Samples at points (N, K) of N rays, their densities and what their colors are made of."""
         positions = torch.addcmul(rays.origins[:, None], rays.directions[:, None], t[..., None])
@@ -236,3 +242,58 @@ class NeRF(RadianceField):
             ends[:, -1] = True
             sigma = torch.where(ends.view(-1), sigma * INFINITE / (samples.t_ends - samples.t_starts), sigma)
         return samples, sigma, hidden
+
+
+class GridNeRF(RadianceField):
+    """The network that draws a NeRF's picture, asked only in the occupied cells of the scene's box.
+
+    Samples along whole rays are for the most part evaluations in empty space. Here a ray has regular steps through the
+    cells in which the trained density is more than fog, and the coarse network is not asked at all.
+
+    Args:
+        grid_resolution: cells along a side of the occupancy grid.
+        max_samples: samples on the diagonal of the box's cube.
+        **layout: arguments of ``NeRF``.
+
+    Source:
+        The grid is Instant-NGP's, appendix C (arXiv 2201.05989).
+    """
+
+    sampler: OccupancySampler
+
+    def __init__(self, grid_resolution: int = 128, max_samples: int = 512, **layout: Any) -> None:
+        super().__init__(OccupancySampler(0.5, grid_resolution, None, max_samples))
+        self.nerf = NeRF(**layout)
+        self.ray_shift = self.nerf.ray_shift
+
+    @classmethod
+    def of(cls, nerf: NeRF, layout: Mapping[str, Any], geometry: Geometry) -> GridNeRF:
+        """Take a trained NeRF, and fill the grid from its density.
+
+        Args:
+            nerf: trained.
+            layout: its arguments.
+            geometry: of the scene; its box is what is rendered.
+        """
+        field = cls(**layout).to(nerf.near.device)
+        field.nerf.load_state_dict(nerf.state_dict())
+        field.prepare(geometry)
+        field.eval()
+        with torch.no_grad():
+            for _ in range(SWEEPS):
+                field.sampler.grid.update(lambda positions: field.density(positions)[0], warm_up=True)
+        return field
+
+    def density(self, positions: Tensor, controls: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """See ``RadianceField.density``; that of the NeRF's picture."""
+        at = (self.to_scene(positions) - self.nerf.center) / self.nerf.unit
+        sigma, features = self.nerf.density(at)
+        return sigma * (self.unit / self.nerf.unit), features
+
+    def color(self, features: Tensor, viewdirs: Tensor, view: Tensor | None = None) -> Tensor:
+        """See ``RadianceField.color``."""
+        return self.nerf.color(features, viewdirs, view)
+
+    def color_along(self, features: Tensor, rays: Rays, ray_indices: Tensor) -> Tensor:
+        """See ``RadianceField.color_along``."""
+        return self.nerf.picture.color_along(features, rays, ray_indices)

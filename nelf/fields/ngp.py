@@ -39,7 +39,7 @@ class NGP(RadianceField):
         scale: half-size of the cube that the field covers.
         grid_resolution: cells along a side of the occupancy grid.
         grid_slices: see ``slices`` of ``OccupancyGrid``.
-        max_samples: samples per ray at the most; the step is the cube's diagonal divided by it.
+        max_samples: samples per ray at the most; the smallest step is the diagonal of the scene's cube divided by it.
         early_stop: a ray ends when less than this share of its light is left.
         low_precision: run the networks in bfloat16, as tiny-cuda-nn runs them in half precision; None does so
             where the processor multiplies it natively.

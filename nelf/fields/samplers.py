@@ -85,7 +85,7 @@ class OccupancySampler(Sampler):
         scale: half-size of the cube around the origin that the field covers.
         grid_resolution: cells along a side of the occupancy grid.
         grid_slices: see ``slices`` of ``OccupancyGrid``.
-        max_samples: samples per ray at the most; the step is the cube's diagonal divided by it.
+        max_samples: samples per ray at the most; the smallest step is the diagonal of the scene's cube divided by it.
         at_start: the first sample lies on the edge of the cube, instead of half a step behind it.
 
     Source:
@@ -97,7 +97,7 @@ class OccupancySampler(Sampler):
     ) -> None:
         super().__init__()
         self.scale = scale
-        self.step = math.sqrt(3) * 2 * scale / max_samples
+        self.step = math.sqrt(3) / max_samples
         self.cone = 0.0 if scale <= 0.5 else 1 / 256
         self.max_step = math.sqrt(3) * 2 * scale / grid_resolution
         self.max_samples = max_samples
@@ -135,7 +135,8 @@ class OccupancySampler(Sampler):
             sigma, features = field.density(positions, controls)
             return field.color_along(features, along, index), sigma
 
-        return render_wavefront(self._march, radiance, rays.origins, rays.directions, *self._range(rays))
+        span = self._range(rays)
+        return render_wavefront(self._march, radiance, rays.origins, rays.directions, *span, field.early_stop)
 
     def _range(self, rays: FieldRays) -> tuple[Tensor, Tensor]:
         cube = rays.origins.new_tensor([-self.scale] * 3 + [self.scale] * 3)

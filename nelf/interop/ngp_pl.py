@@ -98,7 +98,7 @@ def convert(checkpoint: Checkpoint, radius: float | None = None) -> Conversion:
         **_matrices("density_net", density, _DENSITY, 16),
         **_matrices("color_net", found["rgb_net.params"].float(), _COLOR, 3),
     }
-    arguments = {"scale": scale, "max_samples": round(_SAMPLES * 2 * scale), "z_steps": True}
+    arguments = {"scale": scale, "max_samples": _SAMPLES, "z_steps": True}
     line = f"ngp_pl, scale {scale:g}, {grid.entries * grid.features} parameters in the hash grid"
     return Conversion("teacher", "NGP", arguments, tensors, line)
 

@@ -86,7 +86,7 @@ def convert(path: Path, out: Path, options: Mapping[str, Any]) -> str:
         raise UserError(f"{there}: is in the way; choose another directory by --to, or delete it.")
     file = found.save(path, out)
     shown = json.dumps({key: value for key, value in found.arguments.items() if value is not None})
-    return f"{path}: {found.found}\n{file}: {found.kind} {shown}\nUse it as {found.role}.file={file}"
+    return f"{path}: {found.found}\n{file}: {found.kind} {shown}\nUse it as stage.{found.role}.file={file}"
 
 
 def _check(name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:

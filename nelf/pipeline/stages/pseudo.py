@@ -18,8 +18,10 @@ from nelf.pipeline.processes import agree, rank, wait_for_all, world
 from nelf.pipeline.recipe import Recipe
 from nelf.pipeline.run import Run
 from nelf.pipeline.stage import BATCHES, stage
+from nelf.pipeline.stages.given import faster
 from nelf.rendering import Renderable, Rendering
 from nelf.scene import background_color
+from nelf.storage import described
 
 __all__ = ["check", "pseudo", "write_views"]
 
@@ -53,6 +55,8 @@ def pseudo(
 ) -> dict[str, Any]:
     """Render random views with the teacher into the stage's folder, or take those that another program has rendered.
 
+    A NeRF is rendered through an occupancy grid, which is filled from its density.
+
     Args:
         run: the run to write into.
         views: how many.
@@ -72,6 +76,8 @@ def pseudo(
         return agree(lambda: _take(Path(root), scene))
     cameras = random_cameras(scene.train.camera, views, poses, recipe.seed)
     network = recipe.load(run.input("teacher"), "teacher", recipe.device)
+    quick = faster(network, described(run.input("teacher")), scene.geometry)
+    network = network if quick is None else quick[1]
     folder = write_views(network, cameras, run.folder("pseudo"), scene)
     return {"views": views, "bytes": sum(path.stat().st_size for path in (folder / "train").glob("*.png"))}
 

@@ -7,15 +7,33 @@ from typing import Any
 from nelf.data import with_pseudo_views
 from nelf.lightfields import LightField
 from nelf.pipeline.fit import fit
+from nelf.pipeline.processes import agree
+from nelf.pipeline.recipe import Recipe
 from nelf.pipeline.run import Run
 from nelf.pipeline.stage import stage
+from nelf.pipeline.stages.given import check_given, take
 from nelf.scene import Scene
 from nelf.systems.system import System
 
-__all__ = ["best_student", "pseudo_root", "student", "student_scene"]
+__all__ = ["best_student", "check", "pseudo_root", "student", "student_scene"]
 
 
-@stage(sections=("data", "model", "system", "trainer", "seed"), inputs=("pseudo",), spreads=True)
+def check(recipe: Recipe) -> None:
+    """Refuse a file that holds no student.
+
+    Raises:
+        UserError: as ``nelf.pipeline.stages.given.check_given``.
+    """
+    check_given(recipe, "student")
+
+
+@stage(
+    sections=("data", "model", "system", "trainer", "seed"),
+    inputs=("pseudo",),
+    instead="file",
+    check=check,
+    spreads=True,
+)
 def student(
     run: Run,
     *,
@@ -23,8 +41,9 @@ def student(
     max_time: str | None = None,
     real_views: bool = True,
     warm_start: bool = True,
+    file: str | None = None,
 ) -> dict[str, Any]:
-    """Train the student on the pseudo set.
+    """Train the student on the pseudo set, or take a trained one.
 
     Args:
         run: the run to write into; its ``model`` and ``system`` sections say what and how.
@@ -32,6 +51,7 @@ def student(
         max_time: days:hours:minutes:seconds; None for the Trainer's.
         real_views: mix the scene's own training views in with the teacher's.
         warm_start: start from the teacher's density and color, where the network can and the teacher has them.
+        file: weights to take instead, such as those of ``python -m nelf.interop``; they say what they are.
 
     Returns:
         Metrics on the scene's validation views, and the number of steps.
@@ -39,6 +59,8 @@ def student(
     Raises:
         UserError: as ``nelf.pipeline.fit.fit``; the pseudo set is missing or damaged.
     """
+    if file is not None:
+        return agree(lambda: take(run, "student", Path(file)))
     recipe = run.recipe
     system = recipe.system()
     data = recipe.data(system, student_scene(run, system.network, real_views))

@@ -1,22 +1,39 @@
 """Stage teacher: fit a radiance field to the scene's training views."""
 
+from pathlib import Path
 from typing import Any
 
 from nelf.pipeline.fit import fit
+from nelf.pipeline.processes import agree
+from nelf.pipeline.recipe import Recipe
 from nelf.pipeline.run import Run
 from nelf.pipeline.stage import stage
+from nelf.pipeline.stages.given import check_given, take
 
-__all__ = ["teacher"]
+__all__ = ["check", "teacher"]
 
 
-@stage(sections=("data", "teacher", "trainer", "seed"), spreads=True)
-def teacher(run: Run, *, max_steps: int | None = None, max_time: str | None = None) -> dict[str, Any]:
-    """Train the teacher.
+def check(recipe: Recipe) -> None:
+    """Refuse a file that holds no teacher.
+
+    Raises:
+        UserError: as ``nelf.pipeline.stages.given.check_given``.
+    """
+    check_given(recipe, "teacher")
+
+
+@stage(sections=("data", "teacher", "trainer", "seed"), check=check, spreads=True)
+def teacher(
+    run: Run, *, max_steps: int | None = None, max_time: str | None = None, file: str | None = None
+) -> dict[str, Any]:
+    """Train the teacher, or take a trained one.
 
     Args:
         run: the run to write into; its ``teacher`` section says what and how.
         max_steps: optimizer steps; None for the Trainer's.
         max_time: days:hours:minutes:seconds; None for the Trainer's.
+        file: weights to take instead, such as those of ``python -m nelf.interop``; they say what they are. A NeRF is
+            rendered through an occupancy grid, which is filled from its density.
 
     Returns:
         Metrics on the validation views, and the number of steps.
@@ -24,6 +41,8 @@ def teacher(run: Run, *, max_steps: int | None = None, max_time: str | None = No
     Raises:
         UserError: as ``nelf.pipeline.fit.fit``.
     """
+    if file is not None:
+        return agree(lambda: take(run, "teacher", Path(file)))
     recipe = run.recipe
     system = recipe.system("teacher")
     data = recipe.data(system)

@@ -16,6 +16,7 @@ from nelf.fields.samplers import OccupancySampler
 from nelf.fields.volume import Pass, weights_along
 from nelf.kernels import Samples, multiplies_bfloat16
 from nelf.rays import Rays
+from nelf.rendering import evaluating
 
 if TYPE_CHECKING:
     from nelf.scene import Geometry
@@ -278,11 +279,15 @@ class GridNeRF(RadianceField):
         field = cls(**layout).to(nerf.near.device)
         field.nerf.load_state_dict(nerf.state_dict())
         field.prepare(geometry)
-        field.eval()
-        with torch.no_grad():
-            for _ in range(SWEEPS):
-                field.sampler.grid.update(lambda positions: field.density(positions)[0], warm_up=True)
+        field.fill()
         return field
+
+    @torch.no_grad()
+    def fill(self) -> None:
+        """Fill the grid from the density, at some points in each cell."""
+        with evaluating(self):
+            for _ in range(SWEEPS):
+                self.sampler.grid.update(lambda positions: self.density(positions)[0], warm_up=True)
 
     def density(self, positions: Tensor, controls: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """See ``RadianceField.density``; that of the NeRF's picture."""

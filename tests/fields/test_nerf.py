@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from nelf import paths
 from nelf.cameras import Camera
-from nelf.fields import NeRF
+from nelf.fields import GridNeRF, NeRF
 from nelf.fields.nerf import CHUNK_SAMPLES, RadianceMLP
 from nelf.rays import Rays
 from nelf.scene import Geometry
@@ -314,3 +316,63 @@ def test_rendering_is_the_same_each_time_and_training_is_not() -> None:
     first, second = (over_white(field.eval(), rays) for _ in range(2))
     assert np.array_equal(first, second)
     assert np.abs(over_white(field.train(), rays) - over_white(field.train(), rays)).max() > 1e-3
+
+
+# ------------------------------------------------------------------------------------------ through an occupancy grid
+
+
+class _Ball(torch.nn.Module):
+    """A network that knows a ball of radius 0.8 in the scene; everything else as ``RadianceMLP``."""
+
+    def density(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return 60.0 * (positions.norm(dim=-1) < 0.8), positions
+
+    def color_along(self, hidden: torch.Tensor, rays: Rays, ray_indices: torch.Tensor) -> torch.Tensor:
+        return 0.5 + 0.5 * hidden.clamp(-1, 1)
+
+
+def test_through_a_grid_the_same_is_seen_with_a_fraction_of_the_samples() -> None:
+    cameras = Camera.from_fov(paths.orbit(4, 4.0, 20.0), 0.7, 24, 24)
+    box = torch.tensor([-1.4, -1.2, -1.0, 1.4, 1.2, 1.0])
+    geometry = Geometry(box, 2.0, 6.0, cameras, torch.ones(3))
+    layout = {**SMALL, **FULL, "samples": 256, "fine_samples": 256}
+    nerf = NeRF(**layout)
+    nerf.coarse = nerf.fine = _Ball()
+    nerf.prepare(geometry)
+    field = GridNeRF(**layout, grid_resolution=32, max_samples=512)
+    field.nerf = nerf
+    field.prepare(geometry)
+    field.fill()
+    assert 0.02 < float(field.sampler.grid.occupied.float().mean()) < 0.3
+    asked: list[int] = []
+    original = _Ball.density
+
+    def counted(self: _Ball, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        asked.append(len(positions))
+        return original(self, positions)
+
+    plain = nerf.eval().render(cameras[1])
+    with patch.object(_Ball, "density", counted):
+        quick = field.eval().render(cameras[1])
+        samples = sum(asked)
+    assert samples < 24 * 24 * 100
+    inside = plain.opacity > 0.99
+    # Where the surface is hit at a grazing angle, the two place their samples differently.
+    assert (quick.rgb - plain.rgb)[inside].abs().mean() < 0.005
+    assert (quick.depth - plain.depth)[inside].abs().mean() < 0.02
+    assert ((quick.opacity - plain.opacity).abs() > 0.1).float().mean() < 0.03  # along the outline only
+    points = torch.rand(200, 3) * 2 - 1
+    torch.testing.assert_close(field.sigma(points * 0.7), nerf.sigma(points * 0.7))
+
+
+def test_a_trained_nerf_keeps_its_weights_and_its_place_behind_the_grid() -> None:
+    cameras = Camera.from_fov(paths.orbit(3, 4.0, 20.0), 0.7, 8, 8)
+    geometry = Geometry(torch.tensor([-1.0, -1.0, -1.0, 1.0, 1.0, 1.0]), 2.0, 6.0, cameras, torch.ones(3))
+    layout = {**SMALL, **FULL, "ray_shift": 0.01}
+    nerf = NeRF(**layout)
+    nerf.near.fill_(2.5)
+    field = nerf.through_grid(layout, geometry)
+    assert isinstance(field, GridNeRF)
+    assert (float(field.nerf.near), field.ray_shift) == (2.5, 0.01)
+    for name, value in nerf.state_dict().items():
+        assert torch.equal(field.nerf.state_dict()[name], value)

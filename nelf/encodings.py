@@ -84,8 +84,8 @@ def frequency_encoding(values: Tensor, frequencies: int, pi: bool = False) -> Te
         NeRF, eq. 4 (arXiv 2003.08934); nerf_pl, ``models/nerf.py``.
 
     Example:
-        >>> frequency_encoding(torch.tensor([[0.5, 0.0]]), 1, pi=True)
-        tensor([[ 0.5000,  0.0000,  1.0000,  0.0000, -0.0000,  1.0000]])
+        >>> frequency_encoding(torch.tensor([[0.5, 0.0]]), 1)
+        tensor([[0.5000, 0.0000, 0.4794, 0.0000, 0.8776, 1.0000]])
     """
     octaves = 2.0 ** torch.arange(frequencies, dtype=values.dtype, device=values.device)
     phases = values[..., None, :] * (octaves * math.pi if pi else octaves)[:, None]  # (..., L, C)

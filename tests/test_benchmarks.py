@@ -166,3 +166,17 @@ def test_a_table_of_scenes_goes_on_where_it_stopped(scenes, tiny_scene, tmp_path
     np.testing.assert_array_equal(sheet[:16, :32], sheet[16:, :32])  # truth and teacher
     assert (sheet[:16, 32:48] != sheet[16:, 32:48]).any()
     assert "$ python" not in finish(start("0", "1"))
+
+
+def test_ray_batches_are_timed_in_each_form(tmp_path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    loader = importlib.import_module("loader")
+    sizes = ["--views", "4", "--pixels", "64", "--batch", "8192", "--batches", "1", "--repeats", "1"]
+    monkeypatch.setattr(sys, "argv", ["loader.py", *sizes, "--out", str(tmp_path / "loader.json")])
+    loader.main()
+    rows = json.loads((tmp_path / "loader.json").read_text())["rows"]
+    assert [(row["from"], row["files"]) for row in rows] == [
+        (name, state) for name in ("shuffled file", "random pixels", "files of 4096 rays") for state in ("cold", "warm")
+    ]
+    assert [round(row["bytes_per_ray"]) for row in rows] == [4, 4, 4, 4, 36, 36]
+    assert all(row["million_rays_per_second"] > 0 for row in rows)

@@ -25,7 +25,7 @@ __all__ = ["GridNeRF", "NeRF", "RadianceMLP"]
 
 DENSITIES: dict[str, Callable[[Tensor], Tensor]] = {"softplus": F.softplus, "relu": F.relu}
 INFINITE = 1e10  # how far the last sample of a ray reaches, if it has no end
-SWEEPS = 3  # random points of each cell that an occupancy grid is filled from
+SWEEPS = 2  # random points of each cell that an occupancy grid is filled from
 CHUNK_SAMPLES = 2**17  # of an image that are asked for together
 
 
@@ -284,10 +284,13 @@ class GridNeRF(RadianceField):
 
     @torch.no_grad()
     def fill(self) -> None:
-        """Fill the grid from the density, at some points in each cell."""
+        """Fill the grid from the density at some points in each cell; what they miss lies in a neighbor of a hit."""
+        grid = self.sampler.grid
         with evaluating(self):
             for _ in range(SWEEPS):
-                self.sampler.grid.update(lambda positions: self.density(positions)[0], warm_up=True)
+                grid.update(lambda positions: self.density(positions)[0], warm_up=True)
+        reached = F.max_pool3d(grid.occupied.float()[:, None], kernel_size=3, stride=1, padding=1)[:, 0] > 0
+        grid.occupied.copy_(reached & (grid.density >= 0))
 
     def density(self, positions: Tensor, controls: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """See ``RadianceField.density``; that of the NeRF's picture."""

@@ -42,7 +42,7 @@ def test_a_student_goes_out_and_comes_back(tmp_path, capsys) -> None:
         main([str(tmp_path / "model.tar"), "--to", str(run)])
         shown = capsys.readouterr().out
         assert "MobileR2L, 1 blocks of width 8, 3 points, gelu, enlarges 4 times" in shown
-        assert f"student.file={run}/student/model.safetensors" in shown
+        assert f"stage.student.file={run}/student/model.safetensors" in shown
         back = load(run / "student")
         assert torch.allclose(back.render(view).rgb, network.render(view).rgb, atol=1e-5)
     assert "--to, or delete it" in refused(capsys, tmp_path / "model.tar", "--to", tmp_path / "run0")

@@ -25,8 +25,8 @@ from nelf.lightfields import LightField
 from nelf.rays import Rays
 
 if TYPE_CHECKING:
+    from onnx_ir import Model
     from onnxruntime import InferenceSession
-
 
 __all__ = ["exact", "graph_module", "half_weights", "largest_difference", "onnx", "quiet", "session"]
 
@@ -119,6 +119,7 @@ def onnx(
             verbose=False,
         )
         assert program is not None
+        _forget_sources(program.model)
         program.save(partial, external_data=False)
         error = largest_difference(session(partial), network, kind, cameras)
         if not error <= tolerance:
@@ -127,6 +128,14 @@ def onnx(
                 f"{tolerance:.2g}; it is not written."
             )
     return error
+
+
+def _forget_sources(model: Model) -> None:
+    """Drop the exporter's notes of source lines, which name folders of this machine."""
+    from onnx_ir.traversal import RecursiveGraphIterator
+
+    for node in RecursiveGraphIterator(model.graph):
+        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
 
 
 def exact(network: LightField) -> LightField:

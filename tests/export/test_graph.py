@@ -10,10 +10,14 @@ import onnxruntime
 import pytest
 import torch
 
+import nelf
+from nelf import paths
+from nelf.cameras import Camera
 from nelf.errors import UserError
 from nelf.export import graph, onnx
 from nelf.export.graph import exact, half_weights
 from nelf.export.inputs import KINDS, feed_of, output_of
+from nelf.lightfields import MobileR2L
 
 NAMES = ["features", "rays", "points", "pose"]
 
@@ -106,3 +110,12 @@ def test_a_wrong_graph_is_noticed(bundles, scene) -> None:
     session = graph.session(path)
     assert graph.largest_difference(session, exact(network), kind, scene.test.camera) < 1e-4
     assert graph.largest_difference(session, other, kind, scene.test.camera) > 1e-2
+
+
+def test_a_file_names_no_folder_of_the_machine_that_wrote_it(tmp_path: Path) -> None:
+    network = MobileR2L(width=16, depth=4, sr_factor=4).eval()
+    onnx(network, tmp_path / "a.onnx", Camera.from_fov(paths.orbit(2, 4.0), 0.7, 16, 16))
+    content = (tmp_path / "a.onnx").read_bytes()
+    for place in (Path(torch.__file__).parents[1], Path(nelf.__file__).parents[1]):
+        assert str(place).encode() not in content
+    assert b".py" not in content

@@ -24,6 +24,7 @@ __all__ = ["adopt_launcher", "agree", "is_first", "launch", "leaving_with_others
 T = TypeVar("T")
 
 _PATIENCE = timedelta(days=7)  # one process may render or export for hours while the others wait
+_TICK = 0.1  # seconds between two looks at the processes
 _GRACE = 30.0  # seconds from asking processes to stop to killing them
 _ELSEWHERE = 70  # exit code of a process that stops because another one has failed
 
@@ -146,10 +147,7 @@ def launch(count: int, command: Sequence[str]) -> int:
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     shared = {"WORLD_SIZE": str(count), "OMP_NUM_THREADS": str(max(1, cores // count)), **os.environ, **address}
-    processes = []
-    for index in range(count):
-        own = {**shared, "RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": str(count)}
-        processes.append(_start(command, own))
+    processes: list[subprocess.Popen[bytes]] = []
     asked: list[int] = []
 
     def interrupt(number: int, _: Any) -> None:
@@ -160,10 +158,17 @@ def launch(count: int, command: Sequence[str]) -> int:
 
     before = signal.signal(signal.SIGINT, interrupt)
     try:
+        for index in range(count):
+            own = {**shared, "RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": str(count)}
+            processes.append(_start(command, own))
+        patience = _GRACE  # who stops because of another is often the first to be gone
         while None in (codes := [each.poll() for each in processes]):
-            if any(codes) and not asked:
-                break
-            time.sleep(0.1)
+            failed = {code for code in codes if code}
+            if failed and not asked:
+                patience -= _TICK
+                if failed != {_ELSEWHERE} or patience < 0:
+                    break
+            time.sleep(_TICK)
         return _outcome(codes)
     finally:
         _stop(processes)
@@ -172,11 +177,12 @@ def launch(count: int, command: Sequence[str]) -> int:
 
 def _start(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start one process, in a session of its own: a terminal's Ctrl-C reaches this one only, which passes it on."""
-    return subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_end_with_parent)
+    return subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_follow_parent)
 
 
-def _end_with_parent() -> None:
-    """Ask Linux to end this process when the one that started it ends."""
+def _follow_parent() -> None:
+    """Listen to Ctrl-C, which a shell's background jobs ignore; and, on Linux, end when the parent ends."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 

@@ -23,7 +23,10 @@ CHAIN = "distill data=blender data.root=SCENE trainer=cpu run=out "
 TABLE = [
     ("train data=blender trainer=cpu run=out", "data.root: is not set"),
     ("train data=blender data.root=/nowhere trainer=cpu run=out", "data.root: /nowhere is not a directory"),
-    (TRAIN + "model=ngpp", "model=ngpp: there is no such choice; allowed: grid_r2l, mobile_r2l, ngp, ngp_small"),
+    (
+        TRAIN + "model=ngpp",
+        "model=ngpp: there is no such choice; allowed: grid_r2l, mobile_r2l, nerf, nerf_small, ngp, ngp_small",
+    ),
     (TRAIN + "model=ngpp", "Did you mean 'ngp'?"),
     (TRAIN + "model.levles=8", "no key 'levles' in model; allowed: levels, features, log2_table"),
     (TRAIN + "model.levles=8", "Did you mean 'levels'?"),
@@ -56,7 +59,7 @@ TABLE = [
     (CHAIN + "stage.pseudo.views=0", "stage.pseudo.views: is 0; allowed: 1 or more"),
     (CHAIN + "stage.student.max_time=soon", "DD:HH:MM:SS"),
     (CHAIN + "model.sr_factor=0", "`sr_factor` to be a positive integer, but got 0"),
-    ("distill experiment=legoo", "experiment=legoo: there is no such choice; allowed: demo, lego"),
+    ("distill experiment=legoo", "experiment=legoo: there is no such choice; allowed: demo, imported, lego"),
     ("train --multirun " + TRAIN[6:] + "model.levles=1,2", "no key 'levles' in model"),
 ]
 

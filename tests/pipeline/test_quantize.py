@@ -25,6 +25,7 @@ from nelf.storage import save
 MODELS = {
     "grid_r2l": ["model.width=8", "model.depth=4", "model.resolution=12", "model.features=4"],
     "mobile_r2l": ["model.width=16", "model.depth=4", "model.sr_factor=4"],
+    "r2l_small": ["model.width=16", "model.depth=4", "model.points=4", "model.multires=4", "system.batch_size=64"],
 }
 NAMES = ["fp16", "bf16", "int8 per tensor", "int8 per channel", "int8 dynamic", "int8 static", "int8 QAT"]
 

@@ -18,12 +18,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import nelf  # noqa: F401  before torch, since it says how idle threads wait
+from _machine import RESULTS, write  # before torch, since it says how idle threads wait
 
 # isort: split
 import numpy as np
 import torch
-from _machine import RESULTS, write
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor

@@ -124,6 +124,9 @@ def _parse(path: Path, with_images: bool = True) -> Transforms:
     entries = [_image(path, index, frame) for index, frame in enumerate(frames)] if with_images else []
     _warn_of_distortion(path, content, frames)
     aabb = content.get("aabb")
+    if aabb is None and content.get("aabb_scale", 1) != 1:
+        words = f"{path}: aabb_scale {content['aabb_scale']} says nothing without the scene's center; pass data.aabb=."
+        warnings.warn(words, stacklevel=2)
     controls, values = _controls(path, content, frames)
     return Transforms(
         path=path,

@@ -1,5 +1,6 @@
 import json
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -162,6 +163,15 @@ def test_scale_in_a_pose_is_dropped_and_distortion_is_told(tmp_path):
     with pytest.warns(UserWarning, match=r"lens distortion \(k1\) is ignored"):
         scene = read_scene(root)
     assert torch.equal(scene.train.camera.c2w[0], torch.eye(3, 4))
+
+
+def test_an_aabb_scale_is_told_where_no_box_is_stated(tmp_path):
+    root = write_json(tmp_path / "s", [{}] * 3, aabb_scale=4)
+    with pytest.warns(UserWarning, match=r"aabb_scale 4 says nothing .*; pass data\.aabb="):
+        read_scene(root)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_scene(write_json(tmp_path / "t", [{}] * 3, aabb_scale=4, aabb=[-1, -1, -1, 1, 1, 1]))
 
 
 def test_pseudo_views_and_real_ones_are_one_split(tmp_path, tiny_scene):

@@ -7,6 +7,7 @@ decides, writes marks and locks, and prints; the others do as it says (``agree``
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import signal
@@ -127,6 +128,16 @@ def _connect() -> None:
     if not distributed.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         distributed.init_process_group(backend, timeout=_PATIENCE)
+        atexit.register(_disconnect)
+
+
+def _disconnect() -> None:
+    """Leave in good order: connections that are open while the interpreter ends can abort the process."""
+    from torch import distributed
+
+    with suppress(RuntimeError):
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
 def launch(count: int, command: Sequence[str]) -> int:

@@ -18,7 +18,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         cfg: the configuration ``train``.
 
     Returns:
-        The objects: ``run``, ``system``, ``data``, ``metrics``.
+        The objects: ``run``, ``system``, ``scene``, ``metrics``.
     """
     with cli.start(cfg) as run:
         from nelf.pipeline.fit import fit  # torch is loaded only once the configuration is known to be right
@@ -29,7 +29,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         metrics = fit(run.recipe, system, data, run.root)  # Trainer.fit, from the last checkpoint on
         metrics["train_seconds"] = time.perf_counter() - start
         metrics = agree(lambda: test(system, data, run.root, metrics))
-    return {"run": run, "system": system, "data": data, "metrics": metrics}
+    return {"run": run, "system": system, "scene": data.scene, "metrics": metrics}
 
 
 def test(system: Any, data: Any, root: Any, metrics: dict[str, Any]) -> dict[str, Any]:

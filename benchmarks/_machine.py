@@ -8,7 +8,8 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +27,13 @@ _SETS = (
     *("amx_bf16", "amx_int8", "asimd", "asimddp", "i8mm", "bf16", "sve"),
 )
 _PACKAGES = ("torch", "pytorch-lightning", "numpy", "numba", "onnxruntime")
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    """How long a call takes, by the clock."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 def facts(command: Sequence[str] | None = None, names: Sequence[str] = ()) -> dict[str, Any]:

@@ -9,12 +9,11 @@ lies behind the points or features of the rays; ``view`` is all of ``render``.
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from _machine import RESULTS, write  # before torch, since it says how idle threads wait
+from _machine import RESULTS, seconds, write  # before torch, since it says how idle threads wait
 
 # isort: split
 import torch
@@ -44,11 +43,10 @@ def network_of(model: Any, camera: Camera) -> Callable[[], Any] | None:
     return None
 
 
-def seconds_of(call: Callable[[], Any]) -> float:
+def second_time(call: Callable[[], Any]) -> float:
+    """How long a call takes the second time, as while someone turns the scene about."""
     call()
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+    return seconds(call)
 
 
 @torch.no_grad()
@@ -70,8 +68,8 @@ def main() -> None:
     for _ in range(options.rounds):
         for name, model in models.items():
             if network := networks[name]:
-                times[name]["network"].append(seconds_of(network))
-            times[name]["view"].append(seconds_of(lambda model=model: model.render(camera)))
+                times[name]["network"].append(second_time(network))
+            times[name]["view"].append(second_time(lambda model=model: model.render(camera)))
 
     medians = {
         name: {part: 1e3 * statistics.median(each) if each else None for part, each in parts.items()}

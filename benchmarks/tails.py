@@ -9,11 +9,10 @@ bfloat16 where the processor multiplies it.
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-from _machine import RESULTS, write  # before torch, since it says how idle threads wait
+from _machine import RESULTS, seconds, write  # before torch, since it says how idle threads wait
 
 # isort: split
 import torch
@@ -65,12 +64,6 @@ def operations(call: Callable[[], Tensor]) -> int:
     with FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops() // 2
-
-
-def seconds(call: Callable[[], Tensor]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 @torch.no_grad()

@@ -13,6 +13,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # not on every system
+    fcntl = None  # type: ignore[assignment]
+
 #: What the operating system says when an output directory cannot be written, in the words of an error line.
 _UNWRITABLE = {
     errno.ENOSPC: "no space left on the device",
@@ -147,6 +152,26 @@ def remove_leftovers(folder: Path, before: float, recursive: bool = True) -> Non
         with suppress(OSError):
             if _TEMPORARY.fullmatch(path.name) and path.lstat().st_mtime < before:
                 _remove(path)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process of this machine is in here with this folder, where the file system can do that.
+
+    A process that dies leaves.
+
+    Args:
+        folder: an existing directory.
+    """
+    handle = os.open(folder, os.O_RDONLY) if fcntl is not None else None
+    try:
+        if handle is not None:
+            with suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 def _remove(path: Path) -> None:

@@ -29,7 +29,7 @@ from nelf.errors import UserError, unwritable
 from nelf.pipeline.documents import hash_of, write_yaml
 from nelf.pipeline.processes import adopt_launcher, agree, is_first, launch, world
 from nelf.pipeline.quiet import quiet_lightning
-from nelf.pipeline.recipe import Recipe
+from nelf.pipeline.recipe import Recipe, bare_trainer
 from nelf.pipeline.run import Run, check_stages
 from nelf.pipeline.stage import declarations
 
@@ -223,9 +223,8 @@ def _devices(cfg: DictConfig) -> int:
         return 1
     try:
         plain: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
-        options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         with quiet_lightning():
-            return int(build(plain, **options).num_devices)
+            return bare_trainer(plain, build).num_devices
     except (UserError, OmegaConfBaseException):
         return 1
 

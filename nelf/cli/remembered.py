@@ -26,7 +26,7 @@ from nelf.pipeline.recipe import PLACES
 
 __all__ = ["PATHS", "check", "read"]
 
-#: Arguments that are paths. Null, or what conf/ says, is all that may be remembered of them, but for data.root.
+#: Arguments that are paths. Null, or what conf/ says, is all that may be remembered of them, but for ``SHOWN``.
 PATHS = (*PLACES, "root", "shards", "default_root_dir", "root_dir", "sub_dir", "dir")
 #: Paths that may be remembered; they are shown before they are read.
 SHOWN = ("data.root", "stage.pseudo.root", "stage.teacher.file", "stage.student.file")

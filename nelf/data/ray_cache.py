@@ -12,9 +12,8 @@ sample of all views. Neither writing nor reading holds more than a bucket, or so
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,15 +22,10 @@ import torch
 from torch import Tensor
 
 from nelf.data.images import cache_directory, for_each
-from nelf.errors import atomic_path
+from nelf.errors import alone_in, atomic_path
 from nelf.kernels.numba_tools import njit
 from nelf.rays import Rays
 from nelf.scene import Split
-
-try:
-    import fcntl
-except ImportError:  # not on every system
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["ShuffledSplit", "shuffled"]
 
@@ -154,7 +148,7 @@ def shuffled(split: Split, root: Path, mark: str) -> ShuffledSplit:
     shape: tuple[int, int, int, int] = split.images.shape  # type: ignore[assignment]
     name = hashlib.sha256(f"{mark} {shape} {BLOCK} {BUCKET}".encode()).hexdigest()[:16]
     path = cache_directory(root) / f"rays_{name}.npy"
-    with _alone(path.parent):
+    with alone_in(path.parent):
         file = _opened(path, shape)
         if file is None:
             PixelFile.write(path, split, f"shuffling the pixels of {len(split)} views (to {path.parent})")
@@ -167,20 +161,6 @@ def _opened(path: Path, shape: tuple[int, int, int, int]) -> PixelFile | None:
     with suppress(ValueError):
         return PixelFile(path, shape)
     return None
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process of this machine is in here with this folder, where the file system can do that."""
-    handle = os.open(folder, os.O_RDONLY) if fcntl is not None else None
-    try:
-        if handle is not None:
-            with suppress(OSError):
-                fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        if handle is not None:
-            os.close(handle)
 
 
 def _share(views: int, area: int) -> int:

@@ -22,8 +22,8 @@ def linear_as_gemm(model: onnx.ModelProto) -> None:
 
     torch's exporter does so where a layer's inputs are (N, C). Where they are (..., C) it writes MatMul and Add, and
     ONNX Runtime's integer kernel for MatMul knows no bias: what it gives would be rounded before the bias, or be
-    converted to 32 bits and back (a network of 18 layers of width 256: 679 ms instead of 222). Here, the leading
-    dimensions become one before such a layer and come back after it, or after its ReLU.
+    converted to 32 bits and back, which takes longer than the product. Here, the leading dimensions become one before
+    such a layer and come back after it, or after its ReLU.
 
     Args:
         model: as torch's exporter writes it; its weights get the layers' names, as those of Gemm have them.

@@ -11,9 +11,10 @@ from torch import nn
 from nelf import storage
 from nelf.export.runtime import load as load_exported
 
-__all__ = ["load"]
+__all__ = ["EXPORTED", "load"]
 
-_EXPORTED = (".onnx", ".pte")
+#: Suffixes of files that need no PyTorch.
+EXPORTED = (".onnx", ".pte")
 
 
 def load(path: str | os.PathLike[str], network: nn.Module | None = None, device: str = "cpu") -> Any:
@@ -32,6 +33,6 @@ def load(path: str | os.PathLike[str], network: nn.Module | None = None, device:
         UserError: as ``nelf.storage.load`` or ``nelf.export.runtime.load``.
     """
     path = Path(path)
-    if path.suffix in _EXPORTED or (path / "bundle.json").is_file():
+    if path.suffix in EXPORTED or (path / "bundle.json").is_file():
         return load_exported(path)
     return storage.load(path, network, device)

@@ -14,7 +14,7 @@ from nelf.errors import UserError
 from nelf.pipeline.checkpoints import last_good_checkpoint
 from nelf.pipeline.processes import agree, is_first, leaving_with_others, rank, wait_for_all, world
 from nelf.pipeline.quiet import quiet_lightning
-from nelf.pipeline.recipe import Recipe, limits
+from nelf.pipeline.recipe import Recipe, bare_trainer, limits
 from nelf.storage import save
 
 __all__ = ["check_trainer", "fit"]
@@ -96,7 +96,7 @@ def check_trainer(recipe: Recipe) -> None:
         merged = {**config, **limits(stage.get("max_steps"), stage.get("max_time"))}
         if merged.get("max_steps", -1) in (-1, None) and merged.get("max_time") is None:
             raise UserError("trainer.max_steps: is -1, and trainer.max_time is null; one of them has to end it.")
-        trainer = recipe.build(merged, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+        trainer = bare_trainer(merged, recipe.build)
         if trainer.num_devices * trainer.num_nodes != world():
             asked = f"{trainer.num_devices} x {trainer.num_nodes}"
             raise UserError(

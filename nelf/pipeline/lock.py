@@ -14,17 +14,11 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from nelf.errors import UserError, atomic_path, unwritable
-
-try:
-    import fcntl
-except ImportError:  # not on every system
-    fcntl = None  # type: ignore[assignment]
+from nelf.errors import UserError, alone_in, atomic_path, unwritable
 
 __all__ = ["Lock"]
 
@@ -71,7 +65,7 @@ class Lock:
             if refused is None:
                 raise
             raise refused from error
-        with _alone(self.folder):
+        with alone_in(self.folder):
             self.refuse()
             holder = self._holder()
             if holder is not None and not _is_own(holder):
@@ -101,7 +95,7 @@ class Lock:
         self._stopped.set()
         self._stopped = None
         atexit.unregister(self.release)
-        with suppress(OSError), _alone(self.folder):
+        with suppress(OSError), alone_in(self.folder):
             if self._is_mine():
                 self.path.unlink()
         self._mark = None
@@ -127,20 +121,6 @@ class Lock:
             with suppress(OSError):
                 if self._is_mine():
                     os.utime(self.path)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Let no other process of this machine look at a lock meanwhile, where the file system can do that."""
-    handle = os.open(folder, os.O_RDONLY) if fcntl is not None else None
-    try:
-        if handle is not None:
-            with suppress(OSError):
-                fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        if handle is not None:
-            os.close(handle)
 
 
 def _identity() -> dict[str, Any]:

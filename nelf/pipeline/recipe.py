@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nelf.scene import Scene
     from nelf.systems.system import System
 
-__all__ = ["PLACES", "Recipe", "limits"]
+__all__ = ["PLACES", "Recipe", "bare_trainer", "limits"]
 
 #: Arguments of callbacks and loggers that say where to write; where they are null, the run says it.
 PLACES = ("dirpath", "save_dir")
@@ -111,10 +111,10 @@ class Recipe:
         Raises:
             UserError: as ``nelf.load``.
         """
-        from nelf.export.loading import load
+        from nelf.export.loading import EXPORTED, load
         from nelf.storage import described
 
-        if path.suffix not in ("", ".safetensors"):
+        if path.suffix in EXPORTED:
             return load(path)
         own = self.model_config(name)["_target_"]
         stated = described(path)
@@ -152,9 +152,11 @@ class Recipe:
             max_steps: instead of the configuration's.
             max_time: instead of the configuration's, days:hours:minutes:seconds.
         """
+        from nelf.callbacks import StopTogether
+
         own = [self.build(node, **_places(node, folder)) for node in self.config["callbacks"].values() if node]
         if world() > 1:
-            own.append(self.build({"_target_": "nelf.callbacks.StopTogether"}))
+            own.append(StopTogether())
         logger = self.config.get("logger")
         return self.build(  # type: ignore[no-any-return]
             self.config["trainer"],
@@ -164,6 +166,17 @@ class Recipe:
             default_root_dir=str(folder),
             use_distributed_sampler=False,  # every process validates all views, so that all have the same figures
         )
+
+
+def bare_trainer(config: dict[str, Any], build: Callable[..., Any]) -> pl.Trainer:
+    """A Trainer that writes and shows nothing, to be asked what it makes of its arguments.
+
+    Args:
+        config: the node ``trainer``.
+        build: as of ``Recipe``.
+    """
+    silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return build(config, **silent)  # type: ignore[no-any-return]
 
 
 def limits(max_steps: int | None, max_time: str | None) -> dict[str, Any]:

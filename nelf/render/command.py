@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from nelf.errors import UserError, did_you_mean
 from nelf.pipeline.documents import read_json, read_yaml
+from nelf.render import DEPTH_FORMATS
 
 if TYPE_CHECKING:
     from nelf.cameras import Camera
@@ -28,7 +29,6 @@ __all__ = ["main"]
 _STUDENTS = ("finetune", "student", "teacher", ".")  # whose model is taken of a run directory, the first that is there
 _PATHS = ("orbit", "spiral")
 _ELEVATIONS = (10.0, 80.0)
-_DEPTHS = ("png", "npy", "pfm")
 _SEEN = 0.5  # opacity from which a pixel has a depth
 
 
@@ -58,7 +58,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--frames", type=int, default=120, help="of orbit and spiral")
     add("--width", type=int, help="pixels; the model's scene decides if it is left out")
     add("--time", type=float, help="moment of a moving scene, 0 to 1")
-    add("--depth", default="", help=f"depth of each picture: some of {','.join(_DEPTHS)}")
+    add("--depth", default="", help=f"depth of each picture: some of {','.join(DEPTH_FORMATS)}")
     add("--resolution", type=int, default=256, help="of the mesh, samples along the longest side")
     add("--threshold", type=float, help="of the mesh, density per scene unit")
     add("--device", default="cpu", help="cpu or cuda")
@@ -198,8 +198,10 @@ def _words(text: str) -> list[str]:
     """The formats of --depth."""
     words = [word for word in text.split(",") if word]
     for word in words:
-        if word not in _DEPTHS:
-            raise UserError(f"--depth: {word!r}; allowed: some of {','.join(_DEPTHS)}.{did_you_mean(word, _DEPTHS)}")
+        if word not in DEPTH_FORMATS:
+            raise UserError(
+                f"--depth: {word!r}; allowed: some of {','.join(DEPTH_FORMATS)}.{did_you_mean(word, DEPTH_FORMATS)}"
+            )
     return words
 
 

@@ -10,9 +10,7 @@ import numpy as np
 from nelf.errors import atomic_path
 from nelf.report.pictures import depth_map, write_png
 
-__all__ = ["FORMATS", "write_depth"]
-
-FORMATS = ("png", "npy", "pfm")
+__all__ = ["write_depth"]
 
 
 def write_depth(stem: Path, depth: np.ndarray, formats: Sequence[str], near: float, far: float) -> None:
@@ -21,8 +19,8 @@ def write_depth(stem: Path, depth: np.ndarray, formats: Sequence[str], near: flo
     Args:
         stem: where, without extension.
         depth: (H, W) float32 z-depth, scene unit.
-        formats: some of ``FORMATS``. ``png`` is colored with "turbo" from ``near`` to ``far``; ``npy`` and ``pfm``
-            hold the numbers.
+        formats: some of ``nelf.render.DEPTH_FORMATS``. ``png`` is colored with "turbo" from ``near`` to ``far``;
+            ``npy`` and ``pfm`` hold the numbers.
         near: see ``formats``.
         far: likewise.
 

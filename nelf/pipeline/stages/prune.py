@@ -88,15 +88,14 @@ def prune(
         ValueError: an option is out of range.
         UserError: as ``nelf.pipeline.fit.fit``; a stage before is not done.
     """
-    folder, student = run.folder("prune"), best_student(run)
-    scene = student_scene(run, run.recipe.load(student))
-    dense = read_json(student / "metrics.json") or {}
-    results = [{"round": 0, "val/psnr": dense.get("val/psnr"), **_sparsity(run.recipe, student, layers)}]
+    recipe, folder, student = run.recipe, run.folder("prune"), best_student(run)
+    network, dense = recipe.load(student), read_json(student / "metrics.json") or {}
+    scene = student_scene(run, network)
+    results = [{"round": 0, "val/psnr": dense.get("val/psnr"), **_sparsity(network, layers)}]
     artifacts = []
-    file = student
     for number in range(1, rounds + 1):
         share = sparsity_after(number, rounds, amount, schedule)
-        network, file = run.recipe.load(file), folder / f"round_{number}.safetensors"
+        file = folder / f"round_{number}.safetensors"
         callbacks: list[Any] = []
         if masks:
             callbacks = [IterativePruning(share, rounds=1, steps=None, lr=None, layers=layers)]
@@ -104,10 +103,9 @@ def prune(
             weights = choose_weights(network, layers)
             apply_masks(weights, find_masks(network, weights, share))
         # A stream of its own, else each round would see the views that the student began with.
-        tuned = fine_tune(
-            run.recipe, network, scene, number, file, lr, callbacks, max_steps=max_steps, max_time=max_time
-        )
-        results.append({"round": number, "val/psnr": None, **tuned, **_sparsity(run.recipe, file, layers)})
+        tuned = fine_tune(recipe, network, scene, number, file, lr, callbacks, max_steps=max_steps, max_time=max_time)
+        network = recipe.load(file)
+        results.append({"round": number, "val/psnr": None, **tuned, **_sparsity(network, layers)})
         artifacts.append(described(f"pruned {100 * share:.3g} %", file, results[-1]))
     if is_first():
         write_json(folder / "artifacts.json", artifacts)
@@ -161,9 +159,9 @@ def _keep(folder: Path, file: Path, metrics: dict[str, Any]) -> None:
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
-def _sparsity(recipe: Recipe, file: Path, layers: Sequence[str]) -> dict[str, Any]:
-    """Sparsity of the chosen weights of a file, all and each."""
-    each = sparsities(choose_weights(recipe.load(file), layers))
+def _sparsity(network: Any, layers: Sequence[str]) -> dict[str, Any]:
+    """Sparsity of a network's chosen weights, all and each."""
+    each = sparsities(choose_weights(network, layers))
     return {"sparsity": each.pop("total"), "layers": each}
 
 

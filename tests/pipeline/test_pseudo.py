@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import weakref
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from nelf.cameras import Camera
-from nelf.data import read_scene, read_views
+from nelf.data import demo_handheld, read_capture, read_scene, read_views, with_pseudo_views
+from nelf.errors import UserError
 from nelf.paths import random_cameras
 from nelf.pipeline.stages import pseudo
 from nelf.pipeline.stages.pseudo import write_views
@@ -118,7 +121,31 @@ def test_a_longer_set_begins_with_the_shorter_one(scene) -> None:
 
 
 def test_the_folder_may_not_be_writable(scene) -> None:
-    from nelf.errors import UserError
-
     with pytest.raises(UserError, match="cannot be written"):
         write_views(Painter(), random_cameras(scene.train.camera, 2), Path("/proc/nelf"), scene)
+
+
+def test_cameras_that_are_held_on_their_side_are_not_put_upright(scene, tmp_path) -> None:
+    """``hemisphere`` cameras stand upright; where the training cameras do not, nobody would see that they differ."""
+    camera = scene.train.camera
+    c2w = camera.c2w.clone()
+    c2w[:, :, 0], c2w[:, :, 1] = camera.c2w[:, :, 1], -camera.c2w[:, :, 0]
+    turned = replace(scene, train=replace(scene.train, camera=replace(camera, c2w=c2w)))
+    run = SimpleNamespace(recipe=SimpleNamespace(scene=turned, seed=0))
+    with pytest.raises(
+        UserError, match=r"stage\.pseudo\.poses: is hemisphere, .* by 90 degrees .*allowed: interpolate"
+    ):
+        pseudo.pseudo(run, views=2)  # type: ignore[arg-type]
+
+
+def test_views_of_a_capture_are_drawn_without_its_lens(tmp_path) -> None:
+    root = demo_handheld.write(tmp_path / "capture", moments=4, width=24)
+    capture = read_capture(root, image_scale=2)
+    cameras = random_cameras(capture.train.camera, 3, "interpolate")
+    drawn = write_views(Painter(), cameras, tmp_path / "pseudo", capture)
+    both = with_pseudo_views(capture, drawn).train
+    assert len(both) == 3 + 4
+    assert torch.equal(both.camera.c2w[:3], cameras.c2w)
+    assert torch.equal(both.camera.time[:3], cameras.time)
+    assert (both.camera.lens[:3] == 0).all()
+    assert torch.equal(both.camera.lens[3:], capture.train.camera.lens)

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from nelf import storage
-from nelf.data import read_scene
+from nelf.data import capture, demo_handheld, read_capture, read_scene
 from nelf.fields import NGP
 from nelf.lightfields import MobileR2L
 from nelf.pipeline.documents import write_json, write_yaml
-from nelf.render.command import main
+from nelf.render.command import _options, _path, main
 from nelf.report.pictures import to_uint8
 
 SMALL = {"levels": 2, "log2_table": 10, "finest_resolution": 32, "hidden": 16, "grid_resolution": 16, "max_samples": 32}
@@ -99,6 +99,38 @@ def test_somebody_s_path_is_followed(run: Path, tiny_scene: Path, tmp_path: Path
     expected = model.render(replace(scene.test.camera, view=None)[0])
     depth = np.load(written[0])
     np.testing.assert_allclose(depth, expected.depth.masked_fill(expected.opacity < 0.5, float("nan")).numpy())
+
+
+def test_a_path_of_a_capture_is_followed_while_time_goes_by(tmp_path: Path) -> None:
+    """A teacher of a capture, drawn along one of its camera paths: from there, without lens, from first to last."""
+    root, place = demo_handheld.write(tmp_path / "capture", moments=5, width=24), tmp_path / "run"
+    scene = read_capture(root, image_scale=2)
+    teacher = NGP(**SMALL)
+    teacher.prepare(scene.geometry)
+    storage.save(teacher, place / "teacher" / "model.safetensors", {"_target_": "nelf.fields.NGP", **SMALL}, "")
+    data = {"_target_": "nelf.data.HyperNeRFDataModule", "root": str(root), "image_scale": 2}
+    write_yaml(place / "config.yaml", {"data": data})
+    write_json(place / "scene.json", {"name": scene.name, "root": str(root), "digest": scene.digest})
+    path = root / "camera-paths" / "sway"
+    for extra in sorted(path.glob("*.json"))[3:]:
+        extra.unlink()
+    out = place / "render" / "sway"
+    main([str(place / "teacher"), "--path", str(path), "--depth", "npy", "--out", str(place / "render")])
+    assert len(list((out / "depth").glob("*.npy"))) == 3
+    camera = capture.read_path(path).resized(12)
+    assert (camera.width, camera.height, len(camera)) == (12, 16, 3)
+    drawn = storage.load(place / "teacher").render(camera[1])
+    expected = drawn.depth.masked_fill(drawn.opacity < 0.5, float("nan")).numpy()
+    np.testing.assert_allclose(np.load(out / "depth" / "00001.npy"), expected, rtol=1e-5)
+    cameras = _path(_options([str(place), "--path", str(path)]), scene)
+    assert cameras.time.tolist() == [0.0, 0.5, 1.0]
+    assert cameras.lens is None
+    # Named by its folder, a capture is known from other scenes; its images are a quarter of the size unless told.
+    (root / "rgb" / "2x").rename(root / "rgb" / "4x")
+    for each in (root / "camera").glob("*.json"):
+        each.write_text(json.dumps({**json.loads(each.read_text()), "image_size": [48, 64]}))
+    main([str(place / "teacher"), "--split", "val", "--scene", str(root), "--out", str(place / "other")])
+    assert iio.imread(next((place / "other" / "val" / "images").glob("*.png"))).shape == (16, 12, 3)
 
 
 def test_what_cannot_be_is_one_line(run: Path, tmp_path: Path, tiny_scene: Path, capsys) -> None:

@@ -48,6 +48,8 @@ def prune_channels(network: LightField, ratio: float, round_to: int = 8) -> Any:
         raise UserError(f"{type(network).__name__}: cannot be narrowed; it needs the methods `decode` and `widths`.")
     pruned: Any = copy.deepcopy(network).eval()
     *inner, last = (part for part in pruned.modules() if isinstance(part, _LAYERS))
+    fixed = {pruned.get_submodule(name) for name in pruned.outputs}
+    inner = [layer for layer in inner if layer not in fixed]
     kept = {layer: max(round(_width(layer) * (1 - ratio) / round_to), 1) * round_to for layer in inner}
     kept = {layer: channels for layer, channels in kept.items() if channels < _width(layer)}
     if not kept:
@@ -64,7 +66,7 @@ def prune_channels(network: LightField, ratio: float, round_to: int = 8) -> Any:
         pruning_ratio=0.0,
         # Half a channel more, because the library rounds what remains down.
         pruning_ratio_dict={layer: 1 - (remain + 0.5) / _width(layer) for layer, remain in kept.items()},
-        ignored_layers=[last],
+        ignored_layers=[*fixed, last],
         forward_fn=lambda _, sample: pruned.decode(sample),
     ).step()
     smaller = type(network)(**{**network.arguments, **pruned.widths()})

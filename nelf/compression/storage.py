@@ -21,8 +21,9 @@ _SCALE = "{}.scale"
 
 
 def pack(network: nn.Module, tensors: Mapping[str, Tensor], scheme: str) -> dict[str, Tensor]:
-    """Turn the parameters among a network's tensors into what a scheme stores; buffers stay as they are,
-    and so do the ``exact_parts`` of a light field.
+    """Turn the parameters among a network's tensors into what a scheme stores.
+
+    Buffers stay as they are, and so do the ``exact_parts`` of a light field.
 
     ``int8_per_tensor`` stores every parameter in 8 bits, with one scale each; ``int8_per_channel`` those of two and
     more dimensions, with a scale for each output channel, and the densities of a volume with one; it leaves biases and

@@ -57,7 +57,8 @@ def quantize_dynamic(path: Path | str, out: Path | str, exact: Sequence[str] = (
 
     with _prepared(path) as prepared, atomic_path(out) as partial:
         left = [*_nodes(prepared, "MatMul")]  # with what is no layer, such as the frequencies of an encoding
-        left += _in_parts(_nodes(prepared, *_LAYERS), exact)
+        kept = _in_parts(_nodes(prepared, *_LAYERS), exact)
+        left += [*kept, *(f"{name}_MatMul" for name in kept)]  # what ONNX Runtime makes of a Gemm first
         # The kernel of convolutions takes no signed weights.
         quantize(prepared, partial, weight_type=QuantType.QUInt8, nodes_to_exclude=left)
     return Path(out)

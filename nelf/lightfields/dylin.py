@@ -1,4 +1,4 @@
-"""DyLiN: two small networks bend each ray by the time and lift it, a deep residual network of linear layers draws it."""
+"""DyLiN: two small networks move each ray by the time and lift it, a deep residual network draws it."""
 
 from __future__ import annotations
 
@@ -115,7 +115,6 @@ class DyLiN(LightField):
     chunk = 2**14  # 77 MB of embedded points
     low_precision = True
     exact_parts = ("offset", "hyper")
-    outputs = ("offset.output_linear_o", "offset.output_linear_d", "hyper.output_linear")
 
     def __init__(
         self,
@@ -138,47 +137,47 @@ class DyLiN(LightField):
                 raise ValueError(f"Expected argument `{name}` to be at least {smallest}, but got {value}.")
         super().__init__()
         self.points, self.multires, self.controls, self.ray_shift = points, multires, controls, ray_shift
-        self.encoded_channels = 6 + controls
+        self.encoded_channels = 3 * points + hyper_dim
         each = 2 * multires + 1
         self.offset = _Offset((6 + controls) * each, offset_width, offset_depth)
         self.hyper = _Hyper((6 + controls) * each, hyper_width, hyper_depth, hyper_dim)
-        self.trunk = _Trunk((3 * points + hyper_dim) * each, width, depth)
+        self.trunk = _Trunk(self.encoded_channels * each, width, depth)
 
     def forward(self, rays: Rays) -> Tensor:
         """Give the colors of rays of any shape (...): (..., 3) in [0, 1]."""
-        return self._draw(self._numbers(rays))
+        return self._draw(self._coordinates(rays))
 
     def encode(self, rays: Rays) -> Tensor:
-        """The numbers of rays (B, h, w): (B, 6 + K, h, w), origin, direction, controls."""
-        return self._numbers(rays).movedim(-1, 1)
+        """Points on the moved rays (B, h, w), and where these are lifted to: (B, 3 P + hyper_dim, h, w).
+
+        Channel ``point * 3 + coordinate``, then w.
+        """
+        return self._coordinates(rays).movedim(-1, 1)
 
     def decode(self, inputs: Tensor) -> Tensor:
-        """The networks from ``encode`` on: (B, 6 + K, h, w) to rgb (B, 3, h, w) in [0, 1]."""
+        """The trunk: what ``encode`` makes to rgb (B, 3, h, w) in [0, 1]."""
         return self._draw(inputs.movedim(1, -1)).movedim(-1, 1)
 
     def widths(self) -> dict[str, Any]:
         """See ``LightField.widths``."""
-        return {
-            "width": self.trunk.head[0].out_features,
-            "offset_width": self.offset.pts_linears[0].out_features,
-            "hyper_width": self.hyper.pts_linears[0].out_features,
-        }
+        return {"width": self.trunk.head[0].out_features}
 
-    def _numbers(self, rays: Rays) -> Tensor:
-        """(..., 6 + K), see ``encode``; controls beyond K are left out."""
+    def _coordinates(self, rays: Rays) -> Tensor:
+        """(..., 3 P + hyper_dim), see ``encode``; controls beyond K are left out."""
         found = 0 if rays.controls is None else rays.controls.shape[-1]
         if rays.controls is None or found < self.controls:
             raise ValueError(f"Expected `rays` to have {self.controls} controls, the time first, but got {found}.")
-        parts = (rays.origins, rays.directions, rays.controls[..., : self.controls])
-        return torch.cat([part.to(self.near) for part in parts], dim=-1)
-
-    def _draw(self, numbers: Tensor) -> Tensor:
-        """From (..., 6 + K) numbers of rays to (..., 3) colors."""
-        # Half precision cannot hold the phase of the highest frequency; so not what is added to a ray, either.
-        with torch.autocast(numbers.device.type, enabled=False):
-            flat = numbers.to(self.near).reshape(-1, self.encoded_channels)
-            ray = embed(flat, self.multires)
-            rays_o, rays_d = (flat[:, :6] + self.offset(ray)).split(3, dim=1)
+        # Half precision cannot hold the phase of the highest frequency, so not what is added to a ray, either.
+        with torch.autocast(rays.origins.device.type, enabled=False):
+            parts = (rays.origins, rays.directions, rays.controls[..., : self.controls])
+            numbers = torch.cat([part.to(self.near).reshape(-1, part.shape[-1]) for part in parts], 1)
+            embedded = embed(numbers, self.multires)
+            rays_o, rays_d = (numbers[:, :6] + self.offset(embedded)).split(3, 1)
             along = points_along(rays_o, rays_d, self.near, self.far, self.points, self.training)
-            x = embed(torch.cat([along, self.hyper(ray)], 1), self.multires)
-        return self.trunk(x).to(self.near.dtype).view(*numbers.shape[:-1], 3)
+            return torch.cat([along, self.hyper(embedded)], 1).view(*rays.shape, -1)
+
+    def _draw(self, coordinates: Tensor) -> Tensor:
+        """From (..., 3 P + hyper_dim) coordinates to (..., 3) colors."""
+        with torch.autocast(coordinates.device.type, enabled=False):
+            x = embed(coordinates.to(self.near).reshape(-1, self.encoded_channels), self.multires)
+        return self.trunk(x).to(self.near.dtype).view(*coordinates.shape[:-1], 3)

@@ -1,6 +1,7 @@
 """Radiance fields, what a teacher is: density and color at positions."""
 
 from nelf.fields.base import RadianceField
+from nelf.fields.dnerf import DNeRF
 from nelf.fields.hierarchical import HierarchicalSampler
 from nelf.fields.nerf import GridNeRF, NeRF
 from nelf.fields.ngp import NGP
@@ -9,6 +10,7 @@ from nelf.fields.volume import Pass
 
 __all__ = [
     "NGP",
+    "DNeRF",
     "GridNeRF",
     "HierarchicalSampler",
     "NeRF",

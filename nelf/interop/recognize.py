@@ -39,8 +39,9 @@ FORMATS: dict[str, ModuleType] = {
     "nerf_pl": nerf_pl,
 }
 _KEYS = (
-    "model.density_bitfield (ngp_pl), head.0.weight (R2L, MobileR2L), network_fn_offset (DyLiN), pts_linears.0.weight or "
-    "model_coarse_state_dict (nerf-pytorch), _time_out.weight (D-NeRF), nerf_coarse.xyz_encoding_1.0.weight (nerf_pl)"
+    "model.density_bitfield (ngp_pl), head.0.weight (R2L, MobileR2L), network_fn_offset (DyLiN), pts_linears.0.weight "
+    "or model_coarse_state_dict (nerf-pytorch), _time_out.weight (D-NeRF), nerf_coarse.xyz_encoding_1.0.weight "
+    "(nerf_pl)"
 )
 
 

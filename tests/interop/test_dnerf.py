@@ -104,7 +104,7 @@ def test_what_no_file_tells_is_in_the_arguments(tmp_path) -> None:
     asked = {key: found.arguments[key] for key in ("zero_canonical", "samples", "fine_samples", "ray_shift")}
     assert asked == {"zero_canonical": False, "samples": 32, "fine_samples": 128, "ray_shift": 0.5 / 800}
     assert [found.state[key].sum().item() for key in ("near", "far", "background")] == [1.0, 3.0, 0.0]
-    with pytest.raises(UserError, match="--radius: is no option of D-NeRF; allowed: .*--zero-canonical"):
+    with pytest.raises(UserError, match=r"--radius: is no option of D-NeRF; allowed: .*--zero-canonical"):
         conversion(tmp_path / "x.tar", {"radius": 4.0})
 
 

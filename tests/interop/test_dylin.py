@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +76,12 @@ AS = {
 
 
 @pytest.fixture
-def originals(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def originals(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """The modules that a pickle names, while it is written."""
     monkeypatch.undo()
     for name in ("model", "model.nerf_raybased", "smilelogging", "smilelogging.utils"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    yield monkeypatch
+    return monkeypatch
 
 
 def packed(path: Path, patch: pytest.MonkeyPatch, one_output: bool = False, **changes: Any) -> dict[str, nn.Module]:

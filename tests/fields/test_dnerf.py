@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
 
 from nelf import paths
 from nelf.cameras import Camera
@@ -240,16 +239,17 @@ def trainer(root: Path, steps: int) -> pl.Trainer:
 
 def test_it_learns_a_scene_that_moves_and_refuses_one_without_time(moving: Scene, tmp_path: Path) -> None:
     field = DNeRF(**SMALL, frequencies=4, time_frequencies=2, density_activation="softplus", infinite_end=False)
-    teacher = Teacher(field, lr=5e-3, optimizer="adam", background="scene", batch_size=256, samples_per_step=None)
+    teacher = Teacher(field, lr=5e-3, optimizer="adam", background="scene", batch_size=128, samples_per_step=None)
     seen: list[float] = []
 
     def error() -> float:
-        each = [(teacher.render(view.camera).rgb - view.rgb("white")).square().mean() for view in moving.train]
-        return float(Tensor(each).mean())
+        views = (moving.train[index] for index in (0, 8, 15))
+        each = [(teacher.render(view.camera).rgb - view.rgb("white")).square().mean() for view in views]
+        return float(torch.stack(each).mean())
 
     teacher.network.prepare(moving.geometry)
     seen.append(error())
-    trainer(tmp_path, 60).fit(teacher, SceneDataModule(moving, **teacher.batches))
+    trainer(tmp_path, 30).fit(teacher, SceneDataModule(moving, **teacher.batches))
     seen.append(error())
     assert seen[1] < 0.5 * seen[0]
     still = replace(moving, train=Split(moving.train.camera.at(), moving.train.images, moving.train.names))

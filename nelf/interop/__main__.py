@@ -51,8 +51,8 @@ def _convert(words: list[str]) -> None:
     chosen.add_argument("--multires", type=_count, help="frequencies of the embedding (MobileR2L): 6 if left out")
     chosen.add_argument("--activation", choices=("gelu", "relu"), help="MobileR2L: gelu if the file does not tell")
     chosen.add_argument("--residual", type=_yes, metavar="yes|no", help="trained with --use_residual (R2L)")
-    words_of = {"type": _yes, "metavar": "yes|no"}
-    chosen.add_argument("--zero-canonical", **words_of, help="nothing moves at time 0 (D-NeRF): yes if left out")
+    still = "nothing moves at time 0 (D-NeRF): yes if left out"
+    chosen.add_argument("--zero-canonical", type=_yes, metavar="yes|no", help=still)
     given = vars(parser.parse_args(words))
 
     from nelf.interop.recognize import convert  # what is wrong with the words does not wait for torch

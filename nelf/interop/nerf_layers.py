@@ -163,7 +163,7 @@ def named(prefix: str, parts: Parts) -> dict[str, Tensor]:
     layers = {f"layers.{index}": layer for index, layer in enumerate(parts.layers)}
     layers |= {"density_layer": parts.density, "feature_layer": parts.feature, "color_layer": parts.color}
     layers |= {f"direction_layers.{index}": layer for index, layer in enumerate(parts.directions)}
-    state = {}
+    state: dict[str, Tensor] = {}
     for place, layer in layers.items():
         state |= {f"{prefix}.{place}.weight": layer.weight, f"{prefix}.{place}.bias": layer.bias}
     return state

@@ -158,6 +158,13 @@ class DyLiN(LightField):
         """The trunk: what ``encode`` makes to rgb (B, 3, h, w) in [0, 1]."""
         return self._draw(inputs.movedim(1, -1)).movedim(-1, 1)
 
+    def prunable(self) -> dict[str, dict[str, nn.Parameter]]:
+        """See ``LightField.prunable``: ``head``, ``body`` and ``tail`` of the trunk, ``offset`` and ``hyper``."""
+        found = super().prunable()
+        for name, weight in found.pop("trunk").items():
+            found.setdefault(name.split(".")[1], {})[name] = weight
+        return found
+
     def widths(self) -> dict[str, Any]:
         """See ``LightField.widths``."""
         return {"width": self.trunk.head[0].out_features}

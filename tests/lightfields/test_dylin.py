@@ -14,6 +14,7 @@ from torch import Tensor
 from nelf import paths
 from nelf.cameras import Camera
 from nelf.compression.inference import optimize_for_inference
+from nelf.compression.pruning import choose_weights
 from nelf.compression.quantization import calibrate, quantize_network, quantizers
 from nelf.compression.storage import pack
 from nelf.compression.structured import prune_channels
@@ -336,11 +337,13 @@ def test_files_of_8_bits_leave_what_moves_a_ray(tmp_path) -> None:
 
 
 def test_it_says_which_weights_may_be_pruned() -> None:
-    found = small().prunable()
-    assert set(found) == {"trunk", "offset", "hyper"}
-    assert len(found["trunk"]) == 6
-    assert len(found["offset"]) == 9
-    assert len(found["hyper"]) == 7
+    network = small()
+    counts = {word: len(weights) for word, weights in network.prunable().items()}
+    assert counts == {"head": 1, "body": 4, "tail": 1, "offset": 9, "hyper": 7}
+    assert set(choose_weights(network, ["head", "body", "norms"])) == {
+        "trunk.head.0.weight",
+        *(f"trunk.body.{block}.body.{layer}.weight" for block in range(2) for layer in (0, 2)),
+    }
 
 
 def test_narrowing_keeps_the_channels_that_count() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from nelf.errors import UserError
 from nelf.metrics import psnr, ssim
 
 if TYPE_CHECKING:
@@ -53,16 +54,36 @@ class System(pl.LightningModule):
         return {"batch": self.batch, "batch_size": self.batch_size}
 
     def setup(self, stage: str) -> None:
-        """Take background, box and depth range from the scene of the datamodule."""
+        """Take background, box and depth range from the scene of the datamodule.
+
+        Raises:
+            UserError: its training views lack a control that the network takes.
+        """
         scene: Scene = self.trainer.datamodule.scene  # type: ignore[attr-defined]
         self.background = scene.background
         if stage == "fit":
+            self._check_controls(scene)
             if len(scene.controls) > self.network.controls:
                 ignored = ", ".join(scene.controls[self.network.controls :])
                 kind = type(self.network).__name__
                 log.warning("%s: its cameras have %s, which %s does not take and ignores.", scene.name, ignored, kind)
             self.has_alpha = scene.has_alpha
             self.prepare(scene)
+
+    def _check_controls(self, scene: Scene) -> None:
+        """Refuse training views that lack a control that the network takes.
+
+        Raises:
+            UserError: they do.
+        """
+        controls = scene.train.camera.controls
+        found, taken = 0 if controls is None else controls.shape[-1], self.network.controls
+        if found < taken:
+            kind = type(self.network).__name__
+            raise UserError(
+                f"{scene.name}: its training views have {found or 'no'} controls, of which the first is the time, but "
+                f"{kind} takes {taken}; allowed: a scene that moves, views of a teacher that does, or another network."
+            )
 
     def prepare(self, scene: Scene) -> None:
         """Tell the network of the scene that it is to learn."""

@@ -134,8 +134,8 @@ def export(
     ranges = _ranges(recipe.load(quantized["int8 static"])) if "int8 static" in quantized else None
     makers: dict[str, Callable[[Path], Path]] = {
         "fp16": partial(half_weights, model),
-        "int8 dynamic": partial(quantize_dynamic, model),
-        "int8 static": lambda out: quantize_static(model, out, feeds(), ranges),
+        "int8 dynamic": partial(quantize_dynamic, model, exact=student.exact_parts),
+        "int8 static": lambda out: quantize_static(model, out, feeds(), ranges, exact=student.exact_parts),
     }
     if "int8 QAT" in quantized:
         makers["int8 QAT"] = lambda out: _export_trained(

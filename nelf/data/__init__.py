@@ -1,15 +1,23 @@
-"""Scenes: readers that all return one form, the Blender writer, the built-in scene, the training batches."""
+"""Scenes: readers that all return one form, the Blender writer, the built-in scenes, the training batches."""
 
 from nelf.data.batches import ImageBatch, RayBatch
 from nelf.data.blender import read_scene, read_views, with_pseudo_views
-from nelf.data.datamodules import BlenderDataModule, DemoDataModule, SceneDataModule
+from nelf.data.datamodules import (
+    BlenderDataModule,
+    DemoDataModule,
+    DemoDynamicDataModule,
+    DNeRFDataModule,
+    SceneDataModule,
+)
 from nelf.data.writer import SceneWriter, write_scene
 from nelf.scene import BACKGROUNDS, Scene, Split, View, composite_background
 
 __all__ = [
     "BACKGROUNDS",
     "BlenderDataModule",
+    "DNeRFDataModule",
     "DemoDataModule",
+    "DemoDynamicDataModule",
     "ImageBatch",
     "RayBatch",
     "Scene",

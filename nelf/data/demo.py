@@ -16,9 +16,11 @@ break on:
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,14 +30,26 @@ from nelf import paths
 from nelf.cameras import Camera
 from nelf.data.images import progress_bar
 from nelf.data.shapes import bounds
-from nelf.data.solids import pack
+from nelf.data.solids import Solid, pack
 from nelf.data.stills import SCENES
 from nelf.data.tracer import Lights, trace
 from nelf.data.writer import SceneWriter
 from nelf.errors import UserError, atomic_path
 from nelf.scene import composite_background
 
-__all__ = ["FOV", "SCENES", "VIEWS", "aabb", "cameras", "render", "write"]
+__all__ = [
+    "FOV",
+    "SCENES",
+    "VIEWS",
+    "aabb",
+    "absent",
+    "box_around",
+    "cameras",
+    "draw",
+    "render",
+    "write",
+    "write_pictures",
+]
 
 FOV = 0.6911112070083618
 """Horizontal angle of view, radians: that of the Blender synthetic scenes."""
@@ -82,17 +96,36 @@ def render(camera: Camera, scene: str = "blocks") -> Tensor:
     Returns:
         (..., H, W, 4) float32 rgba in [0, 1], transparent where nothing is, alpha not premultiplied.
     """
+    return draw(camera, lambda index: _packed(scene))
+
+
+def draw(camera: Camera, solids: Callable[[int], np.ndarray]) -> Tensor:
+    """The exact pictures of solids in the light of the built-in scenes.
+
+    Args:
+        camera: one camera, or a batch of shape (...,).
+        solids: the table of ``pack`` that the camera of a flat index sees.
+
+    Returns:
+        As of ``render``.
+    """
     c2w = camera.c2w.cpu().numpy().reshape(-1, 3, 4)
     intrinsics = camera.intrinsics.cpu().numpy().reshape(-1, 4)
     size = camera.width, camera.height
-    images = [trace(_packed(scene), _lights(), pose, lens, *size) for pose, lens in zip(c2w, intrinsics, strict=True)]
+    lenses = enumerate(zip(c2w, intrinsics, strict=True))
+    images = [trace(solids(index), _lights(), pose, lens, *size) for index, (pose, lens) in lenses]
     batch = camera.c2w.shape[:-2]
     return torch.from_numpy(np.stack(images)).reshape(*batch, camera.height, camera.width, 4)
 
 
 def aabb(scene: str = "blocks") -> Tensor:
     """(6,) tight box around a built-in scene, with a margin of 0.03: smallest xyz, largest xyz."""
-    boxes = np.stack([bounds(solid) for solid in SCENES[scene].solids()])
+    return box_around(SCENES[scene].solids())
+
+
+def box_around(solids: list[Solid]) -> Tensor:
+    """(6,) tight box around solids, with a margin of 0.03: smallest xyz, largest xyz."""
+    boxes = np.stack([bounds(solid) for solid in solids])
     box = np.concatenate([boxes[:, 0].min(axis=0) - 0.03, boxes[:, 1].max(axis=0) + 0.03])
     return torch.from_numpy(box.astype(np.float32))
 
@@ -124,31 +157,55 @@ def write(root: str | Path, scene: str = "blocks", width: int = 200) -> Path:
     Raises:
         UserError: the directory holds something else, another width, or cannot be written.
     """
-    root, about = Path(root), SCENES[scene]
+    about = SCENES[scene]
+
+    def picture(camera: Camera) -> Tensor:
+        drawn = render(camera, scene)
+        return drawn if about.alpha else composite_background(drawn, about.background)
+
+    if absent(Path(root)):
+        write_pictures(Path(root), cameras(width), picture, aabb=aabb(scene), background=about.background)
+    return Path(root)
+
+
+def absent(root: Path) -> bool:
+    """Whether a built-in scene has yet to be written.
+
+    Raises:
+        UserError: the directory holds something else.
+    """
     if (root / "transforms_train.json").is_file():
-        return root
+        return False
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UserError(f"data.root: {root} holds other files; allowed: a new or empty directory for the demo scene.")
-    views = cameras(width)
+    return True
+
+
+def write_pictures(root: Path, cameras: dict[str, Camera], picture: Callable[[Camera], Tensor], **stated: Any) -> None:
+    """Write a scene whose views are drawn one by one; the directory gets its name when it is complete.
+
+    Args:
+        root: the directory.
+        cameras: those of each split.
+        picture: draws a single camera, (H, W, 3|4) in [0, 1]; several threads call it.
+        **stated: what the files say of the scene, as of ``SceneWriter``.
+
+    Raises:
+        UserError: the directory cannot be written.
+    """
     with (
         atomic_path(root) as folder,
-        progress_bar(f"rendering the demo scene to {root}", sum(VIEWS.values())) as progress,
+        progress_bar(f"rendering the demo scene to {root}", sum(map(len, cameras.values()))) as progress,
     ):
-        for name, camera in views.items():
-            writer = SceneWriter(
-                folder, camera, name, aabb=aabb(scene), near=_NEAR, far=_FAR, background=about.background,
-                license="CC0-1.0",
-            )  # fmt: skip
-            draw = partial(_write_view, writer, camera, scene)
+        for name, camera in cameras.items():
+            writer = SceneWriter(folder, camera, name, near=_NEAR, far=_FAR, license="CC0-1.0", **stated)
+            draw = partial(_write_view, writer, camera, picture)
             with ThreadPoolExecutor(os.cpu_count()) as pool:  # the tracer runs without Python's lock
                 for _ in pool.map(draw, range(len(camera))):
                     progress.advance(progress.task_ids[0])
             writer.finish()
-    return root
 
 
-def _write_view(writer: SceneWriter, camera: Camera, scene: str, index: int) -> None:
+def _write_view(writer: SceneWriter, camera: Camera, picture: Callable[[Camera], Tensor], index: int) -> None:
     """Render and write one view of a split."""
-    about = SCENES[scene]
-    picture = render(camera[index], scene)
-    writer.write(index, picture if about.alpha else composite_background(picture, about.background))
+    writer.write(index, picture(camera[index]))

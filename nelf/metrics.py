@@ -11,11 +11,14 @@ import logging
 import torch
 from torch import Tensor, nn
 
-__all__ = ["lpips", "psnr", "ssim"]
+__all__ = ["MS_SSIM_SIDE", "lpips", "ms_ssim", "psnr", "ssim"]
 
 _log = logging.getLogger(__name__)
 
 _SSIM_WINDOW = 11  # kornia derives sigma 1.5 from it, as Wang et al. 2004 have it
+
+MS_SSIM_SIDE = 176
+"""The shortest side, pixels, whose fifth scale, a sixteenth of it, still holds a window of SSIM."""
 
 
 def psnr(rgb: Tensor, target: Tensor) -> Tensor:
@@ -68,6 +71,42 @@ def ssim(rgb: Tensor, target: Tensor) -> Tensor:
             f"but got shape {tuple(rgb.shape)}."
         )
     return similarity_map(rgb.double(), target.double(), _SSIM_WINDOW, padding="valid").mean(dim=(1, 2, 3))
+
+
+def ms_ssim(rgb: Tensor, target: Tensor) -> Tensor:
+    """Compute the structural similarity of each image on five scales, each half as large as the one before.
+
+    An odd row or column is left out where a scale is halved.
+
+    Windows as of ``ssim``, in double precision, averaged over the channels on each scale. A factor below zero, of images that have nothing in common, counts as
+    zero.
+
+    Args:
+        rgb: (B, 3, H, W) in [0, 1], H and W at least ``MS_SSIM_SIDE``.
+        target: (B, 3, H, W) in [0, 1].
+
+    Returns:
+        (B,) float64 in [0, 1]; 1 where the two images are equal. Differentiable.
+
+    Raises:
+        ValueError: the shapes differ, are not (B, 3, H, W), or a side is too short.
+
+    Source:
+        Wang et al. 2003, "Multi-scale structural similarity for image quality assessment".
+    """
+    # Like kornia, torchmetrics takes seconds to import.
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+
+    _check(rgb, target)
+    if min(rgb.shape[-2:]) < MS_SSIM_SIDE:
+        raise ValueError(
+            f"Expected images of at least {MS_SSIM_SIDE} x {MS_SSIM_SIDE} pixels for the five scales of MS-SSIM, "
+            f"but got shape {tuple(rgb.shape)}."
+        )
+    similarity = multiscale_structural_similarity_index_measure(
+        rgb.double(), target.double(), kernel_size=_SSIM_WINDOW, reduction="none", data_range=1.0
+    )
+    return similarity.reshape(len(rgb))
 
 
 def lpips(rgb: Tensor, target: Tensor) -> Tensor | None:

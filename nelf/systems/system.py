@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from nelf.rendering import Rendering
     from nelf.scene import Scene, View
 
-__all__ = ["System", "check_controls"]
+__all__ = ["System"]
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class System(pl.LightningModule):
         scene: Scene = self.trainer.datamodule.scene  # type: ignore[attr-defined]
         self.background = scene.background
         if stage == "fit":
-            check_controls(self.network, scene)
+            _check_controls(self.network, scene)
             self.has_alpha = scene.has_alpha
             self.prepare(scene)
 
@@ -107,7 +107,7 @@ class System(pl.LightningModule):
         return self.network.render(camera)  # type: ignore[no-any-return]
 
 
-def check_controls(network: Any, scene: Scene) -> None:
+def _check_controls(network: Any, scene: Scene) -> None:
     """Say it where a network and a scene do not agree in what moves.
 
     Args:
@@ -123,7 +123,7 @@ def check_controls(network: Any, scene: Scene) -> None:
     if takes > has:
         found = f"only {', '.join(scene.controls[:has])}" if has else "no time"
         raise UserError(
-            f"{scene.name}: its training views have {found}, but {kind} takes {_controls(takes)}; "
+            f"{scene.name}: its training views have {found}, but {kind} takes {_in_words(takes)}; "
             "allowed: a scene that states them for each view, or a model of static scenes, such as model=ngp."
         )
     if len(scene.controls) > takes:
@@ -137,5 +137,5 @@ def check_controls(network: Any, scene: Scene) -> None:
             log.warning("%s: all training views have %s %g; %s learns no other.", scene.name, name, value, kind)
 
 
-def _controls(count: int) -> str:
+def _in_words(count: int) -> str:
     return "a time" if count == 1 else f"{count} controls, the time first"

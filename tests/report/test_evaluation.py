@@ -4,6 +4,7 @@ import gc
 import json
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import imageio.v3 as iio
@@ -41,9 +42,10 @@ class View(NamedTuple):
 class Split:
     """Views whose camera is their index; noise with a fixed seed."""
 
-    def __init__(self, n: int = 5) -> None:
+    def __init__(self, n: int = 5, times: list[float] | None = None, height: int = HEIGHT, width: int = WIDTH) -> None:
         generator = torch.Generator().manual_seed(3)
-        self.images = torch.rand(n, HEIGHT, WIDTH, 3, generator=generator)
+        self.images = torch.rand(n, height, width, 3, generator=generator)
+        self.camera = SimpleNamespace(time=None if times is None else torch.tensor(times))
 
     def __len__(self) -> int:
         return len(self.images)

@@ -13,8 +13,9 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
-from nelf.report.page import Comparison, comparisons, write_report
+from nelf.report.page import write_report
 from nelf.report.plots import curves_svg, pareto_front, trade_off
+from nelf.report.views import Comparison, comparisons
 
 NONE, TIMES = "\N{EN DASH}", "\N{MULTIPLICATION SIGN}"
 ROWS = [
@@ -108,7 +109,7 @@ def test_the_page_needs_no_network(tmp_path: Path) -> None:
     video = tmp_path / "orbit.mp4"
     video.write_bytes(b"not really a video")
     log = _csv(tmp_path / "metrics.csv")
-    write_report(tmp_path, ROWS, _pictures(), video=video, curves={"teacher": log})
+    write_report(tmp_path, ROWS, _pictures(), videos={"orbit": video}, curves={"teacher": log})
     text, page = _page(tmp_path)
     assert "http:" not in text
     assert "https:" not in text
@@ -150,10 +151,10 @@ def test_large_videos_give_way_to_the_gif_and_then_to_a_link(tmp_path: Path) -> 
     video = tmp_path / "student" / "orbit.mp4"
     video.parent.mkdir()
     video.write_bytes(bytes(9 * 2**20))
-    write_report(tmp_path, ROWS, video=video)
+    write_report(tmp_path, ROWS, videos={"orbit": video})
     assert _page(tmp_path)[1].links == ["student/orbit.mp4"]
     video.with_suffix(".gif").write_bytes(b"GIF")
-    write_report(tmp_path, ROWS, video=video)
+    write_report(tmp_path, ROWS, videos={"orbit": video})
     assert _page(tmp_path)[1].links == []
     assert _page(tmp_path)[1].sources[-1].startswith("data:image/gif")
 

@@ -78,8 +78,8 @@ def ms_ssim(rgb: Tensor, target: Tensor) -> Tensor:
 
     An odd row or column is left out where a scale is halved.
 
-    Windows as of ``ssim``, in double precision, averaged over the channels on each scale. A factor below zero, of images that have nothing in common, counts as
-    zero.
+    Windows as of ``ssim``, in double precision, averaged over the channels on each scale. A factor below zero, of
+    images that have nothing in common, counts as zero.
 
     Args:
         rgb: (B, 3, H, W) in [0, 1], H and W at least ``MS_SSIM_SIDE``.

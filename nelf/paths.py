@@ -40,7 +40,9 @@ BLENDER_RADIUS = 4.031128857175551
 POSES = ("hemisphere", "mobile_r2l", "r2l", "dnerf")
 """Where random cameras may stand, see ``random_cameras``."""
 
-MOTIONS = ("time", "camera", "both")
+Motion = Literal["time", "camera", "both"]
+
+MOTIONS: tuple[Motion, ...] = ("time", "camera", "both")
 """What may move in a film of a scene with a time, see ``in_motion``."""
 
 _DNERF_RADIUS = 4.0  # of its videos and pseudo data; its cameras stand at BLENDER_RADIUS
@@ -159,9 +161,7 @@ def dnerf(n: int = 40) -> Tensor:
     return _spherical(azimuth, np.full(n, 30.0), np.full(n, _DNERF_RADIUS), (0, 0, 0))
 
 
-def in_motion(
-    path: Camera, motion: Literal["time", "camera", "both"], span: tuple[float, float], moment: float | None = None
-) -> Camera:
+def in_motion(path: Camera, motion: Motion, span: tuple[float, float], moment: float | None = None) -> Camera:
     """The cameras of a film in which time, camera or both move.
 
     Args:

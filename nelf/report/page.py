@@ -78,12 +78,11 @@ def write_report(
 
     Args:
         folder: where to write.
-        rows: one per artifact: ``name`` and any of ``psnr`` (dB), ``ssim``, ``lpips``, what is measured of moving scenes
-            (``nelf.report.evaluation.MOVING_FIGURES``), ``parameters``,
-            ``sparsity`` (0 to 1), ``bytes``, ``latency_ms`` (per view), ``train_seconds``,
-            ``peak_memory_mb`` (of its training), ``memory_mb`` (to load and render); further numbers become columns
-            of their own, other values stand in the JSON only. ``speedup`` is computed where the baseline has a
-            latency.
+        rows: one per artifact: ``name`` and any of ``psnr`` (dB), ``ssim``, ``lpips``, what is measured of scenes with
+            a time (``nelf.report.evaluation.MOVING_FIGURES``), ``parameters``, ``sparsity`` (0 to 1), ``bytes``,
+            ``latency_ms`` (per view), ``train_seconds``, ``peak_memory_mb`` (of its training), ``memory_mb`` (to load
+            and render); further numbers become columns of their own, other values stand in the JSON only. ``speedup``
+            is computed where the baseline has a latency.
         pictures: the views to show; see :func:`nelf.report.views.comparisons`.
         title: the page's headline.
         baseline: name of the row that speed-ups refer to; the first row if None.

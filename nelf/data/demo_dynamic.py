@@ -31,7 +31,7 @@ VIEWS = {"train": 90, "val": 10, "test": 20}
 """How many views of each split are written."""
 
 _ELEVATIONS = (5.0, 80.0)
-_MOMENTS = 17  # of each control, at which a scene's box is measured
+_MOMENTS = 81  # at which a scene's box is measured
 
 
 class Toy(NamedTuple):
@@ -74,7 +74,8 @@ def render(camera: Camera, scene: str = "robot") -> Tensor:
 def aabb(scene: str = "robot") -> Tensor:
     """(6,) box around all that a built-in scene ever is, with a margin of 0.03: smallest xyz, largest xyz."""
     toy = SCENES[scene]
-    steps = [np.linspace(0.0, 1.0, _MOMENTS).tolist()] * len(toy.controls)
+    count = round(_MOMENTS ** (1 / len(toy.controls)))
+    steps = [np.linspace(0.0, 1.0, count).tolist()] * len(toy.controls)
     return demo.box_around([solid for moment in itertools.product(*steps) for solid in toy.solids(*moment)])
 
 

@@ -182,8 +182,14 @@ def test_a_network_says_what_it_will_not_learn(scene: Scene, tmp_path: Path, cap
     stopped = values * torch.tensor([0.0, 1.0]) + torch.tensor([0.25, 0.0])
     (message,) = warned(at(scene, stopped), MovingDisk())
     assert message == f"{scene.name}: all training views have time 0.25; MovingDisk learns no other."
-    (message,) = warned(at(scene, torch.cat([values, values[:, :1]], -1)), MovingDisk())
-    assert message.endswith("which MovingDisk does not take and ignores.")  # it moves, so no other is advised
+
+    class FirstTwo(MovingDisk):
+        def forward(self, rays: Rays) -> Tensor:
+            assert rays.controls is not None
+            return super().forward(replace(rays, controls=rays.controls[..., :2]))
+
+    (message,) = warned(at(scene, torch.cat([values, values[:, :1]], -1)), FirstTwo())
+    assert message.endswith("have jaw, which FirstTwo does not take and ignores.")  # it moves, so no other is advised
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,11 @@ from nelf.cameras import Camera
 
 __all__ = [
     "BLENDER_RADIUS",
+    "MOTIONS",
+    "POSES",
+    "dnerf",
     "hemisphere",
+    "in_motion",
     "look_at",
     "orbit",
     "random_between",
@@ -34,6 +38,16 @@ __all__ = [
 
 BLENDER_RADIUS = 4.031128857175551
 """Distance of the cameras of the Blender synthetic scenes from the origin, scene unit."""
+
+POSES = ("hemisphere", "interpolate", "mobile_r2l", "r2l", "dnerf")
+"""Where random cameras may stand, see ``random_cameras``."""
+
+Motion = Literal["time", "camera", "both"]
+
+MOTIONS: tuple[Motion, ...] = ("time", "camera", "both")
+"""What may move in a film of a scene with a time, see ``in_motion``."""
+
+_DNERF_RADIUS = 4.0  # of its videos and pseudo data; its cameras stand at BLENDER_RADIUS
 
 _Center = Sequence[float] | np.ndarray
 
@@ -130,6 +144,52 @@ def hemisphere(
     height = low + (high - low) * (np.arange(n) + 0.5) / n
     azimuth = np.arange(n) * 180.0 * (3.0 - 5.0**0.5)
     return _spherical(azimuth, np.rad2deg(np.arcsin(height)), np.full(n, float(radius)), center)
+
+
+def dnerf(n: int = 40) -> Tensor:
+    """The path of D-NeRF's videos: once around the origin, clockwise seen from above, 30 degrees up and 4 away.
+
+    Args:
+        n: number of poses, 40 in the original; their times there go evenly from 0 to 1, both included.
+
+    Returns:
+        (n, 3, 4) poses.
+
+    Source:
+        D-NeRF, ``load_blender.py``: ``pose_spherical(-180 + 9 k, -30, 4)`` (Pumarola et al. 2021, arXiv 2011.13961),
+        whose angle 0 is the direction +y.
+    """
+    azimuth = 270.0 - 360.0 * np.arange(n) / n
+    return _spherical(azimuth, np.full(n, 30.0), np.full(n, _DNERF_RADIUS), (0, 0, 0))
+
+
+def in_motion(path: Camera, motion: Motion, span: tuple[float, float], moment: float | None = None) -> Camera:
+    """The cameras of a film in which time, camera or both move.
+
+    Args:
+        path: a batch of N cameras along a path, with controls.
+        motion: ``time`` stays at the first pose while time goes by, ``camera`` follows the path at one moment,
+            ``both`` follows it while time goes by. The controls beside the time stay those of the path.
+        span: first and last moment.
+        moment: where time stands for ``camera``; None for the first moment.
+
+    Returns:
+        A batch of N cameras.
+
+    Raises:
+        ValueError: the cameras have no controls.
+    """
+    if path.controls is None:
+        raise ValueError("Expected `path` to have controls, but got cameras of a static scene.")
+    n, controls = len(path), path.controls.clone()
+    if motion == "camera":
+        controls[:, 0] = span[0] if moment is None else moment
+        return replace(path, controls=controls)
+    controls[:, 0] = torch.linspace(*span, n)
+    if motion == "both":
+        return replace(path, controls=controls)
+    c2w, intrinsics = path.c2w[:1].repeat(n, 1, 1), path.intrinsics[:1].repeat(n, 1)
+    return replace(path, c2w=c2w, intrinsics=intrinsics, controls=controls)
 
 
 def random_mobile_r2l(
@@ -276,34 +336,48 @@ def random_between(camera: Camera, n: int, seed: int = 0) -> Camera:
 def random_cameras(
     camera: Camera,
     n: int,
-    poses: Literal["hemisphere", "interpolate", "mobile_r2l", "r2l"] = "hemisphere",
+    poses: Literal["hemisphere", "interpolate", "mobile_r2l", "r2l", "dnerf"] = "hemisphere",
     seed: int = 0,
 ) -> Camera:
     """Random cameras to distill from, of the size and the intrinsics of the given ones, without their lens.
+
+    Where the given cameras have controls, each new one gets its own: ``hemisphere``, ``mobile_r2l`` and ``r2l`` fill
+    the range of theirs, ``dnerf`` draws uniformly from [0, 1).
 
     Args:
         camera: a batch of cameras that is followed, such as ``scene.train.camera``.
         n: how many.
         poses: ``hemisphere`` in the region of the given cameras, which stand around something; ``interpolate`` between
-            two of them; or the distribution of the original named (``r2l`` zooms by 1 to 2, too) at the mean distance
-            of the given cameras from the origin.
+            two of them; or the distribution of the original named: at the mean
+            distance of the given cameras from the origin, and ``r2l`` zooms by 1 to 2, too; ``dnerf`` is ``r2l`` at
+            distance 4.
         seed: which set; the first m of n cameras do not depend on n.
 
     Returns:
         A batch of n pinholes.
+
+    Source:
+        ``dnerf``: DyLiN, ``tools/gen_pseudo_data_dnerf.py`` (arXiv 2303.14243).
     """
     if poses == "hemisphere":
         return random_like(camera, n, seed)
     if poses == "interpolate":
         return random_between(camera, n, seed)
-    radius = float(camera.c2w[:, :, 3].norm(dim=-1).mean())
+    radius = _DNERF_RADIUS if poses == "dnerf" else float(camera.c2w[:, :, 3].norm(dim=-1).mean())
     intrinsics = camera.intrinsics[:1].repeat(n, 1)
     if poses == "mobile_r2l":
         c2w = random_mobile_r2l(n, radius, seed=seed)
     else:
         c2w, zoom = random_r2l(n, radius, seed)
         intrinsics[:, :2] *= zoom[:, None]
-    return replace(camera.pinhole(), c2w=c2w, intrinsics=intrinsics, controls=None, view=None)
+    controls = camera.controls
+    if controls is not None:
+        first, last = controls.amin(0), controls.amax(0)
+        if poses == "dnerf":
+            first, last = torch.zeros_like(first), torch.ones_like(last)
+        unit = np.stack([_stream(seed, 3 + index).random(n) for index in range(len(first))], -1)
+        controls = first + (last - first) * torch.from_numpy(unit).to(first)
+    return replace(camera.pinhole(), c2w=c2w, intrinsics=intrinsics, controls=controls, view=None)
 
 
 def rolled(camera: Camera) -> float:

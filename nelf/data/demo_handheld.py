@@ -157,8 +157,8 @@ def write(root: str | Path, moments: int = _MOMENTS, width: int = _WIDTH) -> Pat
     train, val = ([names[(m + other) % 2 * moments + m] for m in range(moments)] for other in (0, 1))
 
     def image(index: int) -> np.ndarray:
-        time = index % moments / (moments - 1)
-        picture = composite_background(draw(pack(solids(time)), camera[index]), "black")
+        table = pack(solids(index % moments / (moments - 1)))
+        picture = composite_background(draw(camera[index], lambda _: table), "black")
         return (picture * 255 + 0.5).byte().numpy()
 
     with atomic_path(root) as folder:

@@ -81,14 +81,14 @@ def _poses(words: list[str]) -> None:
     from nelf.data import read_scene
     from nelf.data.writer import stated
     from nelf.interop.poses import write_poses
-    from nelf.paths import random_cameras
+    from nelf.paths import POSES, random_cameras
 
     parser = argparse.ArgumentParser(prog="python -m nelf.interop poses")
     parser.add_argument("--scene", required=True, help="a scene in the Blender format, whose cameras are followed")
     parser.add_argument("--views", required=True, type=int, help="how many")
     parser.add_argument("--out", required=True, help="the file to write, such as pseudo/transforms_train.json")
     parser.add_argument("--width", type=int, help="of the pictures, pixels: the scene's if left out")
-    parser.add_argument("--poses", choices=("hemisphere", "interpolate", "mobile_r2l", "r2l"), default="hemisphere")
+    parser.add_argument("--poses", choices=POSES, default="hemisphere")
     parser.add_argument("--seed", type=int, default=0, help="which set")
     given = parser.parse_args(words)
     if given.views < 1:

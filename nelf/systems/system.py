@@ -24,6 +24,8 @@ __all__ = ["System"]
 
 log = logging.getLogger(__name__)
 
+_MOVING = "Choose one that moves: model=dnerf_ngp as a teacher, model=grid_dylin as a student."
+
 
 class System(pl.LightningModule):
     """A network that learns a scene.
@@ -57,33 +59,14 @@ class System(pl.LightningModule):
         """Take background, box and depth range from the scene of the datamodule.
 
         Raises:
-            UserError: its training views lack a control that the network takes.
+            UserError: the network takes more controls than the scene's training views have.
         """
         scene: Scene = self.trainer.datamodule.scene  # type: ignore[attr-defined]
         self.background = scene.background
         if stage == "fit":
-            self._check_controls(scene)
-            if len(scene.controls) > self.network.controls:
-                ignored = ", ".join(scene.controls[self.network.controls :])
-                kind = type(self.network).__name__
-                log.warning("%s: its cameras have %s, which %s does not take and ignores.", scene.name, ignored, kind)
+            _check_controls(self.network, scene)
             self.has_alpha = scene.has_alpha
             self.prepare(scene)
-
-    def _check_controls(self, scene: Scene) -> None:
-        """Refuse training views that lack a control that the network takes.
-
-        Raises:
-            UserError: they do.
-        """
-        controls = scene.train.camera.controls
-        found, taken = 0 if controls is None else controls.shape[-1], self.network.controls
-        if found < taken:
-            kind = type(self.network).__name__
-            raise UserError(
-                f"{scene.name}: its training views have {found or 'no'} controls, of which the first is the time, but "
-                f"{kind} takes {taken}; allowed: a scene that moves, views of a teacher that does, or another network."
-            )
 
     def prepare(self, scene: Scene) -> None:
         """Tell the network of the scene that it is to learn."""
@@ -122,3 +105,37 @@ class System(pl.LightningModule):
     def render(self, camera: Camera) -> Rendering:
         """Render one camera with the network."""
         return self.network.render(camera)  # type: ignore[no-any-return]
+
+
+def _check_controls(network: Any, scene: Scene) -> None:
+    """Say it where a network and a scene do not agree in what moves.
+
+    Args:
+        network: what is to learn the scene; ``controls`` is how many it takes.
+        scene: whose training views have controls, or none.
+
+    Raises:
+        UserError: the network takes more controls than the training views have.
+    """
+    kind, takes = type(network).__name__, network.controls
+    values = scene.train.camera.controls
+    has = 0 if values is None else values.shape[-1]
+    if takes > has:
+        found = f"only {', '.join(scene.controls[:has])}" if has else "no time"
+        raise UserError(
+            f"{scene.name}: its training views have {found}, but {kind} takes {_in_words(takes)}; "
+            "allowed: a scene that states them for each view, or a model of static scenes, such as model=ngp."
+        )
+    if len(scene.controls) > takes:
+        ignored = ", ".join(scene.controls[takes:])
+        advice = "" if takes else f" {_MOVING}"
+        log.warning("%s: its cameras have %s, which %s does not take and ignores.%s", scene.name, ignored, kind, advice)
+    for index in range(takes if values is not None else 0):
+        low, high = values[:, index].aminmax()  # type: ignore[index]
+        if low == high:
+            name, value = scene.controls[index], float(low)
+            log.warning("%s: all training views have %s %g; %s learns no other.", scene.name, name, value, kind)
+
+
+def _in_words(count: int) -> str:
+    return "a time" if count == 1 else f"{count} controls, the time first"

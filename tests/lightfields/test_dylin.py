@@ -432,5 +432,5 @@ def test_it_does_not_learn_from_views_without_their_time(moving: Scene, tmp_path
     with pytest.raises(UserError, match=r"^noise: its training views have 2 controls.*but DyLiN takes 3; allowed"):
         fit(moving, 3)
     still = replace(moving, train=Split(moving.train.camera.at(), moving.train.images, moving.train.names))
-    with pytest.raises(UserError, match="its training views have no controls"):
+    with pytest.raises(UserError, match="its training views have no time"):
         fit(still, 1)

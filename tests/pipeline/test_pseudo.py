@@ -14,7 +14,7 @@ import torch
 from nelf.cameras import Camera
 from nelf.data import demo_handheld, read_capture, read_scene, read_views, with_pseudo_views
 from nelf.errors import UserError
-from nelf.paths import random_cameras
+from nelf.paths import POSES, random_cameras
 from nelf.pipeline.stages import pseudo
 from nelf.pipeline.stages.pseudo import write_views
 from nelf.rendering import Rendering
@@ -47,6 +47,32 @@ def test_the_views_are_read_back_with_their_cameras(scene, tmp_path) -> None:
         expected = torch.sigmoid(cameras.c2w[index, :, 3])
         assert (again.rgb(index) - expected).abs().max() <= 0.5 / 255 + 1e-6
     assert json.loads((tmp_path / "transforms_train.json").read_text())["aabb"] == scene.aabb.tolist()
+
+
+def test_every_view_is_of_a_moment_of_its_own(scene, tmp_path) -> None:
+    """Pose and controls are random, the teacher is asked for that moment, and the file states it."""
+    train = scene.train
+    values = torch.stack([torch.linspace(0.25, 1.0, len(train)), torch.linspace(0.0, 0.5, len(train))], -1)
+    camera = replace(train.camera, controls=values)
+    moving = replace(scene, train=replace(train, camera=camera), controls=("time", "jaw"))
+    asked = []
+
+    class Watched(Painter):
+        def render(self, camera: Camera) -> Rendering:
+            asked.append(camera.controls.tolist())
+            return super().render(camera)
+
+    for poses in POSES:
+        asked.clear()
+        cameras = random_cameras(camera, 6, poses)
+        write_views(Watched(), cameras, tmp_path / poses, moving)
+        assert asked == cameras.controls.tolist()
+        content = json.loads((tmp_path / poses / "transforms_train.json").read_text())
+        assert content["controls"] == ["jaw"]
+        stated = [[frame["time"], *frame["controls"]] for frame in content["frames"]]
+        assert stated == asked
+        assert len({time for time, _ in stated}) == 6
+        assert torch.equal(read_views(tmp_path / poses).camera.controls, cameras.controls)
 
 
 def test_whole_views_are_not_rendered_again_and_torn_ones_are(scene, tmp_path) -> None:
@@ -115,7 +141,7 @@ def test_the_originals_distributions(scene) -> None:
 
 
 def test_a_longer_set_begins_with_the_shorter_one(scene) -> None:
-    for poses in ("hemisphere", "mobile_r2l", "r2l"):
+    for poses in POSES:
         short, long = random_cameras(scene.train.camera, 3, poses), random_cameras(scene.train.camera, 9, poses)
         assert torch.equal(short.c2w, long.c2w[:3])
 

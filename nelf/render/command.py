@@ -187,12 +187,12 @@ def _path(options: argparse.Namespace, scene: Scene) -> Camera:
     elif options.path == "dnerf":
         cameras = along(scene, paths.dnerf(frames))
     elif Path(options.path).is_dir():
-        stated = capture.read_path(Path(options.path)).resized(scene.test.camera.width)
-        cameras = replace(stated, controls=along(scene, stated.c2w).controls)
+        own = capture.read_path(Path(options.path)).resized(scene.test.camera.width)
+        cameras = replace(own, controls=along(scene, own.c2w).controls)
     else:
         stated, like = read_path(Path(options.path)), scene.test.camera.pinhole()
-        own = all("fl_x" in lens or "camera_angle_x" in lens for lens in stated.lenses)
-        lenses = torch.from_numpy(stated.intrinsics(like.width, like.height)) if own else None
+        has_lenses = all("fl_x" in lens or "camera_angle_x" in lens for lens in stated.lenses)
+        lenses = torch.from_numpy(stated.intrinsics(like.width, like.height)) if has_lenses else None
         cameras = along(scene, torch.from_numpy(stated.c2w), lenses)
         if stated.values is not None:
             cameras = replace(cameras, controls=torch.from_numpy(stated.values))

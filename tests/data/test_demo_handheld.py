@@ -34,7 +34,7 @@ def centroid(alpha: np.ndarray) -> np.ndarray:
 def test_a_small_ball_is_drawn_where_the_lens_has_its_center(place: tuple[float, ...]) -> None:
     camera = demo_handheld.rig(2)[0][0]
     ball = Solid(SPHERE, np.array(place), (0.04, 0, 0), Material((0.5, 0.5, 0.5)), np.eye(3))
-    drawn = centroid(demo.draw(pack([ball]), camera)[..., 3].numpy())
+    drawn = centroid(demo.draw(camera, lambda _: pack([ball]))[..., 3].numpy())
     c2w = camera.c2w.double().numpy()
     local = (np.array(place) - c2w[:, 3]) @ (c2w[:, :3] * [1, -1, -1])
     x, y = local[:2] / local[2]
@@ -52,8 +52,8 @@ def test_a_small_ball_is_drawn_where_the_lens_has_its_center(place: tuple[float,
 def test_a_lens_of_zeros_draws_what_a_pinhole_draws() -> None:
     camera = demo_handheld.rig(2)[1][1].pinhole()
     table = pack(demo_handheld.solids(1.0))
-    none = demo.draw(table, camera)
-    zeros = demo.draw(table, replace(camera, lens=torch.zeros(6)))
+    none = demo.draw(camera, lambda _: table)
+    zeros = demo.draw(replace(camera, lens=torch.zeros(6)), lambda _: table)
     assert (none - zeros).abs().mean() < 1e-3
 
 
@@ -97,7 +97,7 @@ def test_the_splits(scene: Scene) -> None:
 def test_pictures_are_those_of_the_moment_and_the_camera(root: Path, scene: Scene) -> None:
     left, right = demo_handheld.rig(10, 24)
     for index, camera in ((4, left), (7, right)):
-        exact = demo.draw(pack(demo_handheld.solids(index / 9)), camera[index])
+        exact = demo.draw(camera[index], lambda _, time=index / 9: pack(demo_handheld.solids(time)))
         assert (exact[..., 3] == 1).all()
         np.testing.assert_array_equal(scene.train.images[index], (exact[..., :3].numpy() * 255 + 0.5).astype(np.uint8))
     assert read_capture(root, image_scale=2).train.images.shape == (10, 16, 12, 3)

@@ -156,7 +156,7 @@ def test_the_preset_of_a_classic_nerf_is_nerf_pls_command() -> None:
 
 def test_data_sets_share_their_core_keys() -> None:
     """Trap: a sweep over a group is first checked against the default choice."""
-    core = {"root", "width", "background", "num_workers"}
+    core = {"root", "width", "num_workers"}
     for path in (CONF / "data").glob("*.yaml"):
         assert core <= set(plain("train", f"data={path.stem}", "data.root=/x")["data"])
 
@@ -177,7 +177,7 @@ def test_config_composes_the_lego_preset_in_one_call() -> None:
 
 
 def test_config_refuses_in_one_line() -> None:
-    with pytest.raises(UserError, match=r"^experiment=leg: there is no such choice; allowed: demo, imported, lego"):
+    with pytest.raises(UserError, match=r"^experiment=leg: there is no such choice; allowed: demo, demo_dynamic, "):
         nelf.config("distill", ["experiment=leg"])
 
 

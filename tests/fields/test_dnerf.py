@@ -253,5 +253,5 @@ def test_it_learns_a_scene_that_moves_and_refuses_one_without_time(moving: Scene
     seen.append(error())
     assert seen[1] < 0.5 * seen[0]
     still = replace(moving, train=Split(moving.train.camera.at(), moving.train.images, moving.train.names))
-    with pytest.raises(UserError, match=r"^disk: its training views have no time.* but DNeRF takes 1; allowed"):
+    with pytest.raises(UserError, match=r"^disk: its training views have no time.* but DNeRF takes a time; allowed"):
         trainer(tmp_path, 1).fit(teacher, SceneDataModule(still, **teacher.batches))

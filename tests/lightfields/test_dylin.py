@@ -429,7 +429,10 @@ def test_it_does_not_learn_from_views_without_their_time(moving: Scene, tmp_path
         return int(trainer.global_step)
 
     assert fit(moving, 2) == 2
-    with pytest.raises(UserError, match=r"^noise: its training views have 2 controls.*but DyLiN takes 3; allowed"):
+    with pytest.raises(
+        UserError,
+        match=r"^noise: its training views have only time, smile, but DyLiN takes 3 controls, the time first; allowed",
+    ):
         fit(moving, 3)
     still = replace(moving, train=Split(moving.train.camera.at(), moving.train.images, moving.train.names))
     with pytest.raises(UserError, match="its training views have no time"):

@@ -1,0 +1,250 @@
+"""The random poses that light fields are distilled from. Poses and angles as in ``nelf.paths``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nelf.cameras import Camera
+from nelf.paths.flights import BLENDER_RADIUS, DNERF_RADIUS, look_at, spherical
+from nelf.paths.rotations import great_arc, quaternions, rotations
+
+POSES = ("hemisphere", "interpolate", "mobile_r2l", "r2l", "dnerf")
+"""Where random cameras may stand, see ``random_cameras``."""
+
+
+def random_mobile_r2l(
+    n: int, radius: float = BLENDER_RADIUS, polar: tuple[float, float] = (1.0, 90.0), seed: int = 0
+) -> Tensor:
+    """The random poses of MobileR2L's pseudo data.
+
+    The polar angle is normal around the middle of its range with half the range as standard deviation, and
+    drawn anew uniformly where it falls outside; the azimuth is uniform in -178 to 178 degrees (the
+    original's gap).
+
+    Args:
+        n: number of poses.
+        radius: distance from the origin.
+        polar: range of the polar angle, degrees.
+        seed: which set.
+
+    Returns:
+        (n, 3, 4) poses that look at the origin.
+
+    Source:
+        MobileR2L, ``rand_360_poses`` (Cao et al. 2023, arXiv 2212.08057).
+    """
+    low, high = polar
+    theta = _stream(seed, 0).normal(0.5 * (low + high), 0.5 * (high - low), n)
+    again = _stream(seed, 1).uniform(low, high, n)
+    theta = np.where((theta < low) | (theta > high), again, theta)
+    azimuth = _stream(seed, 2).uniform(-178.0, 178.0, n)
+    return spherical(azimuth, 90.0 - theta, np.full(n, float(radius)))
+
+
+def random_r2l(n: int, radius: float = 4.0, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """The random poses and focal zoom of R2L's pseudo data.
+
+    Azimuth and elevation (0 to 90 degrees) are uniform in angle, so poses crowd toward the pole.
+
+    Args:
+        n: number of poses.
+        radius: distance from the origin.
+        seed: which set.
+
+    Returns:
+        (n, 3, 4) poses that look at the origin, and (n,) factors for the focal length, uniform in 1 to 2.
+
+    Source:
+        R2L, ``create_data rand`` (Wang et al. 2022, arXiv 2203.17261).
+    """
+    azimuth = _stream(seed, 0).uniform(-180.0, 180.0, n)
+    elevation = _stream(seed, 1).uniform(0.0, 90.0, n)
+    zoom = _stream(seed, 2).uniform(1.0, 2.0, n)
+    c2w = spherical(azimuth, elevation, np.full(n, float(radius)))
+    return c2w, torch.from_numpy(zoom.astype(np.float32))
+
+
+def random_like(camera: Camera, n: int, seed: int = 0) -> Camera:
+    """Random cameras where the given ones stand: what a student should see of a scene.
+
+    They look at the point that the given cameras look at together, from the given ranges of distance,
+    elevation and azimuth, evenly by area (an additive recurrence with a random start, which leaves fewer
+    gaps than independent draws). Azimuths go all around unless the cameras leave out more than a third of
+    the circle. Intrinsics and size are those of the first camera; controls, where there are any, fill the range of
+    theirs.
+
+    Args:
+        camera: a batch of cameras, such as ``scene.train.camera``.
+        n: number of new ones.
+        seed: which set.
+
+    Returns:
+        A batch of n pinholes.
+
+    Source:
+        The recurrence is the R_d sequence of M. Roberts, "The unreasonable effectiveness of quasirandom
+        sequences".
+    """
+    c2w = camera.c2w.cpu().double().numpy()
+    center = _focus(c2w)
+    offset = c2w[:, :, 3] - center
+    distance = np.linalg.norm(offset, axis=1)
+    height = offset[:, 2] / distance
+    start, width = _covered_arc(np.rad2deg(np.arctan2(offset[:, 1], offset[:, 0])))
+
+    controls = camera.controls
+    unit = _recurrence(n, 4 if controls is None else 3 + controls.shape[-1], seed)
+    azimuth = start + width * unit[:, 0]
+    elevation = np.rad2deg(np.arcsin(height.min() + np.ptp(height) * unit[:, 1]))
+    radius = distance.min() + np.ptp(distance) * unit[:, 2]
+    if controls is not None:
+        first, last = controls.amin(0), controls.amax(0)
+        controls = first + (last - first) * torch.from_numpy(unit[:, 3:]).to(first)
+    device = camera.c2w.device
+    intrinsics = camera.intrinsics[:1].expand(n, 4)
+    return replace(
+        camera.pinhole(),
+        c2w=spherical(azimuth, elevation, radius, center).to(device),
+        intrinsics=intrinsics,
+        controls=controls,
+        view=None,
+    )
+
+
+def random_between(camera: Camera, n: int, seed: int = 0) -> Camera:
+    """Random cameras between the given ones: what a student should see of a scene that was filmed by hand.
+
+    Of two different cameras, positions are interpolated linearly and orientations along the great arc, at the same
+    uniform share of the way; intrinsics are those of the first. Controls, where there are any, are uniform in the range
+    of the given ones, independent of the pose.
+
+    Args:
+        camera: a batch of cameras, such as ``scene.train.camera``.
+        n: number of new ones.
+        seed: which set.
+
+    Returns:
+        A batch of n pinholes.
+
+    Source:
+        DyLiN, ``gen_pseudo_data_hypernerf`` (Yu et al. 2023, arXiv 2303.14243), but for its times, which leave the
+        range of those that were filmed.
+    """
+    count = len(camera)
+    first = np.floor(_stream(seed, 0).random(n) * count).astype(int)
+    other = 1 + np.floor(_stream(seed, 1).random(n) * (count - 1)).astype(int)
+    second, share = (first + other) % count, _stream(seed, 2).random(n)[:, None]
+
+    c2w = camera.c2w.cpu().double().numpy()
+    turns = quaternions(c2w[:, :, :3])
+    rotation = rotations(great_arc(turns[first], turns[second], share))
+    position = (1 - share) * c2w[first, :, 3] + share * c2w[second, :, 3]
+    controls = camera.controls
+    if controls is not None:
+        low, high = controls.amin(0), controls.amax(0)
+        drawn = [_stream(seed, 3 + index).random(n) for index in range(controls.shape[-1])]
+        controls = low + (high - low) * torch.from_numpy(np.stack(drawn, axis=-1)).to(low)
+    return replace(
+        camera.pinhole(),
+        c2w=torch.from_numpy(np.concatenate([rotation, position[..., None]], axis=-1)).to(camera.c2w),
+        intrinsics=camera.intrinsics[torch.from_numpy(first)],
+        controls=controls,
+        view=None,
+    )
+
+
+def random_cameras(
+    camera: Camera,
+    n: int,
+    poses: Literal["hemisphere", "interpolate", "mobile_r2l", "r2l", "dnerf"] = "hemisphere",
+    seed: int = 0,
+) -> Camera:
+    """Random cameras to distill from, of the size and the intrinsics of the given ones, without their lens.
+
+    Where the given cameras have controls, each new one gets its own: ``hemisphere``, ``mobile_r2l`` and ``r2l`` fill
+    the range of theirs, ``dnerf`` draws uniformly from [0, 1).
+
+    Args:
+        camera: a batch of cameras that is followed, such as ``scene.train.camera``.
+        n: how many.
+        poses: ``hemisphere`` in the region of the given cameras, which stand around something; ``interpolate`` between
+            two of them; or the distribution of the original named: at the mean
+            distance of the given cameras from the origin, and ``r2l`` zooms by 1 to 2, too; ``dnerf`` is ``r2l`` at
+            distance 4.
+        seed: which set; the first m of n cameras do not depend on n.
+
+    Returns:
+        A batch of n pinholes.
+
+    Source:
+        ``dnerf``: DyLiN, ``tools/gen_pseudo_data_dnerf.py`` (arXiv 2303.14243).
+    """
+    if poses == "hemisphere":
+        return random_like(camera, n, seed)
+    if poses == "interpolate":
+        return random_between(camera, n, seed)
+    radius = DNERF_RADIUS if poses == "dnerf" else float(camera.c2w[:, :, 3].norm(dim=-1).mean())
+    intrinsics = camera.intrinsics[:1].repeat(n, 1)
+    if poses == "mobile_r2l":
+        c2w = random_mobile_r2l(n, radius, seed=seed)
+    else:
+        c2w, zoom = random_r2l(n, radius, seed)
+        intrinsics[:, :2] *= zoom[:, None]
+    controls = camera.controls
+    if controls is not None:
+        first, last = controls.amin(0), controls.amax(0)
+        if poses == "dnerf":
+            first, last = torch.zeros_like(first), torch.ones_like(last)
+        unit = np.stack([_stream(seed, 3 + index).random(n) for index in range(len(first))], -1)
+        controls = first + (last - first) * torch.from_numpy(unit).to(first)
+    return replace(camera.pinhole(), c2w=c2w, intrinsics=intrinsics, controls=controls, view=None)
+
+
+def rolled(camera: Camera) -> float:
+    """How far cameras are turned about their view axes, on average, from standing upright (+z), degrees.
+
+    ``random_like`` is for cameras that stand upright.
+
+    Args:
+        camera: a batch of cameras.
+    """
+    position, back = camera.c2w[:, :, 3], camera.c2w[:, :, 2]
+    upright = look_at(position, position - back)
+    cosine = (upright[:, :, 0] * camera.c2w[:, :, 0]).sum(-1).clamp(-1.0, 1.0)
+    return float(torch.rad2deg(torch.acos(cosine)).mean())
+
+
+def _stream(seed: int, quantity: int) -> np.random.Generator:
+    """A generator of its own for each quantity: the first n draws do not depend on how many follow."""
+    return np.random.default_rng((seed, quantity))
+
+
+def _recurrence(n: int, dimensions: int, seed: int) -> np.ndarray:
+    """(n, dimensions) points in [0, 1) of the R_d sequence, shifted at random."""
+    ratio = 2.0
+    for _ in range(64):
+        ratio = (1.0 + ratio) ** (1.0 / (dimensions + 1))
+    steps = ratio ** -np.arange(1.0, dimensions + 1)
+    return (_stream(seed, 0).random(dimensions) + np.arange(n)[:, None] * steps) % 1.0
+
+
+def _focus(c2w: np.ndarray) -> np.ndarray:
+    """(3,) point nearest to all view axes in the least-squares sense."""
+    axis = c2w[:, :, 2]
+    across = np.eye(3) - axis[:, :, None] * axis[:, None, :]
+    return np.linalg.lstsq(across.sum(0), (across @ c2w[:, :, 3:]).sum(0)[:, 0], rcond=1e-6)[0]
+
+
+def _covered_arc(azimuth: np.ndarray) -> tuple[float, float]:
+    """Start and width, degrees, of the arc that cameras stand on: all around unless a third is left out."""
+    ordered = np.sort(azimuth)
+    gaps = np.diff(np.append(ordered, ordered[0] + 360.0))
+    widest = int(gaps.argmax())
+    if gaps[widest] <= 120.0:
+        return 0.0, 360.0
+    return float(ordered[(widest + 1) % len(ordered)]), float(360.0 - gaps[widest])

@@ -166,7 +166,17 @@ def in_motion(path: Camera, motion: Motion, span: tuple[float, float], moment: f
 
 
 def spherical(azimuth: np.ndarray, elevation: np.ndarray, radius: np.ndarray, center: Center = (0, 0, 0)) -> Tensor:
-    """(N, 3, 4) float32 poses at spherical positions (degrees) around ``center``, looking at it."""
+    """Poses on spheres, looking at their center.
+
+    Args:
+        azimuth: (N,) degrees.
+        elevation: (N,) degrees.
+        radius: (N,) scene unit.
+        center: (3,) of the spheres.
+
+    Returns:
+        (N, 3, 4) float32.
+    """
     azimuth, elevation = np.deg2rad(azimuth), np.deg2rad(elevation)
     level = np.cos(elevation)
     direction = np.stack([level * np.cos(azimuth), level * np.sin(azimuth), np.sin(elevation)], axis=-1)

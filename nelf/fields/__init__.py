@@ -1,6 +1,8 @@
 """Radiance fields, what a teacher is: density and color at positions."""
 
 from nelf.fields.base import RadianceField
+from nelf.fields.displacement import DisplacementGrid, DisplacementNetwork
+from nelf.fields.dynamic_ngp import DynamicNGP
 from nelf.fields.hierarchical import HierarchicalSampler
 from nelf.fields.nerf import GridNeRF, NeRF
 from nelf.fields.ngp import NGP
@@ -9,6 +11,9 @@ from nelf.fields.volume import Pass
 
 __all__ = [
     "NGP",
+    "DisplacementGrid",
+    "DisplacementNetwork",
+    "DynamicNGP",
     "GridNeRF",
     "HierarchicalSampler",
     "NeRF",

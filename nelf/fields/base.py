@@ -121,8 +121,12 @@ class RadianceField(nn.Module):
 
     @property
     def regularizers(self) -> dict[str, Callable[[Pass], Tensor]]:
-        """Loss terms by name, each (N,) from a pass; ``Teacher`` weighs them."""
+        """Loss terms by name, each (N,) from a pass, or () of the field itself; ``Teacher`` weighs their means."""
         return {"opacity": opacity_entropy, "distortion": distortion}
+
+    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Group the parameters for a ``torch.optim`` optimizer; one group unless a subclass wants more."""
+        return [{"params": list(self.parameters()), "lr": lr, "weight_decay": weight_decay}]
 
     # ---------------------------------------------------------------------------------------- the scene
 
@@ -146,7 +150,13 @@ class RadianceField(nn.Module):
         Args:
             step: how many there have been.
         """
-        self.sampler.before_step(step, lambda positions: self.density(positions)[0])
+
+        def density(positions: Tensor) -> Tensor:
+            """At any moment; what holds matter at some moment is occupied."""
+            controls = torch.rand(len(positions), self.controls, device=positions.device) if self.controls else None
+            return self.density(positions, controls)[0]
+
+        self.sampler.before_step(step, density)
 
     def through_grid(self, layout: Mapping[str, Any], geometry: Geometry) -> RadianceField | None:
         """A field that draws the same pictures in less time, for one that asks in empty space; None for all others.

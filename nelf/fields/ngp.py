@@ -16,7 +16,7 @@ from nelf.fields.samplers import OccupancySampler
 from nelf.kernels import HashGrid, multiplies_bfloat16
 from nelf.rays import Rays
 
-__all__ = ["NGP"]
+__all__ = ["NGP", "mlp"]
 
 _ROWS = 2048
 
@@ -72,8 +72,8 @@ class NGP(RadianceField):
         super().__init__(OccupancySampler(scale, grid_resolution, grid_slices, max_samples, at_start=z_steps))
         growth = (finest_resolution * scale / base_resolution) ** (1 / (levels - 1)) if levels > 1 else 1.0
         self.encoding = HashEncoding(HashGrid(levels, features, log2_table, base_resolution, growth))
-        self.density_net = _mlp(self.encoding.out_features, hidden, 1, 16)
-        self.color_net = _mlp(32, hidden, color_layers, 3)
+        self.density_net = mlp(self.encoding.out_features, hidden, 1, 16)
+        self.color_net = mlp(32, hidden, color_layers, 3)
         self.scale = scale
         self.early_stop = early_stop
         self.low_precision = low_precision
@@ -97,8 +97,11 @@ class NGP(RadianceField):
         Returns:
             ``sigma`` (S,) per unit of the field, and ``features`` (S, 16), whose first is ``log(sigma)``.
         """
-        encoded = self.encoding((positions / (2 * self.scale) + 0.5).clamp(0.0, 1.0))
-        features = self._run(self.density_net, encoded)
+        return self._from_inputs(self.encoding((positions / (2 * self.scale) + 0.5).clamp(0.0, 1.0)))
+
+    def _from_inputs(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Density and features from the inputs (S, C) of the density network."""
+        features = self._run(self.density_net, inputs)
         return _TruncatedExp.apply(features[:, 0].float()), features  # type: ignore[no-untyped-call]
 
     def color(self, features: Tensor, viewdirs: Tensor, view: Tensor | None = None) -> Tensor:
@@ -121,7 +124,7 @@ class NGP(RadianceField):
             return network(padded)[: len(inputs)]  # type: ignore[no-any-return]
 
 
-def _mlp(inputs: int, hidden: int, hidden_layers: int, outputs: int) -> nn.Sequential:
+def mlp(inputs: int, hidden: int, hidden_layers: int, outputs: int) -> nn.Sequential:
     """A network without biases, as tiny-cuda-nn's, Xavier-uniform."""
     widths = [inputs] + [hidden] * hidden_layers + [outputs]
     layers: list[nn.Module] = []

@@ -1,4 +1,4 @@
-"""The three operations of a fast radiance field: hash-grid encode, occupancy march, composite.
+"""The operations of a fast radiance field: hash-grid encode, look-up in space and time, occupancy march, composite.
 
 Each has one signature, given here, and several backends behind it with the same results:
 
@@ -31,6 +31,7 @@ from nelf.errors import UserError
 #: By operation and backend: the module that implements it. A backend that lacks one uses the reference.
 IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "hash_encode": {"cpu": "cpu_field"},
+    "space_time_lookup": {"cpu": "cpu_motion"},
     "march": {"cpu": "cpu_rays"},
     "composite": {"cpu": "cpu_rays"},
     "ray_features": {"cpu": "cpu_lookup"},
@@ -182,6 +183,37 @@ def hash_encode(positions: Tensor, table: Tensor, grid: HashGrid) -> Tensor:
     if table.shape != (grid.entries, grid.features):
         raise ValueError(f"Expected `table` to have shape {(grid.entries, grid.features)}, got {tuple(table.shape)}.")
     return implementation("hash_encode", positions.device)(positions, table, grid)  # type: ignore[no-any-return]
+
+
+def space_time_lookup(positions: Tensor, times: Tensor, values: Tensor) -> Tensor:
+    """Look positions up in a grid of space and time, linearly in all four.
+
+    Args:
+        positions: (N, 3) in [0, 1], x first; what is outside is taken to the border. A constant.
+        times: (N,) in [0, 1], likewise.
+        values: (T, D, H, W, C) at the nodes; node ``i`` of ``n`` along a side lies at ``i / (n - 1)``.
+
+    Returns:
+        (N, C). Differentiable in ``values`` alone.
+
+    Raises:
+        ValueError: the shapes do not fit together.
+
+    Example:
+        Two nodes along x and two moments; the value is 1 at the end of both.
+
+        >>> values = torch.zeros(2, 1, 1, 2, 1)
+        >>> values[1, 0, 0, 1] = 1.0
+        >>> space_time_lookup(torch.tensor([[0.5, 0.0, 0.0]]), torch.tensor([0.5]), values)
+        tensor([[0.2500]])
+    """
+    if positions.ndim != 2 or positions.shape[1] != 3 or times.shape != positions.shape[:1] or values.ndim != 5:
+        raise ValueError(
+            f"Expected `positions` (N, 3), `times` (N,) and `values` (T, D, H, W, C), got {tuple(positions.shape)}, "
+            f"{tuple(times.shape)}, {tuple(values.shape)}."
+        )
+    run = implementation("space_time_lookup", positions.device)
+    return run(positions.detach(), times.detach(), values)  # type: ignore[no-any-return]
 
 
 def march(

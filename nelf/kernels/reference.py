@@ -4,6 +4,8 @@ The hash grid gathers with ``F.embedding``, whose dense scatter is the fastest b
 without a kernel of one's own.
 """
 
+from itertools import product
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,6 +43,21 @@ def _table_index(corner: Tensor, grid: HashGrid, level: int) -> Tensor:
         return (x * _PRIMES[0] ^ y * _PRIMES[1] ^ z * _PRIMES[2]) % grid.sizes[level]
     resolution = grid.resolutions[level]
     return (x + resolution * (y + resolution * z)) % grid.sizes[level]
+
+
+def space_time_lookup(positions: Tensor, times: Tensor, values: Tensor) -> Tensor:
+    """See ``nelf.kernels.space_time_lookup``."""
+    sides = torch.tensor(values.shape[:4], device=values.device)  # T, D, H, W
+    at = torch.cat([times[:, None], positions.flip(-1)], 1).clamp(0.0, 1.0) * (sides - 1)
+    low = torch.minimum(at.long(), (sides - 2).clamp(min=0))
+    fraction = at - low
+    out = values.new_zeros(len(positions), values.shape[-1])
+    for corner in product((0, 1), repeat=4):
+        step = torch.tensor(corner, device=values.device)
+        weight = torch.where(step.bool(), fraction, 1.0 - fraction).prod(-1)
+        t, z, y, x = torch.minimum(low + step, sides - 1).unbind(-1)
+        out = out + weight[:, None] * values[t, z, y, x]
+    return out
 
 
 def march(

@@ -136,7 +136,7 @@ class Teacher(System):
         options = self.hparams
         more = {"momentum": options["momentum"]} if options["optimizer"] == "sgd" else {}
         make = OPTIMIZERS[options["optimizer"]]
-        return make(self.network.parameters(), lr=options["lr"], weight_decay=options["weight_decay"], **more)
+        return make(self.network.parameter_groups(options["lr"], options["weight_decay"]), lr=options["lr"], **more)
 
     def lr_factor(self, step: int) -> float:
         """See ``System.lr_factor``."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from nelf.cameras import Camera
     from nelf.lightfields.volume import SparseVolume
 
-__all__ = ["Density", "Gaps", "bake", "dense_cells", "fill_gaps", "find_gaps", "gap_cells", "lit_cells"]
+__all__ = ["Density", "Gaps", "bake", "cells_holding", "dense_cells", "fill_gaps", "find_gaps", "light_on", "lit_cells"]
 
 DENSE = 0.03  # optical depth of a voxel, anywhere in it, from which on it is not empty
 SAMPLES = 8  # in a cell, or around a corner
@@ -143,10 +143,10 @@ def find_gaps(volume: SparseVolume, teacher: Any, aabb: Tensor, cameras: Camera,
 
 
 @torch.no_grad()
-def gap_cells(gaps: Gaps, aabb: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The cells (D, H, W) of a grid over a box in which rays end, bool, on the CPU."""
+def cells_holding(points: Tensor, aabb: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The cells (D, H, W) of a grid over a box in which points (N, 3) lie, bool, on the CPU."""
     cells = torch.zeros(shape, dtype=torch.bool)
-    x, y, z = _cells_of(gaps.points, aabb, shape).unbind(-1)
+    x, y, z = _cells_of(points, aabb, shape).unbind(-1)
     cells[z, y, x] = True
     return cells
 
@@ -183,24 +183,42 @@ def lit_cells(volume: SparseVolume, aabb: Tensor, cameras: Camera, step: float, 
     Args:
         volume: with the densities of the scene.
         aabb: (6,) the box that it fills.
-        cameras: at most 150 of them, evenly chosen, look at it, a quarter of their pixels each.
+        cameras: at most 150 of them, evenly chosen, look at it.
         step: see ``nelf.kernels.lookup``.
         min_alpha: likewise.
 
     Returns:
         (D - 1, H - 1, W - 1) bool, on the CPU.
     """
-    light = torch.zeros_like(volume.density)
+    chosen = torch.linspace(0, len(cameras) - 1, min(VIEWS, len(cameras))).round().long()
+    return volume.cells_at(light_on(volume.density, volume.index, aabb, cameras[chosen], step, min_alpha) > LIT)
+
+
+def light_on(
+    density: Tensor, index: Tensor, aabb: Tensor, cameras: Camera, step: float, min_alpha: float
+) -> Tensor:
+    """The light that each corner of a volume gives to the rays of cameras, a quarter of their pixels each.
+
+    Args:
+        density: (K,) see ``nelf.kernels.lookup``, and so on.
+        index: (D, H, W) int32.
+        aabb: (6,).
+        cameras: a batch.
+        step: see there.
+        min_alpha: see there.
+
+    Returns:
+        (K,) summed over all rays.
+    """
+    light = torch.zeros_like(density)
     stride = 2 if cameras.width % 2 == cameras.height % 2 == 0 else 1
-    for index in torch.linspace(0, len(cameras) - 1, min(VIEWS, len(cameras))).round().long().tolist():
-        rays = cameras[index].to(aabb.device).rays(stride)
+    for camera in (cameras[view] for view in range(len(cameras))):
+        rays = camera.to(aabb.device).rays(stride)
         rays_o, rays_d = rays.origins.reshape(-1, 3).contiguous(), rays.directions.reshape(-1, 3).contiguous()
         # A feature's gradient is the light that its corner gives to the rays.
         features = torch.ones_like(light[:, None], requires_grad=True)
         with torch.enable_grad():
-            seen = ray_features(
-                volume.density.detach(), features, volume.index, rays_o, rays_d, aabb, torch.rand_like(rays_o[:, 0]),
-                step, min_alpha,
-            )  # fmt: skip
+            jitter = torch.rand_like(rays_o[:, 0])
+            seen = ray_features(density.detach(), features, index, rays_o, rays_d, aabb, jitter, step, min_alpha)
             light += torch.autograd.grad(seen.features.sum(), features)[0][:, 0]
-    return volume.cells_at(light > LIT)
+    return light

@@ -151,7 +151,7 @@ class GridR2L(LightField):
         self._try_resolutions(geometry.cameras, teacher is not None, start)
 
     def _try_resolutions(self, cameras: Camera, known: bool, start: Callable[[int], float]) -> None:
-        """Start a volume whose voxels are as small as the images ask for, then with larger ones until it is not too large.
+        """Start a volume with voxels as small as the images ask for, then with larger ones until it is not too large.
 
         Args:
             cameras: of the images.

@@ -194,9 +194,7 @@ def lit_cells(volume: SparseVolume, aabb: Tensor, cameras: Camera, step: float, 
     return volume.cells_at(light_on(volume.density, volume.index, aabb, cameras[chosen], step, min_alpha) > LIT)
 
 
-def light_on(
-    density: Tensor, index: Tensor, aabb: Tensor, cameras: Camera, step: float, min_alpha: float
-) -> Tensor:
+def light_on(density: Tensor, index: Tensor, aabb: Tensor, cameras: Camera, step: float, min_alpha: float) -> Tensor:
     """The light that each corner of a volume gives to the rays of cameras, a quarter of their pixels each.
 
     Args:

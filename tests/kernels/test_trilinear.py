@@ -76,9 +76,7 @@ def test_beyond_the_box_is_its_face_and_a_missing_corner_is_what_it_counts_as(
     monkeypatch.setenv("NELF_KERNELS", backend)
     exists = torch.zeros(2, 2, 3, dtype=torch.bool)
     exists[:, :, 0] = exists[0, 0, 2] = True
-    values = (
-        torch.arange(5.0)[:, None].expand(5, 4).contiguous()
-    )  # z = 0: 0 and 1 along x, 2 above; z = 1: 3, 4
+    values = torch.arange(5.0)[:, None].expand(5, 4).contiguous()  # z = 0: 0 and 1 along x, 2 above; z = 1: 3, 4
     box = torch.tensor([0.0, 0.0, 0.0, 2.0, 1.0, 1.0])
     places = torch.tensor(
         [[-5.0, -5.0, -5.0], [-1.0, 1.0, 9.0], [2.0, 0.0, 0.0], [0.25, 0.0, 0.0], [1.0, 0.5, 0.5], [1.5, 0.0, 0.0]]

@@ -138,8 +138,8 @@ class GridDyLiN(GridR2L):
             self._take_motion(*motion())
         windows = None
         if teacher is not None:
-            self.aabb.copy_(tight_box(self._matter_at(teacher).any(0), self.aabb))
-            windows = self._matter_at(teacher)
+            self.aabb.copy_(tight_box(self._matter_in(teacher, 1)[0], self.aabb))
+            windows = self._matter_in(teacher, WINDOWS, around(self._matter_in(teacher, 1)[0]))
         free = self.resolution is None
 
         def start(resolution: int) -> float:
@@ -151,10 +151,10 @@ class GridDyLiN(GridR2L):
 
         self._try_resolutions(geometry.cameras, teacher is not None, start)
 
-    def _matter_at(self, teacher: Density) -> Tensor:
+    def _matter_in(self, teacher: Density, windows: int, among: Tensor | None = None) -> Tensor:
         """The cells (windows, z, y, x) of the box in which the teacher has matter at some moment of each window."""
-        asked = [AtMoments(teacher, self.controls, window, WINDOWS) for window in range(WINDOWS)]
-        return torch.stack([dense_cells(each, self.aabb, (BOX_CELLS,) * 3) for each in asked])
+        asked = [AtMoments(teacher, self.controls, window, windows) for window in range(windows)]
+        return torch.stack([dense_cells(each, self.aabb, (BOX_CELLS,) * 3, among) for each in asked])
 
     @torch.no_grad()
     def _take_motion(self, values: Tensor, aabb: Tensor) -> None:
@@ -168,7 +168,7 @@ class GridDyLiN(GridR2L):
         own_times, own_sides = self.motion.shape[1], self.motion.shape[2:5]
         space = values.movedim(-1, 2).flatten(0, 1)  # (K * T, 3, Z, Y, X)
         space = interpolate(space, tuple(own_sides), mode="trilinear", align_corners=True)
-        along = space.view(controls, times, -1).mT  # (K, 3 * Z * Y * X, T)
+        along = space.reshape(controls, times, -1).mT  # (K, 3 * Z * Y * X, T)
         along = interpolate(along, own_times, mode="linear", align_corners=True).mT
         motion = along.reshape(controls, own_times, channels, *own_sides).movedim(2, -1)
         self.motion[..., :3] = motion / self.unit

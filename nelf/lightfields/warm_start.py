@@ -22,6 +22,7 @@ CHUNK = 2**18  # positions that a teacher is asked for together
 LARGEST = 8.0  # of a density before its sigmoid; beyond it there is nothing to learn from
 LIT = 1e-2  # light, summed over all rays, from which on a corner matters
 VIEWS = 150
+RAYS = 2**16  # that bring light together
 LOOKS = 40  # pictures of the teacher that are compared with those of its volume
 OPAQUE, GAP = 0.5, 0.2  # opacities: of a ray that ends somewhere, and by how much less the volume may have
 FILLED = 0.0  # of a density before its sigmoid, where a ray has to end
@@ -36,13 +37,14 @@ class Density(Protocol):
 
 
 @torch.no_grad()
-def dense_cells(teacher: Density, aabb: Tensor, shape: tuple[int, int, int]) -> Tensor:
+def dense_cells(teacher: Density, aabb: Tensor, shape: tuple[int, int, int], among: Tensor | None = None) -> Tensor:
     """Find the cells of a grid in which a teacher has matter, at any of a few random places.
 
     Args:
         teacher: the field.
         aabb: (6,) the box that the grid divides.
         shape: cells along z, y, x.
+        among: (D, H, W) bool, the cells to look into; None for all.
 
     Returns:
         (D, H, W) bool, on the CPU.
@@ -51,7 +53,8 @@ def dense_cells(teacher: Density, aabb: Tensor, shape: tuple[int, int, int]) -> 
     sizes = (aabb[3:] - aabb[:3]) / aabb.new_tensor([width, height, depth])
     threshold = DENSE / float(sizes.prod()) ** (1 / 3)
     dense = torch.zeros(depth * height * width, dtype=torch.bool)
-    for cells in torch.arange(len(dense)).split(CHUNK // SAMPLES):
+    asked = torch.arange(len(dense)) if among is None else among.flatten().nonzero()[:, 0]
+    for cells in asked.split(CHUNK // SAMPLES):
         corner = torch.stack([cells % width, cells // width % height, cells // (width * height)], -1).to(aabb)
         inside = torch.rand(len(cells), SAMPLES, 3, device=aabb.device)
         positions = aabb[:3] + (corner[:, None] + inside) * sizes
@@ -210,8 +213,9 @@ def light_on(density: Tensor, index: Tensor, aabb: Tensor, cameras: Camera, step
     """
     light = torch.zeros_like(density)
     stride = 2 if cameras.width % 2 == cameras.height % 2 == 0 else 1
-    for camera in (cameras[view] for view in range(len(cameras))):
-        rays = camera.to(aabb.device).rays(stride)
+    together = max(RAYS * stride**2 // (cameras.width * cameras.height), 1)
+    for first in range(0, len(cameras), together):
+        rays = cameras[first : first + together].to(aabb.device).rays(stride)
         rays_o, rays_d = rays.origins.reshape(-1, 3).contiguous(), rays.directions.reshape(-1, 3).contiguous()
         # A feature's gradient is the light that its corner gives to the rays.
         features = torch.ones_like(light[:, None], requires_grad=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -19,10 +20,11 @@ from nelf.rays import Rays
 from nelf.scene import Geometry
 
 RADIUS, SWING = 0.45, 0.5
+FEATURES = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, -1.0, 0.0, 0.5], [0.0, 0.0, 0.5, 0.0]])
 
 
 def small(**changes: Any) -> GridDyLiN:
-    options = {"width": 8, "depth": 4, "resolution": 20, "features": 3, "motion_cells": 5, "motion_times": 4}
+    options = {"width": 8, "depth": 4, "resolution": 20, "features": 4, "motion_cells": 5, "motion_times": 4}
     return GridDyLiN(**{**options, **changes})
 
 
@@ -90,7 +92,7 @@ def picture(rays: Rays) -> Tensor:
     return torch.cat([rgb, (inside > 0)[..., None].float()], -1)
 
 
-def views(count: int = 12, size: int = 48, controls: int = 1) -> Camera:
+def views(count: int = 12, size: int = 32, controls: int = 1) -> Camera:
     camera = Camera.from_fov(paths.hemisphere(count, 4.0, (-60.0, 60.0)), 0.7, size, size)
     moments = torch.rand(count, controls, generator=torch.Generator().manual_seed(2))
     moments[:, 0] = torch.linspace(0, 1, count)[torch.randperm(count, generator=torch.Generator().manual_seed(1))]
@@ -100,6 +102,15 @@ def views(count: int = 12, size: int = 48, controls: int = 1) -> Camera:
 def geometry(camera: Camera, controls: int = 1) -> Geometry:
     box = torch.tensor([-1.5, -1.5, -1.5, 1.5, 1.5, 1.5])
     return Geometry(box, 2.5, 5.5, camera, torch.ones(3), ("time", "height")[:controls])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_cells() -> Iterator[None]:
+    """Small scenes need not be searched as finely as large ones."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("nelf.lightfields.grid_dylin.BOX_CELLS", 20)
+        patched.setattr("nelf.lightfields.grid_dylin.TRIM_VIEWS", 6)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +174,7 @@ def linear_network() -> GridDyLiN:
     where = network.volume.positions(network.canonical_aabb)
     with torch.no_grad():
         network.volume.density.copy_(where @ torch.tensor([1.0, 2.0, 3.0]))
-        network.volume.features.copy_(where * torch.tensor([1.0, -1.0, 0.5]))
+        network.volume.features.copy_(where @ FEATURES)
     return network
 
 
@@ -185,7 +196,7 @@ def test_a_frame_is_the_volume_at_rest_moved_in_closed_form() -> None:
         p = network.aabb[:3] + corners.flip(-1) / torch.tensor([7, 6, 5]) * (network.aabb[3:] - network.aabb[:3])
         q = p + torch.stack([0.1 * p[:, 2] + 0.3 * t, 0 * p[:, 0], 0 * p[:, 0] + 0.2 * height], -1)
         torch.testing.assert_close(frame.density, q @ torch.tensor([1.0, 2.0, 3.0]) + 2 * t, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(frame.features, q * torch.tensor([1.0, -1.0, 0.5]), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(frame.features, q @ FEATURES, atol=1e-4, rtol=1e-4)
 
 
 def test_a_corner_at_rest_that_does_not_exist_is_empty() -> None:
@@ -302,7 +313,7 @@ def test_frames_have_corners_where_the_ball_is_in_their_window(taught: GridDyLiN
         for end in ends:
             off = ((taught.aabb[:3] + voxel * every) - end).norm(dim=-1) - RADIUS
             assert exists[window][off.abs() < voxel].float().mean() > 0.97
-    assert exists[0].sum() < 0.5 * exists.any(0).sum()
+    assert exists[0].sum() < 0.65 * exists.any(0).sum()
 
 
 def test_a_motion_of_another_shape_is_sampled_at_its_own_nodes() -> None:
@@ -338,15 +349,15 @@ def test_without_a_teacher_all_corners_exist() -> None:
 
 
 def test_a_frame_of_too_many_corners_gets_larger_voxels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nelf.lightfields.grid_r2l.VOXEL", 0.6)
+    monkeypatch.setattr("nelf.lightfields.grid_r2l.VOXEL", 0.35)
     sizes = {}
-    for most in (10**6, 4000):
+    for most in (10**6, 7000):
         monkeypatch.setattr("nelf.lightfields.grid_dylin.FRAME", most)
         network = small(resolution=None)
         network.prepare(geometry(views()), None, Ball())  # type: ignore[arg-type]
         sizes[most] = max(len(network.frames.window(window)[1]) for window in range(16)), network.voxel
-    assert sizes[4000][0] <= 4000 < sizes[10**6][0]
-    assert sizes[4000][1] > sizes[10**6][1]
+    assert sizes[7000][0] <= 7000 < sizes[10**6][0]
+    assert sizes[7000][1] > sizes[10**6][1]
 
 
 def test_what_no_moment_reads_is_trimmed_and_the_pictures_stay(taught: GridDyLiN) -> None:
@@ -365,7 +376,7 @@ def test_what_no_moment_reads_is_trimmed_and_the_pictures_stay(taught: GridDyLiN
 # -------------------------------------------------------------------------------------------- learning
 
 
-def learn(network: GridR2L, steps: int = 150) -> GridR2L:
+def learn(network: GridR2L, steps: int = 60) -> GridR2L:
     """Fit views of the ball, one at a time."""
     camera = views(24)
     groups = network.parameter_groups(3e-3, 0.0)
@@ -388,7 +399,7 @@ def test_it_learns_a_motion_that_its_teacher_knows_and_beats_one_at_rest() -> No
     moving = small()
     moving.prepare(geometry(views(24)), None, Ball())  # type: ignore[arg-type]
     begun = psnr(moving, unseen)
-    still = GridR2L(width=8, depth=4, resolution=20, features=3)
+    still = GridR2L(width=8, depth=4, resolution=20)
     still.prepare(geometry(views(24)))
     found = psnr(learn(moving), unseen), psnr(learn(still), unseen)
     assert found[0] > begun + 2

@@ -233,6 +233,10 @@ class GridDyLiN(GridR2L):
         self.frames.resize(torch.stack(kept))
         shape = tuple(side - 1 for side in self.volume.shape.tolist())
         self.volume.keep(self._cells_read(shape))
+        # Nodes of the motion grid that no corner reads: zeros take no room in a file.
+        shape = tuple(side - 1 for side in self.motion.shape[2:5])
+        places = torch.cat([self._place(self.frames.window(window)[1]) for window in range(len(self.frames))])
+        self.motion[:, :, ~corners_of(cells_holding(places, self.motion_aabb, shape))] = 0.0
 
     @staticmethod
     def _some(cameras: Camera) -> Camera:
@@ -255,7 +259,17 @@ class GridDyLiN(GridR2L):
     @property
     def displacements(self) -> Tensor:
         """(K, T, Z, Y, X, 4): displacement xyz at the nodes of the motion grid, scene unit; and added density."""
-        return self.motion * torch.cat([self.unit.expand(3), self.unit.new_tensor([DENSITY_UNIT])])
+        return self.motion * self._units
+
+    @torch.no_grad()
+    def set_displacements(self, values: Tensor) -> None:
+        """Take other ``displacements``, (K, T, Z, Y, X, 4)."""
+        self.motion.copy_(values.to(self.motion) / self._units)
+
+    @property
+    def _units(self) -> Tensor:
+        """(4,) what the numbers of the motion grid are counted in."""
+        return torch.cat([self.unit.expand(3), self.unit.new_tensor([DENSITY_UNIT])])
 
     def _place(self, places: Tensor) -> Tensor:
         """The positions (M, 3) in the scene of places in the unit cube of the frames' box."""
@@ -263,9 +277,7 @@ class GridDyLiN(GridR2L):
 
     def _motion(self, controls: Tensor, positions: Tensor) -> Tensor:
         """Displacement, scene unit, and added density (M, 4) at positions (M, 3)."""
-        grid = grid_at(self.motion, controls)
-        grid = grid * torch.cat([self.unit.expand(3), self.unit.new_tensor([DENSITY_UNIT])])
-        return motion_at(grid, self.motion_aabb, positions)
+        return motion_at(grid_at(self.motion, controls) * self._units, self.motion_aabb, positions)
 
     def frame(self, controls: Tensor) -> Frame:
         """The volume of a moment, over ``aabb``; without a gradient, that of the last moment is kept.

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from nelf.cameras import Camera
 from nelf.errors import UserError
 from nelf.export import load, onnx, write_bundle
 from nelf.export.bundle import artifact, read_bundle
@@ -89,12 +91,11 @@ def test_a_bundle_says_what_moves(bundle: Path) -> None:
     files = [bundle / name for name in ("model.onnx", "v.bin.gz", "v_motion.bin.gz")]
     assert entry["bytes"] == sum(file.stat().st_size for file in files)
     assert entry["volume"]["motion"]["file"] == "v_motion.bin.gz"
-    assert load(bundle).cost(replace_time(0.5))["compressed_bytes"] > entry["volume"]["rows"]
+    assert load(bundle).cost(view(0.5))["compressed_bytes"] > entry["volume"]["rows"]
 
 
-def replace_time(time: float, height: float = 0.4) -> Any:
-    from nelf.cameras import Camera
-
+def view(time: float, height: float = 0.4) -> Camera:
+    """A camera in front of the volume, at a moment."""
     c2w = torch.eye(3, 4)
     c2w[2, 3] = 3.5
     return Camera.from_fov(c2w, 0.7, 32, 32).at(time, height)
@@ -106,15 +107,15 @@ def test_a_bundle_draws_its_network_at_any_moment(bundle: Path) -> None:
     assert len(model._graph.get_inputs()) == 1
     drawn = []
     for time in (0.0, 0.2, 0.34, 0.9, 1.0):
-        camera = replace_time(time)
+        camera = view(time)
         found, expected = model.render(camera), network.render(camera)
         torch.testing.assert_close(found.rgb, expected.rgb, atol=1e-4, rtol=0)
         torch.testing.assert_close(found.opacity, expected.opacity, atol=1e-4, rtol=0)
         drawn.append(found.rgb)
-    assert all(float((a - b).abs().mean()) > 0.01 for a, b in zip(drawn, drawn[1:], strict=False))
-    other = model.render(replace_time(0.2, 0.9)).rgb
+    assert all(float((a - b).abs().mean()) > 0.01 for a, b in pairwise(drawn))
+    other = model.render(view(0.2, 0.9)).rgb
     assert float((other - drawn[1]).abs().mean()) > 0.005
-    torch.testing.assert_close(model.render(replace_time(0.2)).rgb, drawn[1])
+    torch.testing.assert_close(model.render(view(0.2)).rgb, drawn[1])
 
 
 @pytest.mark.parametrize("kind", ["rays", "pose"])

@@ -350,14 +350,15 @@ def test_without_a_teacher_all_corners_exist() -> None:
 
 def test_a_frame_of_too_many_corners_gets_larger_voxels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nelf.lightfields.grid_r2l.VOXEL", 0.35)
+    monkeypatch.setattr("nelf.lightfields.grid_r2l.CORNERS", (12, 256))
     sizes = {}
-    for most in (10**6, 7000):
+    for most in (10**6, 3000):
         monkeypatch.setattr("nelf.lightfields.grid_dylin.FRAME", most)
         network = small(resolution=None)
         network.prepare(geometry(views()), None, Ball())  # type: ignore[arg-type]
         sizes[most] = max(len(network.frames.window(window)[1]) for window in range(16)), network.voxel
-    assert sizes[7000][0] <= 7000 < sizes[10**6][0]
-    assert sizes[7000][1] > sizes[10**6][1]
+    assert sizes[3000][0] <= 3000 < sizes[10**6][0]
+    assert sizes[3000][1] > sizes[10**6][1]
 
 
 def test_what_no_moment_reads_is_trimmed_and_the_pictures_stay(taught: GridDyLiN) -> None:

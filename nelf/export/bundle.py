@@ -16,10 +16,10 @@ A ``window`` {margin, multiple}, in blocks, says where a graph need not run: bey
 meet something, nothing is drawn. The rectangle's sides are whole multiples, or all there is.
 
 A ``volume`` {file, resolution [D, H, W], rows K, features C, dtype "uint8" or "float16", scale, step, min_alpha,
-min_transmittance, motion} describes a file of ``nelf.export.volume``; ``scale`` {low, step} has 1 + C numbers each for 8 bits,
-the density's first, and is null for 16. What is not in the file, the index and how far cells are from the nearest one
-with all its corners, follows from the bits. Points lie one ``step`` (scene unit) apart, the first half of one behind
-the entry; how they are composited: ``nelf.kernels.lookup``.
+min_transmittance, motion} describes a file of ``nelf.export.volume``; ``scale`` {low, step} has 1 + C numbers each for
+8 bits, the density's first, and is null for 16. What is not in the file, the index and how far cells are from the
+nearest one with all its corners, follows from the bits. Points lie one ``step`` (scene unit) apart, the first half of
+one behind the entry; how they are composited: ``nelf.kernels.lookup``.
 
 A ``motion`` {file, resolution [D, H, W], windows N, grid [K, T, Z, Y, X], aabb (6), canonical_aabb (6), empty} of a
 volume, null where it is at rest, describes a file of ``nelf.export.motion``. The volume is that of the scene at rest

@@ -110,7 +110,8 @@ def check_motion(path: Path, motion: Mapping[str, Any], controls: int) -> None:
     Raises:
         UserError: says what is allowed.
     """
-    shape, windows, grid = (motion.get(key) for key in ("resolution", "windows", "grid"))
+    values: list[Any] = [motion.get(key) for key in ("resolution", "windows", "grid")]
+    shape, windows, grid = values
     if not isinstance(shape, list) or len(shape) != 3 or not all(_is_size(n, _MOST_SIDE, 2) for n in shape):
         raise UserError(f"{path}: has resolution {shape}; allowed: three whole numbers from 2 to {_MOST_SIDE}.")
     if not _is_size(windows, MOST_WINDOWS) or windows * math.prod(shape) > MOST_CORNERS:
@@ -121,7 +122,7 @@ def check_motion(path: Path, motion: Mapping[str, Any], controls: int) -> None:
         words = f"[{controls}, T, Z, Y, X], each 2 or more, of {_MOST_NODES} nodes together"
         raise UserError(f"{path}: has the grid {grid}; allowed: {words}.")
     for key in ("aabb", "canonical_aabb"):
-        box = motion.get(key)
+        box: Any = motion.get(key)
         if not _are_numbers(box, 6) or not all(low < high for low, high in zip(box[:3], box[3:], strict=True)):
             raise UserError(f"{path}: has {key} {box}; allowed: six numbers, smallest and largest xyz.")
     if not _is_number(motion.get("empty")) or not motion["empty"] < 0:

@@ -11,8 +11,9 @@ features  ``features`` (1, (C + 1) s^2 + 16, h, w): a volume's, composited along
 ========  ==========================================================================================
 
 A light field that takes controls has the further inputs ``time`` (1,) and, beyond the first control, ``controls``
-(1, K - 1), in [0, 1]; but for features, which are those of a moment. The output is ``rgb`` (1, 3, H, W), or ``rgba`` (1, 4, H, W): rgb on black and opacity. Where s
-does not divide the sides of an image, H and W are the next multiples, and what is beyond the image is cut off.
+(1, K - 1), in [0, 1]; but for features, which are those of a moment. The output is ``rgb`` (1, 3, H, W), or ``rgba``
+(1, 4, H, W): rgb on black and opacity. Where s does not divide the sides of an image, H and W are the next multiples,
+and what is beyond the image is cut off.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from nelf.rays import Rays
 from nelf.rendering import Rendering
 
 if TYPE_CHECKING:
+    from nelf.lightfields.frames import Frame
     from onnxruntime import InferenceSession
 
 __all__ = ["ExportedLightField", "load"]
@@ -123,8 +124,8 @@ class ExportedLightField:
     def cost(self, camera: Camera) -> dict[str, int]:
         """Count what drawing one camera takes: ``parameters``, ``nonzero``, ``macs`` and ``compressed_bytes``.
 
-        The rows of a volume beside the graph count with it, and the numbers of its motion. Of an ExecuTorch program only the bytes can be told. See
-        ``nelf.export.cost``.
+        The rows of a volume beside the graph count with it, and its motion. Of an ExecuTorch program only the bytes can
+        be told. See ``nelf.export.cost``.
         """
         files = [self.path, *(self.path.parent / file for file in files_beside(self.entry["volume"]))]
         cost = {"compressed_bytes": sum(map(compressed_bytes, files))}
@@ -150,10 +151,14 @@ class ExportedLightField:
         assert self._volume is not None
         about = self.entry["volume"]
         rays_o, rays_d = (values.reshape(-1, 3).contiguous() for values in (rays.origins, rays.directions))
-        assert rays.controls is None or self._moving is not None
-        volume = self._volume if self._moving is None else self._moving.at(rays.controls[0, 0, 0])
+        volume: Volume | Frame = self._volume
+        if self._moving is not None:
+            assert rays.controls is not None
+            volume = self._moving.at(rays.controls[0, 0, 0])
         return ray_features(
-            *volume,
+            volume.density,
+            volume.features,
+            volume.index,
             rays_o,
             rays_d,
             self._aabb,

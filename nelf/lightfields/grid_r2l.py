@@ -141,23 +141,13 @@ class GridR2L(LightField):
         known = (silhouettes, teacher)
         self.aabb.copy_(tight_box(self._matter((BOX_CELLS,) * 3, *known), self.aabb))
         most = ROWS if self.resolution is None else MOST_CORNERS
-
-        def start(resolution: int) -> float:
-            self._start(resolution, geometry.cameras, *known)
-            if hasattr(teacher, "render") and len(self.volume.density) <= most:
-                self._fill(teacher, geometry.cameras)
-            return len(self.volume.density) / most
-
-        self._try_resolutions(geometry.cameras, teacher is not None, start)
+        cameras = geometry.cameras
+        self._try_resolutions(cameras, teacher is not None, lambda corners: self._start(corners, cameras, *known, most))
 
     def _try_resolutions(self, cameras: Camera, known: bool, start: Callable[[int], float]) -> None:
-        """Start a volume with voxels as small as the images ask for, then with larger ones until it is not too large.
+        """Start a volume whose longest side has as many corners as the images ask for, then fewer until it is not large.
 
-        Args:
-            cameras: of the images.
-            known: whether a teacher says which corners there are.
-            start: starts a volume of so many corners along the longest side of the box, which it may let grow; gives
-                its size as a multiple of the largest that is allowed.
+        ``start`` gives its size as a multiple of the largest one; ``known``: a teacher says which corners there are.
         """
         box = self.aabb.clone()
         resolution = self.resolution or self._sharp(cameras, CORNERS[1] if known else UNKNOWN)
@@ -166,17 +156,20 @@ class GridR2L(LightField):
             self.aabb.copy_(box)
 
     def _start(
-        self, resolution: int, cameras: Camera, silhouettes: Silhouettes | None, teacher: Density | None
-    ) -> None:
-        """Find which corners of a volume exist, and give them what the teacher knows."""
+        self, resolution: int, cameras: Camera, silhouettes: Silhouettes | None, teacher: Density | None, most: int
+    ) -> float:
+        """Find which corners of a volume exist, and give them what the teacher knows; its rows, over ``most``."""
         shape = self._divide(resolution)
         cells = self._matter(shape, silhouettes, teacher)
         if teacher is None:
             self.volume.resize(corners_of(cells if cells.any() else torch.ones_like(cells)))
-            return
+            return len(self.volume.density) / most
         self.volume.resize(corners_of(around(cells) if cells.any() else torch.ones_like(cells)))
         bake(self.volume, teacher, self.aabb, cameras)
-        self.volume.keep(self._lit(cameras))
+        self.volume.keep(lit_cells(self.volume, self.aabb, cameras, self.voxel, MIN_ALPHA_RENDERING))
+        if hasattr(teacher, "render") and len(self.volume.density) <= most:
+            self._fill(teacher, cameras)
+        return len(self.volume.density) / most
 
     def _fill(self, teacher: Any, cameras: Camera) -> None:
         """Put something where rays end in the teacher's pictures, but not in the volume with its density."""
@@ -196,10 +189,8 @@ class GridR2L(LightField):
             cameras: those that it was trained with.
         """
         visible = self.volume.cells_at(torch.sigmoid(self.volume.density) > MIN_ALPHA_RENDERING)
-        self.volume.keep(visible & self._lit(cameras))
-
-    def _lit(self, cameras: Camera) -> Tensor:
-        return lit_cells(self.volume, self.aabb, cameras, self.voxel, MIN_ALPHA_RENDERING)
+        lit = lit_cells(self.volume, self.aabb, cameras, self.voxel, MIN_ALPHA_RENDERING)
+        self.volume.keep(visible & lit)
 
     def _matter(self, shape: tuple[int, ...], silhouettes: Silhouettes | None, teacher: Density | None) -> Tensor:
         """The cells of the box (z, y, x) that teacher and silhouettes allow."""

@@ -14,7 +14,7 @@ from nelf.cameras import Camera
 from nelf.compression.quantization import Ranges, activation_ranges
 from nelf.data import Scene, read_views
 from nelf.errors import UserError, did_you_mean
-from nelf.export.bundle import artifact, write_bundle
+from nelf.export.bundle import artifact, files_beside, write_bundle
 from nelf.export.coreml import check_installed as coreml_installed
 from nelf.export.coreml import mlpackage
 from nelf.export.executorch import check_installed as executorch_installed
@@ -254,8 +254,7 @@ class _Bundle:
         return entry
 
     def _note(self, entry: dict[str, Any]) -> None:
-        volume = [entry["volume"]["file"]] if entry["volume"] else []
-        self.journal.note(entry["file"], entry, [entry["file"], *volume])
+        self.journal.note(entry["file"], entry, [entry["file"], *files_beside(entry["volume"])])
 
 
 def check_drawn(model: ExportedLightField, network: LightField, cameras: Camera, tolerance: float) -> None:

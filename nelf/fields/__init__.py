@@ -4,6 +4,7 @@ from nelf.fields.base import RadianceField
 from nelf.fields.displacement import DisplacementGrid, DisplacementNetwork
 from nelf.fields.dynamic_ngp import DynamicNGP
 from nelf.fields.hierarchical import HierarchicalSampler
+from nelf.fields.hyper_ngp import HyperNGP
 from nelf.fields.nerf import GridNeRF, NeRF
 from nelf.fields.ngp import NGP
 from nelf.fields.samplers import OccupancySampler, Sampler, StratifiedSampler
@@ -16,6 +17,7 @@ __all__ = [
     "DynamicNGP",
     "GridNeRF",
     "HierarchicalSampler",
+    "HyperNGP",
     "NeRF",
     "OccupancySampler",
     "Pass",

@@ -8,6 +8,9 @@ Notation, the same everywhere in nelf (readers of other formats convert at their
   outer corners at ``(0, 0)`` and ``(width, height)``. ``fx fy cx cy`` are in these pixels.
 - Rays: ``directions`` are not normalized, their camera-space z is -1. A point is ``origins + t * directions``,
   so ``t`` is z-depth: every point of one ``t`` lies on a plane parallel to the image.
+- Lens: OpenCV's model. A pinhole would see a point at ``x, y`` on the plane one unit in front of the camera (``y``
+  down); with ``r = x^2 + y^2`` and ``d = 1 + k1 r + k2 r^2 + k3 r^3`` the lens draws it at ``x d + 2 p1 x y +
+  p2 (r + 2 x^2)``, ``y d + 2 p2 x y + p1 (r + 2 y^2)``, and ``u = fx x + skew y + cx``, ``v = fy y + cy`` in pixels.
 - World: Blender scenes have +z up.
 """
 
@@ -25,10 +28,13 @@ from nelf.rays import Rays
 
 __all__ = ["Camera"]
 
+_TENSORS = ("c2w", "intrinsics", "controls", "view", "lens")  # the parts of a camera that are batched
+_NEWTON_STEPS, _SINGULAR = 10, 1e-9
+
 
 @dataclass(frozen=True, eq=False)
 class Camera:
-    """One pinhole camera, or a batch of cameras that share the image size.
+    """One camera, or a batch of cameras that share the image size; a pinhole unless it has a lens.
 
     Attributes:
         c2w: (..., 3, 4) camera to world, OpenGL axes, float32.
@@ -37,6 +43,7 @@ class Camera:
         height: image height in pixels.
         controls: (..., K) in [0, 1], the first of which is the time; or None for a static scene.
         view: (...,) int64, the index of the training view that this is, for what is learned per image; or None.
+        lens: (..., 6) ``k1, k2, k3, p1, p2`` and ``skew`` (pixels), float32; None for a pinhole.
 
     Raises:
         ValueError: the shapes do not fit together.
@@ -53,6 +60,7 @@ class Camera:
     height: int
     controls: Tensor | None = None
     view: Tensor | None = None
+    lens: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check the shapes once, so that no later broadcast goes wrong silently."""
@@ -69,6 +77,8 @@ class Camera:
             )
         if self.view is not None and self.view.shape != batch:
             raise ValueError(f"Expected `view` to have shape {tuple(batch)}, but got {tuple(self.view.shape)}.")
+        if self.lens is not None and self.lens.shape != (*batch, 6):
+            raise ValueError(f"Expected `lens` to have shape {(*batch, 6)}, but got {tuple(self.lens.shape)}.")
 
     @staticmethod
     def from_fov(c2w: Tensor, fov_x: float, width: int, height: int, time: Tensor | None = None) -> Camera:
@@ -91,7 +101,7 @@ class Camera:
 
     @staticmethod
     def stack(cameras: Sequence[Camera]) -> Camera:
-        """Stack N cameras of one batch shape (...,) to batch shape (N, ...).
+        """Stack N cameras of one batch shape (...,) to batch shape (N, ...), pinholes and others.
 
         Raises:
             ValueError: there is no camera, or they differ in image size or in their controls.
@@ -100,7 +110,7 @@ class Camera:
 
     @staticmethod
     def cat(cameras: Sequence[Camera]) -> Camera:
-        """Join batches of cameras along their first dimension.
+        """Join batches of cameras along their first dimension, pinholes and others.
 
         Raises:
             ValueError: there is no camera, or they differ in image size or in their controls.
@@ -128,7 +138,7 @@ class Camera:
         return self._map(lambda values: values.to(device))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Camera:
-        parts = {"c2w": self.c2w, "intrinsics": self.intrinsics, "controls": self.controls, "view": self.view}
+        parts = {name: getattr(self, name) for name in _TENSORS}
         changed: dict[str, Any] = {name: change(part) for name, part in parts.items() if part is not None}
         return replace(self, **changed)
 
@@ -144,12 +154,19 @@ class Camera:
         values = self.c2w.new_tensor(controls)
         return replace(self, controls=values.expand(*self.c2w.shape[:-2], len(controls)))
 
+    def pinhole(self) -> Camera:
+        """The camera of the same pose, focal lengths and principal point that has no lens."""
+        return self if self.lens is None else replace(self, lens=None)
+
     def resized(self, width: int) -> Camera:
         """The same view at another image width; the height keeps the aspect, rounded to a whole pixel."""
         height = max(1, round(self.height * width / self.width))
         scale_x, scale_y = width / self.width, height / self.height
         intrinsics = self.intrinsics * self.intrinsics.new_tensor([scale_x, scale_y, scale_x, scale_y])
-        return replace(self, intrinsics=intrinsics, width=width, height=height)
+        lens = self.lens
+        if lens is not None:  # skew is in pixels
+            lens = lens * lens.new_tensor([1, 1, 1, 1, 1, scale_x])
+        return replace(self, intrinsics=intrinsics, width=width, height=height, lens=lens)
 
     def window(self, corner: Tensor, width: int, height: int) -> Camera:
         """The part of the image that begins at pixel ``corner`` (..., 2), x then y, with this width and height."""
@@ -211,20 +228,31 @@ class Camera:
 
         Returns:
             ``x``, ``y`` (N,) in pixels and ``t`` (N,), the z-depth. A point with ``t <= 0`` is behind the camera, and
-            its ``x`` and ``y`` mean nothing.
+            its ``x`` and ``y`` mean nothing. A point so far outside of the picture that the lens model folds it back
+            has ``x`` and ``y`` infinite.
         """
         local = (points - self.c2w[:, 3]) @ self.c2w[:, :3]
         t = -local[:, 2]
         fx, fy, cx, cy = self.intrinsics.unbind()
-        return cx + fx * local[:, 0] / t, cy - fy * local[:, 1] / t, t
+        if self.lens is None:
+            return cx + fx * local[:, 0] / t, cy - fy * local[:, 1] / t, t
+        x, y, (a, b, c) = _distort(local[:, 0] / t, -local[:, 1] / t, self.lens)
+        folded = (a <= 0) | (a * c - b * b <= 0)  # the Jacobian is no longer positive definite
+        x, y = cx + fx * x + self.lens[5] * y, cy + fy * y
+        return x.masked_fill(folded, math.inf), y.masked_fill(folded, math.inf), t
 
     def _cast(self, x: Tensor, y: Tensor, spread: int) -> Rays:
         """Rays through image positions; the batch shape is followed by ``spread`` dimensions of size 1."""
         batch, ones = self.c2w.shape[:-2], (1,) * spread
         c2w = self.c2w.reshape(*batch, *ones, 3, 4)
         fx, fy, cx, cy = self.intrinsics.reshape(*batch, *ones, 4).unbind(-1)
-        across, up = ((x - cx) / fx)[..., None], ((cy - y) / fy)[..., None]
-        rays_d = c2w[..., 0] * across + c2w[..., 1] * up - c2w[..., 2]
+        if self.lens is None:
+            across, up = (x - cx) / fx, (cy - y) / fy
+        else:
+            lens, down = self.lens.reshape(*batch, *ones, 6), (y - cy) / fy
+            across, down = _undistort((x - cx - lens[..., 5] * down) / fx, down, lens)
+            up = -down
+        rays_d = c2w[..., 0] * across[..., None] + c2w[..., 1] * up[..., None] - c2w[..., 2]
         shape = rays_d.shape[:-1]
         controls, view = self.controls, self.view
         if controls is not None:
@@ -234,6 +262,41 @@ class Camera:
         return Rays(c2w[..., 3].expand_as(rays_d), rays_d, controls, view)
 
 
+def _distort(x: Tensor, y: Tensor, lens: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """Where a lens draws what a pinhole sees at ``x, y`` (unit focal length, ``y`` down).
+
+    Args:
+        x: (...) positions.
+        y: (...) positions.
+        lens: (..., 6), see ``Camera``; without its skew.
+
+    Returns:
+        The two positions (...), and the Jacobian, which is symmetric: dx/dx, dx/dy and dy/dy (...).
+    """
+    k1, k2, k3, p1, p2, _ = lens.unbind(-1)
+    r = x * x + y * y
+    d, d_r = 1 + r * (k1 + r * (k2 + r * k3)), k1 + r * (2 * k2 + 3 * r * k3)
+    drawn_x = x * d + 2 * p1 * x * y + p2 * (r + 2 * x * x)
+    drawn_y = y * d + 2 * p2 * x * y + p1 * (r + 2 * y * y)
+    jacobian = (
+        d + 2 * x * x * d_r + 2 * p1 * y + 6 * p2 * x,
+        2 * x * y * d_r + 2 * p1 * x + 2 * p2 * y,
+        d + 2 * y * y * d_r + 2 * p2 * x + 6 * p1 * y,
+    )
+    return drawn_x, drawn_y, jacobian
+
+
+def _undistort(x: Tensor, y: Tensor, lens: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse of ``_distort`` by Newton's method, as HyperNeRF's cameras do it: from ``x, y``, ten steps."""
+    at_x, at_y = x, y
+    for _ in range(_NEWTON_STEPS):
+        drawn_x, drawn_y, (a, b, c) = _distort(at_x, at_y, lens)
+        off_x, off_y, determinant = drawn_x - x, drawn_y - y, a * c - b * b
+        inverse = torch.where(determinant.abs() > _SINGULAR, 1 / determinant, 0.0)
+        at_x, at_y = at_x - inverse * (c * off_x - b * off_y), at_y - inverse * (a * off_y - b * off_x)
+    return at_x, at_y
+
+
 def _merge(cameras: Sequence[Camera], join: Callable[[list[Tensor]], Tensor]) -> Camera:
     """Join cameras with ``torch.stack`` or ``torch.cat`` after checking that they belong together."""
     if not cameras:
@@ -241,9 +304,12 @@ def _merge(cameras: Sequence[Camera], join: Callable[[list[Tensor]], Tensor]) ->
     shared = {(c.width, c.height, 0 if c.controls is None else c.controls.shape[-1], c.view is None) for c in cameras}
     if len(shared) > 1:
         raise ValueError(f"Expected cameras of one size and with the same controls, but got {sorted(shared)}.")
+    if any(camera.lens is not None for camera in cameras):  # beside a lens, a pinhole is one that changes nothing
+        none = [camera.c2w.new_zeros((*camera.c2w.shape[:-2], 6)) for camera in cameras]
+        cameras = [replace(c, lens=zero) if c.lens is None else c for c, zero in zip(cameras, none, strict=True)]
 
     def merged(name: str) -> Any:
         parts = [getattr(camera, name) for camera in cameras]
         return None if parts[0] is None else join(parts)
 
-    return replace(cameras[0], **{name: merged(name) for name in ("c2w", "intrinsics", "controls", "view")})
+    return replace(cameras[0], **{name: merged(name) for name in _TENSORS})

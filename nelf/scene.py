@@ -8,7 +8,7 @@ is turned into floats in [0, 1] one view at a time, so a scene in memory costs i
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -111,6 +111,7 @@ class Geometry:
         cameras: a batch of cameras, those of the training views.
         background: (3,) color in [0, 1] that pictures are composited over.
         controls: names of what the scene's cameras are set to beside their pose; the first is the time.
+        points: (N, 3) points of what does not move, scene unit; None where nobody knows any.
     """
 
     aabb: Tensor
@@ -119,6 +120,7 @@ class Geometry:
     cameras: Camera
     background: Tensor
     controls: tuple[str, ...] = ()
+    points: Tensor | None = None
 
 
 class Images(Protocol):
@@ -219,7 +221,7 @@ class Split:
 
     @staticmethod
     def cat(splits: Sequence[Split]) -> Split:
-        """Join splits of one image size; where only some have controls, none are kept.
+        """Join splits of one image size; where only some have controls, none are kept, and so with ``view``.
 
         Raises:
             ValueError: their images differ in size.
@@ -227,6 +229,8 @@ class Split:
         cameras = [split.camera for split in splits]
         if any(camera.controls is None for camera in cameras):  # a static teacher's views have no moments
             cameras = [camera.at() for camera in cameras]
+        if any(camera.view is None for camera in cameras):  # nor are they images that somebody took
+            cameras = [replace(camera, view=None) for camera in cameras]
         names = [name for split in splits for name in split.names]
         return Split(Camera.cat(cameras), ImageStack([split.images for split in splits]), names)
 
@@ -272,6 +276,7 @@ class Scene:
             are read.
         license: what the files say about their license, or None.
         controls: names of the controls of its cameras, see ``Geometry``.
+        points: (N, 3) points of what does not move, see ``Geometry``.
     """
 
     name: str
@@ -286,11 +291,13 @@ class Scene:
     digest: str = ""
     license: str | None = None
     controls: tuple[str, ...] = ()
+    points: Tensor | None = None
 
     @property
     def geometry(self) -> Geometry:
         """What a model is told of it."""
-        return Geometry(self.aabb, self.near, self.far, self.train.camera, self.background_color, self.controls)
+        known = self.train.camera, self.background_color, self.controls, self.points
+        return Geometry(self.aabb, self.near, self.far, *known)
 
     @property
     def background_color(self) -> Tensor:

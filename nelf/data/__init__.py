@@ -2,7 +2,8 @@
 
 from nelf.data.batches import ImageBatch, RayBatch
 from nelf.data.blender import read_scene, read_views, with_pseudo_views
-from nelf.data.datamodules import BlenderDataModule, DemoDataModule, SceneDataModule
+from nelf.data.datamodules import BlenderDataModule, DemoDataModule, HyperNeRFDataModule, SceneDataModule
+from nelf.data.hypernerf import read_capture
 from nelf.data.writer import SceneWriter, write_scene
 from nelf.scene import BACKGROUNDS, Scene, Split, View, composite_background
 
@@ -10,6 +11,7 @@ __all__ = [
     "BACKGROUNDS",
     "BlenderDataModule",
     "DemoDataModule",
+    "HyperNeRFDataModule",
     "ImageBatch",
     "RayBatch",
     "Scene",
@@ -18,6 +20,7 @@ __all__ = [
     "Split",
     "View",
     "composite_background",
+    "read_capture",
     "read_scene",
     "read_views",
     "with_pseudo_views",

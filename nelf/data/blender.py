@@ -29,7 +29,7 @@ from nelf.data.transforms import SPLITS, Transforms, read_transforms
 from nelf.errors import UserError
 from nelf.scene import BACKGROUNDS, ImageStack, Scene, Split, background_color
 
-__all__ = ["read_scene", "read_views", "with_pseudo_views"]
+__all__ = ["check_space", "read_scene", "read_views", "with_pseudo_views"]
 
 _NEAR, _FAR = 2.0, 6.0
 _AABB = (-1.5, -1.5, -1.5, 1.5, 1.5, 1.5)
@@ -90,7 +90,7 @@ def read_scene(
     stated = files["train"]
     depth = (_first(near, stated.near, _NEAR), _first(far, stated.far, _FAR))
     box = _first(aabb, stated.aabb, list(_AABB))
-    _check_space(stated.path, depth, box)
+    check_space(stated.path, depth, box)
     background = _background(stated) if background is None else background
     splits = _split(files, holdout)
     width = splits["train"].camera.width if width is None else width
@@ -106,6 +106,7 @@ def read_scene(
         digest=_digest(files),
         license=stated.license,
         controls=stated.controls,
+        points=None,
     )
 
 
@@ -178,8 +179,17 @@ def _background(stated: Transforms) -> str:
     )
 
 
-def _check_space(path: Path, depth: tuple[float, float], box: list[float]) -> None:
-    """Refuse a depth range or a box that is empty."""
+def check_space(path: Path, depth: tuple[float, float], box: list[float]) -> None:
+    """Refuse a depth range or a box that is empty.
+
+    Args:
+        path: the file to name.
+        depth: near and far.
+        box: smallest xyz, largest xyz.
+
+    Raises:
+        UserError: either is.
+    """
     if not 0 < depth[0] < depth[1] < float("inf"):
         raise UserError(f"{path}: near {depth[0]} and far {depth[1]}; allowed: 0 < near < far.")
     if len(box) != 6 or not all(low < high for low, high in zip(box[:3], box[3:], strict=True)):

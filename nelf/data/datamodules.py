@@ -18,10 +18,11 @@ from torch.utils.data import DataLoader, Dataset
 from nelf.data import demo
 from nelf.data.batches import Batches
 from nelf.data.blender import read_scene
+from nelf.data.hypernerf import read_capture
 from nelf.errors import UserError, did_you_mean
 from nelf.scene import Scene, Split, View, background_color
 
-__all__ = ["BlenderDataModule", "DemoDataModule", "SceneDataModule"]
+__all__ = ["BlenderDataModule", "DemoDataModule", "HyperNeRFDataModule", "SceneDataModule"]
 
 T = TypeVar("T")
 
@@ -193,6 +194,49 @@ class DemoDataModule(BlenderDataModule):
     def prepare_data(self) -> None:
         """Render and write the scene unless it is there."""
         demo.write(self.root, scene=self._demo, width=self._size)
+
+
+class HyperNeRFDataModule(SceneDataModule):
+    """A hand-held capture in the format of Nerfies and HyperNeRF.
+
+    Args:
+        root: the capture's directory.
+        image_scale: which images: those of ``rgb/4x`` for 4.
+        split: ``vrig`` as the files say, ``interp`` with every fourth frame for training; ``auto`` is ``interp`` where
+            the files name no validation views.
+        width: images are reduced further, to this width; None keeps theirs.
+        near: instead of the files' smallest z-depth.
+        far: instead of the files' largest z-depth.
+        aabb: instead of the box of what the cameras see: smallest x y z, largest x y z.
+        **options: as of ``SceneDataModule``.
+
+    Raises:
+        UserError: an argument is out of range; on ``scene``, whatever ``read_capture`` raises.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        image_scale: int = 4,
+        split: Literal["auto", "vrig", "interp"] = "auto",
+        width: int | None = None,
+        near: float | None = None,
+        far: float | None = None,
+        aabb: list[float] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        _check("image_scale", image_scale, image_scale >= 1, "1 or more")
+        _choose("split", split, ("auto", "vrig", "interp"))
+        _check("width", width, width is None or width >= 1, "1 or more, or null")
+        self.root = Path(root)
+        self._reading: dict[str, Any] = {"image_scale": image_scale, "split": split, "width": width}
+        self._reading |= {"near": near, "far": far, "aabb": aabb}
+
+    def read(self) -> Scene:
+        """Read the scene from disk."""
+        return read_capture(self.root, **self._reading)
 
 
 class _Views(Dataset[View]):

@@ -31,7 +31,7 @@ class SceneWriter:
 
     Args:
         root: the scene's directory; made if it is not there.
-        camera: a batch of all N cameras.
+        camera: a batch of all N cameras, pinholes.
         split: ``train``, ``val`` or ``test``.
         aabb: the scene's box, (6,) numbers, smallest xyz, largest xyz.
         near: the scene's smallest ``t``, z-depth.
@@ -41,6 +41,7 @@ class SceneWriter:
         license: license of the images.
 
     Raises:
+        ValueError: the cameras have a lens, which the format does not state.
         UserError: the directory cannot be made.
 
     Example:
@@ -65,6 +66,8 @@ class SceneWriter:
         background: str = "white",
         license: str | None = None,
     ) -> None:
+        if camera.lens is not None:
+            raise ValueError("Expected pinhole cameras, but got cameras with a lens; see `Camera.pinhole`.")
         self.root, self.camera, self.split = Path(root), camera, split
         count = 0 if camera.controls is None else camera.controls.shape[-1]
         names = [f"control_{index}" for index in range(count)] if controls is None else list(controls)[:count]
@@ -194,6 +197,7 @@ def write_scene(root: str | Path, scene: Scene) -> Path:
         The directory.
 
     Raises:
+        ValueError: its cameras have a lens.
         UserError: the directory cannot be written.
     """
     splits: dict[str, Split] = {"test": scene.test, "val": scene.val, "train": scene.train}

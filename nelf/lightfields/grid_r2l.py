@@ -230,7 +230,7 @@ class GridR2L(LightField):
         camera, box = camera.to("cpu"), self.aabb.cpu().view(2, 3)
         corners = torch.cartesian_prod(*box.unbind(1))
         x, y, t = camera.project(corners)
-        if (t < 1e-3).any():  # the camera stands inside or beside it
+        if (t < 1e-3).any() or camera.lens is not None:  # it stands inside or beside it; edges are not straight
             return super().extent(camera)
         ranges = [_within(values, side) for values, side in ((x, camera.width), (y, camera.height))]
         return ranges[0][0], ranges[1][0], ranges[0][1], ranges[1][1]

@@ -51,9 +51,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("model", type=Path, help="a run directory, the folder of a stage or bundle, or a file")
-    add("--scene", type=Path, help="a Blender folder; the scene of the model's run if it is left out")
+    add("--scene", type=Path, help="a Blender folder or a capture; the scene of the model's run if it is left out")
     add("--split", choices=("train", "val", "test"), help="render the scene's own views, and measure them")
-    add("--path", help=f"render a video along {', '.join(_PATHS)}, or a transforms file")
+    add("--path", help=f"render a video along {', '.join(_PATHS)}, a transforms file, or a folder of camera-paths")
     add("--mesh", action="store_true", help="extract the surface of a teacher")
     add("--frames", type=int, default=120, help="of orbit and spiral")
     add("--width", type=int, help="pixels; the model's scene decides if it is left out")
@@ -157,10 +157,11 @@ class _WithDepth:
 
 
 def _path(options: argparse.Namespace, scene: Scene) -> Camera:
-    """The cameras of a path, with the lens of the scene's."""
+    """The cameras of a path, of the size of the scene's and with their intrinsics where the path states none."""
     import torch
 
     from nelf import paths
+    from nelf.data import capture
     from nelf.data.transforms import read_path
     from nelf.pipeline.stages.report import orbit_cameras
 
@@ -172,8 +173,11 @@ def _path(options: argparse.Namespace, scene: Scene) -> Camera:
         radius = float((cameras.c2w[0, :, 3] - center).norm())
         c2w = paths.spiral(options.frames, radius, _ELEVATIONS, center=tuple(center.tolist()))
         cameras = replace(cameras, c2w=c2w)
+    elif Path(options.path).is_dir():
+        cameras = capture.read_path(Path(options.path)).resized(scene.test.camera.width)
+        cameras = replace(cameras, controls=orbit_cameras(scene, len(cameras)).controls)
     else:
-        stated, like = read_path(Path(options.path)), scene.test.camera
+        stated, like = read_path(Path(options.path)), scene.test.camera.pinhole()
         own = all("fl_x" in lens or "camera_angle_x" in lens for lens in stated.lenses)
         intrinsics = (
             torch.from_numpy(stated.intrinsics(like.width, like.height))
@@ -222,7 +226,8 @@ def _scene(model: Path, root: Path | None, width: int | None) -> Scene:
     from nelf import data
 
     if root is not None:
-        return data.read_scene(root, width=width)
+        reading = data.read_capture if (root / "dataset.json").is_file() else data.read_scene
+        return reading(root, width=width)
     runs = [each for each in (model, *model.absolute().parents) if (each / "scene.json").is_file()]
     config = read_yaml(runs[0] / "config.yaml") if runs else None
     node = dict(config["data"]) if isinstance(config, dict) and isinstance(config.get("data"), dict) else None

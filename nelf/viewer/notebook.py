@@ -50,7 +50,7 @@ def _export(network: Any, scene: Any) -> Path:
     if kind == "features":  # in 16 bits: here nobody has to fetch it from afar
         volume = write_volume(network, folder / "volume.bin.gz", "float16")
         network = rounded(network, "float16")
-    error = onnx(network, folder / "model.onnx", scene.test.camera[:1], kind)
+    error = onnx(network, folder / "model.onnx", scene.test.camera[:1].pinhole(), kind)
     entry = artifact(
         type(network).__name__,
         folder / "model.onnx",

@@ -182,7 +182,9 @@ class _Bundle:
 
     def graph(self, network: LightField, path: Path, kind: str) -> float:
         """Write one network in 32 bits; give its largest error."""
-        return onnx(network, path, self.cameras, kind, self.fixed_size, self.tolerance)
+        # With its rays inside, a graph has the pinhole that bundle.json states.
+        cameras = self.cameras.pinhole() if kind == "pose" else self.cameras
+        return onnx(network, path, cameras, kind, self.fixed_size, self.tolerance)
 
     def add(self, name: str, network: LightField, kind: str, stem: str) -> Path:
         """Write one network in 32 bits, with its volume, and note it."""

@@ -229,7 +229,8 @@ def orbit_cameras(scene: Scene, frames: int) -> Camera:
         first, last = controls[:, 0].aminmax()
         controls = controls[:1].repeat(frames, 1)
         controls[:, 0] = torch.linspace(float(first), float(last), frames)
-    return replace(camera, c2w=c2w, intrinsics=camera.intrinsics[:1].repeat(frames, 1), controls=controls, view=None)
+    intrinsics = camera.intrinsics[:1].repeat(frames, 1)
+    return replace(camera.pinhole(), c2w=c2w, intrinsics=intrinsics, controls=controls, view=None)
 
 
 def _circumstances(scene: Scene) -> dict[str, Any]:

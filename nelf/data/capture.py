@@ -1,0 +1,319 @@
+"""The JSON files of a Nerfies or HyperNeRF capture, parsed and checked; no image is opened.
+
+Conventions of the files: ``camera/ID.json`` holds ``orientation``, world to camera (rows are the camera's right, down
+and forward axes in the world: OpenCV), and ``position`` in the world; ``focal_length`` (of x; times
+``pixel_aspect_ratio`` that of y), ``principal_point`` and ``skew`` in pixels of ``image_size`` [width, height], pixel
+centers at +0.5; ``radial_distortion`` [k1, k2, k3] and ``tangential_distortion`` [p1, p2] (``tangential`` in older
+files) of OpenCV's model. ``scene.json`` moves positions and points, not orientations: ``(position - center) * scale``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nelf.cameras import Camera
+from nelf.errors import UserError
+
+__all__ = ["Moments", "Space", "read_cameras", "read_dataset", "read_moments", "read_path", "read_points", "read_space"]
+
+_INTERVAL = 4  # of interpolation captures: every so many frames one is trained on, and the middle of two validated
+
+
+@dataclass(frozen=True)
+class Space:
+    """``scene.json``: how the files' world becomes the scene's.
+
+    Attributes:
+        scale: scene unit per unit of the files.
+        center: (3,) in the unit of the files, the scene's origin.
+        near: smallest distance along a ray at which something may be, scene unit.
+        far: largest distance.
+    """
+
+    scale: float
+    center: np.ndarray
+    near: float
+    far: float
+
+    def points(self, points: np.ndarray) -> np.ndarray:
+        """(..., 3) points of the files in the scene."""
+        return (points - self.center) * self.scale
+
+
+@dataclass(frozen=True)
+class Moments:
+    """``metadata.json``: when images were taken, and what they share.
+
+    Attributes:
+        times: id to time in [0, 1].
+        appearance: id to appearance id.
+    """
+
+    times: Mapping[str, float]
+    appearance: Mapping[str, int]
+
+
+# ------------------------------------------------------------------------------------------- dataset.json
+
+
+def read_dataset(
+    root: Path, split: Literal["auto", "vrig", "interp"]
+) -> tuple[list[str], dict[Literal["train", "test"], list[str]], bool]:
+    """All ids of a capture, those of its two splits, and whether these come from every fourth frame.
+
+    Args:
+        root: the capture.
+        split: see ``nelf.data.hypernerf.read_capture``.
+
+    Raises:
+        UserError: the file is missing or damaged, or names too few images.
+    """
+    path = root / "dataset.json"
+    content = _read_object(path, "ids, train_ids, val_ids")
+    ids = _ids(path, content, "ids")
+    if split == "interp" or (split == "auto" and not content.get("val_ids")):
+        train = ids[::_INTERVAL]
+        test = ids[_INTERVAL // 2 : _INTERVAL * (len(train) - 1) : _INTERVAL]
+        if not test:
+            raise UserError(f"{path}: ids are {len(ids)}; allowed: {_INTERVAL + 1} or more, to hold out every fourth.")
+        return ids, {"train": train, "test": test}, True
+    train, test = (_ids(path, content, key) for key in ("train_ids", "val_ids"))
+    for key, some in (("train_ids", train), ("val_ids", test)):
+        unknown = sorted(set(some) - set(ids))
+        if unknown:
+            raise UserError(f"{path}: {key} names {unknown[0]!r}, which is not among ids.")
+    shared = sorted(set(train) & set(test))
+    if shared:
+        words = f"{path}: {len(shared)} of val_ids are in train_ids, too ({shared[0]}); figures will be too good."
+        warnings.warn(words, stacklevel=2)
+    return ids, {"train": train, "test": test}, False
+
+
+def _ids(path: Path, content: dict[str, Any], key: str) -> list[str]:
+    """A list of ids; each is a part of file names, so it is no path."""
+    ids = content.get(key)
+    if not isinstance(ids, list) or not ids:
+        raise UserError(f"{path}: {key}: is {_short(ids)}; allowed: a list of one or more ids.")
+    for each in ids:
+        if not isinstance(each, str) or each in ("", ".", "..") or any(letter in each for letter in "/\\\0"):
+            raise UserError(f"{path}: {key}: {_short(each)} is no id; allowed: names of files without folder.")
+    if len(set(ids)) < len(ids):
+        twice = next(each for each in ids if ids.count(each) > 1)
+        raise UserError(f"{path}: {key}: names {twice!r} twice; allowed: each id once.")
+    return ids
+
+
+# ------------------------------------------------------------------------------------------- metadata.json
+
+
+def read_moments(root: Path, ids: Sequence[str], interpolated: bool) -> Moments:
+    """Times and appearance ids of a capture's images.
+
+    A time is the image's time id divided by the largest one. The time id is ``time_id``, where the file states any;
+    else ``warp_id``, and in an interpolation capture the place in ``ids``.
+
+    Args:
+        root: the capture.
+        ids: all of its ids.
+        interpolated: whether its splits come from every fourth frame.
+
+    Raises:
+        UserError: the file is missing or damaged, or says nothing of an id.
+    """
+    path = root / "metadata.json"
+    content = _read_object(path, "warp_id and appearance_id of each id")
+    missing = [each for each in ids if not isinstance(content.get(each), dict)]
+    if missing:
+        raise UserError(f"{path}: says nothing of {missing[0]!r}; allowed: warp_id and appearance_id of each id.")
+    unknown = sorted(set(content) - set(ids))
+    if unknown:
+        words = f"{path}: {len(unknown)} entries are of ids that dataset.json does not name ({unknown[0]})."
+        warnings.warn(words, stacklevel=2)
+    timed = ["time_id" in content[each] for each in ids]
+    if any(timed) and not all(timed):
+        raise UserError(f"{path}: {ids[timed.index(False)]} has no time_id, but others have; allowed: all or none.")
+    if interpolated and not any(timed):
+        moments = dict(zip(ids, range(len(ids)), strict=True))
+    else:
+        key = "time_id" if any(timed) else "warp_id"
+        moments = {each: _whole(path, each, content[each], key) for each in ids}
+    last = max(moments.values())
+    return Moments(
+        {each: moment / max(last, 1) for each, moment in moments.items()},
+        {each: _whole(path, each, content[each], "appearance_id") for each in ids},
+    )
+
+
+def _whole(path: Path, each: str, entry: dict[str, Any], key: str) -> int:
+    value = entry.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise UserError(f"{path}: {each}: {key} is {_short(value)}; allowed: a whole number from 0.")
+    return value
+
+
+# ------------------------------------------------------------------------------------------- scene.json, points.npy
+
+
+def read_space(root: Path) -> Space:
+    """Parse ``scene.json``.
+
+    Raises:
+        UserError: it is missing or damaged, its scale is not above zero, or its depth range is empty.
+    """
+    path = root / "scene.json"
+    content = _read_object(path, "scale, center, near, far")
+    scale, near, far = (float(_numbers(path, content, key, ())) for key in ("scale", "near", "far"))
+    if scale <= 0:
+        raise UserError(f"{path}: scale is {scale:g}; allowed: above 0.")
+    if not 0 < near < far:
+        raise UserError(f"{path}: near {near:g} and far {far:g}; allowed: 0 < near < far.")
+    return Space(scale, _numbers(path, content, "center", (3,)), near, far)
+
+
+def read_points(root: Path, space: Space) -> Tensor | None:
+    """(N, 3) float32 background points in the scene, or None where there is no ``points.npy``.
+
+    Raises:
+        UserError: the file is damaged, or holds something else.
+    """
+    path = root / "points.npy"
+    if not path.is_file():
+        return None
+    try:
+        points = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError):
+        raise UserError(f"{path}: is not whole, or no array; allowed: (N, 3) numbers in NumPy's format.") from None
+    if points.ndim != 2 or points.shape[1] != 3 or points.dtype.kind != "f":
+        raise UserError(
+            f"{path}: holds {points.dtype} of shape {points.shape}; allowed: (N, 3) floating-point numbers."
+        )
+    if not len(points) or not np.isfinite(points).all():
+        raise UserError(f"{path}: holds no points, or NaN or infinity; allowed: finite numbers.")
+    return torch.from_numpy(space.points(points.astype(np.float64)).astype(np.float32))
+
+
+# ------------------------------------------------------------------------------------------- cameras
+
+
+def read_cameras(root: Path, ids: Sequence[str], space: Space, image_scale: int) -> Camera:
+    """The cameras of some images, in the scene, at one of the capture's image sizes.
+
+    Args:
+        root: the capture.
+        ids: N of its ids.
+        space: see ``read_space``.
+        image_scale: how many times smaller than ``image_size`` the images are.
+
+    Returns:
+        A batch of N cameras with a lens, where any of them has one.
+
+    Raises:
+        UserError: a file is missing or damaged, or they differ in size.
+    """
+    return _cameras([root / "camera" / f"{each}.json" for each in ids], space, image_scale)
+
+
+def read_path(folder: Path) -> Camera:
+    """The cameras of a path for views from new places, in the order of the files' names.
+
+    Args:
+        folder: ``CAPTURE/camera-paths/NAME``.
+
+    Returns:
+        A batch of pinholes.
+
+    Raises:
+        UserError: there are no cameras in it, a file is missing or damaged, or they differ in size.
+    """
+    files = sorted(folder.glob("*.json"))
+    if not files:
+        raise UserError(f"{folder}: holds no cameras (.json); allowed: a folder of a capture's camera-paths.")
+    return _cameras(files, read_space(folder.absolute().parents[1]), 1).pinhole()
+
+
+def _cameras(paths: Sequence[Path], space: Space, image_scale: int) -> Camera:
+    poses, intrinsics, lenses, sizes = zip(*(_camera(path, space) for path in paths), strict=True)
+    for path, size in zip(paths, sizes, strict=True):
+        if size != sizes[0]:
+            raise UserError(f"{path}: image_size is {size}, but {paths[0].name} has {sizes[0]}; allowed: one size.")
+    width, height = (max(1, round(side / image_scale)) for side in sizes[0])
+    lens = np.stack(lenses) / [1, 1, 1, 1, 1, image_scale]
+    return Camera(
+        torch.from_numpy(np.stack(poses)).float(),
+        torch.from_numpy(np.stack(intrinsics) / image_scale).float(),
+        width,
+        height,
+        lens=torch.from_numpy(lens).float() if lens.any() else None,
+    )
+
+
+def _camera(path: Path, space: Space) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float]]:
+    """Pose (3, 4), ``fx, fy, cx, cy``, lens (6,) as of ``Camera``, and size of one file; pixels are those of its size.
+
+    OpenCV's axes become OpenGL's: down and forward change their sign.
+    """
+    content = _read_object(path, "orientation, position, focal_length and others")
+    if "tangential" in content:
+        content["tangential_distortion"] = content["tangential"]
+    orientation, position = _numbers(path, content, "orientation", (3, 3)), _numbers(path, content, "position", (3,))
+    if np.abs(orientation @ orientation.T - np.eye(3)).max() > 1e-2 or np.linalg.det(orientation) < 0:
+        raise UserError(f"{path}: orientation is no rotation; allowed: world to camera, determinant 1.")
+    focal, ratio, skew = (
+        float(_numbers(path, content, key, ())) for key in ("focal_length", "pixel_aspect_ratio", "skew")
+    )
+    center, size = (_numbers(path, content, key, (2,)) for key in ("principal_point", "image_size"))
+    if min(focal, ratio, *size) <= 0:
+        raise UserError(
+            f"{path}: focal_length {focal:g}, pixel_aspect_ratio {ratio:g}, image_size {size.tolist()}; "
+            "allowed: above 0."
+        )
+    radial = _numbers(path, content, "radial_distortion", (3,))
+    tangential = _numbers(path, content, "tangential_distortion", (2,))
+    pose = np.column_stack([orientation.T * [1, -1, -1], space.points(position)])
+    return pose, np.array([focal, focal * ratio, *center]), np.array([*radial, *tangential, skew]), tuple(size.tolist())
+
+
+# ------------------------------------------------------------------------------------------- JSON
+
+
+def _read_object(path: Path, keys: str) -> dict[str, Any]:
+    """Read a JSON object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; allowed: a JSON object with {keys}.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error}); allowed: a JSON object with {keys}.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}; allowed: a JSON object with {keys}.")
+    return content
+
+
+def _numbers(path: Path, content: dict[str, Any], key: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Finite numbers of a shape."""
+    what = {(): "a number", (3, 3): "3x3 numbers"}.get(shape, f"{math.prod(shape)} numbers")
+    if key not in content:
+        raise UserError(f"{path}: missing key {key!r}; allowed: {what}.")
+    try:
+        values = np.array(content[key], dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        values = np.empty(0)
+    if values.shape != shape or not np.isfinite(values).all():
+        raise UserError(f"{path}: {key} is {_short(content[key])}; allowed: {what}, finite.")
+    return values
+
+
+def _short(value: object) -> str:
+    """A value of somebody's file, to be shown."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

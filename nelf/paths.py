@@ -23,10 +23,12 @@ __all__ = [
     "hemisphere",
     "look_at",
     "orbit",
+    "random_between",
     "random_cameras",
     "random_like",
     "random_mobile_r2l",
     "random_r2l",
+    "rolled",
     "spiral",
 ]
 
@@ -197,7 +199,7 @@ def random_like(camera: Camera, n: int, seed: int = 0) -> Camera:
         seed: which set.
 
     Returns:
-        A batch of n cameras.
+        A batch of n pinholes.
 
     Source:
         The recurrence is the R_d sequence of M. Roberts, "The unreasonable effectiveness of quasirandom
@@ -221,7 +223,7 @@ def random_like(camera: Camera, n: int, seed: int = 0) -> Camera:
     device = camera.c2w.device
     intrinsics = camera.intrinsics[:1].expand(n, 4)
     return replace(
-        camera,
+        camera.pinhole(),
         c2w=_spherical(azimuth, elevation, radius, center).to(device),
         intrinsics=intrinsics,
         controls=controls,
@@ -229,23 +231,71 @@ def random_like(camera: Camera, n: int, seed: int = 0) -> Camera:
     )
 
 
+def random_between(camera: Camera, n: int, seed: int = 0) -> Camera:
+    """Random cameras between the given ones: what a student should see of a scene that was filmed by hand.
+
+    Of two different cameras, positions are interpolated linearly and orientations along the great arc, at the same
+    uniform share of the way; intrinsics are those of the first. Controls, where there are any, are uniform in the range
+    of the given ones, independent of the pose.
+
+    Args:
+        camera: a batch of cameras, such as ``scene.train.camera``.
+        n: number of new ones.
+        seed: which set.
+
+    Returns:
+        A batch of n pinholes.
+
+    Source:
+        DyLiN, ``gen_pseudo_data_hypernerf`` (Yu et al. 2023, arXiv 2303.14243), but for its times, which leave the
+        range of those that were filmed.
+    """
+    count = len(camera)
+    first = np.floor(_stream(seed, 0).random(n) * count).astype(int)
+    other = 1 + np.floor(_stream(seed, 1).random(n) * (count - 1)).astype(int)
+    second, share = (first + other) % count, _stream(seed, 2).random(n)[:, None]
+
+    c2w = camera.c2w.cpu().double().numpy()
+    turns = _quaternions(c2w[:, :, :3])
+    rotation = _rotations(_great_arc(turns[first], turns[second], share))
+    position = (1 - share) * c2w[first, :, 3] + share * c2w[second, :, 3]
+    controls = camera.controls
+    if controls is not None:
+        low, high = controls.amin(0), controls.amax(0)
+        drawn = [_stream(seed, 3 + index).random(n) for index in range(controls.shape[-1])]
+        controls = low + (high - low) * torch.from_numpy(np.stack(drawn, axis=-1)).to(low)
+    return replace(
+        camera.pinhole(),
+        c2w=torch.from_numpy(np.concatenate([rotation, position[..., None]], axis=-1)).to(camera.c2w),
+        intrinsics=camera.intrinsics[torch.from_numpy(first)],
+        controls=controls,
+        view=None,
+    )
+
+
 def random_cameras(
-    camera: Camera, n: int, poses: Literal["hemisphere", "mobile_r2l", "r2l"] = "hemisphere", seed: int = 0
+    camera: Camera,
+    n: int,
+    poses: Literal["hemisphere", "interpolate", "mobile_r2l", "r2l"] = "hemisphere",
+    seed: int = 0,
 ) -> Camera:
-    """Random cameras to distill from, of the size and the intrinsics of the given ones.
+    """Random cameras to distill from, of the size and the intrinsics of the given ones, without their lens.
 
     Args:
         camera: a batch of cameras that is followed, such as ``scene.train.camera``.
         n: how many.
-        poses: ``hemisphere`` in the region of the given cameras, or the distribution of the original named (``r2l``
-            zooms by 1 to 2, too) at the mean distance of the given cameras from the origin.
+        poses: ``hemisphere`` in the region of the given cameras, which stand around something; ``interpolate`` between
+            two of them; or the distribution of the original named (``r2l`` zooms by 1 to 2, too) at the mean distance
+            of the given cameras from the origin.
         seed: which set; the first m of n cameras do not depend on n.
 
     Returns:
-        A batch of n cameras.
+        A batch of n pinholes.
     """
     if poses == "hemisphere":
         return random_like(camera, n, seed)
+    if poses == "interpolate":
+        return random_between(camera, n, seed)
     radius = float(camera.c2w[:, :, 3].norm(dim=-1).mean())
     intrinsics = camera.intrinsics[:1].repeat(n, 1)
     if poses == "mobile_r2l":
@@ -253,7 +303,21 @@ def random_cameras(
     else:
         c2w, zoom = random_r2l(n, radius, seed)
         intrinsics[:, :2] *= zoom[:, None]
-    return replace(camera, c2w=c2w, intrinsics=intrinsics, controls=None, view=None)
+    return replace(camera.pinhole(), c2w=c2w, intrinsics=intrinsics, controls=None, view=None)
+
+
+def rolled(camera: Camera) -> float:
+    """How far cameras are turned about their view axes, on average, from standing upright (+z), degrees.
+
+    ``random_like`` is for cameras that stand upright.
+
+    Args:
+        camera: a batch of cameras.
+    """
+    position, back = camera.c2w[:, :, 3], camera.c2w[:, :, 2]
+    upright = look_at(position, position - back)
+    cosine = (upright[:, :, 0] * camera.c2w[:, :, 0]).sum(-1).clamp(-1.0, 1.0)
+    return float(torch.rad2deg(torch.acos(cosine)).mean())
 
 
 def _spherical(azimuth: np.ndarray, elevation: np.ndarray, radius: np.ndarray, center: _Center = (0, 0, 0)) -> Tensor:
@@ -294,3 +358,43 @@ def _covered_arc(azimuth: np.ndarray) -> tuple[float, float]:
     if gaps[widest] <= 120.0:
         return 0.0, 360.0
     return float(ordered[(widest + 1) % len(ordered)]), float(360.0 - gaps[widest])
+
+
+def _quaternions(rotation: np.ndarray) -> np.ndarray:
+    """(N, 4) unit quaternions w x y z of rotations (N, 3, 3)."""
+    (a, b, c), (d, e, f), (g, h, i) = np.moveaxis(rotation, 0, -1)
+    # Four times the outer product of each quaternion with itself; any row is a multiple of it, the longest the best.
+    outer = np.stack(
+        [
+            np.stack([1 + a + e + i, h - f, c - g, d - b], axis=-1),
+            np.stack([h - f, 1 + a - e - i, b + d, c + g], axis=-1),
+            np.stack([c - g, b + d, 1 - a + e - i, f + h], axis=-1),
+            np.stack([d - b, c + g, f + h, 1 - a - e + i], axis=-1),
+        ],
+        axis=-2,
+    )
+    lengths = np.linalg.norm(outer, axis=-1)
+    best = lengths.argmax(axis=-1)
+    which = np.arange(len(best))
+    return outer[which, best] / lengths[which, best, None]
+
+
+def _rotations(quaternion: np.ndarray) -> np.ndarray:
+    """(N, 3, 3) rotations of unit quaternions (N, 4)."""
+    w, x, y, z = quaternion.T
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return np.moveaxis(np.array(rows), -1, 0)
+
+
+def _great_arc(first: np.ndarray, second: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """(N, 4) unit quaternions between two (N, 4) each, the short way round, at shares (N, 1) of the way."""
+    cosine = (first * second).sum(-1, keepdims=True)
+    second, angle = np.where(cosine < 0, -second, second), np.arccos(np.minimum(np.abs(cosine), 1.0))
+    # Of nearly equal ones the sine of the angle is none; the straight line is as good.
+    one, other = np.where(angle < 1e-4, [1 - share, share], np.sin([(1 - share) * angle, share * angle]))
+    between = one * first + other * second
+    return between / np.linalg.norm(between, axis=-1, keepdims=True)

@@ -2,7 +2,13 @@
 
 from nelf.data.batches import ImageBatch, RayBatch
 from nelf.data.blender import read_scene, read_views, with_pseudo_views
-from nelf.data.datamodules import BlenderDataModule, DemoDataModule, HyperNeRFDataModule, SceneDataModule
+from nelf.data.datamodules import (
+    BlenderDataModule,
+    DemoDataModule,
+    DemoHandheldDataModule,
+    HyperNeRFDataModule,
+    SceneDataModule,
+)
 from nelf.data.hypernerf import read_capture
 from nelf.data.writer import SceneWriter, write_scene
 from nelf.scene import BACKGROUNDS, Scene, Split, View, composite_background
@@ -11,6 +17,7 @@ __all__ = [
     "BACKGROUNDS",
     "BlenderDataModule",
     "DemoDataModule",
+    "DemoHandheldDataModule",
     "HyperNeRFDataModule",
     "ImageBatch",
     "RayBatch",

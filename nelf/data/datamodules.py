@@ -15,14 +15,20 @@ from typing import Any, Literal, TypeVar
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Dataset
 
-from nelf.data import demo
+from nelf.data import demo, demo_handheld
 from nelf.data.batches import Batches
 from nelf.data.blender import read_scene
 from nelf.data.hypernerf import read_capture
 from nelf.errors import UserError, did_you_mean
 from nelf.scene import Scene, Split, View, background_color
 
-__all__ = ["BlenderDataModule", "DemoDataModule", "HyperNeRFDataModule", "SceneDataModule"]
+__all__ = [
+    "BlenderDataModule",
+    "DemoDataModule",
+    "DemoHandheldDataModule",
+    "HyperNeRFDataModule",
+    "SceneDataModule",
+]
 
 T = TypeVar("T")
 
@@ -185,10 +191,7 @@ class DemoDataModule(BlenderDataModule):
     ) -> None:
         _choose("scene", scene, tuple(demo.SCENES))
         size = 200 if width is None else width
-        if root is None:
-            cache = os.environ.get("NELF_CACHE") or Path.home() / ".cache" / "nelf"
-            root = Path(cache) / "demo" / f"{scene}_{size}"
-        super().__init__(root, width=width, **options)
+        super().__init__(_cache() / f"{scene}_{size}" if root is None else root, width=width, **options)
         self._demo, self._size = scene, size
 
     def prepare_data(self) -> None:
@@ -239,6 +242,26 @@ class HyperNeRFDataModule(SceneDataModule):
         return read_capture(self.root, **self._reading)
 
 
+class DemoHandheldDataModule(HyperNeRFDataModule):
+    """The built-in capture, written once to disk and read like any other.
+
+    Args:
+        root: where it is (to be) written; None for ``$NELF_CACHE/demo/handheld`` or ``~/.cache/nelf/demo/handheld``.
+        image_scale: 1 for images of 120x160 pixels, 2 for half of that.
+        **options: as of ``HyperNeRFDataModule``.
+
+    Raises:
+        UserError: an argument is out of range, or the directory cannot be written.
+    """
+
+    def __init__(self, root: str | Path | None = None, *, image_scale: int = 1, **options: Any) -> None:
+        super().__init__(_cache() / "handheld" if root is None else root, image_scale=image_scale, **options)
+
+    def prepare_data(self) -> None:
+        """Render and write the capture unless it is there."""
+        demo_handheld.write(self.root)
+
+
 class _Views(Dataset[View]):
     """The views of a split as a map-style dataset."""
 
@@ -250,6 +273,11 @@ class _Views(Dataset[View]):
 
     def __getitem__(self, index: int) -> View:
         return self.split[index]
+
+
+def _cache() -> Path:
+    """Where built-in scenes are written."""
+    return Path(os.environ.get("NELF_CACHE") or Path.home() / ".cache" / "nelf") / "demo"
 
 
 def _loader(dataset: Dataset[Any], num_workers: int) -> DataLoader[Any]:

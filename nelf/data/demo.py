@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,7 @@ from nelf.data.writer import SceneWriter
 from nelf.errors import UserError, atomic_path
 from nelf.scene import composite_background
 
-__all__ = ["FOV", "SCENES", "VIEWS", "aabb", "cameras", "render", "write"]
+__all__ = ["FOV", "SCENES", "VIEWS", "aabb", "cameras", "draw", "render", "write"]
 
 FOV = 0.6911112070083618
 """Horizontal angle of view, radians: that of the Blender synthetic scenes."""
@@ -82,12 +82,33 @@ def render(camera: Camera, scene: str = "blocks") -> Tensor:
     Returns:
         (..., H, W, 4) float32 rgba in [0, 1], transparent where nothing is, alpha not premultiplied.
     """
-    c2w = camera.c2w.cpu().numpy().reshape(-1, 3, 4)
-    intrinsics = camera.intrinsics.cpu().numpy().reshape(-1, 4)
-    size = camera.width, camera.height
-    images = [trace(_packed(scene), _lights(), pose, lens, *size) for pose, lens in zip(c2w, intrinsics, strict=True)]
-    batch = camera.c2w.shape[:-2]
-    return torch.from_numpy(np.stack(images)).reshape(*batch, camera.height, camera.width, 4)
+    if camera.c2w.ndim > 2:
+        return torch.stack([render(camera[index], scene) for index in range(len(camera))])
+    return draw(_packed(scene), camera)
+
+
+def draw(table: np.ndarray, camera: Camera) -> Tensor:
+    """The exact picture of some solids.
+
+    Args:
+        table: of ``nelf.data.solids.pack``.
+        camera: a single camera, with a lens or without.
+
+    Returns:
+        (H, W, 4), see ``render``.
+    """
+    intrinsics, size = camera.intrinsics.tolist(), (camera.width, camera.height)
+    bent = None if camera.lens is None else _bent(tuple(intrinsics), tuple(camera.lens.tolist()), *size)
+    return torch.from_numpy(trace(table, _lights(), camera.c2w.cpu().numpy(), np.array(intrinsics), *size, bent))
+
+
+@lru_cache(4)
+def _bent(intrinsics: tuple[float, ...], lens: tuple[float, ...], width: int, height: int) -> np.ndarray:
+    """Where a pinhole has each sample that a lens draws: its intrinsics, applied to the rays that the lens gives."""
+    camera = Camera(torch.eye(3, 4), torch.tensor(intrinsics), width, height, lens=torch.tensor(lens))
+    local = camera.resized(width * _SIDE).rays().directions.double().numpy()
+    fx, fy, cx, cy = intrinsics
+    return np.stack([cx + fx * local[..., 0], cy - fy * local[..., 1]], axis=-1)
 
 
 def aabb(scene: str = "blocks") -> Tensor:

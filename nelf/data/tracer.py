@@ -36,6 +36,7 @@ from nelf.data.solids import (
     SKIP,
     SPHERE,
 )
+from nelf.data.vectors import along, blend, dot, product, scaled, unit
 from nelf.kernels.numba_tools import njit, prange
 
 __all__ = ["Lights", "trace"]
@@ -60,40 +61,6 @@ class Lights(NamedTuple):
     sky: np.ndarray
 
 
-# ------------------------------------------------------------------------------------------------ vectors
-# Vectors are tuples of three floats: Numba keeps them in registers, where small arrays would be allocated.
-
-
-@_inline
-def _dot(a, b):  # type: ignore[no-untyped-def]
-    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
-
-
-@_inline
-def _along(o, t, d):  # type: ignore[no-untyped-def]
-    return o[0] + t * d[0], o[1] + t * d[1], o[2] + t * d[2]
-
-
-@_inline
-def _scaled(a, s):  # type: ignore[no-untyped-def]
-    return a[0] * s, a[1] * s, a[2] * s
-
-
-@_inline
-def _product(a, b):  # type: ignore[no-untyped-def]
-    return a[0] * b[0], a[1] * b[1], a[2] * b[2]
-
-
-@_inline
-def _blend(a, b, s):  # type: ignore[no-untyped-def]
-    return a[0] + (b[0] - a[0]) * s, a[1] + (b[1] - a[1]) * s, a[2] + (b[2] - a[2]) * s
-
-
-@_inline
-def _unit(a):  # type: ignore[no-untyped-def]
-    return _scaled(a, 1.0 / np.sqrt(_dot(a, a) + 1e-30))
-
-
 @_inline
 def _three(table, i, k):  # type: ignore[no-untyped-def]
     return table[i, k], table[i, k + 1], table[i, k + 2]
@@ -102,13 +69,13 @@ def _three(table, i, k):  # type: ignore[no-untyped-def]
 @_inline
 def _to_local(solids, i, v):  # type: ignore[no-untyped-def]
     x, y, z = _three(solids, i, AXES), _three(solids, i, AXES + 3), _three(solids, i, AXES + 6)
-    return _dot(x, v), _dot(y, v), _dot(z, v)
+    return dot(x, v), dot(y, v), dot(z, v)
 
 
 @_inline
 def _to_world(solids, i, v):  # type: ignore[no-untyped-def]
     x, y, z = _three(solids, i, AXES), _three(solids, i, AXES + 3), _three(solids, i, AXES + 6)
-    return _along(_along(_scaled(x, v[0]), v[1], y), v[2], z)
+    return along(along(scaled(x, v[0]), v[1], y), v[2], z)
 
 
 # ------------------------------------------------------------------------------------------------ solids
@@ -129,10 +96,10 @@ def _roots(a, b, c):  # type: ignore[no-untyped-def]
 
 @_jit
 def _sphere(o, d, radius):  # type: ignore[no-untyped-def]
-    t, _ = _roots(1.0, _dot(o, d), _dot(o, o) - radius * radius)
+    t, _ = _roots(1.0, dot(o, d), dot(o, o) - radius * radius)
     if t < 0.0 or t >= _FAR:
         return _FAR, d
-    return t, _scaled(_along(o, t, d), 1.0 / radius)
+    return t, scaled(along(o, t, d), 1.0 / radius)
 
 
 @_jit
@@ -166,7 +133,7 @@ def _disc(o, d, radius, height):  # type: ignore[no-untyped-def]
 def _cylinder(o, d, radius, half):  # type: ignore[no-untyped-def]
     a, b = d[0] * d[0] + d[1] * d[1], o[0] * d[0] + o[1] * d[1]
     t, _ = _roots(a, b, o[0] * o[0] + o[1] * o[1] - radius * radius)
-    p = _along(o, t, d)
+    p = along(o, t, d)
     if 0.0 <= t < _FAR and abs(p[2]) <= half:
         return t, (p[0] / radius, p[1] / radius, 0.0)
     return _disc(o, d, radius, -half if d[2] > 0.0 else half)
@@ -179,16 +146,16 @@ def _cone(o, d, radius, half):  # type: ignore[no-untyped-def]
     a, b = d[0] * d[0] + d[1] * d[1] - dz * dz, o[0] * d[0] + o[1] * d[1] - z * dz
     best, normal = _disc(o, d, radius, -half)
     for t in _roots(a, b, o[0] * o[0] + o[1] * o[1] - z * z):
-        p = _along(o, t, d)
+        p = along(o, t, d)
         if 0.0 <= t < best and abs(p[2]) <= half:
-            best, normal = t, _unit((p[0], p[1], slope * slope * (half - p[2])))
+            best, normal = t, unit((p[0], p[1], slope * slope * (half - p[2])))
     return best, normal
 
 
 @_jit
 def _torus(o, d, ring, tube):  # type: ignore[no-untyped-def]
     reach = ring + tube + 1e-3
-    t, leave = _roots(1.0, _dot(o, d), _dot(o, o) - reach * reach)
+    t, leave = _roots(1.0, dot(o, d), dot(o, o) - reach * reach)
     flat = tube + 1e-3  # and only between two planes
     if abs(d[2]) > 1e-12:
         near, far = (-flat - o[2]) / d[2], (flat - o[2]) / d[2]
@@ -197,12 +164,12 @@ def _torus(o, d, ring, tube):  # type: ignore[no-untyped-def]
     for _ in range(512):  # a grazing ray comes near only slowly
         if t > leave:
             break
-        p = _along(o, t, d)
+        p = along(o, t, d)
         level = np.sqrt(p[0] * p[0] + p[1] * p[1]) + 1e-12
         distance = np.sqrt((level - ring) ** 2 + p[2] * p[2]) - tube
         if distance < 2e-6:
             shrink = 1.0 - ring / level
-            return t, _unit((p[0] * shrink, p[1] * shrink, p[2]))
+            return t, unit((p[0] * shrink, p[1] * shrink, p[2]))
         t += distance
     return _FAR, d
 
@@ -210,15 +177,15 @@ def _torus(o, d, ring, tube):  # type: ignore[no-untyped-def]
 @_inline
 def _near(solids, i, o, d, limit):  # type: ignore[no-untyped-def]
     """Whether a ray meets the bounding sphere of row ``i`` within ``limit``; most rays miss most of them."""
-    offset = _along(o, -1.0, _three(solids, i, CENTER))
-    along, bound = -_dot(offset, d), solids[i, BOUND]
-    return -bound < along < limit + bound and _dot(offset, offset) - along * along < bound * bound
+    offset = along(o, -1.0, _three(solids, i, CENTER))
+    nearest, bound = -dot(offset, d), solids[i, BOUND]
+    return -bound < nearest < limit + bound and dot(offset, offset) - nearest * nearest < bound * bound
 
 
 @_jit
 def _hit(solids, i, o, d):  # type: ignore[no-untyped-def]
     """Distance to solid ``i`` and the normal in its own axes; ``_FAR`` for a miss."""
-    offset = _along(o, -1.0, _three(solids, i, CENTER))
+    offset = along(o, -1.0, _three(solids, i, CENTER))
     local_o, local_d, kind = _to_local(solids, i, offset), _to_local(solids, i, d), solids[i, KIND]
     size = _three(solids, i, SIZE)
     if kind == SPHERE:
@@ -272,10 +239,10 @@ def _blocked(solids, o, d, limit):  # type: ignore[no-untyped-def]
 def _sky(d, sun):  # type: ignore[no-untyped-def]
     """What a ray sees that leaves the scene: only reflections do, the picture itself is transparent there."""
     up = 0.5 + 0.5 * d[2]
-    color = _blend((0.30, 0.27, 0.25), (0.98, 0.96, 0.92), min(1.0, max(0.0, 8.0 * (up - 0.47))))
-    color = _blend(color, (0.22, 0.42, 0.80), min(1.0, max(0.0, 1.6 * (up - 0.52))))
-    glow = max(0.0, _dot(d, sun)) ** 24
-    return _along(color, glow, (1.6, 1.4, 1.1))
+    color = blend((0.30, 0.27, 0.25), (0.98, 0.96, 0.92), min(1.0, max(0.0, 8.0 * (up - 0.47))))
+    color = blend(color, (0.22, 0.42, 0.80), min(1.0, max(0.0, 1.6 * (up - 0.52))))
+    glow = max(0.0, dot(d, sun)) ** 24
+    return along(color, glow, (1.6, 1.4, 1.1))
 
 
 @_jit
@@ -283,7 +250,7 @@ def _surface(solids, i, p):  # type: ignore[no-untyped-def]
     """Color of solid ``i`` at world point ``p``: one of its two colors."""
     color, second = _three(solids, i, COLOR), _three(solids, i, SECOND)
     pattern, scale = solids[i, PATTERN], solids[i, SCALE]
-    local = _to_local(solids, i, _along(p, -1.0, _three(solids, i, CENTER)))
+    local = _to_local(solids, i, along(p, -1.0, _three(solids, i, CENTER)))
     if pattern == 1.0 and (int(np.floor(local[0] * scale)) + int(np.floor(local[1] * scale))) % 2:
         return second
     if pattern == 2.0 and int(np.floor(local[2] * scale)) % 2:
@@ -295,16 +262,16 @@ def _surface(solids, i, p):  # type: ignore[no-untyped-def]
 def _lit(solids, i, p, n, view, sun, ambient):  # type: ignore[no-untyped-def]
     """Light that leaves a point toward ``view`` without reflections."""
     albedo, metal = _surface(solids, i, p), solids[i, METAL] > 0.0
-    sky = _blend((0.34, 0.30, 0.27), (0.62, 0.68, 0.78), 0.5 + 0.5 * n[2])
+    sky = blend((0.34, 0.30, 0.27), (0.62, 0.68, 0.78), 0.5 + 0.5 * n[2])
     diffuse = 0.25 if metal else 1.0
-    color = _scaled(_product(albedo, sky), diffuse * ambient)
-    facing = _dot(n, sun)
+    color = scaled(product(albedo, sky), diffuse * ambient)
+    facing = dot(n, sun)
     if facing > 0.0 and not _blocked(solids, p, sun, _FAR):
-        half = _unit(_along(sun, 1.0, view))
-        highlight = solids[i, SHINE] * max(0.0, _dot(n, half)) ** solids[i, GLOSS]
+        half = unit(along(sun, 1.0, view))
+        highlight = solids[i, SHINE] * max(0.0, dot(n, half)) ** solids[i, GLOSS]
         tint = albedo if metal else (1.0, 1.0, 1.0)
-        light = _along(_scaled(albedo, diffuse * facing), highlight, tint)
-        color = _along(color, 1.0, _product(light, (1.75, 1.62, 1.42)))
+        light = along(scaled(albedo, diffuse * facing), highlight, tint)
+        color = along(color, 1.0, product(light, (1.75, 1.62, 1.42)))
     return color
 
 
@@ -319,7 +286,7 @@ def _openness(solids, p, n, sky, sample):  # type: ignore[no-untyped-def]
     free = 0
     for k in range(sky.shape[1]):
         s = sky[sample, k, 0], sky[sample, k, 1], sky[sample, k, 2]
-        d = _along(_along(_scaled(tangent, s[0]), s[1], bitangent), s[2], n)
+        d = along(along(scaled(tangent, s[0]), s[1], bitangent), s[2], n)
         free += not _blocked(solids, p, d, _OCCLUSION_RANGE)
     return 0.25 + 0.75 * free / sky.shape[1]
 
@@ -330,26 +297,26 @@ def _shade(solids, o, d, sun, sky, sample):  # type: ignore[no-untyped-def]
     t, i, n = _nearest(solids, o, d)
     if i < 0:
         return (0.0, 0.0, 0.0), False
-    p = _along(_along(o, t, d), _LIFT, n)
-    view = _scaled(d, -1.0)
+    p = along(along(o, t, d), _LIFT, n)
+    view = scaled(d, -1.0)
     color = _lit(solids, i, p, n, view, sun, _openness(solids, p, n, sky, sample))
     mirror = solids[i, MIRROR]
     if mirror > 0.0:
-        cosine = max(0.0, _dot(n, view))
+        cosine = max(0.0, dot(n, view))
         share = mirror + (1.0 - mirror) * (1.0 - cosine) ** 5
-        r = _along(d, 2.0 * cosine, n)
+        r = along(d, 2.0 * cosine, n)
         far, j, m = _nearest(solids, p, r)
         seen = _sky(r, sun)
         if j >= 0:
-            seen = _lit(solids, j, _along(_along(p, far, r), _LIFT, m), m, _scaled(r, -1.0), sun, 0.8)
+            seen = _lit(solids, j, along(along(p, far, r), _LIFT, m), m, scaled(r, -1.0), sun, 0.8)
         if solids[i, METAL] > 0.0:
-            seen = _product(seen, _surface(solids, i, p))
-        color = _along(_scaled(color, 1.0 - share), share, seen)
+            seen = product(seen, _surface(solids, i, p))
+        color = along(scaled(color, 1.0 - share), share, seen)
     return color, True
 
 
 @njit(cache=True, nogil=True, fastmath=True, parallel=True)
-def _trace(solids, sun, sky, frame, side, out):  # type: ignore[no-untyped-def]
+def _trace(solids, sun, sky, frame, bent, side, out):  # type: ignore[no-untyped-def]
     """Fill one (H, W, 4) image; ``frame``: eye, image corner from there, one pixel across, one down."""
     samples = side * side
     for row in prange(out.shape[0]):
@@ -357,8 +324,11 @@ def _trace(solids, sun, sky, frame, side, out):  # type: ignore[no-untyped-def]
             red = green = blue = hits = 0.0
             for sample in range(samples):
                 x, y = column + (sample % side + 0.5) / side, row + (sample // side + 0.5) / side
-                d = _along(_along(_three(frame, 1, 0), x, _three(frame, 2, 0)), y, _three(frame, 3, 0))
-                color, hit = _shade(solids, _three(frame, 0, 0), _unit(d), _three(sun, sample, 0), sky, sample)
+                if len(bent):
+                    i, j = row * side + sample // side, column * side + sample % side
+                    x, y = bent[i, j, 0], bent[i, j, 1]
+                d = along(along(_three(frame, 1, 0), x, _three(frame, 2, 0)), y, _three(frame, 3, 0))
+                color, hit = _shade(solids, _three(frame, 0, 0), unit(d), _three(sun, sample, 0), sky, sample)
                 if hit:
                     hits += 1.0
                     red += min(1.0, color[0]) ** (1.0 / 2.2)
@@ -370,7 +340,13 @@ def _trace(solids, sun, sky, frame, side, out):  # type: ignore[no-untyped-def]
 
 
 def trace(
-    solids: np.ndarray, lights: Lights, c2w: np.ndarray, intrinsics: np.ndarray, width: int, height: int
+    solids: np.ndarray,
+    lights: Lights,
+    c2w: np.ndarray,
+    intrinsics: np.ndarray,
+    width: int,
+    height: int,
+    bent: np.ndarray | None = None,
 ) -> np.ndarray:
     """Render one image.
 
@@ -381,6 +357,8 @@ def trace(
         intrinsics: (4,) ``fx, fy, cx, cy`` in pixels.
         width: in pixels.
         height: in pixels.
+        bent: (height * s, width * s, 2) of a camera with a lens: where in the image, column and row, a pinhole sees
+            what the lens draws at each sample.
 
     Returns:
         (height, width, 4) float32 rgba in [0, 1], alpha not premultiplied.
@@ -391,5 +369,6 @@ def trace(
     corner = -c2w[:, 2] - cx * across - cy * down
     out = np.empty((height, width, 4), dtype=np.float32)
     side = round(len(lights.sun) ** 0.5)
-    _trace(solids, lights.sun, lights.sky, np.stack([c2w[:, 3], corner, across, down]), side, out)
+    bent = np.empty((0, 0, 2)) if bent is None else np.ascontiguousarray(bent, dtype=np.float64)
+    _trace(solids, lights.sun, lights.sky, np.stack([c2w[:, 3], corner, across, down]), bent, side, out)
     return out

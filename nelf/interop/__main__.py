@@ -83,7 +83,7 @@ def _poses(words: list[str]) -> None:
     parser.add_argument("--views", required=True, type=int, help="how many")
     parser.add_argument("--out", required=True, help="the file to write, such as pseudo/transforms_train.json")
     parser.add_argument("--width", type=int, help="of the pictures, pixels: the scene's if left out")
-    parser.add_argument("--poses", choices=("hemisphere", "mobile_r2l", "r2l"), default="hemisphere")
+    parser.add_argument("--poses", choices=("hemisphere", "interpolate", "mobile_r2l", "r2l"), default="hemisphere")
     parser.add_argument("--seed", type=int, default=0, help="which set")
     given = parser.parse_args(words)
     if given.views < 1:

@@ -92,6 +92,71 @@ def test_a_set_is_a_prefix_of_a_longer_one():
     assert not torch.equal(paths.random_mobile_r2l(5, seed=7), paths.random_mobile_r2l(5, seed=8))
 
 
+def turned(axis, degrees):
+    """(3, 3) rotation about an axis by Rodrigues' formula, float64."""
+    unit = np.array(axis) / np.linalg.norm(axis)
+    cross = np.array([[0, -unit[2], unit[1]], [unit[2], 0, -unit[0]], [-unit[1], unit[0], 0]])
+    angle = np.deg2rad(degrees)
+    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+
+
+def two_cameras(axis, degrees, start=((0.3, -1.0, 0.2), 70.0)):
+    """Two poses, the second turned about a world axis and moved by (2, 4, 6), with a lens and times 0.25 and 0.75."""
+    first = turned(*start)
+    poses = [np.column_stack([first, [1.0, 2, 3]]), np.column_stack([turned(axis, degrees) @ first, [3.0, 6, 9]])]
+    intrinsics = torch.tensor([[10.0, 11, 4, 3], [20.0, 21, 4, 3]])
+    time, lens = torch.tensor([[0.25], [0.75]]), torch.full((2, 6), 0.01)
+    c2w = torch.from_numpy(np.stack(poses)).float()
+    return Camera(c2w, intrinsics, 8, 6, time, torch.arange(2), lens), first
+
+
+@pytest.mark.parametrize("degrees", [0.0, 0.001, 25.0, 120.0, 179.0])
+@pytest.mark.parametrize("axis", [(1, 2, -0.5), (0, 0, 1), (-1, 0.1, 0)])
+def test_random_between_goes_straight_and_turns_evenly_about_one_axis(axis, degrees):
+    camera, start = two_cameras(axis, degrees)
+    drawn = paths.random_between(camera, 200, seed=1)
+    position = drawn.c2w[:, :, 3].double().numpy()
+    share = (position[:, 0] - 1) / 2
+    np.testing.assert_allclose(position, np.array([1, 2, 3]) + share[:, None] * [2, 4, 6], atol=1e-5)
+    for index in range(200):
+        expected = turned(axis, share[index] * degrees) @ start
+        np.testing.assert_allclose(drawn.c2w[index, :, :3].numpy(), expected, atol=2e-5)
+    assert share.min() >= 0
+    assert share.max() <= 1
+    np.testing.assert_allclose(np.histogram(share, 4, (0, 1))[0], 50, atol=25)
+    # Intrinsics of the one that it starts from, which is either; no lens, and no image that was taken.
+    assert set(drawn.intrinsics[:, 0].tolist()) == {10.0, 20.0}
+    assert drawn.lens is None
+    assert drawn.view is None
+    assert 0.25 <= drawn.time.min() < 0.3
+    assert 0.7 < drawn.time.max() <= 0.75
+    assert abs(np.corrcoef(drawn.time.numpy(), share)[0, 1]) < 0.2
+
+
+def test_random_between_joins_different_cameras():
+    c2w = torch.eye(3, 4).repeat(5, 1, 1)
+    c2w[:, 0, 3] = torch.tensor([0.0, 1, 10, 100, 1000])
+    x = paths.random_between(Camera.from_fov(c2w, 0.7, 8, 8), 500).c2w[:, 0, 3]
+    assert (torch.isin(x, c2w[:, 0, 3])).float().mean() < 0.02  # of twice the same, there is nothing between
+    assert torch.equal(paths.random_between(Camera.from_fov(c2w[:1], 0.7, 8, 8), 3).c2w, c2w[:1].repeat(3, 1, 1))
+
+
+@pytest.mark.parametrize("poses", ["hemisphere", "interpolate", "mobile_r2l", "r2l"])
+def test_random_cameras_are_pinholes_and_the_first_ones_of_more(poses):
+    camera, _ = two_cameras((0, 0, 1), 30.0)
+    drawn = paths.random_cameras(camera, 9, poses, seed=7)
+    assert drawn.lens is None
+    assert drawn.view is None
+    assert torch.equal(paths.random_cameras(camera, 5, poses, seed=7).c2w, drawn.c2w[:5])
+
+
+@pytest.mark.parametrize("degrees", [0.0, 35.0, -170.0])
+def test_a_roll_is_found(degrees):
+    c2w = paths.hemisphere(20, 4.0, (10, 60)).double()
+    c2w[:, :, :3] = c2w[:, :, :3] @ torch.from_numpy(turned((0, 0, 1), degrees))
+    assert paths.rolled(Camera.from_fov(c2w, 0.7, 8, 8)) == pytest.approx(abs(degrees), abs=1e-3)
+
+
 def test_random_like_stays_where_the_cameras_stand():
     near, far = paths.hemisphere(40, 3.0, (10, 60), (1, 2, 3)), paths.hemisphere(40, 5.0, (10, 60), (1, 2, 3))
     camera = Camera.from_fov(torch.cat([near, far]), 0.7, 8, 6, time=torch.linspace(0.2, 0.6, 80))

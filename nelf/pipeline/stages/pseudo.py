@@ -13,7 +13,7 @@ from nelf.data import Scene, SceneWriter, with_pseudo_views
 from nelf.data.images import progress_bar
 from nelf.data.writer import stated
 from nelf.errors import UserError
-from nelf.paths import random_cameras
+from nelf.paths import random_cameras, rolled
 from nelf.pipeline.processes import agree, rank, wait_for_all, world
 from nelf.pipeline.recipe import Recipe
 from nelf.pipeline.run import Run
@@ -27,6 +27,7 @@ __all__ = ["check", "pseudo", "write_views"]
 
 
 _NEAR = 30.0  # degrees, seen from the scene's center: so far a view tells what a student has to draw
+_ROLL = 30.0  # degrees: less is a hand that is not steady
 
 
 def check(recipe: Recipe) -> None:
@@ -50,7 +51,7 @@ def pseudo(
     run: Run,
     *,
     views: int = 10_000,
-    poses: Literal["hemisphere", "mobile_r2l", "r2l"] = "hemisphere",
+    poses: Literal["hemisphere", "interpolate", "mobile_r2l", "r2l"] = "hemisphere",
     root: str | None = None,
 ) -> dict[str, Any]:
     """Render random views with the teacher into the stage's folder, or take those that another program has rendered.
@@ -69,11 +70,18 @@ def pseudo(
         that have a view nearby.
 
     Raises:
-        UserError: the directory cannot be written; the folder's views cannot be read, or are not of the scene.
+        UserError: the directory cannot be written; the folder's views cannot be read, or are not of the scene; the
+            cameras of the scene do not stand upright, but ``hemisphere`` cameras do.
     """
     recipe, scene = run.recipe, run.recipe.scene
     if root is not None:
         return agree(lambda: _take(Path(root), scene))
+    roll = rolled(scene.train.camera)
+    if poses == "hemisphere" and roll > _ROLL:
+        raise UserError(
+            f"stage.pseudo.poses: is hemisphere, but the cameras of {scene.name} are turned by {roll:.0f} degrees from "
+            "standing upright (+z); allowed: interpolate."
+        )
     cameras = random_cameras(scene.train.camera, views, poses, recipe.seed)
     network = recipe.load(run.input("teacher"), "teacher", recipe.device)
     quick = faster(network, described(run.input("teacher")), scene.geometry)

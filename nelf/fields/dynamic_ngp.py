@@ -23,7 +23,7 @@ __all__ = ["DynamicNGP"]
 
 CHUNK = 2**18
 MULTIPLE = 16  # matrix kernels in bfloat16 are slow where a row has another number of values
-DECAY = 0.98  # of the occupancy grid: a cell that something passes through is seen rarely
+LOOKS = 16  # at an occupied cell, each at another moment: what passes through it is there for a short time
 
 
 class DynamicNGP(NGP):
@@ -90,7 +90,7 @@ class DynamicNGP(NGP):
             levels, features, log2_table, base_resolution, finest_resolution, hidden, color_layers, scale,
             grid_resolution, grid_slices, max_samples, early_stop, low_precision,
         )  # fmt: skip
-        self.sampler.grid.decay = DECAY  # type: ignore[union-attr]
+        self.sampler.grid.looks = LOOKS  # type: ignore[union-attr]
         self.density_net = mlp(_padded(self.encoding.out_features + 2 * control_frequencies * controls), hidden, 1, 16)
         self.controls = controls
         self.control_frequencies = control_frequencies

@@ -23,6 +23,8 @@ class OccupancyGrid(nn.Module):
         slices: None updates as Instant-NGP does: all cells while warming up, then a random half of them. A number
             looks at every ``slices``-th cell, each time at the next ones, and at one point for each 2 x 2 x 2
             cells while warming up: as quick to forget, ``slices / 2`` times cheaper.
+        looks: with ``slices``, how often an occupied cell or a neighbor of one is looked at when its turn comes: more
+            than once where the density is another one each time, since the scene moves.
 
     Source:
         Instant-NGP, appendix C (arXiv 2201.05989).
@@ -39,8 +41,10 @@ class OccupancyGrid(nn.Module):
         threshold: float = 0.01 * 1024 / math.sqrt(3),
         decay: float = 0.95,
         slices: int | None = None,
+        looks: int = 1,
     ) -> None:
         super().__init__()
+        self.looks = looks
         self.extent = extent
         self.threshold = threshold
         self.decay = decay
@@ -140,6 +144,11 @@ class OccupancyGrid(nn.Module):
         cells = torch.arange(int(self.updates) % self.slices, len(old), self.slices, device=old.device)
         cells = cells[old[cells] >= 0]
         seen = self._evaluate(density, self.cell_positions(cascade, cells, jitter=True))
+        if self.looks > 1:  # what passes through a cell is there for a moment
+            known = grown(self.occupied[cascade]).view(-1)[cells].nonzero()[:, 0]
+            again = cells[known].repeat(self.looks - 1)
+            densest = self._evaluate(density, self.cell_positions(cascade, again, jitter=True))
+            seen[known] = torch.maximum(seen[known], densest.view(self.looks - 1, len(known)).amax(0))
         old[cells] = torch.maximum(old[cells] * self.decay**self.slices, seen)
 
     def _update_coarsely(self, cascade: int, old: Tensor, density: Callable[[Tensor], Tensor]) -> None:
@@ -158,3 +167,14 @@ class OccupancyGrid(nn.Module):
     @staticmethod
     def _evaluate(density: Callable[[Tensor], Tensor], positions: Tensor) -> Tensor:
         return torch.cat([density(chunk).float() for chunk in positions.split(2**18)] or [positions[:, 0]])
+
+
+def grown(cells: Tensor) -> Tensor:
+    """Cells (G, G, G), bool, and their neighbors."""
+    cells = cells.clone()
+    for side in range(3):
+        before, after = cells.narrow(side, 0, len(cells) - 1), cells.narrow(side, 1, len(cells) - 1)
+        both = before | after  # of two neighbors, either
+        before |= both
+        after |= both
+    return cells

@@ -1,4 +1,4 @@
-"""The look-up in a grid of space and time in Numba: all cores, no temporary arrays, compiled once and cached on disk."""
+"""The look-up in a grid of space and time in Numba: all cores, no temporary arrays, compiled on first use."""
 
 from functools import lru_cache
 from typing import Any

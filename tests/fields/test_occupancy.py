@@ -5,7 +5,7 @@ import torch
 
 from nelf import paths
 from nelf.cameras import Camera
-from nelf.fields.occupancy import OccupancyGrid
+from nelf.fields.occupancy import OccupancyGrid, grown
 
 
 def same(points: torch.Tensor) -> torch.Tensor:
@@ -107,3 +107,31 @@ def test_at_reads_the_finest_cascade_that_holds_a_place(extent: float) -> None:
         expected.append(bool(grid.occupied[cascade, x, y, z]))
     assert used == set(range(len(grid.occupied)))
     assert grid.at(positions).tolist() == expected
+
+
+def test_neighbors_of_a_cell_are_the_27_around_it() -> None:
+    cells = torch.rand(9, 9, 9) < 0.03
+    cells[0, 0, 8] = cells[8, 4, 0] = True
+    around = torch.nn.functional.max_pool3d(cells[None].float(), 3, stride=1, padding=1)[0] > 0
+    assert torch.equal(grown(cells), around)
+    assert not around.all()
+
+
+def test_more_looks_find_what_is_there_for_a_moment() -> None:
+    """Matter that is in the middle a tenth of the time: looked at once, it is forgotten; sixteen times, it stays."""
+    occupied = {}
+    for looks in (1, 16):
+        grid = OccupancyGrid(8, threshold=1.5, decay=0.7, slices=4, looks=looks)
+
+        def density(positions: torch.Tensor) -> torch.Tensor:
+            there = torch.rand(len(positions)) < 0.1
+            return 200.0 * (there & (positions.abs().amax(-1) < 0.125))
+
+        found = 0.0
+        for update in range(200):
+            grid.update(density, warm_up=update < 8)
+            found += float(grid.occupied[0, 3:5, 3:5, 3:5].float().mean()) / 200
+        occupied[looks] = found
+        assert not grid.occupied[0, 0].any()
+    assert occupied[16] > 0.9
+    assert occupied[1] < 0.5

@@ -88,8 +88,12 @@ class TimeCodes(_Codes):
     def _check(self, prefix: str, state_dict: dict[str, Any]) -> None:
         super()._check(prefix, state_dict)
         rows, times = state_dict[f"{prefix}rows"], state_dict.get(f"{prefix}times")
-        if times is None or times.shape != rows.shape[:1] or not bool((times.diff() > 0).all() & times.isfinite().all()):
+        if times is None or times.shape != rows.shape[:1] or not _ascending(times):
             raise ValueError(f"{prefix}times: are not {len(rows)} moments, one for each code, in their order.")
+
+
+def _ascending(times: Tensor) -> bool:
+    return bool(times.isfinite().all()) and bool((times.diff() > 0).all())
 
 
 class ViewCodes(_Codes):

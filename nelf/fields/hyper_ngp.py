@@ -210,8 +210,7 @@ class HyperNGP(NGP):
     def regularizers(self) -> dict[str, Callable[[Pass], Tensor]]:
         """See ``RadianceField.regularizers``.
 
-        ``background`` holds the scene's points that do not move where they are, as HyperNeRF does; ``roughness`` is that
-        of a ``grid``.
+        ``background`` holds the scene's points that do not move where they are; ``roughness`` is that of a ``grid``.
         """
         own = {"background": lambda _: self._background_loss(), "roughness": lambda _: self._roughness()}
         return {**super().regularizers, **own}

@@ -66,7 +66,7 @@ def spherical_harmonics(directions: Tensor) -> Tensor:
     )
 
 
-def frequency_encoding(values: Tensor, frequencies: int, pi: bool = False) -> Tensor:
+def frequency_encoding(values: Tensor, frequencies: int, pi: bool = False, window: Tensor | None = None) -> Tensor:
     """Coordinates, and their sines and cosines at doubling frequencies.
 
     ``[x, sin x, cos x, sin 2x, cos 2x, ..., sin 2^(L-1) x, cos 2^(L-1) x]``, each term a block of all coordinates.
@@ -76,6 +76,7 @@ def frequency_encoding(values: Tensor, frequencies: int, pi: bool = False) -> Te
         frequencies: L, 0 or more.
         pi: multiply the phases by pi, for coordinates in [-1, 1], as the paper states it; without, the lowest frequency
             is one radian per unit, as in the code of the paper and of those that followed.
+        window: (L,) what the waves of each frequency are multiplied by, or None; see ``coarse_to_fine``.
 
     Returns:
         (..., C (2 L + 1)).
@@ -90,4 +91,27 @@ def frequency_encoding(values: Tensor, frequencies: int, pi: bool = False) -> Te
     octaves = 2.0 ** torch.arange(frequencies, dtype=values.dtype, device=values.device)
     phases = values[..., None, :] * (octaves * math.pi if pi else octaves)[:, None]  # (..., L, C)
     waves = torch.stack([phases.sin(), phases.cos()], -2)  # (..., L, 2, C)
+    if window is not None:
+        waves = waves * window[:, None, None]
     return torch.cat([values, waves.flatten(-3)], -1)
+
+
+def coarse_to_fine(opened: Tensor, frequencies: int) -> Tensor:
+    """Let frequencies in one after the other: ``w_j = (1 - cos(pi clamp(opened - j, 0, 1))) / 2``.
+
+    Args:
+        opened: () how many are let in, from 0 to ``frequencies``.
+        frequencies: L.
+
+    Returns:
+        (L,) from 0, shut, to 1, open.
+
+    Source:
+        Nerfies (Park et al. 2021, arXiv 2011.12948).
+
+    Example:
+        >>> coarse_to_fine(torch.tensor(1.5), 3)
+        tensor([1.0000, 0.5000, 0.0000])
+    """
+    bands = torch.arange(frequencies, dtype=opened.dtype, device=opened.device)
+    return 0.5 * (1.0 - torch.cos(math.pi * (opened - bands).clamp(0.0, 1.0)))

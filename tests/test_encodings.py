@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nelf.encodings import HashEncoding, frequency_encoding, spherical_harmonics
+from nelf.encodings import HashEncoding, coarse_to_fine, frequency_encoding, spherical_harmonics
 from nelf.kernels import HashGrid
 
 
@@ -47,3 +47,19 @@ def test_frequencies_are_nerf_s_in_its_order(pi: bool) -> None:
     found = frequency_encoding(torch.from_numpy(x).reshape(1, 2, 3), 3, pi)
     np.testing.assert_allclose(found[0], np.concatenate(terms, -1), atol=1e-12)
     assert torch.equal(frequency_encoding(torch.ones(1, 3), 0), torch.ones(1, 3))
+
+
+def test_frequencies_open_one_after_the_other() -> None:
+    """0 where shut, 1 where open, half way in the middle; cos(pi / 3) = 1/2 makes a quarter at a third."""
+    third = torch.tensor(2 + 1 / 3, dtype=torch.float64)
+    torch.testing.assert_close(coarse_to_fine(third, 4), torch.tensor([1.0, 1.0, 0.25, 0.0], dtype=torch.float64))
+    for opened, expected in ((0.0, [0.0, 0.0]), (0.5, [0.5, 0.0]), (1.0, [1.0, 0.0]), (2.0, [1.0, 1.0]), (9.0, [1, 1])):
+        torch.testing.assert_close(coarse_to_fine(torch.tensor(opened), 2), torch.tensor(expected).float())
+
+
+def test_a_window_scales_the_waves_of_a_frequency_and_never_the_coordinates() -> None:
+    values = torch.tensor([[0.3, -0.7]])
+    plain = frequency_encoding(values, 2)
+    found = frequency_encoding(values, 2, window=torch.tensor([0.5, 0.0]))
+    factors = torch.tensor([1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.0, 0.0, 0.0, 0.0])
+    torch.testing.assert_close(found, plain * factors)

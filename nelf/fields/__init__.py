@@ -5,6 +5,7 @@ from nelf.fields.displacement import DisplacementGrid, DisplacementNetwork
 from nelf.fields.dnerf import DNeRF
 from nelf.fields.dynamic_ngp import DynamicNGP
 from nelf.fields.hierarchical import HierarchicalSampler
+from nelf.fields.hyper_ngp import HyperNGP
 from nelf.fields.nerf import GridNeRF, NeRF
 from nelf.fields.ngp import NGP
 from nelf.fields.samplers import OccupancySampler, Sampler, StratifiedSampler
@@ -18,6 +19,7 @@ __all__ = [
     "DynamicNGP",
     "GridNeRF",
     "HierarchicalSampler",
+    "HyperNGP",
     "NeRF",
     "OccupancySampler",
     "Pass",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +17,7 @@ from nelf.fields.samplers import OccupancySampler
 from nelf.kernels import HashGrid, multiplies_bfloat16
 from nelf.rays import Rays
 
-__all__ = ["NGP", "mlp"]
+__all__ = ["NGP", "mlp", "run_padded"]
 
 _ROWS = 2048
 
@@ -117,11 +118,16 @@ class NGP(RadianceField):
         return torch.sigmoid(self._run(self.color_net, torch.cat([harmonics, features], dim=1)).float())
 
     def _run(self, network: nn.Module, inputs: Tensor) -> Tensor:
-        low = multiplies_bfloat16(inputs.device) if self.low_precision is None else self.low_precision
-        # Matrix libraries prepare a kernel for each new number of rows: keep to few of them.
-        padded = F.pad(inputs, (0, 0, 0, -len(inputs) % _ROWS))
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=low):
-            return network(padded)[: len(inputs)]  # type: ignore[no-any-return]
+        return run_padded(network, inputs, self.low_precision)
+
+
+def run_padded(network: Callable[[Tensor], Tensor], inputs: Tensor, low_precision: bool | None) -> Tensor:
+    """Run a network on inputs (S, C), in bfloat16 if ``low_precision`` says so; see there."""
+    low = multiplies_bfloat16(inputs.device) if low_precision is None else low_precision
+    # Matrix libraries prepare a kernel for each new number of rows: keep to few of them.
+    padded = F.pad(inputs, (0, 0, 0, -len(inputs) % _ROWS))
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=low):
+        return network(padded)[: len(inputs)]
 
 
 def mlp(inputs: int, hidden: int, hidden_layers: int, outputs: int) -> nn.Sequential:

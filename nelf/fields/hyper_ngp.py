@@ -1,0 +1,243 @@
+"""Instant-NGP of a capture whose topology changes: a warp and a slice through an ambient space before the hash grid."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from nelf.encodings import coarse_to_fine, spherical_harmonics
+from nelf.errors import UserError
+from nelf.fields.codes import TimeCodes, ViewCodes
+from nelf.fields.displacement import DisplacementGrid
+from nelf.fields.ngp import NGP, mlp
+from nelf.fields.warp import SE3Warp, SlicingSurface, TranslationWarp, robust
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nelf.fields.volume import Pass
+    from nelf.rays import Rays
+    from nelf.scene import Geometry
+
+__all__ = ["HyperNGP"]
+
+WARPS = ("se3", "translation", "grid", "none")
+AMBIENT_OPENS = 1 / 80, 11 / 80  # share of the window at which the ambient space begins to count, and counts fully
+BACKGROUND_SCALE, BACKGROUND_NOISE = 1e-3, 1e-3  # field unit
+MULTIPLE = 16  # matrix kernels in bfloat16 are slow where a row has another number of values
+DECAY = 0.98  # of the occupancy grid: a cell that something passes through is seen rarely
+
+
+class HyperNGP(NGP):
+    """A radiance field of a capture that moves and whose topology changes, after HyperNeRF, at the speed of NGP.
+
+    Each moment of the training views has a code. From position and code, a warp finds where a point lies in the hash
+    grid at rest, and a slicing surface where it lies in an ambient space of few dimensions, which the density network
+    sees beside the features of the hash grid: a mouth that opens is another slice, not another place. Both are asked at
+    the position before the warp. One occupancy grid holds what is occupied at any moment.
+
+    The frequencies of the warp are let in one after the other, and the ambient space after the first few steps; how far
+    that is travels with the weights.
+
+    Args:
+        codes: numbers of the code of a moment.
+        appearance: numbers of a code of each training view in the color network, for views of different exposure; 0 has
+            none. Where no training view is meant, it is the mean.
+        warp: ``se3`` for a rotation and translation of each point, ``translation``, ``none``, all of networks; ``grid``
+            for displacements on a grid of space and time, the quickest on a processor.
+        warp_width: of the layers of the warp's network.
+        warp_depth: its layers.
+        ambient: dimensions of the ambient space; 0 has none.
+        ambient_width: of the layers of the slicing surface's network.
+        ambient_depth: its layers.
+        frequencies: of positions in both networks.
+        motion_cells: nodes of the ``grid`` along each side of space.
+        motion_times: its nodes along time.
+        motion_lr: learning rate of warp and slicing surface, as a multiple of the field's. The codes have the field's:
+            training takes far fewer steps than HyperNeRF's, and it is they that tell moments apart.
+        window_steps: training steps until all frequencies of the warp are let in.
+        background_points: of the scene's points that do not move, how many the term ``background`` asks at a step.
+        levels: this and what follows are NGP's.
+        features: see NGP.
+        log2_table: see NGP.
+        base_resolution: see NGP.
+        finest_resolution: see NGP.
+        hidden: see NGP.
+        color_layers: see NGP.
+        scale: see NGP.
+        grid_resolution: see NGP.
+        grid_slices: see NGP.
+        max_samples: see NGP.
+        early_stop: see NGP.
+        low_precision: see NGP.
+
+    Raises:
+        ValueError: ``warp`` is not one of the words above.
+
+    Source:
+        HyperNeRF (Park et al. 2021, arXiv 2106.13228), with sizes of warp and slicing surface as in its ``models.py``;
+        Instant-NGP (arXiv 2201.05989) in place of its template network.
+    """
+
+    controls = 1
+
+    opened: Tensor
+    points: Tensor
+
+    def __init__(
+        self,
+        codes: int = 8,
+        appearance: int = 0,
+        warp: Literal["se3", "translation", "grid", "none"] = "se3",
+        warp_width: int = 128,
+        warp_depth: int = 6,
+        ambient: int = 2,
+        ambient_width: int = 64,
+        ambient_depth: int = 6,
+        frequencies: int = 6,
+        motion_cells: int = 16,
+        motion_times: int = 16,
+        motion_lr: float = 0.1,
+        window_steps: int = 5000,
+        background_points: int = 16384,
+        levels: int = 16,
+        features: int = 2,
+        log2_table: int = 19,
+        base_resolution: int = 16,
+        finest_resolution: int = 2048,
+        hidden: int = 64,
+        color_layers: int = 2,
+        scale: float = 0.5,
+        grid_resolution: int = 128,
+        grid_slices: int | None = None,
+        max_samples: int = 1024,
+        early_stop: float = 1e-4,
+        low_precision: bool | None = None,
+    ) -> None:
+        if warp not in WARPS:
+            raise ValueError(f"Expected argument `warp` to be one of {WARPS}, but got {warp!r}.")
+        super().__init__(
+            levels, features, log2_table, base_resolution, finest_resolution, hidden, color_layers, scale,
+            grid_resolution, grid_slices, max_samples, early_stop, low_precision,
+        )  # fmt: skip
+        self.sampler.grid.decay = DECAY  # type: ignore[union-attr]
+        self.density_net = mlp(_padded(self.encoding.out_features + 2 * ambient), hidden, 1, 16)
+        self.color_net = mlp(32 + _padded(appearance), hidden, color_layers, 3)
+        self.codes = TimeCodes(codes)
+        self.appearance = ViewCodes(appearance) if appearance else None
+        self.warp: TranslationWarp | DisplacementGrid | None = None
+        if warp == "grid":
+            self.warp = DisplacementGrid(motion_cells, motion_times)
+        elif warp != "none":
+            kind = SE3Warp if warp == "se3" else TranslationWarp
+            self.warp = kind(codes, warp_width, warp_depth, frequencies, low_precision)
+        self.slices = None
+        if ambient:
+            self.slices = SlicingSurface(codes, ambient, ambient_width, ambient_depth, frequencies, low_precision)
+        self.motion_lr = motion_lr
+        self.window_steps = window_steps
+        self.background_points = background_points
+        self.register_buffer("opened", torch.zeros(()))
+        self.register_buffer("points", torch.empty(0, 3), persistent=False)
+
+    def prepare(self, geometry: Geometry) -> None:
+        """See ``RadianceField.prepare``; each moment of the training views gets a code, and so does each of them.
+
+        Raises:
+            UserError: there are to be codes of views, but the scene does not number them.
+        """
+        super().prepare(geometry)
+        cameras = geometry.cameras
+        self.codes.prepare(torch.zeros(1) if cameras.time is None else cameras.time)
+        if self.appearance is not None:
+            if cameras.view is None:
+                raise UserError("model.appearance: the views of this scene have no numbers; allowed: 0.")
+            self.appearance.prepare(cameras.view)
+        if geometry.points is not None:
+            self.points = (geometry.points.to(self.center) - self.center) / self.unit
+
+    def before_step(self, step: int) -> None:
+        """See ``RadianceField.before_step``; the windows open."""
+        self.opened.fill_(min(step / self.window_steps, 1.0) if self.window_steps else 1.0)
+        super().before_step(step)
+
+    def density(self, positions: Tensor, controls: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """See ``RadianceField.density``; without controls, at time 0."""
+        times = positions.new_zeros(len(positions)) if controls is None else controls[:, 0]
+        codes = self.codes(times)
+        at_rest = positions + self._displacement(positions, times, codes)
+        inputs = [self.encoding((at_rest / (2 * self.scale) + 0.5).clamp(0.0, 1.0))]
+        if self.slices is not None:
+            begin, end = AMBIENT_OPENS
+            window = coarse_to_fine(((self.opened - begin) / (end - begin)).clamp(0.0, 1.0), 1)
+            ambient = self.slices(positions, codes)
+            # Not cos w: the density network has no biases, and with one it soon empties all of space.
+            inputs += [window * ambient.sin(), window * (ambient.cos() - 1.0)]
+        joined = torch.cat(inputs, 1)
+        return self._from_inputs(pad(joined, (0, _padded(joined.shape[1]) - joined.shape[1])))
+
+    def _displacement(self, positions: Tensor, times: Tensor, codes: Tensor) -> Tensor:
+        """From positions (S, 3) to where they lie at rest, both in the field's space."""
+        if self.warp is None:
+            return torch.zeros_like(positions)
+        if isinstance(self.warp, DisplacementGrid):
+            size = 2 * self.scale
+            return self.warp((positions / size + 0.5).clamp(0.0, 1.0), times[:, None]) * size  # type: ignore[no-any-return]
+        return self.warp(positions, codes, self.opened)  # type: ignore[no-any-return]
+
+    def color(self, features: Tensor, viewdirs: Tensor, view: Tensor | None = None) -> Tensor:
+        """See ``RadianceField.color``."""
+        return self._shade(features, self._around(viewdirs, view).to(features.dtype))
+
+    def color_along(self, features: Tensor, rays: Rays, ray_indices: Tensor) -> Tensor:
+        """See ``RadianceField.color_along``; directions are encoded once for each ray."""
+        around = self._around(rays.viewdirs, rays.view).to(features.dtype)
+        return self._shade(features, around.index_select(0, ray_indices))
+
+    def _around(self, viewdirs: Tensor, view: Tensor | None) -> Tensor:
+        """What the color network sees of N rays: their directions, and the codes of their views."""
+        harmonics = spherical_harmonics(viewdirs)
+        if self.appearance is None:
+            return harmonics
+        codes = self.appearance(view, len(viewdirs))
+        return torch.cat([harmonics, pad(codes, (0, _padded(codes.shape[1]) - codes.shape[1]))], 1)
+
+    @property
+    def regularizers(self) -> dict[str, Callable[[Pass], Tensor]]:
+        """See ``RadianceField.regularizers``.
+
+        ``background`` holds the scene's points that do not move where they are; ``roughness`` is that of a ``grid``.
+        """
+        own = {"background": lambda _: self._background_loss(), "roughness": lambda _: self._roughness()}
+        return {**super().regularizers, **own}
+
+    def _background_loss(self) -> Tensor:
+        """The robust loss of how far points that do not move are moved, at random times: (P,), or () without points."""
+        if self.warp is None or not len(self.points):
+            return self.center.new_zeros(())
+        count = min(self.background_points, len(self.points))
+        positions = self.points[torch.randint(len(self.points), (count,), device=self.points.device)]
+        positions = positions + BACKGROUND_NOISE * torch.randn_like(positions)
+        times = torch.rand_like(positions[:, 0])
+        return robust(self._displacement(positions, times, self.codes(times)).square().sum(-1), BACKGROUND_SCALE)
+
+    def _roughness(self) -> Tensor:
+        return self.warp.roughness() if isinstance(self.warp, DisplacementGrid) else self.center.new_zeros(())
+
+    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """See ``RadianceField.parameter_groups``; warp and slicing surface have their own rate."""
+        moving = [part for part in (self.warp, self.slices) if part is not None]
+        own = {parameter for part in moving for parameter in part.parameters()}
+        rest = [parameter for parameter in self.parameters() if parameter not in own]
+        return [
+            {"params": rest, "lr": lr, "weight_decay": weight_decay},
+            {"params": list(own), "lr": lr * self.motion_lr, "weight_decay": weight_decay},
+        ]
+
+
+def _padded(width: int) -> int:
+    return math.ceil(width / MULTIPLE) * MULTIPLE

@@ -7,5 +7,4 @@ from nelf.lightfields.grid_r2l import GridR2L
 from nelf.lightfields.mobile_r2l import MobileR2L
 from nelf.lightfields.r2l import R2L
 
-__all__ = ["R2L", "DyLiN", "GridR2L", "LightField", "MobileR2L"]
-__all__ = ["R2L", "GridDyLiN", "GridR2L", "LightField", "MobileR2L"]
+__all__ = ["R2L", "DyLiN", "GridDyLiN", "GridR2L", "LightField", "MobileR2L"]

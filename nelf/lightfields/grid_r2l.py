@@ -145,7 +145,7 @@ class GridR2L(LightField):
         self._try_resolutions(cameras, teacher is not None, lambda corners: self._start(corners, cameras, *known, most))
 
     def _try_resolutions(self, cameras: Camera, known: bool, start: Callable[[int], float]) -> None:
-        """Start a volume with as many corners along its longest side as the images ask for, or fewer if it is too large.
+        """Start a volume with as many corners along its longest side as the images ask for, or fewer.
 
         ``start`` gives its size as a multiple of the largest one; ``known``: a teacher says which corners there are.
         """

@@ -50,7 +50,8 @@ static Scale scale_of(const Volume *volume) {
     return (Scale){from, over(cells, sub(to, from))};
 }
 
-// Interpolate a canonical volume at a place in voxels: the density is returned. Row K stands for corners that do not exist.
+// Interpolate a canonical volume at a place in voxels: write the features, return the density. Row K stands for corners
+// that do not exist.
 INLINE float interpolate(const Volume *volume, vec at, int vectors, float *features) {
     const Place x = place_of(wasm_f32x4_extract_lane(at, 0), volume->width);
     const Place y = place_of(wasm_f32x4_extract_lane(at, 1), volume->height);
@@ -58,16 +59,22 @@ INLINE float interpolate(const Volume *volume, vec at, int vectors, float *featu
     const int32_t stride = 4 * vectors, next = x.first + 1;
     const float *left[4], *right[4];
     float density[2][4];
+    bool any = false;
     for (int k = 0; k < 4; k++) {
         const Word *line = line_at(volume, y.first + (k & 1), z.first + (k >> 1));
         const int32_t row = row_of(line, x.first);
         const bool here = line[x.first >> 5].exists >> (x.first & 31) & 1;
         const bool there = line[next >> 5].exists >> (next & 31) & 1;
+        any |= here | there;
         const int32_t rows[2] = {here ? row : volume->rows, there ? row + here : volume->rows};
         density[0][k] = volume->density[rows[0]];
         density[1][k] = volume->density[rows[1]];
         left[k] = volume->features + rows[0] * stride;
         right[k] = volume->features + rows[1] * stride;
+    }
+    if (!any) {
+        for (int i = 0; i < stride; i += 4) store(features + i, splat(0));
+        return volume->density[volume->rows];
     }
     const vec fx = splat(x.share), fy = splat(y.share), fz = splat(z.share);
     for (int i = 0; i < stride; i += 4) {

@@ -40,7 +40,7 @@ export class Lookup {
       volume.index = indexOf(motion.masks[mask], volume.resolution);
       volume.clearance = clearanceOf(volume.index, volume.resolution);
     }
-    fillFrame(canonical, motion, nodesAt(motion, controls), volume.index, volume.density, volume.features);
+    fillFrame(canonical, motion, nodesAt(motion, controls), volume);
   }
 
   /**

@@ -90,58 +90,67 @@ function between(place, steps) {
   return [step, within - step];
 }
 
+/** Along x, y and z: where a box begins, how many corners it has, and how many cells there are for each unit. */
+function axesOf(aabb, [depth, height, width]) {
+  return [width, height, depth].map((side, k) => ({ low: aabb[k], side, perUnit: (side - 1) / (aabb[k + 3] - aabb[k]) }));
+}
+
 /**
  * Fill in the rows of a frame.
  * @param {object} canonical volume, with index
  * @param {Motion} motion
  * @param {Float32Array} nodes of nodesAt
- * @param {Int32Array} index of the frame's corners
- * @param {Float32Array} density
- * @param {Float32Array} features
+ * @param {object} frame volume, with index
  */
-export function fillFrame(canonical, motion, nodes, index, density, features) {
-  const { channels } = canonical;
-  const [depth, height, width] = motion.resolution;
-  const onMotion = axesOf(motion.aabb, motion.grid.slice(2));
-  const onCanonical = axesOf(canonical.aabb, canonical.resolution);
-  const onFrame = axesOf(motion.frame, motion.resolution);
-  const position = (k, corner) => onFrame[k].low + corner / onFrame[k].perUnit;
-  for (let z = 0, c = 0, row = 0; z < depth; z++) {
-    for (let y = 0; y < height; y++) {
-      for (let x = 0; x < width; x++, c++) {
-        if (index[c] < 0) continue;
-        const p = [position(0, x), position(1, y), position(2, z)];
-        const moved = [0, 0, 0, 0];
-        eachCorner(onMotion, p, (node, share) => {
-          for (let k = 0; k < 4; k++) moved[k] += share * nodes[4 * node + k];
-        });
-        const q = [p[0] + moved[0], p[1] + moved[1], p[2] + moved[2]];
-        let sum = moved[3];
-        const first = row * channels;
-        features.fill(0, first, first + channels);
-        eachCorner(onCanonical, q, (corner, share) => {
-          const from = canonical.index[corner];
-          sum += share * (from < 0 ? motion.empty : canonical.density[from]);
-          if (from >= 0) for (let k = 0; k < channels; k++) features[first + k] += share * canonical.features[from * channels + k];
-        });
-        density[row++] = sum;
+export function fillFrame(canonical, motion, nodes, frame) {
+  const [onX, onY, onZ] = axesOf(motion.aabb, motion.grid.slice(2));
+  const [frameX, frameY, frameZ] = axesOf(frame.aabb, frame.resolution);
+  const line = new Float32Array(4 * onX.side);
+  const at = [0, 0, 0];
+  for (let z = 0, corner = 0, row = 0; z < frameZ.side; z++) {
+    const pz = frameZ.low + z / frameZ.perUnit;
+    for (let y = 0; y < frameY.side; y++) {
+      const py = frameY.low + y / frameY.perUnit;
+      const [aside, beyond] = [onY, onZ].map(({ low, perUnit, side }, k) => between(([py, pz][k] - low) * perUnit, side));
+      mixLines(nodes, aside, beyond, onY.side, line);
+      for (let x = 0; x < frameX.side; x++, corner++) {
+        if (frame.index[corner] < 0) continue;
+        const px = frameX.low + x / frameX.perUnit;
+        const [node, share] = between((px - onX.low) * onX.perUnit, onX.side);
+        const moved = (k) => line[4 * node + k] + share * (line[4 * node + 4 + k] - line[4 * node + k]);
+        [at[0], at[1], at[2]] = [px + moved(0), py + moved(1), pz + moved(2)];
+        interpolate(canonical, motion.empty, at, frame, row);
+        frame.density[row++] += moved(3);
       }
     }
   }
 }
 
-/** Of x, y and z: where a box begins, how many corners it has, and how many cells there are for each unit. */
-function axesOf(aabb, [depth, height, width]) {
-  return [width, height, depth].map((side, k) => ({ low: aabb[k], side, perUnit: (side - 1) / (aabb[k + 3] - aabb[k]) }));
+/** The nodes of the motion along x, at some y and z. */
+function mixLines(nodes, [y, fy], [z, fz], height, line) {
+  const [row, slice] = [line.length, line.length * height];
+  for (let k = 0, a = z * slice + y * row; k < row; k++, a++) {
+    const low = nodes[a] + fy * (nodes[a + row] - nodes[a]);
+    const high = nodes[a + slice] + fy * (nodes[a + slice + row] - nodes[a + slice]);
+    line[k] = low + fz * (high - low);
+  }
 }
 
-/** Call with each corner of the cell that a place lies in, and its share of what is interpolated there. */
-function eachCorner(axes, place, act) {
-  const [[x, fx], [y, fy], [z, fz]] = axes.map(({ low, side, perUnit }, k) => between((place[k] - low) * perUnit, side));
-  const [row, slice] = [axes[0].side, axes[0].side * axes[1].side];
-  const first = z * slice + y * row + x;
+/** Write the density and the features of a place in a row of another volume. */
+function interpolate({ resolution, aabb, index, density, features, channels }, empty, [px, py, pz], to, row) {
+  const [depth, height, width] = resolution;
+  const [x, fx] = between(((px - aabb[0]) / (aabb[3] - aabb[0])) * (width - 1), width);
+  const [y, fy] = between(((py - aabb[1]) / (aabb[4] - aabb[1])) * (height - 1), height);
+  const [z, fz] = between(((pz - aabb[2]) / (aabb[5] - aabb[2])) * (depth - 1), depth);
+  const first = row * channels;
+  to.density[row] = 0;
+  for (let k = 0; k < channels; k++) to.features[first + k] = 0;
   for (let corner = 0; corner < 8; corner++) {
-    const [i, j, k] = [corner & 1, (corner >> 1) & 1, corner >> 2];
-    act(first + i + j * row + k * slice, (i ? fx : 1 - fx) * (j ? fy : 1 - fy) * (k ? fz : 1 - fz));
+    const [i, j, l] = [corner & 1, (corner >> 1) & 1, corner >> 2];
+    const share = (i ? fx : 1 - fx) * (j ? fy : 1 - fy) * (l ? fz : 1 - fz);
+    const from = index[((z + l) * height + y + j) * width + x + i];
+    to.density[row] += share * (from < 0 ? empty : density[from]);
+    if (from < 0) continue;
+    for (let k = 0; k < channels; k++) to.features[first + k] += share * features[from * channels + k];
   }
 }

@@ -36,10 +36,15 @@ onmessage = async ({ data }) => {
 /** Load an artifact's files, and take the runtime that draws it best. */
 async function open(message) {
   ({ bundle, artifact, wish, threads, trial } = message);
-  [model] = await Promise.all([
+  const { volume } = artifact;
+  const progress = (about) => postMessage({ type: "progress", ...about });
+  const [graph, packed, packedMotion] = await Promise.all([
     load(bundle.base, artifact.file, artifact.sha256, progress),
-    artifact.volume && openVolume(artifact.volume, message.kernels),
+    volume && load(bundle.base, volume.file, null, progress),
+    volume?.motion && load(bundle.base, volume.motion.file, null, progress),
   ]);
+  model = graph;
+  if (volume) lookup = await openLookup(packed, packedMotion, message.kernels);
   const adapter = wish === "wasm" ? null : await navigator.gpu?.requestAdapter().catch(() => null);
   let refusal = null;
   if (wish === "webgpu") {
@@ -52,17 +57,14 @@ async function open(message) {
   ready(refusal);
 }
 
-const progress = (about) => postMessage({ type: "progress", ...about });
-
-/** Read a volume and what moves it, and take the quickest look-up that this browser has, or that of JavaScript. */
-async function openVolume(about, kernels) {
-  const { motion: moves = null } = about;
-  const [packed, packedMotion] = await Promise.all(
-    [about, moves].map((each) => each && load(bundle.base, each.file, null, progress)),
-  );
-  const motion = moves && (await readMotion(packedMotion, moves, bundle.aabb, 1 + bundle.controls.length));
+/** The quickest look-up of a volume that this browser has, unless that in JavaScript is wished for. */
+async function openLookup(packed, packedMotion, wished) {
+  const { volume: about } = artifact;
+  const moves = about.motion;
+  const motion = moves ? await readMotion(packedMotion, moves, bundle.aabb, 1 + bundle.controls.length) : null;
   const volume = await readVolume(packed, about, moves ? moves.canonical_aabb : bundle.aabb);
-  lookup = (kernels !== "javascript" && (await openKernels(volume, about, motion))) || new Lookup(volume, about, motion);
+  const kernels = wished === "javascript" ? null : await openKernels(volume, about, motion);
+  return kernels ?? new Lookup(volume, about, motion);
 }
 
 /**

@@ -31,7 +31,9 @@ def compile_to(path: Path) -> None:
 def checksums() -> str:
     """What ``sha256sum`` prints of the sources, this file and the result, from their folder."""
     names = [path.name for path in sorted(HERE.iterdir()) if path.suffix in (".c", ".h", ".py")]
-    digests = {name: hashlib.sha256((HERE / name).read_bytes()).hexdigest() for name in [*names, "../page/kernels.wasm"]}
+    digests = {
+        name: hashlib.sha256((HERE / name).read_bytes()).hexdigest() for name in [*names, "../page/kernels.wasm"]
+    }
     return "".join(f"{digest}  {name}\n" for name, digest in digests.items())
 
 

@@ -140,6 +140,7 @@ const handlers = {
     if (dirty || (sharp && ms < SLOW && models.count < MEASURED)) request();
   },
   failed({ message: text }) {
+    worker.terminate(); // or files that it still loads would be told of instead
     ready = busy = false;
     fail(text);
   },

@@ -209,7 +209,7 @@ def a_motion(controls: int, windows: int = 3) -> Motion:
     masks[-1, :, 5:8] = False
     z, y, x = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in (4, 5, 6)), indexing="ij")
     steps = torch.linspace(0, 3, 3).view(-1, 1, 1, 1)
-    values = torch.stack([0.3 * torch.sin(steps + y), 0.2 * torch.cos(steps * x), 0.2 * z * steps, x + steps - 2], -1)
+    values = torch.stack([0.3 * torch.sin(steps + y), 0.2 * torch.cos(steps * x), 0.2 * z * steps, x + steps / 2], -1)
     values = torch.stack([values / (k + 1) for k in range(controls)])
     aabb, canonical = torch.tensor([-0.9, -0.7, -0.5, 1.1, 0.6, 0.5]), torch.tensor([-1.0, -0.5, -0.4, 0.8, 0.5, 0.6])
     return Motion(masks, values.half().float(), aabb, canonical, -10.0)

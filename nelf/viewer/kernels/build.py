@@ -1,7 +1,7 @@
 """Compile the kernels of the page: ``python nelf/viewer/kernels/build.py``, after ``pip install ziglang==0.17.1``.
 
-Writes ``page/kernels.wasm``, which is part of the source tree so that nobody else needs a compiler, and the checksums of
-it and of what it was made of, so that they cannot drift apart.
+Writes ``page/kernels.wasm``, which is part of the source tree so that nobody else needs a compiler, and the checksums
+of it and of what it was made of, so that they cannot drift apart.
 """
 
 from __future__ import annotations

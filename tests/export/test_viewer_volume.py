@@ -226,7 +226,7 @@ def test_a_volume_is_moved_as_it_is_defined(tab, still, kernels: str, controls: 
     planes, _ = looked_up(opened.page, kernels, camera, 2, controls)
     rows = moved(volume_of(network), motion, network.aabb, controls)
     right = expected(rows, camera, 2, network.voxel)
-    assert right.std() > 0.1
+    assert right.std() > 0.02  # forty times what may differ
     assert (planes - right).abs().max() < 5e-4
 
 

@@ -4,6 +4,8 @@ import { maskAt, nodesAt } from "./motion.js";
 
 const PAGE = 65536; // bytes, of WebAssembly's memory
 const ALIGNED = 16;
+const KEPT = 2 ** 26; // bytes for what follows from all masks of a motion; if it is more, one is kept
+const [WORDS, CLEARANCE] = [36, 0]; // where the addresses of these are, in the structs of a volume and of a walk
 
 /**
  * Open the look-up of a volume in WebAssembly.
@@ -95,7 +97,7 @@ class Kernels {
     const { arena, channels } = this;
     const [depth, height, width] = resolution;
     const stride = Math.ceil(channels / 4) * 4; // numbers from one row of features to the next
-    const words = arena.take(depth * height * Math.ceil(width / 32) * 8);
+    const words = arena.take(this.#wordBytes(resolution));
     const density = arena.take(4 * (rows + 1));
     const features = arena.take(4 * (rows + 1) * stride);
     const pointer = arena.struct(
@@ -121,17 +123,28 @@ class Kernels {
     this.line = arena.take(4 * 4 * width);
     this.move = arena.struct(ints(depth, height, width), floats(...motion.aabb), ints(this.nodes));
     this.canonical = canonical;
-    this.mask = -1; // of the motion's, the one that the frame has
+    const { corners, words } = this.frame;
+    const bytes = this.#wordBytes(this.frame.resolution);
+    const count = (bytes + corners) * motion.masks.length <= KEPT ? motion.masks.length : 1;
+    this.kept = [{ words, clearance: this.clearance }];
+    while (this.kept.length < count) this.kept.push({ words: arena.take(bytes), clearance: arena.take(corners) });
+  }
+
+  #wordBytes([depth, height, width]) {
+    return depth * height * Math.ceil(width / 32) * 8;
   }
 
   /** See Lookup.set. */
   set(controls) {
     const { arena, canonical, exports, frame, motion } = this;
     const mask = maskAt(motion, controls);
-    if (mask !== this.mask) {
-      this.mask = mask;
-      this.#number(frame, motion.masks[mask]);
-      exports.measure_clearance(frame.pointer, this.distances, this.pitch, this.clearance);
+    const kept = this.kept[mask % this.kept.length];
+    arena.view(Int32Array, frame.pointer + WORDS, 1)[0] = kept.words;
+    arena.view(Int32Array, this.walk + CLEARANCE, 1)[0] = kept.clearance;
+    if (kept.mask !== mask) {
+      kept.mask = mask;
+      this.#number({ ...frame, words: kept.words }, motion.masks[mask]);
+      exports.measure_clearance(frame.pointer, this.distances, this.pitch, kept.clearance);
     }
     const nodes = nodesAt(motion, controls);
     arena.view(Float32Array, this.nodes, nodes.length).set(nodes);

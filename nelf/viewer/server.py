@@ -55,7 +55,9 @@ class Server(ThreadingHTTPServer):
         self.folder = _bundle_of(Path(path))
         self.bundle = read_bundle(self.folder)
         entries = self.bundle["artifacts"]
-        named = [each["file"] for each in entries] + [each["volume"]["file"] for each in entries if each["volume"]]
+        volumes = [each["volume"] for each in entries if each["volume"]]
+        motions = [volume["motion"] for volume in volumes if volume.get("motion")]
+        named = [each["file"] for each in [*entries, *volumes, *motions]]
         self.files = {name: self.folder / name for name in named} | page_files()
         weights = self.folder.parent / "teacher" / "model.safetensors"
         self.teacher = _Teacher(weights, self.bundle) if weights.is_file() else None

@@ -1,19 +1,28 @@
-"""A small bundle of each network, written once."""
+"""A small bundle of each network, written once; and a browser."""
 
 from __future__ import annotations
 
+import shutil
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 
 from nelf.data import Scene, read_scene
+from nelf.errors import UserError
 from nelf.export import onnx, write_bundle
 from nelf.export.bundle import artifact
 from nelf.export.inputs import output_of
 from nelf.export.volume import rounded, write_volume
 from nelf.lightfields import GridR2L, LightField, MobileR2L
+from nelf.viewer.server import Server
+from nelf.viewer.web_runtime import runtime_folder
+
+FLAGS = ["--no-sandbox", "--disable-background-networking", "--disable-component-update"]
 
 
 class Exported(NamedTuple):
@@ -79,3 +88,103 @@ def bundles(tmp_path_factory: pytest.TempPathFactory, scene: Scene) -> dict[str,
         write_bundle(folder, scene, network, [artifact("fp32", path, kind, "fp32", volume, size, **about)])
         made[name] = Exported(network, path, kind, error)
     return made
+
+
+def orbit_pose(target: list[float], azimuth: float, elevation: float, radius: float) -> torch.Tensor:
+    """Camera to world of an orbit with z up, from its definition: (3, 4)."""
+    a, e = np.radians([azimuth, elevation])
+    back = np.array([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)])
+    right = np.array([-np.sin(a), np.cos(a), 0.0])
+    above = np.cross(back, right)
+    return torch.tensor(np.stack([right, above, back, np.array(target) + radius * back], -1), dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")  # its event loop would be in the way of others'
+def launch() -> Iterator[Callable[..., Any]]:
+    """Starts a browser with some flags; all of them end with the module."""
+    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if executable is None:
+        pytest.skip("no browser is here: install chromium")
+    try:
+        runtime_folder()
+    except UserError as error:
+        pytest.skip(str(error))
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        yield lambda *flags: playwright.chromium.launch(executable_path=executable, args=[*FLAGS, *flags])
+
+
+@pytest.fixture(scope="module")
+def browser(launch) -> Iterator[Any]:
+    opened = launch("--disable-gpu")
+    yield opened
+    opened.close()
+
+
+class Tab:
+    """A page on a bundle, with all that it asked for and complained about."""
+
+    def __init__(self, page: Any, server: Any) -> None:
+        self.page, self.server = page, server
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        page.on("console", lambda message: message.type == "error" and self.complaints.append(message.text))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("request", lambda request: self.requests.append(request.url))
+
+    def go(self, query: str = "") -> Tab:
+        self.page.goto(self.server.address + query)
+        return self
+
+    @property
+    def data(self) -> dict[str, str]:
+        return self.page.evaluate("({...document.getElementById('view').dataset})")
+
+    def drawn(self, condition: str = "true") -> Tab:
+        """Wait for a full frame of the present view."""
+        data = "const d = document.getElementById('view').dataset"
+        self.page.wait_for_function(f"(() => {{ {data}; return d.sharp === 'true' && ({condition}) }})()")
+        return self
+
+    def pixels(self) -> np.ndarray:
+        """(H, W, 3) uint8 of the canvas."""
+        flat = self.page.evaluate(
+            "(() => { const c = document.getElementById('view');"
+            " return Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data) })()"
+        )
+        side = int(np.sqrt(len(flat) / 4))
+        return np.array(flat, np.uint8).reshape(side, side, 4)[..., :3]
+
+    def pose(self, bundle: dict[str, Any]) -> torch.Tensor:
+        """Camera to world, (3, 4), of the picture that is shown."""
+        angles = (float(self.data[key]) for key in ("azimuth", "elevation", "radius"))
+        return orbit_pose(bundle["orbit"]["target"], *angles)
+
+    def words(self) -> str:
+        self.page.wait_for_selector("#message.failed", timeout=20_000)
+        return self.page.inner_text("#words")
+
+
+@pytest.fixture
+def tab_of() -> type[Tab]:
+    """For a page that a test opens by itself."""
+    return Tab
+
+
+@pytest.fixture
+def tab(browser) -> Iterator[Callable[[Path], Tab]]:
+    opened: list[tuple[Any, Server]] = []
+
+    def open_tab(folder: Path) -> Tab:
+        server = Server(folder)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page = browser.new_page(viewport={"width": 800, "height": 600})
+        page.set_default_timeout(20_000)
+        opened.append((page, server))
+        return Tab(page, server)
+
+    yield open_tab
+    for page, server in opened:
+        page.close()
+        server.shutdown()
+        server.server_close()

@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,114 +21,15 @@ import torch
 from onnx import TensorProto, helper
 
 from nelf.cameras import Camera
-from nelf.errors import UserError
 from nelf.export.bundle import artifact, read_bundle, write_bundle
 from nelf.export.graph import exact
 from nelf.export.inputs import output_of
 from nelf.export.volume import rounded, write_volume
-from nelf.viewer.server import Server
 from nelf.viewer.static import write
-from nelf.viewer.web_runtime import runtime_folder
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
-FLAGS = ["--no-sandbox", "--disable-background-networking", "--disable-component-update"]
-
-
 SOFTWARE_WEBGPU = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
-
-
-@pytest.fixture(scope="module")
-def launch() -> Iterator[Callable[..., Any]]:
-    """Starts a browser with some flags; all of them end with the module."""
-    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if executable is None:
-        pytest.skip("no browser is here: install chromium")
-    try:
-        runtime_folder()
-    except UserError as error:
-        pytest.skip(str(error))
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        yield lambda *flags: playwright.chromium.launch(executable_path=executable, args=[*FLAGS, *flags])
-
-
-@pytest.fixture(scope="module")
-def browser(launch) -> Iterator[Any]:
-    opened = launch("--disable-gpu")
-    yield opened
-    opened.close()
-
-
-class Tab:
-    """A page on a bundle, with all that it asked for and complained about."""
-
-    def __init__(self, page: Any, server: Any) -> None:
-        self.page, self.server = page, server
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        page.on("console", lambda message: message.type == "error" and self.complaints.append(message.text))
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("request", lambda request: self.requests.append(request.url))
-
-    def go(self, query: str = "") -> Tab:
-        self.page.goto(self.server.address + query)
-        return self
-
-    @property
-    def data(self) -> dict[str, str]:
-        return self.page.evaluate("({...document.getElementById('view').dataset})")
-
-    def drawn(self, condition: str = "true") -> Tab:
-        """Wait for a full frame of the present view."""
-        data = "const d = document.getElementById('view').dataset"
-        self.page.wait_for_function(f"(() => {{ {data}; return d.sharp === 'true' && ({condition}) }})()")
-        return self
-
-    def pixels(self) -> np.ndarray:
-        """(H, W, 3) uint8 of the canvas."""
-        flat = self.page.evaluate(
-            "(() => { const c = document.getElementById('view');"
-            " return Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data) })()"
-        )
-        side = int(np.sqrt(len(flat) / 4))
-        return np.array(flat, np.uint8).reshape(side, side, 4)[..., :3]
-
-    def words(self) -> str:
-        self.page.wait_for_selector("#message.failed", timeout=20_000)
-        return self.page.inner_text("#words")
-
-
-@pytest.fixture
-def tab(browser) -> Iterator[Callable[[Path], Tab]]:
-    opened: list[tuple[Any, Server]] = []
-
-    def open_tab(folder: Path) -> Tab:
-        server = Server(folder)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        page = browser.new_page(viewport={"width": 800, "height": 600})
-        page.set_default_timeout(20_000)
-        opened.append((page, server))
-        return Tab(page, server)
-
-    yield open_tab
-    for page, server in opened:
-        page.close()
-        server.shutdown()
-        server.server_close()
-
-
-def orbit_pose(target: list[float], azimuth: float, elevation: float, radius: float) -> torch.Tensor:
-    """Camera to world of an orbit with z up, from its definition: (3, 4)."""
-    a, e = np.radians([azimuth, elevation])
-    back = np.array([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)])
-    right = np.array([-np.sin(a), np.cos(a), 0.0])
-    above = np.cross(back, right)
-    return torch.tensor(np.stack([right, above, back, np.array(target) + radius * back], -1), dtype=torch.float32)
-
-
-def pose_of(data: dict[str, str], bundle: dict[str, Any]) -> torch.Tensor:
-    return orbit_pose(bundle["orbit"]["target"], *(float(data[key]) for key in ("azimuth", "elevation", "radius")))
 
 
 @pytest.mark.parametrize("name", ["features", "rays", "points", "pose"])
@@ -137,7 +38,7 @@ def test_the_canvas_shows_what_pytorch_renders(tab, bundles, name: str) -> None:
     opened = tab(path.parent).go("?runtime=wasm").drawn()
     about = read_bundle(path.parent)
     intrinsics = torch.tensor([about["intrinsics"][key] for key in ("fx", "fy", "cx", "cy")])
-    camera = Camera(pose_of(opened.data, about), intrinsics, 16, 16)
+    camera = Camera(opened.pose(about), intrinsics, 16, 16)
     expected = 255 * exact(network).render(camera).rgb.numpy()
     assert expected.std() > 5
     error = np.mean((opened.pixels() - expected) ** 2) / 255**2
@@ -160,7 +61,7 @@ def test_the_background_can_be_another_one(tab, bundles, choice: str, level: int
     opened.drawn(f"d.background === '{level},{level},{level}'")
     about = read_bundle(path.parent)
     intrinsics = torch.tensor([about["intrinsics"][key] for key in ("fx", "fy", "cx", "cy")])
-    drawn = exact(network).render(Camera(pose_of(opened.data, about), intrinsics, 16, 16))
+    drawn = exact(network).render(Camera(opened.pose(about), intrinsics, 16, 16))
     on_black = drawn.rgb - (1 - drawn.opacity)[..., None]  # the network's own background is white
     expected = 255 * on_black + level * (1 - drawn.opacity)[..., None]
     error = np.mean((opened.pixels() - expected.numpy()) ** 2) / 255**2
@@ -191,7 +92,7 @@ def test_most_of_a_large_picture_need_not_be_drawn(tab, bundles, scene, tmp_path
     described["intrinsics"] = {"fx": 90.0, "fy": 90.0, "cx": 70.0, "cy": 85.0}
     (tmp_path / "bundle.json").write_text(json.dumps(described))
     opened = tab(tmp_path).go("?runtime=wasm").drawn()
-    camera = Camera(pose_of(opened.data, described), torch.tensor([90.0, 90.0, 70.0, 85.0]), 160, 160)
+    camera = Camera(opened.pose(described), torch.tensor([90.0, 90.0, 70.0, 85.0]), 160, 160)
     expected = 255 * exact(network).render(camera).rgb.numpy()
     error = np.mean((opened.pixels() - expected) ** 2) / 255**2
     assert -10 * np.log10(error) > 50
@@ -437,9 +338,9 @@ def plain_host(tmp_path, bundles) -> Iterator[ThreadingHTTPServer]:
     server.server_close()
 
 
-def test_any_static_host_serves_the_folder(browser, plain_host, tab, bundles) -> None:
+def test_any_static_host_serves_the_folder(browser, plain_host, tab, tab_of, bundles) -> None:
     page = browser.new_page()
-    opened = Tab(page, plain_host)
+    opened = tab_of(page, plain_host)
     address = f"http://127.0.0.1:{plain_host.server_address[1]}/"
     page.goto(address + "scenes/lego/?threads=2")
     opened.drawn()
@@ -452,12 +353,12 @@ def test_any_static_host_serves_the_folder(browser, plain_host, tab, bundles) ->
     page.close()
 
 
-def test_a_phone_has_the_picture_and_two_fingers_zoom(browser, tab, bundles) -> None:
+def test_a_phone_has_the_picture_and_two_fingers_zoom(browser, tab, tab_of, bundles) -> None:
     opened = tab(bundles["points"].path.parent)
     context = browser.new_context(viewport={"width": 360, "height": 640}, has_touch=True, color_scheme="dark")
     page = context.new_page()
     page.goto(opened.server.address)
-    phone = Tab(page, opened.server).drawn()
+    phone = tab_of(page, opened.server).drawn()
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     assert page.locator("#panel").bounding_box()["height"] < 64  # closed at first
     before = float(phone.data["radius"])
@@ -473,11 +374,11 @@ def test_a_phone_has_the_picture_and_two_fingers_zoom(browser, tab, bundles) -> 
     context.close()
 
 
-def test_a_host_may_declare_the_volume_as_an_encoding(browser, plain_host) -> None:
+def test_a_host_may_declare_the_volume_as_an_encoding(browser, plain_host, tab_of) -> None:
     page = browser.new_page()
     page.route("**/volume.bin.gz", lambda route: route.continue_(url=f"{route.request.url}?encoded"))
     page.goto(f"http://127.0.0.1:{plain_host.server_address[1]}/scenes/lego/")
-    opened = Tab(page, plain_host).drawn()
+    opened = tab_of(page, plain_host).drawn()
     assert opened.pixels().std() > 5
     assert page.is_hidden("#message")
     page.close()
@@ -513,7 +414,7 @@ def test_the_teacher_is_drawn_by_the_server(tab, bundles) -> None:
     page.click("#models tr:has-text('teacher')")
     page.wait_for_function(gray.format(40))
     assert "drawn by the server" in page.inner_text("#status")
-    expected = pose_of(opened.data, read_bundle(bundles["points"].path.parent))
+    expected = opened.pose(read_bundle(bundles["points"].path.parent))
     assert np.allclose(np.reshape(teacher.asked[1], (3, 4)), expected, atol=1e-5)
     teacher.gate.set()  # the first choice's picture comes at last, and is of no interest
     page.wait_for_timeout(500)
@@ -533,11 +434,11 @@ def software_gpu(launch) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("name", ["features", "points"])
-def test_webgpu_draws_what_wasm_draws(software_gpu, tab, bundles, name: str) -> None:
+def test_webgpu_draws_what_wasm_draws(software_gpu, tab, tab_of, bundles, name: str) -> None:
     server = tab(bundles[name].path.parent).server
     page = software_gpu.new_page()
     page.set_default_timeout(60_000)
-    opened = Tab(page, server).go("?runtime=wasm").drawn()
+    opened = tab_of(page, server).go("?runtime=wasm").drawn()
     if not page.evaluate("navigator.gpu?.requestAdapter().then(Boolean)"):
         pytest.skip("this browser has no WebGPU adapter")
     expected = opened.pixels().astype(int)

@@ -1,4 +1,6 @@
-// Files of a bundle: fetched with progress, and checked.
+// Files of a bundle: fetched with progress, checked and unpacked.
+
+const GZIP_RATIO = 1032; // gzip packs no tighter than that
 
 /**
  * Fetch a file.
@@ -32,6 +34,31 @@ export async function load(base, name, sha256, progress) {
     throw new Error(`${name}: is damaged, or not the file that bundle.json describes.`);
   }
   return content;
+}
+
+/**
+ * Unpack a gzip file of a known size; one of another size takes no memory.
+ * @param {Uint8Array} file
+ * @param {string} name
+ * @param {number} size of its content, bytes
+ * @returns {Promise<Uint8Array>}
+ */
+export async function unpacked(file, name, size) {
+  if (file.byteLength === size) return file; // some hosts declare .gz as an encoding, and the browser has unpacked it
+  const wrong = (held) => new Error(`${name}: holds ${held} bytes, but bundle.json describes ${size}.`);
+  if (!(size <= GZIP_RATIO * file.byteLength)) throw wrong("too few");
+  const content = new Uint8Array(size);
+  const reader = new Blob([file]).stream().pipeThrough(new DecompressionStream("gzip")).getReader();
+  for (let received = 0; ; ) {
+    const { done, value } = await reader.read().catch(() => {
+      throw new Error(`${name}: is not a whole gzip file.`);
+    });
+    if (done && received < size) throw wrong(received);
+    if (done) return content;
+    if (received + value.length > size) throw wrong("more");
+    content.set(value, received);
+    received += value.length;
+  }
 }
 
 /** SHA-256 in hexadecimal digits. */

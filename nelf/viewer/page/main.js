@@ -21,7 +21,7 @@ const at = (id) => document.getElementById(id);
 const [canvas, status, message, words, bar] = ["view", "status", "message", "words", "progress"].map(at);
 const pen = canvas.getContext("2d");
 const page = new URL(".", location.href);
-const asked = new URLSearchParams(location.search); // such as ?model=fp32&runtime=wasm&resolution=1&threads=2
+const asked = new URLSearchParams(location.search); // such as ?model=fp32&runtime=wasm&resolution=1&threads=2&kernels=javascript
 
 let bundle;
 let orbit;
@@ -96,7 +96,8 @@ function open() {
   worker.onerror = () => fail("The page's worker did not start; the browser may be too old.");
   const trial = cameraOf(bundle, orbit.pose(), artifact.size ? 1 : 0.25);
   const threads = Number(asked.get("threads"));
-  worker.postMessage({ type: "open", bundle, artifact, wish: at("runtime").value, threads, trial });
+  const kernels = asked.get("kernels");
+  worker.postMessage({ type: "open", bundle, artifact, wish: at("runtime").value, threads, kernels, trial });
 }
 
 /** The color (0 to 255) that the chosen model is drawn over. */
@@ -122,12 +123,12 @@ const handlers = {
     const amount = received ? `: ${megabytes(received)}${total ? ` of ${megabytes(total)}` : ""} MB` : " …";
     say(`Loading ${name}${amount}`, { part: total ? received / total : UNKNOWN });
   },
-  ready({ runtime, timed, notes }) {
+  ready({ runtime, kernels, timed, notes }) {
     ready = true;
     inputs.setTimed(timed);
     say("");
     tell(notes);
-    canvas.dataset.runtime = runtime;
+    Object.assign(canvas.dataset, { runtime, kernels });
     redraw();
   },
   frame({ width, height, pixels, ms, lookup }) {
@@ -139,6 +140,7 @@ const handlers = {
     if (dirty || (sharp && ms < SLOW && models.count < MEASURED)) request();
   },
   failed({ message: text }) {
+    worker.terminate(); // or files that it still loads would be told of instead
     ready = busy = false;
     fail(text);
   },

@@ -1,6 +1,6 @@
 // What is set beside the picture: the table of models, and sliders for the moment and other controls.
 
-const LOOP = 4000; // milliseconds from the first moment to the last, while playing
+const LOOP = 2000; // milliseconds from the first moment to the last of all, 0 and 1, while playing
 const TIMES = 5; // frame times kept of each model; their median is shown
 
 /** The models of a bundle as rows to choose from, each with its size, its PSNR and its frame time in this browser. */
@@ -105,7 +105,7 @@ export class Inputs {
   #play(now, last) {
     if (!this.playing) return;
     const { min, max } = this.range;
-    const next = this.time + ((max - min) * (now - last)) / LOOP;
+    const next = this.time + (now - last) / LOOP;
     this.time = next > max ? min : next;
     this.slider.value = String(this.time);
     this.moved();

@@ -1,8 +1,11 @@
-// Draws: owns the ONNX session and the volume, so that the page never waits. It answers {type: "draw"} with
+// Draws: owns the ONNX session and the volume's look-up, so that the page never waits. It answers {type: "draw"} with
 // {type: "frame"}, and tells {type: "progress" | "ready" | "failed"} of what it opens.
 
 import { raysOf } from "./camera.js";
 import { load } from "./files.js";
+import { openKernels } from "./kernels.js";
+import { Lookup } from "./lookup.js";
+import { readMotion } from "./motion.js";
 import { decoderInputs, readVolume } from "./volume.js";
 
 const FLUENT = 50; // milliseconds for the trial picture; a WebGPU that takes less need not be quicker than WASM
@@ -13,7 +16,8 @@ const ALIKE = 1e-3; // mean squared difference of colors (30 dB), above which tw
 let bundle;
 let artifact;
 let model; // content of its file
-let volume;
+let lookup; // of its volume, see lookup.js
+let shown; // the moment and other controls that a moving volume is of
 let wish; // "webgpu", "wasm" or "auto"
 let threads; // wished for WASM, or 0
 let trial; // the camera of a small picture to try with
@@ -32,13 +36,15 @@ onmessage = async ({ data }) => {
 /** Load an artifact's files, and take the runtime that draws it best. */
 async function open(message) {
   ({ bundle, artifact, wish, threads, trial } = message);
+  const { volume } = artifact;
   const progress = (about) => postMessage({ type: "progress", ...about });
-  const [graph, packed] = await Promise.all([
+  const [graph, packed, packedMotion] = await Promise.all([
     load(bundle.base, artifact.file, artifact.sha256, progress),
-    artifact.volume && load(bundle.base, artifact.volume.file, null, progress),
+    volume && load(bundle.base, volume.file, null, progress),
+    volume?.motion && load(bundle.base, volume.motion.file, null, progress),
   ]);
   model = graph;
-  if (packed) volume = await readVolume(packed, artifact.volume, bundle.aabb);
+  if (volume) lookup = await openLookup(packed, packedMotion, message.kernels);
   const adapter = wish === "wasm" ? null : await navigator.gpu?.requestAdapter().catch(() => null);
   let refusal = null;
   if (wish === "webgpu") {
@@ -49,6 +55,16 @@ async function open(message) {
     if (refusal || !adapter) runtime = await startWasm();
   }
   ready(refusal);
+}
+
+/** The quickest look-up of a volume that this browser has, unless that in JavaScript is wished for. */
+async function openLookup(packed, packedMotion, wished) {
+  const { volume: about } = artifact;
+  const moves = about.motion;
+  const motion = moves ? await readMotion(packedMotion, moves, bundle.aabb, 1 + bundle.controls.length) : null;
+  const volume = await readVolume(packed, about, moves ? moves.canonical_aabb : bundle.aabb);
+  const kernels = wished === "javascript" ? null : await openKernels(volume, about, motion);
+  return kernels ?? new Lookup(volume, about, motion);
 }
 
 /**
@@ -130,9 +146,10 @@ async function start(kind, build = kind, count = 1) {
 /** Tell the page with what it draws, and why not with WebGPU where that was tried. */
 function ready(refusal) {
   const { session, kind, count } = runtime;
-  const timed = session.inputNames.includes("time");
+  const timed = session.inputNames.includes("time") || Boolean(artifact.volume?.motion);
   const label = kind === "webgpu" ? "WebGPU" : `WASM, ${count} thread${count > 1 ? "s" : ""}`;
-  postMessage({ type: "ready", runtime: label, timed, notes: refusal ? [`WebGPU is not used: ${refusal}`] : [] });
+  const kernels = lookup && (lookup instanceof Lookup ? "JavaScript" : "WASM SIMD");
+  postMessage({ type: "ready", runtime: label, kernels, timed, notes: refusal ? [`WebGPU is not used: ${refusal}`] : [] });
 }
 
 /** Draw one frame and hand its pixels over. */
@@ -174,6 +191,7 @@ function paint(pixels, width, { values, window }, [red, green, blue]) {
  */
 async function network({ ort, session }, camera, time, controls) {
   const begin = performance.now();
+  if (artifact.volume?.motion) moveTo([time, ...controls]);
   const { feeds, window } = inputs(ort, session, camera);
   const lookup = performance.now() - begin;
   if (!feeds) return { values: null, begin, lookup, ms: lookup };
@@ -185,6 +203,13 @@ async function network({ ort, session }, camera, time, controls) {
   return { values: await output.getData(), window, begin, lookup, ms: performance.now() - begin };
 }
 
+/** Make the volume that of a moment and other controls, unless it is already. */
+function moveTo(controls) {
+  if (shown?.every((value, k) => value === controls[k])) return;
+  lookup.set(controls);
+  shown = controls;
+}
+
 /** The inputs of the artifact's kind, see nelf/export/inputs.py, and the pixels that they are for. */
 function inputs(ort, session, camera) {
   const tensor = (data, ...shape) => new ort.Tensor("float32", data, shape);
@@ -192,7 +217,7 @@ function inputs(ort, session, camera) {
   if (artifact.input === "pose") return { feeds: { c2w: tensor(camera.c2w, 1, 3, 4) }, window };
   const s = bundle.sr_factor;
   if (artifact.input === "features") {
-    const part = decoderInputs(volume, camera, s, artifact.size ? null : artifact.window);
+    const part = decoderInputs(lookup, camera, s, artifact.size ? null : artifact.window);
     if (!part) return { feeds: null };
     const { top, left, width, height } = part;
     const channels = part.inputs.length / (height * width);

@@ -1,0 +1,165 @@
+// The same as lookup.js in WebAssembly, four numbers at a time: nelf/viewer/kernels/*.c, and the memory that they read.
+
+import { maskAt, nodesAt } from "./motion.js";
+
+const PAGE = 65536; // bytes, of WebAssembly's memory
+const ALIGNED = 16;
+const KEPT = 2 ** 26; // bytes for what follows from all masks of a motion; if it is more, one is kept
+const [WORDS, CLEARANCE] = [36, 0]; // where the addresses of these are, in the structs of a volume and of a walk
+
+/**
+ * Open the look-up of a volume in WebAssembly.
+ * @param {import("./volume.js").Volume} volume
+ * @param {import("./lookup.js").Walk} walk
+ * @param {import("./motion.js").Motion | null} motion what moves it
+ * @returns {Promise<Kernels | null>} null where the browser knows no SIMD
+ */
+export async function openKernels(volume, walk, motion) {
+  const response = await fetch(new URL("kernels.wasm", self.location.href)).catch(() => null);
+  if (!response?.ok) throw new Error("kernels.wasm: is missing beside the page.");
+  const module = await WebAssembly.compile(await response.arrayBuffer()).catch(() => null);
+  if (!module) return null;
+  const memory = new WebAssembly.Memory({ initial: 8 });
+  const { exports } = await WebAssembly.instantiate(module, { env: { memory } });
+  return new Kernels(exports, new Arena(memory, exports.__heap_base.value), volume, walk, motion);
+}
+
+/** WebAssembly's memory, given out once. A view ends when the memory grows; what it showed stays where it is. */
+class Arena {
+  constructor(memory, start) {
+    this.memory = memory;
+    this.end = start;
+  }
+
+  /** Take so many bytes; where they begin. */
+  take(bytes) {
+    const start = Math.ceil(this.end / ALIGNED) * ALIGNED;
+    this.end = start + bytes;
+    this.reach(this.end);
+    return start;
+  }
+
+  /** Let the memory go on to some byte, and a vector beyond. */
+  reach(end) {
+    const pages = Math.ceil((end + ALIGNED) / PAGE) - this.memory.buffer.byteLength / PAGE;
+    if (pages > 0) this.memory.grow(pages);
+  }
+
+  view(Type, start, length) {
+    return new Type(this.memory.buffer, start, length);
+  }
+
+  /** Take the members of a C struct, arrays of 32-bit numbers one after the other; where it begins. */
+  struct(...members) {
+    const start = this.take(4 * members.reduce((sum, each) => sum + each.length, 0));
+    let at = start;
+    for (const each of members) {
+      this.view(each.constructor, at, each.length).set(each);
+      at += each.byteLength;
+    }
+    return start;
+  }
+}
+
+const ints = (...numbers) => Int32Array.from(numbers);
+const floats = (...numbers) => Float32Array.from(numbers);
+
+/** Looks a volume up, as Lookup of lookup.js does. */
+class Kernels {
+  constructor(exports, arena, volume, walk, motion) {
+    Object.assign(this, { exports, arena, motion, channels: volume.channels });
+    const { resolution, aabb, rows, channels } = volume;
+    const own = this.#grid(resolution, aabb, rows);
+    this.frame = motion ? this.#grid(motion.resolution, motion.frame, motion.rows) : own;
+    const [depth, height, width] = this.frame.resolution;
+    this.bits = arena.take(Math.max(own.corners, this.frame.corners) / 8 + 1);
+    this.#number(own, volume.mask);
+    arena.view(Float32Array, own.density, rows).set(volume.density);
+    const [features, stride] = [arena.view(Float32Array, own.features, rows * own.stride), own.stride];
+    for (let row = 0; row < rows; row++) {
+      for (let k = 0; k < channels; k++) features[row * stride + k] = volume.features[row * channels + k];
+    }
+    this.pitch = Math.ceil((width - 1) / 16) * 16 + 32; // see cells.c
+    this.distances = arena.take(((depth + 1) * (height + 1) + 1) * this.pitch);
+    this.clearance = arena.take(this.frame.corners);
+    const { step, min_alpha: minAlpha, min_transmittance: minLight } = walk;
+    const limits = floats(step, minAlpha, minLight, Math.log(minAlpha / (1 - minAlpha)));
+    this.walk = arena.struct(ints(this.clearance), limits);
+    if (motion) this.#prepare(own);
+    else exports.measure_clearance(own.pointer, this.distances, this.pitch, this.clearance);
+    this.camera = arena.take(4 * 18);
+    this.hit = arena.take(4 * 4);
+    this.planes = arena.take(0); // the last, since their size changes
+  }
+
+  /** Take room for a volume: its corners' words, and rows with one more, for corners that do not exist. */
+  #grid(resolution, aabb, rows) {
+    const { arena, channels } = this;
+    const [depth, height, width] = resolution;
+    const stride = Math.ceil(channels / 4) * 4; // numbers from one row of features to the next
+    const words = arena.take(this.#wordBytes(resolution));
+    const density = arena.take(4 * (rows + 1));
+    const features = arena.take(4 * (rows + 1) * stride);
+    const pointer = arena.struct(
+      ints(depth, height, width),
+      floats(...aabb),
+      ints(words, density, features, rows, channels),
+    );
+    return { resolution, corners: depth * height * width, stride, words, density, features, rows, pointer };
+  }
+
+  /** Note which corners of a volume exist. */
+  #number({ resolution, words }, mask) {
+    this.arena.view(Uint8Array, this.bits, mask.length).set(mask);
+    this.exports.number_corners(this.bits, ...resolution, words);
+  }
+
+  /** Make ready for frames of a canonical volume. */
+  #prepare(canonical) {
+    const { arena, motion } = this;
+    arena.view(Float32Array, canonical.density, canonical.rows + 1)[canonical.rows] = motion.empty;
+    const [, , depth, height, width] = motion.grid;
+    this.nodes = arena.take(4 * 4 * depth * height * width);
+    this.line = arena.take(4 * 4 * width);
+    this.move = arena.struct(ints(depth, height, width), floats(...motion.aabb), ints(this.nodes));
+    this.canonical = canonical;
+    const { corners, words } = this.frame;
+    const bytes = this.#wordBytes(this.frame.resolution);
+    const count = (bytes + corners) * motion.masks.length <= KEPT ? motion.masks.length : 1;
+    this.kept = [{ words, clearance: this.clearance }];
+    while (this.kept.length < count) this.kept.push({ words: arena.take(bytes), clearance: arena.take(corners) });
+  }
+
+  #wordBytes([depth, height, width]) {
+    return depth * height * Math.ceil(width / 32) * 8;
+  }
+
+  /** See Lookup.set. */
+  set(controls) {
+    const { arena, canonical, exports, frame, motion } = this;
+    const mask = maskAt(motion, controls);
+    const kept = this.kept[mask % this.kept.length];
+    arena.view(Int32Array, frame.pointer + WORDS, 1)[0] = kept.words;
+    arena.view(Int32Array, this.walk + CLEARANCE, 1)[0] = kept.clearance;
+    if (kept.mask !== mask) {
+      kept.mask = mask;
+      this.#number({ ...frame, words: kept.words }, motion.masks[mask]);
+      exports.measure_clearance(frame.pointer, this.distances, this.pitch, kept.clearance);
+    }
+    const nodes = nodesAt(motion, controls);
+    arena.view(Float32Array, this.nodes, nodes.length).set(nodes);
+    exports.fill_frame(canonical.pointer, this.move, frame.pointer, this.line);
+  }
+
+  /** See Lookup.composite. */
+  composite({ c2w, fx, fy, cx, cy, width, height }, s) {
+    const { arena } = this;
+    const size = (this.channels + 1) * width * height;
+    arena.reach(this.planes + 4 * size);
+    arena.view(Float32Array, this.camera, 16).set([...c2w, fx, fy, cx, cy]);
+    arena.view(Int32Array, this.camera + 4 * 16, 2).set([width, height]);
+    this.exports.composite(this.frame.pointer, this.walk, this.camera, s, this.planes, this.hit);
+    const [top, bottom, left, right] = arena.view(Int32Array, this.hit, 4);
+    return { planes: arena.view(Float32Array, this.planes, size), hit: { top, bottom, left, right } };
+  }
+}

@@ -23,7 +23,7 @@ __all__ = ["LOOKS", "DynamicNGP", "padded"]
 
 CHUNK = 2**18
 MULTIPLE = 16  # matrix kernels in bfloat16 are slow where a row has another number of values
-LOOKS = 16  # at an occupied cell, each at another moment: what passes through it is there for a short time
+LOOKS = 12  # at an occupied cell, each at another moment: what passes through it is there for a short time
 
 
 class DynamicNGP(NGP):

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from nelf.cameras import Camera
 
+_FAR = 0.25  # share of the cells far from all matter that are looked at when their turn comes, where a scene moves
+
 
 class OccupancyGrid(nn.Module):
     """Densities seen in the cells of nested cubes, and the cells that are dense enough to be sampled.
@@ -143,12 +145,15 @@ class OccupancyGrid(nn.Module):
         assert self.slices is not None
         cells = torch.arange(int(self.updates) % self.slices, len(old), self.slices, device=old.device)
         cells = cells[old[cells] >= 0]
+        if self.looks > 1:  # what passes through a cell is there for a moment; far from all matter, a few looks do
+            near = grown(self.occupied[cascade]).view(-1)
+            cells = cells[near[cells] | (torch.rand(len(cells), device=cells.device) < _FAR)]
         seen = self._evaluate(density, self.cell_positions(cascade, cells, jitter=True))
-        if self.looks > 1:  # what passes through a cell is there for a moment
-            known = grown(self.occupied[cascade]).view(-1)[cells].nonzero()[:, 0]
-            again = cells[known].repeat(self.looks - 1)
+        if self.looks > 1:
+            close = near[cells].nonzero()[:, 0]
+            again = cells[close].repeat(self.looks - 1)
             densest = self._evaluate(density, self.cell_positions(cascade, again, jitter=True))
-            seen[known] = torch.maximum(seen[known], densest.view(self.looks - 1, len(known)).amax(0))
+            seen[close] = torch.maximum(seen[close], densest.view(self.looks - 1, len(close)).amax(0))
         old[cells] = torch.maximum(old[cells] * self.decay**self.slices, seen)
 
     def _update_coarsely(self, cascade: int, old: Tensor, density: Callable[[Tensor], Tensor]) -> None:

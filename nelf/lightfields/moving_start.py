@@ -82,7 +82,17 @@ def at_rest(teacher: Any, controls: int) -> Density | None:
 
 
 def moments_of(window: int, windows: int, controls: int, count: int) -> list[Tensor]:
-    """Moments (K,) evenly over a window of the time, nearly to its ends; other controls are drawn at random."""
+    """Choose moments of a window of the time, evenly and nearly to its ends; other controls are drawn at random.
+
+    Args:
+        window: which one.
+        windows: how many the time is divided into.
+        controls: K.
+        count: of the moments.
+
+    Returns:
+        So many tensors (K,).
+    """
     moments = torch.rand(count, controls)
     moments[:, 0] = (window + torch.linspace(0.001, 0.999, count)) / windows
     return list(moments)

@@ -219,9 +219,9 @@ def test_what_is_wrong_is_said_in_words(tab, damaged) -> None:
     opened.server.files["model.onnx"] = damaged / "model.onnx"
     assert opened.go().words() == "runtime/ort.wasm.min.mjs: is missing beside the page."
     opened.server.bundle = {**about, "version": 7}
-    assert opened.go().words() == "This bundle has version 7; this page reads version 3."
+    assert opened.go().words() == "This bundle has version 7; this page reads version 4."
     opened.server.bundle = {**about, "version": 1}
-    words = "This bundle has version 1; this page reads version 3. Export it again: stages=[export]."
+    words = "This bundle has version 1; this page reads version 4. Export it again: stages=[export]."
     assert opened.go().words() == words
     opened.server.bundle = {"format": "else"}
     assert opened.go().words() == "bundle.json is damaged, or not that of a nelf bundle."

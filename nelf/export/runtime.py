@@ -27,8 +27,9 @@ from nelf.rays import Rays
 from nelf.rendering import Rendering
 
 if TYPE_CHECKING:
-    from nelf.lightfields.frames import Frame
     from onnxruntime import InferenceSession
+
+    from nelf.lightfields.frames import Frame
 
 __all__ = ["ExportedLightField", "load"]
 

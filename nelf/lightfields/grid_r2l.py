@@ -145,7 +145,7 @@ class GridR2L(LightField):
         self._try_resolutions(cameras, teacher is not None, lambda corners: self._start(corners, cameras, *known, most))
 
     def _try_resolutions(self, cameras: Camera, known: bool, start: Callable[[int], float]) -> None:
-        """Start a volume whose longest side has as many corners as the images ask for, then fewer until it is not large.
+        """Start with as many corners along the longest side as the images ask for, then fewer until it is not large.
 
         ``start`` gives its size as a multiple of the largest one; ``known``: a teacher says which corners there are.
         """

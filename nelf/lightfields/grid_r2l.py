@@ -145,7 +145,7 @@ class GridR2L(LightField):
         self._try_resolutions(cameras, teacher is not None, lambda corners: self._start(corners, cameras, *known, most))
 
     def _try_resolutions(self, cameras: Camera, known: bool, start: Callable[[int], float]) -> None:
-        """Start a volume with as many corners along its longest side as the images ask for, or fewer.
+        """Start with as many corners along the longest side as the images ask for, then fewer until it is not large.
 
         ``start`` gives its size as a multiple of the largest one; ``known``: a teacher says which corners there are.
         """
@@ -235,7 +235,7 @@ class GridR2L(LightField):
         camera, box = camera.to("cpu"), self.aabb.cpu().view(2, 3)
         corners = torch.cartesian_prod(*box.unbind(1))
         x, y, t = camera.project(corners)
-        if (t < 1e-3).any() or camera.lens is not None:  # it stands inside or beside it; edges are not straight
+        if (t < 1e-3).any():  # the camera stands inside or beside it
             return super().extent(camera)
         ranges = [_within(values, side) for values, side in ((x, camera.width), (y, camera.height))]
         return ranges[0][0], ranges[1][0], ranges[0][1], ranges[1][1]

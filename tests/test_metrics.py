@@ -97,7 +97,7 @@ def test_ssim_of_equal_pictures_is_one() -> None:
     assert metrics.ssim(rgb, rgb).tolist() == pytest.approx([1.0] * 3, abs=1e-9)
 
 
-@pytest.mark.parametrize("metric", [metrics.psnr, metrics.ssim, metrics.lpips])
+@pytest.mark.parametrize("metric", [metrics.psnr, metrics.ssim, metrics.ms_ssim, metrics.lpips])
 @pytest.mark.parametrize("shape", [(2, 16, 16, 3), (3, 16, 16), (2, 4, 16, 16), (2, 1, 16, 16)])
 def test_other_layouts_are_refused_with_their_shape(metric, shape: tuple[int, ...]) -> None:
     image = torch.zeros(shape)
@@ -106,7 +106,7 @@ def test_other_layouts_are_refused_with_their_shape(metric, shape: tuple[int, ..
     assert str(shape) in str(caught.value)
 
 
-@pytest.mark.parametrize("metric", [metrics.psnr, metrics.ssim, metrics.lpips])
+@pytest.mark.parametrize("metric", [metrics.psnr, metrics.ssim, metrics.ms_ssim, metrics.lpips])
 def test_different_shapes_are_refused(metric) -> None:
     with pytest.raises(ValueError, match=r"same shape.*\(1, 3, 16, 16\) and \(2, 3, 16, 16\)"):
         metric(torch.zeros(1, 3, 16, 16), torch.zeros(2, 3, 16, 16))
@@ -115,6 +115,63 @@ def test_different_shapes_are_refused(metric) -> None:
 def test_ssim_refuses_pictures_smaller_than_its_window() -> None:
     with pytest.raises(ValueError, match=r"11 x 11 pixels.*\(1, 3, 10, 40\)"):
         metrics.ssim(torch.zeros(1, 3, 10, 40), torch.zeros(1, 3, 10, 40))
+
+
+def _ms_ssim(rgb: torch.Tensor, target: torch.Tensor) -> float:
+    """Wang et al. 2003 in plain loops over channels and scales; the luminance counts on the last scale only."""
+    distance = np.arange(11) - 5
+    line = np.exp(-(distance**2) / (2 * 1.5**2))
+    line /= line.sum()
+
+    def blur(image: np.ndarray) -> np.ndarray:
+        for axis in (0, 1):
+            image = np.lib.stride_tricks.sliding_window_view(image, 11, axis=axis) @ line
+        return image
+
+    def half(image: np.ndarray) -> np.ndarray:
+        height, width = image.shape
+        image = np.pad(image, ((0, height % 2), (0, width % 2)), mode="symmetric")
+        return (image[::2, ::2] + image[1::2, ::2] + image[::2, 1::2] + image[1::2, 1::2]) / 4
+
+    result = []
+    for channel in range(3):
+        a, b = _numpy(rgb)[..., channel], _numpy(target)[..., channel]
+        product = 1.0
+        for scale, weight in enumerate((0.0448, 0.2856, 0.3001, 0.2363, 0.1333)):
+            mean_a, mean_b = blur(a), blur(b)
+            variance_a, variance_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
+            structure = (2 * (blur(a * b) - mean_a * mean_b) + 9e-4) / (variance_a + variance_b + 9e-4)
+            luminance = (2 * mean_a * mean_b + 1e-4) / (mean_a**2 + mean_b**2 + 1e-4)
+            product *= max(float((structure * luminance if scale == 4 else structure).mean()), 0.0) ** weight
+            a, b = half(a), half(b)
+        result.append(product)
+    return float(np.mean(result))
+
+
+@pytest.mark.parametrize("size", [(161, 176), (183, 229)])
+def test_ms_ssim_is_that_of_tensorflow(size: tuple[int, int]) -> None:
+    rgb, target = _pictures(2, *size)
+    values = metrics.ms_ssim(rgb, target)
+    assert values.tolist() == pytest.approx([_ms_ssim(a, b) for a, b in zip(rgb, target, strict=True)], abs=1e-6)
+    assert (values - metrics.ssim(rgb, target)).abs().min() > 0.01  # noise is forgiven on coarse scales
+    assert metrics.ms_ssim(rgb, rgb).tolist() == pytest.approx([1.0, 1.0], abs=1e-9)
+    assert metrics.ms_ssim(rgb, 1 - rgb).tolist() == [0.0, 0.0]
+
+
+def test_ms_ssim_refuses_pictures_whose_last_scale_is_smaller_than_its_window() -> None:
+    # 161, 81, 41, 21, 11; and 160, 80, 40, 20, 10.
+    assert metrics.MS_SSIM_SIDE == 161
+    with pytest.raises(ValueError, match=r"161 x 161 pixels.*\(1, 3, 160, 200\)"):
+        metrics.ms_ssim(torch.zeros(1, 3, 160, 200), torch.zeros(1, 3, 160, 200))
+
+
+def test_ms_ssim_is_near_that_of_torchmetrics() -> None:
+    """Which takes the mean over channels on each scale, and windows beyond the edge on the last one."""
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+
+    rgb, target = _pictures(2, 176, 192)
+    other = multiscale_structural_similarity_index_measure(rgb, target, data_range=1.0, reduction="none")
+    assert metrics.ms_ssim(rgb, target).tolist() == pytest.approx(other.tolist(), abs=2e-3)
 
 
 def test_psnr_and_ssim_are_differentiable() -> None:

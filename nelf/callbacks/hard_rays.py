@@ -15,8 +15,8 @@ __all__ = ["HardRays"]
 class HardRays(pl.Callback):
     """Give a student of rays a pool of those that it finds hard, see ``nelf.data.hard_rays.HardRayPool``.
 
-    The pool is in the callback's own part of a checkpoint, 40 bytes a ray. Of several processes, each of which has its
-    own, that is the first one's.
+    The pool is in the callback's own part of a checkpoint, 40 bytes a ray and 4 for each control. Of several processes,
+    each of which has its own, that is the first one's.
 
     A teacher is left as it is.
 

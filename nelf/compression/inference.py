@@ -44,9 +44,9 @@ def optimize_for_inference(network: LightField) -> Optimized:
     changes = [f"folded {norms} batch norms"] if norms else []
     device = fast.near.device
     low = fast.low_precision and multiplies_bfloat16(device)
-    for part in fast.children():
+    for name, part in fast.named_children():
         part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if low:
+        if low and name not in fast.exact_parts:
             part.to(torch.bfloat16)
     changes.append("channels last")
     changes.append("bfloat16" if low else "float32")

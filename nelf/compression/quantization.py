@@ -32,6 +32,7 @@ __all__ = [
     "activation_ranges",
     "calibrate",
     "channel_axes",
+    "is_exact",
     "prepare",
     "quantize_network",
     "quantized_layers",
@@ -153,7 +154,16 @@ _PLAIN: dict[type[nn.Module], type[nn.Module]] = {quantized: plain for plain, qu
 
 def quantized_layers(network: nn.Module) -> dict[str, nn.Module]:
     """The layers that 8-bit kernels compute, by name: convolutions and linear ones, already rounded or not."""
-    return {name: layer for name, layer in network.named_modules() if type(layer) in (*_QUANTIZED, *_PLAIN)}
+    return {
+        name: layer
+        for name, layer in network.named_modules()
+        if type(layer) in (*_QUANTIZED, *_PLAIN) and not is_exact(network, name)
+    }
+
+
+def is_exact(network: nn.Module, name: str) -> bool:
+    """Whether a layer or tensor of that name belongs to the ``exact_parts`` of a light field, which stay in 32 bits."""
+    return name.partition(".")[0] in getattr(network, "exact_parts", ())
 
 
 def quantizers(network: nn.Module) -> dict[str, Quantizer]:
@@ -162,7 +172,7 @@ def quantizers(network: nn.Module) -> dict[str, Quantizer]:
 
 
 def prepare(network: nn.Module) -> dict[str, Quantizer]:
-    """Make every convolution and linear layer of a network one that can be watched and rounded; it computes as before.
+    """Make each layer of ``quantized_layers`` one that can be watched and rounded; the network computes as before.
 
     Args:
         network: changed in place; its batch norms have to be folded, as int8 kernels know none.
@@ -181,8 +191,10 @@ def prepare(network: nn.Module) -> dict[str, Quantizer]:
         if isinstance(following, nn.ReLU)
     }
 
+    chosen = set(quantized_layers(network).values())
+
     def quantized(layer: nn.Module) -> nn.Module:
-        if type(layer) not in _QUANTIZED:
+        if layer not in chosen or type(layer) in _PLAIN:
             return layer
         other = _as(_QUANTIZED[type(layer)], layer)
         other.quantizer = Quantizer(layer in rectified, _output_axis(layer))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nelf.compression.integers import LARGEST, dequantize, quantize
-from nelf.compression.quantization import channel_axes, quantizers
+from nelf.compression.quantization import channel_axes, is_exact, quantizers
 from nelf.errors import UserError
 
 __all__ = ["SCHEMES", "Scheme", "pack", "unpack"]
@@ -21,7 +21,9 @@ _SCALE = "{}.scale"
 
 
 def pack(network: nn.Module, tensors: Mapping[str, Tensor], scheme: str) -> dict[str, Tensor]:
-    """Turn the parameters among a network's tensors into what a scheme stores; buffers stay as they are.
+    """Turn the parameters among a network's tensors into what a scheme stores.
+
+    Buffers stay as they are, and so do the ``exact_parts`` of a light field.
 
     ``int8_per_tensor`` stores every parameter in 8 bits, with one scale each; ``int8_per_channel`` those of two and
     more dimensions, with a scale for each output channel, and the densities of a volume with one; it leaves biases and
@@ -45,7 +47,7 @@ def pack(network: nn.Module, tensors: Mapping[str, Tensor], scheme: str) -> dict
     limits = {f"{name}.weight": quantizer.limit for name, quantizer in quantizers(network).items()}
     packed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if name not in parameters:
+        if name not in parameters or is_exact(network, name):
             packed[name] = tensor
         elif scheme in _DTYPES:
             packed[name] = tensor.to(_DTYPES[scheme])

@@ -25,7 +25,8 @@ def prune_channels(network: LightField, ratio: float, round_to: int = 8) -> Any:
     so the result is what the constructor makes with smaller arguments, those of ``LightField.widths``.
 
     Args:
-        network: its convolutions and linear layers are pruned, its volume stays as it is; it is not changed.
+        network: its convolutions and linear layers are pruned, its volume and its ``exact_parts`` stay as they are; it
+            is not changed.
         ratio: share of the channels to remove, between 0 and 1.
         round_to: what remains is a multiple of it, the nearest one, since kernels work in blocks of 8 or 16.
 
@@ -47,7 +48,9 @@ def prune_channels(network: LightField, ratio: float, round_to: int = 8) -> Any:
     if not network.encoded_channels or type(network).widths is LightField.widths:
         raise UserError(f"{type(network).__name__}: cannot be narrowed; it needs the methods `decode` and `widths`.")
     pruned: Any = copy.deepcopy(network).eval()
-    *inner, last = (part for part in pruned.modules() if isinstance(part, _LAYERS))
+    children = [part for name, part in pruned.named_children() if name not in pruned.exact_parts]
+    parts = [part for part in children if any(isinstance(layer, _LAYERS) for layer in part.modules())]
+    *inner, last = (layer for part in parts for layer in part.modules() if isinstance(layer, _LAYERS))
     kept = {layer: max(round(_width(layer) * (1 - ratio) / round_to), 1) * round_to for layer in inner}
     kept = {layer: channels for layer, channels in kept.items() if channels < _width(layer)}
     if not kept:
@@ -56,7 +59,6 @@ def prune_channels(network: LightField, ratio: float, round_to: int = 8) -> Any:
             f"ratio: {ratio} leaves a network of {widths} channels as it is, there is none to give in steps of "
             f"{round_to}; allowed: a larger ratio, a smaller round_to, or a wider network."
         )
-    parts = [part for part in pruned.children() if any(isinstance(layer, _LAYERS) for layer in part.modules())]
     torch_pruning.pruner.BasePruner(
         nn.ModuleList(parts),  # without a volume
         torch.zeros(1, pruned.encoded_channels, 4, 4, device=network.near.device),

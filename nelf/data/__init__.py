@@ -1,11 +1,13 @@
-"""Scenes: readers that all return one form, the Blender writer, the built-in scene, the training batches."""
+"""Scenes: readers that all return one form, the Blender writer, the built-in scenes, the training batches."""
 
 from nelf.data.batches import ImageBatch, RayBatch
 from nelf.data.blender import read_scene, read_views, with_pseudo_views
 from nelf.data.datamodules import (
     BlenderDataModule,
     DemoDataModule,
+    DemoDynamicDataModule,
     DemoHandheldDataModule,
+    DNeRFDataModule,
     HyperNeRFDataModule,
     SceneDataModule,
 )
@@ -16,7 +18,9 @@ from nelf.scene import BACKGROUNDS, Scene, Split, View, composite_background
 __all__ = [
     "BACKGROUNDS",
     "BlenderDataModule",
+    "DNeRFDataModule",
     "DemoDataModule",
+    "DemoDynamicDataModule",
     "DemoHandheldDataModule",
     "HyperNeRFDataModule",
     "ImageBatch",

@@ -18,10 +18,13 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from nelf.cameras import Camera
 from nelf.data.ray_cache import ShuffledSplit
+from nelf.errors import UserError
 from nelf.rays import Rays
 from nelf.scene import Split
 
-__all__ = ["Batches", "ImageBatch", "RayBatch", "sample_rays", "sample_views"]
+__all__ = ["Batches", "ImageBatch", "RayBatch", "opening", "sample_rays", "sample_views"]
+
+_FEWEST = 3  # views that a curriculum begins with
 
 
 class RayBatch(NamedTuple):
@@ -53,6 +56,7 @@ def sample_rays(
     n_rays: int,
     rng: np.random.Generator,
     sampling: Literal["all_images", "same_image"] = "all_images",
+    among: np.ndarray | None = None,
 ) -> RayBatch:
     """Draw random pixels, with replacement.
 
@@ -61,6 +65,7 @@ def sample_rays(
         n_rays: P.
         rng: where the randomness comes from.
         sampling: ``all_images`` draws a view for each ray, ``same_image`` one view for all.
+        among: indices of the views to draw from; None for all.
 
     Returns:
         The rays through the centers of those pixels.
@@ -68,12 +73,15 @@ def sample_rays(
     height, width = split.images.shape[1:3]
     pixels = rng.integers(height * width, size=n_rays)
     rows, columns = pixels // width, pixels % width
+    count = len(split) if among is None else len(among)
     if sampling == "all_images":
-        views = rng.integers(len(split), size=n_rays)
+        views = rng.integers(count, size=n_rays)
+        views = views if among is None else among[views]
         camera = split.camera[torch.from_numpy(views)]
         colors = split.pixels(views, rows, columns)
     else:
-        view = int(rng.integers(len(split)))
+        view = int(rng.integers(count))
+        view = view if among is None else int(among[view])
         camera = split.camera[view]
         colors = split.images[view][rows, columns]
     rays = camera.pixel_rays(torch.from_numpy(columns), torch.from_numpy(rows))
@@ -98,8 +106,35 @@ def sample_views(split: Split, n_views: int, seed: int, first: int) -> ImageBatc
     places = np.arange(first, first + n_views)
     passes = places // len(split)
     orders = {p: np.random.default_rng((seed, p)).permutation(len(split)) for p in np.unique(passes)}
-    views = np.array([orders[p][place % len(split)] for p, place in zip(passes, places, strict=True)])
-    images = np.full((n_views, *split.images.shape[1:3], 4), 255, dtype=np.uint8)
+    return _views(split, np.array([orders[p][place % len(split)] for p, place in zip(passes, places, strict=True)]))
+
+
+def opening(split: Split, share: float) -> np.ndarray:
+    """The views of the first moments of a scene.
+
+    Args:
+        split: the views.
+        share: of the views, how many, 0 to 1; rounded down, but never below three views.
+
+    Returns:
+        Their indices, in the order of their times.
+
+    Raises:
+        UserError: the views have no times.
+
+    Source:
+        D-NeRF, ``precrop_iters_time`` (Pumarola et al. 2021, arXiv 2011.13961).
+    """
+    times = split.camera.time
+    if times is None:
+        raise UserError("data.time_curriculum: is set, but the scene's views have no times; allowed: null.")
+    count = min(max(int(share * len(split)), _FEWEST), len(split))
+    return np.argsort(times.cpu().numpy(), kind="stable")[:count]
+
+
+def _views(split: Split, views: np.ndarray) -> ImageBatch:
+    """The batch of some views."""
+    images = np.full((len(views), *split.images.shape[1:3], 4), 255, dtype=np.uint8)
     images[..., : split.images.shape[-1]] = split.images[views]
     return ImageBatch(split.camera[torch.from_numpy(views)], torch.from_numpy(images))
 
@@ -116,6 +151,8 @@ class Batches(IterableDataset[RayBatch | ImageBatch]):
         first: number of batches that were drawn before.
         rank: index of this process.
         world: number of processes; together they see each view once per pass.
+        time_curriculum: over so many batches the moments come one after the other: batch ``k`` shows views among the
+            first share ``k / time_curriculum`` of them in the order of time, see ``opening``. None for all at once.
     """
 
     def __init__(
@@ -128,13 +165,21 @@ class Batches(IterableDataset[RayBatch | ImageBatch]):
         first: int = 0,
         rank: int = 0,
         world: int = 1,
+        time_curriculum: int | None = None,
     ) -> None:
         self.split, self.kind, self.size, self.sampling = split, kind, size, sampling
         self.seed, self.first, self.rank, self.world = seed, first, rank, world
+        self.time_curriculum = time_curriculum
 
     def batch(self, index: int) -> RayBatch | ImageBatch:
         """Batch ``index`` of this process's stream."""
         number = index * self.world + self.rank  # of all processes' batches
+        if self.time_curriculum is not None and index < self.time_curriculum:
+            among = opening(self.split, index / self.time_curriculum)
+            rng = np.random.default_rng((self.seed, number))
+            if self.kind == "rays":
+                return sample_rays(self.split, self.size, rng, self.sampling, among)
+            return _views(self.split, among[rng.integers(len(among), size=self.size)])
         if self.kind == "rays":
             if isinstance(self.split, ShuffledSplit) and self.sampling == "all_images":
                 return RayBatch(*self.split.rays(number * self.size, self.size, self.seed))

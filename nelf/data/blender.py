@@ -62,6 +62,7 @@ def read_scene(
     near: float | None = None,
     far: float | None = None,
     aabb: list[float] | None = None,
+    moving: bool = False,
     memory_limit: int = MEMORY_LIMIT,
 ) -> Scene:
     """Read a scene in the Blender format.
@@ -74,6 +75,7 @@ def read_scene(
         near: instead of the file's smallest z-depth.
         far: instead of the file's largest z-depth.
         aabb: instead of the file's box: six numbers, smallest xyz then largest xyz.
+        moving: where no frame of a file states a time, frame i of n is at i / (n - 1), as D-NeRF has it.
         memory_limit: bytes of images that one split may take in RAM before it is memory-mapped.
 
     Returns:
@@ -86,7 +88,8 @@ def read_scene(
         background_color(background)
     if holdout < 3:
         raise UserError(f"data.holdout: is {holdout}; allowed: 3 or more (one test, one val, the rest train).")
-    files = read_transforms(Path(root))
+    files = read_transforms(Path(root), moving)
+    _check_controls(files)
     stated = files["train"]
     depth = (_first(near, stated.near, _NEAR), _first(far, stated.far, _FAR))
     box = _first(aabb, stated.aabb, list(_AABB))
@@ -194,6 +197,18 @@ def check_space(path: Path, depth: tuple[float, float], box: list[float]) -> Non
         raise UserError(f"{path}: near {depth[0]} and far {depth[1]}; allowed: 0 < near < far.")
     if len(box) != 6 or not all(low < high for low, high in zip(box[:3], box[3:], strict=True)):
         raise UserError(f"{path}: aabb {box}; allowed: six numbers, smallest x y z, then largest x y z.")
+
+
+def _check_controls(files: dict[str, Transforms]) -> None:
+    """Refuse splits of which only some have a time, or that name other controls."""
+    train = files["train"]
+    for file in files.values():
+        if file.controls != train.controls:
+            names = [", ".join(each.controls) or "no time" for each in (file, train)]
+            raise UserError(
+                f"{file.path}: its frames have {names[0]}, those of {train.path.name} have {names[1]}; "
+                "allowed: the same in all files of a scene."
+            )
 
 
 def _split(files: dict[str, Transforms], holdout: int) -> dict[str, _Views]:

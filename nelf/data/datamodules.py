@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Dataset
 
-from nelf.data import demo, demo_handheld
+from nelf.data import demo, demo_dynamic, demo_handheld
 from nelf.data.batches import Batches
 from nelf.data.blender import read_scene
 from nelf.data.hypernerf import read_capture
@@ -24,13 +25,17 @@ from nelf.scene import Scene, Split, View, background_color
 
 __all__ = [
     "BlenderDataModule",
+    "DNeRFDataModule",
     "DemoDataModule",
+    "DemoDynamicDataModule",
     "DemoHandheldDataModule",
     "HyperNeRFDataModule",
     "SceneDataModule",
 ]
 
 T = TypeVar("T")
+
+_DEMO_WIDTH = 200  # pixels
 
 
 class SceneDataModule(pl.LightningDataModule):
@@ -48,6 +53,9 @@ class SceneDataModule(pl.LightningDataModule):
     Raises:
         UserError: an argument is out of range; on ``scene``, whatever ``read`` raises.
     """
+
+    #: Steps over which a training comes to know the moments of its scene one after the other, see ``Batches``.
+    time_curriculum: int | None = None
 
     def __init__(
         self,
@@ -89,12 +97,14 @@ class SceneDataModule(pl.LightningDataModule):
         Args:
             batch: see the class.
             batch_size: see the class.
-            scene: to draw from instead.
+            scene: to draw from instead, all moments from the first batch on.
             stream: added to the seed.
         """
         other = copy(self)
         other.batch, other.batch_size, other.seed = batch, batch_size, self.seed + stream
         other._scene = self.scene if scene is None else scene
+        if scene is not None:  # a student's: its teacher knows all moments, and so do a teacher's views
+            other.time_curriculum = None
         return other
 
     def setup(self, stage: str) -> None:
@@ -104,13 +114,15 @@ class SceneDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> Iterable[Any]:
         """Training batches without end, from the first one that this run has not drawn yet."""
         trainer = self.trainer
+        per_step = trainer.accumulate_grad_batches if trainer else 1
         batches = Batches(
             self.scene.train,
             self.batch,
             self.batch_size,
             sampling=self.sampling,
             seed=self.seed,
-            first=trainer.global_step * trainer.accumulate_grad_batches if trainer else 0,
+            first=trainer.global_step * per_step if trainer else 0,
+            time_curriculum=self.time_curriculum and self.time_curriculum * per_step,
             rank=trainer.global_rank if trainer else 0,
             world=trainer.world_size if trainer else 1,
         )
@@ -167,6 +179,49 @@ class BlenderDataModule(SceneDataModule):
         return read_scene(self.root, **self._reading)
 
 
+class DNeRFDataModule(BlenderDataModule):
+    """A scene in the D-NeRF format: Blender's with a time for each view, which is taken as it is stated.
+
+    Where no frame of a file states a time, they are in the order of time and evenly spread over it.
+
+    Args:
+        root: the scene's directory.
+        evaluate: whose views the final figures are of, ``test`` or ``val``; the other split takes the other's place and
+            is looked at while training. Lego's shovel stands otherwise in its test views than in those that it is
+            learned from, so its figures are better taken of ``val``.
+        time_curriculum: steps over which a training on the scene's own views comes to know its moments one after the
+            other (D-NeRF: 10,000 or 100,000 of 800,000); None for all at once.
+        **options: as of ``BlenderDataModule``.
+
+    Raises:
+        UserError: an argument is out of range; on ``scene``, whatever ``read_scene`` raises.
+
+    Source:
+        Pumarola et al. 2021, "D-NeRF: Neural Radiance Fields for Dynamic Scenes" (arXiv 2011.13961).
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        evaluate: Literal["test", "val"] = "test",
+        time_curriculum: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(root, **options)
+        _choose("evaluate", evaluate, ("test", "val"))
+        _check(
+            "time_curriculum", time_curriculum, time_curriculum is None or time_curriculum >= 1, "1 or more, or null"
+        )
+        self.evaluate, self.time_curriculum = evaluate, time_curriculum
+        self._reading["moving"] = True
+
+    def read(self) -> Scene:
+        """Read the scene from disk."""
+        scene = super().read()
+        return replace(scene, val=scene.test, test=scene.val) if self.evaluate == "val" else scene
+
+
 class DemoDataModule(BlenderDataModule):
     """The built-in procedural scene, written once to disk and read like any other.
 
@@ -190,9 +245,8 @@ class DemoDataModule(BlenderDataModule):
         **options: Any,
     ) -> None:
         _choose("scene", scene, tuple(demo.SCENES))
-        size = 200 if width is None else width
-        super().__init__(_cache() / f"{scene}_{size}" if root is None else root, width=width, **options)
-        self._demo, self._size = scene, size
+        self._demo, self._size = scene, _DEMO_WIDTH if width is None else width
+        super().__init__(_cache() / f"{scene}_{self._size}" if root is None else root, width=width, **options)
 
     def prepare_data(self) -> None:
         """Render and write the scene unless it is there."""
@@ -260,6 +314,36 @@ class DemoHandheldDataModule(HyperNeRFDataModule):
     def prepare_data(self) -> None:
         """Render and write the capture unless it is there."""
         demo_handheld.write(self.root)
+
+
+class DemoDynamicDataModule(DNeRFDataModule):
+    """A built-in moving scene, written once to disk and read like any other.
+
+    Args:
+        root: where it is (to be) written; None for the cache, as of ``DemoDataModule``.
+        scene: which built-in scene, one of ``nelf.data.demo_dynamic.SCENES``.
+        width: image width in pixels; None for 200.
+        **options: as of ``DNeRFDataModule``.
+
+    Raises:
+        UserError: an argument is out of range, or the directory cannot be written.
+    """
+
+    def __init__(
+        self,
+        root: str | Path | None = None,
+        *,
+        scene: str = "robot",
+        width: int | None = None,
+        **options: Any,
+    ) -> None:
+        _choose("scene", scene, tuple(demo_dynamic.SCENES))
+        self._demo, self._size = scene, _DEMO_WIDTH if width is None else width
+        super().__init__(_cache() / f"{scene}_{self._size}" if root is None else root, width=width, **options)
+
+    def prepare_data(self) -> None:
+        """Render and write the scene unless it is there."""
+        demo_dynamic.write(self.root, scene=self._demo, width=self._size)
 
 
 class _Views(Dataset[View]):

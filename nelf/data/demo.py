@@ -16,9 +16,11 @@ break on:
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,14 +30,26 @@ from nelf import paths
 from nelf.cameras import Camera
 from nelf.data.images import progress_bar
 from nelf.data.shapes import bounds
-from nelf.data.solids import pack
+from nelf.data.solids import Solid, pack
 from nelf.data.stills import SCENES
 from nelf.data.tracer import Lights, trace
 from nelf.data.writer import SceneWriter
 from nelf.errors import UserError, atomic_path
 from nelf.scene import composite_background
 
-__all__ = ["FOV", "SCENES", "VIEWS", "aabb", "cameras", "draw", "render", "write"]
+__all__ = [
+    "FOV",
+    "SCENES",
+    "VIEWS",
+    "aabb",
+    "absent",
+    "box_around",
+    "cameras",
+    "draw",
+    "render",
+    "write",
+    "write_pictures",
+]
 
 FOV = 0.6911112070083618
 """Horizontal angle of view, radians: that of the Blender synthetic scenes."""
@@ -82,24 +96,28 @@ def render(camera: Camera, scene: str = "blocks") -> Tensor:
     Returns:
         (..., H, W, 4) float32 rgba in [0, 1], transparent where nothing is, alpha not premultiplied.
     """
-    if camera.c2w.ndim > 2:
-        return torch.stack([render(camera[index], scene) for index in range(len(camera))])
-    return draw(_packed(scene), camera)
+    return draw(camera, lambda index: _packed(scene))
 
 
-def draw(table: np.ndarray, camera: Camera) -> Tensor:
-    """The exact picture of some solids.
+def draw(camera: Camera, solids: Callable[[int], np.ndarray]) -> Tensor:
+    """The exact pictures of solids in the light of the built-in scenes.
 
     Args:
-        table: of ``nelf.data.solids.pack``.
-        camera: a single camera, with a lens or without.
+        camera: one camera, or a batch of shape (...,), with a lens or without.
+        solids: the table of ``pack`` that the camera of a flat index sees.
 
     Returns:
-        (H, W, 4), see ``render``.
+        As of ``render``.
     """
-    intrinsics, size = camera.intrinsics.tolist(), (camera.width, camera.height)
-    bent = None if camera.lens is None else _bent(tuple(intrinsics), tuple(camera.lens.tolist()), *size)
-    return torch.from_numpy(trace(table, _lights(), camera.c2w.cpu().numpy(), np.array(intrinsics), *size, bent))
+    size, batch = (camera.width, camera.height), camera.c2w.shape[:-2]
+    poses = camera.c2w.cpu().numpy().reshape(-1, 3, 4)
+    intrinsics = camera.intrinsics.cpu().numpy().reshape(-1, 4)
+    lenses = None if camera.lens is None else camera.lens.cpu().reshape(len(poses), -1).tolist()
+    images = []
+    for index, (pose, inner) in enumerate(zip(poses, intrinsics, strict=True)):
+        bent = None if lenses is None else _bent(tuple(inner.tolist()), tuple(lenses[index]), *size)
+        images.append(trace(solids(index), _lights(), pose, inner, *size, bent))
+    return torch.from_numpy(np.stack(images)).reshape(*batch, camera.height, camera.width, 4)
 
 
 @lru_cache(4)
@@ -113,7 +131,12 @@ def _bent(intrinsics: tuple[float, ...], lens: tuple[float, ...], width: int, he
 
 def aabb(scene: str = "blocks") -> Tensor:
     """(6,) tight box around a built-in scene, with a margin of 0.03: smallest xyz, largest xyz."""
-    boxes = np.stack([bounds(solid) for solid in SCENES[scene].solids()])
+    return box_around(SCENES[scene].solids())
+
+
+def box_around(solids: list[Solid]) -> Tensor:
+    """(6,) tight box around solids, with a margin of 0.03: smallest xyz, largest xyz."""
+    boxes = np.stack([bounds(solid) for solid in solids])
     box = np.concatenate([boxes[:, 0].min(axis=0) - 0.03, boxes[:, 1].max(axis=0) + 0.03])
     return torch.from_numpy(box.astype(np.float32))
 
@@ -145,31 +168,55 @@ def write(root: str | Path, scene: str = "blocks", width: int = 200) -> Path:
     Raises:
         UserError: the directory holds something else, another width, or cannot be written.
     """
-    root, about = Path(root), SCENES[scene]
+    about = SCENES[scene]
+
+    def picture(camera: Camera) -> Tensor:
+        drawn = render(camera, scene)
+        return drawn if about.alpha else composite_background(drawn, about.background)
+
+    if absent(Path(root)):
+        write_pictures(Path(root), cameras(width), picture, aabb=aabb(scene), background=about.background)
+    return Path(root)
+
+
+def absent(root: Path) -> bool:
+    """Whether a built-in scene has yet to be written.
+
+    Raises:
+        UserError: the directory holds something else.
+    """
     if (root / "transforms_train.json").is_file():
-        return root
+        return False
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UserError(f"data.root: {root} holds other files; allowed: a new or empty directory for the demo scene.")
-    views = cameras(width)
+    return True
+
+
+def write_pictures(root: Path, cameras: dict[str, Camera], picture: Callable[[Camera], Tensor], **stated: Any) -> None:
+    """Write a scene whose views are drawn one by one; the directory gets its name when it is complete.
+
+    Args:
+        root: the directory.
+        cameras: those of each split.
+        picture: draws a single camera, (H, W, 3|4) in [0, 1]; several threads call it.
+        **stated: what the files say of the scene, as of ``SceneWriter``.
+
+    Raises:
+        UserError: the directory cannot be written.
+    """
     with (
         atomic_path(root) as folder,
-        progress_bar(f"rendering the demo scene to {root}", sum(VIEWS.values())) as progress,
+        progress_bar(f"rendering the demo scene to {root}", sum(map(len, cameras.values()))) as progress,
     ):
-        for name, camera in views.items():
-            writer = SceneWriter(
-                folder, camera, name, aabb=aabb(scene), near=_NEAR, far=_FAR, background=about.background,
-                license="CC0-1.0",
-            )  # fmt: skip
-            draw = partial(_write_view, writer, camera, scene)
+        for name, camera in cameras.items():
+            writer = SceneWriter(folder, camera, name, near=_NEAR, far=_FAR, license="CC0-1.0", **stated)
+            draw = partial(_write_view, writer, camera, picture)
             with ThreadPoolExecutor(os.cpu_count()) as pool:  # the tracer runs without Python's lock
                 for _ in pool.map(draw, range(len(camera))):
                     progress.advance(progress.task_ids[0])
             writer.finish()
-    return root
 
 
-def _write_view(writer: SceneWriter, camera: Camera, scene: str, index: int) -> None:
+def _write_view(writer: SceneWriter, camera: Camera, picture: Callable[[Camera], Tensor], index: int) -> None:
     """Render and write one view of a split."""
-    about = SCENES[scene]
-    picture = render(camera[index], scene)
-    writer.write(index, picture if about.alpha else composite_background(picture, about.background))
+    writer.write(index, picture(camera[index]))

@@ -35,7 +35,7 @@ _MOMENTS, _WIDTH, _HEIGHT = 60, 120, 160
 
 # At a width of 120 pixels: fx, fy, cx, cy and k1, k2, k3, p1, p2, skew of the left and of the right camera.
 _INTRINSICS = torch.tensor([[150.0, 150.0, 63.5, 77.0], [151.5, 151.5, 58.0, 81.5]])
-_LENS = torch.tensor([[0.10, -0.25, 0.08, 0.002, 0.012, 0.0], [0.08, -0.20, 0.06, -0.003, 0.009, 0.0]])
+_LENS = torch.tensor([[-0.20, 0.06, 0.0, 0.003, 0.010, 0.0], [-0.17, 0.04, 0.0, -0.004, 0.008, 0.0]])
 
 _WOOD = Material((0.62, 0.44, 0.27), (0.30, 0.17, 0.09), pattern=1, scale=3.0, shine=0.1, gloss=20.0, mirror=0.0)
 _TILES = Material((0.55, 0.62, 0.66), (0.28, 0.38, 0.46), pattern=1, scale=2.0, shine=0.0, mirror=0.0)
@@ -157,8 +157,8 @@ def write(root: str | Path, moments: int = _MOMENTS, width: int = _WIDTH) -> Pat
     train, val = ([names[(m + other) % 2 * moments + m] for m in range(moments)] for other in (0, 1))
 
     def image(index: int) -> np.ndarray:
-        time = index % moments / (moments - 1)
-        picture = composite_background(draw(pack(solids(time)), camera[index]), "black")
+        table = pack(solids(index % moments / (moments - 1)))
+        picture = composite_background(draw(camera[index], lambda _: table), "black")
         return (picture * 255 + 0.5).byte().numpy()
 
     with atomic_path(root) as folder:

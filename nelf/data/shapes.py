@@ -11,7 +11,7 @@ import numpy as np
 
 from nelf.data.solids import BOX, CONE, CYLINDER, SPHERE, TORUS, Material, Solid
 
-__all__ = ["along", "axes", "bounds", "circle", "matt", "moved", "ring", "rod", "scaled", "solid", "tilt"]
+__all__ = ["along", "axes", "bounds", "circle", "matt", "moved", "placed", "ring", "rod", "scaled", "solid", "tilt"]
 
 Point = tuple[float, float, float]
 
@@ -110,7 +110,12 @@ def circle(count: int, radius: float, start: float = 0.0) -> list[tuple[float, f
 
 def moved(solids: list[Solid], turn: float, offset: Point) -> list[Solid]:
     """A group, turned about z by degrees and then moved."""
-    rotation = axes(turn)  # rows are the turned axes, so a point p goes to p @ rotation
+    return placed(solids, axes(turn), offset)
+
+
+def placed(solids: list[Solid], rotation: np.ndarray, offset: Point | np.ndarray) -> list[Solid]:
+    """A group, turned and then moved; the rows of ``rotation`` (3, 3) are the turned axes."""
+    # So a point p goes to p @ rotation.
     return [each._replace(center=each.center @ rotation + offset, axes=each.axes @ rotation) for each in solids]
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +64,12 @@ class Transforms:
         return np.array(rows, dtype=np.float32)
 
 
-def read_transforms(root: Path) -> dict[str, Transforms]:
+def read_transforms(root: Path, moving: bool = False) -> dict[str, Transforms]:
     """Parse the transforms files of a scene.
 
     Args:
         root: the scene's directory.
+        moving: frames that state no time are in the order of time, and evenly spread over it.
 
     Returns:
         Split name to parsed file; a ``transforms.json`` without split counts as train. Train is always there.
@@ -91,7 +92,8 @@ def read_transforms(root: Path) -> dict[str, Transforms]:
             f"data.root: no transforms_train.json in {root}; a Blender scene has transforms_train.json "
             "(with transforms_val.json and transforms_test.json, or without) or one transforms.json."
         )
-    return {name: _parse(path) for name, path in found.items()}
+    files = {name: _parse(path) for name, path in found.items()}
+    return {name: _in_order(each) if moving else each for name, each in files.items()}
 
 
 def read_path(path: Path) -> Transforms:
@@ -109,6 +111,14 @@ def read_path(path: Path) -> Transforms:
     if not path.is_file():
         raise UserError(f"{path}: no such camera path; allowed: a transforms file with transform_matrix of each frame.")
     return _parse(path, with_images=False)
+
+
+def _in_order(file: Transforms) -> Transforms:
+    """A file with the times 0 to 1 if it states none; as D-NeRF's reader has it, frame i of n is at i / (n - 1)."""
+    if file.values is not None:
+        return file
+    times = np.linspace(0.0, 1.0, len(file.c2w), dtype=np.float32)
+    return replace(file, controls=("time",), values=times[:, None])
 
 
 def _parse(path: Path, with_images: bool = True) -> Transforms:

@@ -1,6 +1,6 @@
 """A bundle: a folder with all that is needed to draw a light field without nelf.
 
-``bundle.json`` (version 3) says how to make rays, where a camera may go, and which files hold the network:
+``bundle.json`` (version 4) says how to make rays, where a camera may go, and which files hold the network:
 
 - ``image`` {width, height}, ``intrinsics`` {fx, fy, cx, cy} in pixels of that size, ``near``, ``far``, ``aabb`` (6),
   ``sr_factor`` and ``stride`` (pixels along a side of a block, and from one ray to the next), ``background`` and
@@ -16,10 +16,17 @@ A ``window`` {margin, multiple}, in blocks, says where a graph need not run: bey
 meet something, nothing is drawn. The rectangle's sides are whole multiples, or all there is.
 
 A ``volume`` {file, resolution [D, H, W], rows K, features C, dtype "uint8" or "float16", scale, step, min_alpha,
-min_transmittance} describes a file of ``nelf.export.volume``; ``scale`` {low, step} has 1 + C numbers each for 8 bits,
-the density's first, and is null for 16. What is not in the file, the index and how far cells are from the nearest one
-with all its corners, follows from the bits. Points lie one ``step`` (scene unit) apart, the first half of one behind
-the entry; how they are composited: ``nelf.kernels.lookup``.
+min_transmittance, motion} describes a file of ``nelf.export.volume``; ``scale`` {low, step} has 1 + C numbers each for
+8 bits, the density's first, and is null for 16. What is not in the file, the index and how far cells are from the
+nearest one with all its corners, follows from the bits. Points lie one ``step`` (scene unit) apart, the first half of
+one behind the entry; how they are composited: ``nelf.kernels.lookup``.
+
+A ``motion`` {file, resolution [D, H, W], windows N, grid [K, T, Z, Y, X], aabb (6), canonical_aabb (6), empty} of a
+volume, null where it is at rest, describes a file of ``nelf.export.motion``. The volume is that of the scene at rest
+then, over ``canonical_aabb``; what rays meet is the frame of their controls, over the bundle's ``aabb``: of window
+``floor(N * time)``, the last one at 1, it has the corners, and each has what ``nelf.lightfields.frames`` makes of the
+volume at rest and of the motion grid over ``aabb``. A corner at rest that does not exist has the density ``empty`` and
+features of 0. The graph begins at the features, so it takes no time.
 """
 
 from __future__ import annotations
@@ -40,9 +47,9 @@ from nelf.export.files import check_entry, check_numbers
 from nelf.lightfields import LightField
 from nelf.scene import Scene
 
-__all__ = ["VERSION", "artifact", "orbit_limits", "read_bundle", "write_bundle"]
+__all__ = ["VERSION", "artifact", "files_beside", "orbit_limits", "read_bundle", "write_bundle"]
 
-VERSION = 3
+VERSION = 4
 _KEYS = (
     *("image", "intrinsics", "near", "far", "aabb", "sr_factor", "stride", "background", "background_color"),
     *("time", "controls", "orbit", "artifacts"),
@@ -123,10 +130,10 @@ def artifact(
         **figures: ``max_abs_error``, ``psnr``, ``latency_ms``.
 
     Returns:
-        Its entry for ``bundle.json``; ``bytes`` counts its volume.
+        Its entry for ``bundle.json``; ``bytes`` counts its volume and motion.
     """
     content = path.read_bytes()
-    beside = (path.parent / volume["file"]).stat().st_size if volume else 0
+    beside = sum((path.parent / file).stat().st_size for file in files_beside(volume))
     return {
         "name": name,
         "file": path.name,
@@ -140,6 +147,12 @@ def artifact(
         "window": None if window is None else dict(window),
         **{"max_abs_error": None, "psnr": None, "latency_ms": None, **figures},
     }
+
+
+def files_beside(volume: Mapping[str, Any] | None) -> list[Any]:
+    """The names of the files that a graph's volume, and what makes it move, are in."""
+    parts = [volume, (volume or {}).get("motion")]
+    return [part.get("file") for part in parts if isinstance(part, dict)]
 
 
 def read_bundle(folder: Path | str) -> dict[str, Any]:
@@ -184,7 +197,9 @@ def _check_artifacts(path: Path, entries: Any) -> None:
         for key in ("volume", "window"):
             if not isinstance(entry[key], dict | None):
                 raise UserError(f"{path}: {entry['name']} has no {key} that can be read; allowed: what it is, or null.")
-        for file in [entry["file"], *([entry["volume"].get("file")] if isinstance(entry["volume"], dict) else [])]:
+        if not isinstance((entry["volume"] or {}).get("motion"), dict | None):
+            raise UserError(f"{path}: {entry['name']} has no motion that can be read; allowed: what it is, or null.")
+        for file in [entry["file"], *files_beside(entry["volume"])]:
             if not lies_in(path.parent, file):
                 raise UserError(
                     f"{path}: {entry['name']} lies in {file!r}; allowed: names of files beside bundle.json."

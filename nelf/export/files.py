@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from nelf.errors import UserError
+from nelf.lightfields.frames import MOST_WINDOWS
 from nelf.lightfields.volume import MOST_CORNERS
 
-__all__ = ["check_entry", "check_graph", "check_numbers", "check_volume", "gunzip"]
+__all__ = ["check_entry", "check_graph", "check_motion", "check_numbers", "check_volume", "gunzip"]
 
 _MOST_PIXELS, _MOST_BLOCK, _MOST_SIDE = 2**14, 64, 2**12
 _MOST_POINTS = 2**13  # on a ray
+_MOST_NODES = 2**22  # of a motion grid
 _RATIO = 1032  # gzip packs no tighter than that
 
 
@@ -95,6 +97,36 @@ def check_volume(path: Path, volume: Mapping[str, Any], aabb: Sequence[float]) -
     points = math.dist(aabb[:3], aabb[3:]) / volume["step"]
     if not points <= _MOST_POINTS:
         raise UserError(f"{path}: has up to {points:.0f} points on a ray; allowed: {_MOST_POINTS}.")
+
+
+def check_motion(path: Path, motion: Mapping[str, Any], controls: int) -> None:
+    """Refuse a description of a motion that nobody could have written, or nobody can hold.
+
+    Args:
+        path: the motion's file.
+        motion: its description.
+        controls: how many the bundle has.
+
+    Raises:
+        UserError: says what is allowed.
+    """
+    values: list[Any] = [motion.get(key) for key in ("resolution", "windows", "grid")]
+    shape, windows, grid = values
+    if not isinstance(shape, list) or len(shape) != 3 or not all(_is_size(n, _MOST_SIDE, 2) for n in shape):
+        raise UserError(f"{path}: has resolution {shape}; allowed: three whole numbers from 2 to {_MOST_SIDE}.")
+    if not _is_size(windows, MOST_WINDOWS) or windows * math.prod(shape) > MOST_CORNERS:
+        words = f"1 to {MOST_WINDOWS}, of {MOST_CORNERS} corners together"
+        raise UserError(f"{path}: has {windows} windows of {math.prod(shape)} corners; allowed: {words}.")
+    good = isinstance(grid, list) and len(grid) == 5 and all(_is_size(n, _MOST_SIDE, 2) for n in grid[1:])
+    if not good or grid[0] != controls or math.prod(grid) > _MOST_NODES:
+        words = f"[{controls}, T, Z, Y, X], each 2 or more, of {_MOST_NODES} nodes together"
+        raise UserError(f"{path}: has the grid {grid}; allowed: {words}.")
+    for key in ("aabb", "canonical_aabb"):
+        box: Any = motion.get(key)
+        if not _are_numbers(box, 6) or not all(low < high for low, high in zip(box[:3], box[3:], strict=True)):
+            raise UserError(f"{path}: has {key} {box}; allowed: six numbers, smallest and largest xyz.")
+    if not _is_number(motion.get("empty")) or not motion["empty"] < 0:
+        raise UserError(f"{path}: has empty {motion.get('empty')}; allowed: a number below 0.")
 
 
 def gunzip(path: Path, size: int) -> bytes:

@@ -11,8 +11,9 @@ features  ``features`` (1, (C + 1) s^2 + 16, h, w): a volume's, composited along
 ========  ==========================================================================================
 
 A light field that takes controls has the further inputs ``time`` (1,) and, beyond the first control, ``controls``
-(1, K - 1), in [0, 1]. The output is ``rgb`` (1, 3, H, W), or ``rgba`` (1, 4, H, W): rgb on black and opacity. Where s
-does not divide the sides of an image, H and W are the next multiples, and what is beyond the image is cut off.
+(1, K - 1), in [0, 1]; but for features, which are those of a moment. The output is ``rgb`` (1, 3, H, W), or ``rgba``
+(1, 4, H, W): rgb on black and opacity. Where s does not divide the sides of an image, H and W are the next multiples,
+and what is beyond the image is cut off.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ KINDS: dict[str, tuple[str, ...]] = {
 
 def names_of(network: LightField, kind: str) -> tuple[str, ...]:
     """The names of the inputs of a network's graph that begins at ``kind``."""
-    return (*KINDS[kind], *(["time"] if network.controls else []), *(["controls"] if network.controls > 1 else []))
+    count = 0 if kind == "features" else network.controls
+    return (*KINDS[kind], *(["time"] if count else []), *(["controls"] if count > 1 else []))
 
 
 def output_of(network: LightField) -> str:
@@ -88,7 +90,7 @@ def feed(
         encode: makes ``points`` or ``features`` for a camera whose sides are multiples of ``sr_factor``.
 
     Returns:
-        Arrays by the names of the inputs; with ``time`` and ``controls`` where the camera has any.
+        Arrays by the names of the inputs; with ``time`` and ``controls`` where the camera has any, but for features.
     """
     arrays: dict[str, Tensor]
     padded = camera.padded(sr_factor)
@@ -100,7 +102,7 @@ def feed(
     else:
         assert encode is not None
         arrays = {kind: encode(padded)}
-    if camera.controls is not None:
+    if camera.controls is not None and kind != "features":
         arrays["time"] = camera.controls[:1]
         arrays |= {"controls": camera.controls[None, 1:]} if len(camera.controls) > 1 else {}
     return {name: np.ascontiguousarray(values.numpy()) for name, values in arrays.items()}

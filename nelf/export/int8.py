@@ -38,12 +38,13 @@ Feed = Mapping[str, np.ndarray]
 _LAYERS = ("Conv", "ConvTranspose", "Gemm")
 
 
-def quantize_dynamic(path: Path | str, out: Path | str) -> Path:
+def quantize_dynamic(path: Path | str, out: Path | str, exact: Sequence[str] = ()) -> Path:
     """Write an ONNX file with 8-bit weights, whose activations are rounded within each input's own range.
 
     Args:
         path: the fp32 file.
         out: the file to write.
+        exact: parts of the network that stay in 32 bits, see ``LightField.exact_parts``.
 
     Returns:
         ``out``.
@@ -55,9 +56,11 @@ def quantize_dynamic(path: Path | str, out: Path | str) -> Path:
     from onnxruntime.quantization import quantize_dynamic as quantize
 
     with _prepared(path) as prepared, atomic_path(out) as partial:
-        products = _nodes(prepared, "MatMul")  # with what is no layer, such as the frequencies of an encoding
+        left = [*_nodes(prepared, "MatMul")]  # with what is no layer, such as the frequencies of an encoding
+        kept = _in_parts(_nodes(prepared, *_LAYERS), exact)
+        left += [*kept, *(f"{name}_MatMul" for name in kept)]  # what ONNX Runtime makes of a Gemm first
         # The kernel of convolutions takes no signed weights.
-        quantize(prepared, partial, weight_type=QuantType.QUInt8, nodes_to_exclude=list(products))
+        quantize(prepared, partial, weight_type=QuantType.QUInt8, nodes_to_exclude=left)
     return Path(out)
 
 
@@ -70,6 +73,7 @@ def quantize_static(
     method: Literal["minmax", "percentile", "entropy"] = "percentile",
     percentile: float = 99.99,
     keep: Sequence[Literal["first", "last"]] = (),
+    exact: Sequence[str] = (),
 ) -> Path:
     """Write an ONNX file with int8 weights from -64 to 64 (per channel) and activations (per tensor), format QDQ.
 
@@ -82,6 +86,7 @@ def quantize_static(
         method: how to find them: all that occurs, without ``100 - percentile`` % on each side, or by least entropy.
         percentile: for that method.
         keep: layers that stay in 32 bits: the first, the last.
+        exact: parts of the network that do, see ``LightField.exact_parts``.
 
     Returns:
         ``out``.
@@ -102,6 +107,7 @@ def quantize_static(
             chosen, options["TensorQuantOverrides"] = _overrides(path, nodes, ranges)
             methods[method] = "MinMax"
         left = {list(nodes)[{"first": 0, "last": -1}[end]] for end in keep} if nodes else set()
+        left.update(_in_parts(nodes, exact))
         quantize(
             prepared,
             partial,
@@ -159,6 +165,12 @@ def _nodes(path: Path, *kinds: str) -> dict[str, onnx.NodeProto]:
     import onnx
 
     return {node.name: node for node in onnx.load(path).graph.node if node.op_type in kinds}
+
+
+def _in_parts(nodes: Mapping[str, onnx.NodeProto], parts: Sequence[str]) -> list[str]:
+    """The layers among some nodes that belong to parts of a network."""
+    # An exporter may put the name of a wrapping module before the part's.
+    return [name for name, node in nodes.items() if any(f".{part}." in f".{node.input[1]}" for part in parts)]
 
 
 def _overrides(

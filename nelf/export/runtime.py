@@ -12,12 +12,13 @@ from torch import Tensor
 from nelf.cameras import Camera
 from nelf.compression.pruning import compressed_bytes
 from nelf.errors import UserError
-from nelf.export.bundle import read_bundle
+from nelf.export.bundle import files_beside, read_bundle
 from nelf.export.cost import graph_cost
 from nelf.export.executorch import Program
 from nelf.export.files import check_graph
 from nelf.export.graph import session
 from nelf.export.inputs import Window, cut, feed, window_in, with_controls
+from nelf.export.motion import MovingVolume, read_motion
 from nelf.export.volume import Volume, read_volume
 from nelf.kernels.lookup import RayFeatures, ray_features
 from nelf.lightfields.grid_r2l import decoder_inputs
@@ -27,6 +28,8 @@ from nelf.rendering import Rendering
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
+
+    from nelf.lightfields.frames import Frame
 
 __all__ = ["ExportedLightField", "load"]
 
@@ -40,6 +43,7 @@ class ExportedLightField:
         bundle: of ``read_bundle``.
         entry: the artifact's entry in it.
         volume: the arrays that its graph's features come from, if it begins there.
+        moving: what makes them move, if they do.
     """
 
     def __init__(
@@ -49,13 +53,14 @@ class ExportedLightField:
         bundle: dict[str, Any],
         entry: dict[str, Any],
         volume: Volume | None = None,
+        moving: MovingVolume | None = None,
     ) -> None:
         self.path, self.bundle, self.entry = path, bundle, entry
         self.sr_factor: int = bundle["sr_factor"]
-        self._graph, self._volume = graph, volume
+        self._graph, self._volume, self._moving = graph, volume, moving
         self._aabb = torch.tensor(bundle["aabb"])
         self._background = torch.tensor(bundle["background_color"])
-        self._controls = 0 if bundle["time"] is None else 1 + len(bundle["controls"])
+        self._controls = _controls(bundle)
 
     def render(self, camera: Camera) -> Rendering:
         """Render one camera.
@@ -120,17 +125,17 @@ class ExportedLightField:
     def cost(self, camera: Camera) -> dict[str, int]:
         """Count what drawing one camera takes: ``parameters``, ``nonzero``, ``macs`` and ``compressed_bytes``.
 
-        The rows of a volume beside the graph count with it. Of an ExecuTorch program only the bytes can be told. See
-        ``nelf.export.cost``.
+        The rows of a volume beside the graph count with it, and its motion. Of an ExecuTorch program only the bytes can
+        be told. See ``nelf.export.cost``.
         """
-        beside = [self.path.parent / self.entry["volume"]["file"]] if self.entry["volume"] else []
-        files = [self.path, *beside]
+        files = [self.path, *(self.path.parent / file for file in files_beside(self.entry["volume"]))]
         cost = {"compressed_bytes": sum(map(compressed_bytes, files))}
         if self.path.suffix == ".pte":
             return cost
         counted = graph_cost(self.path, self.inputs(camera))
         if self._volume is not None:
-            for rows in (self._volume.density, self._volume.features):
+            motion = [] if self._moving is None else [self._moving.values]
+            for rows in (self._volume.density, self._volume.features, *motion):
                 counted["parameters"] += rows.numel()
                 counted["nonzero"] += int(rows.count_nonzero())
         return cost | counted
@@ -147,8 +152,14 @@ class ExportedLightField:
         assert self._volume is not None
         about = self.entry["volume"]
         rays_o, rays_d = (values.reshape(-1, 3).contiguous() for values in (rays.origins, rays.directions))
+        volume: Volume | Frame = self._volume
+        if self._moving is not None:
+            assert rays.controls is not None
+            volume = self._moving.at(rays.controls[0, 0, 0])
         return ray_features(
-            *self._volume,
+            volume.density,
+            volume.features,
+            volume.index,
             rays_o,
             rays_d,
             self._aabb,
@@ -186,8 +197,18 @@ def load(path: Path | str, threads: int | None = None) -> ExportedLightField:
     if entry is None:
         raise UserError(f"{path}: bundle.json does not name it; it names {', '.join(entries) or 'nothing'}.")
     volume = read_volume(folder, entry["volume"], bundle["aabb"]) if entry["volume"] else None
+    about, moving = (entry["volume"] or {}).get("motion"), None
+    if volume is not None and about is not None:
+        moving = read_motion(folder, about, volume, bundle["aabb"], _controls(bundle))
+    elif volume is not None and _controls(bundle):
+        raise UserError(f"{folder / 'bundle.json'}: has a time, but {entry['name']} has a volume without motion.")
     file = folder / entry["file"]
     if file.suffix == ".onnx" and file.is_file():
         check_graph(file)
     graph = Program(file, entry["input"]) if file.suffix == ".pte" else session(file, threads)
-    return ExportedLightField(file, graph, bundle, entry, volume)
+    return ExportedLightField(file, graph, bundle, entry, volume, moving)
+
+
+def _controls(bundle: dict[str, Any]) -> int:
+    """How many controls a bundle has."""
+    return 0 if bundle["time"] is None else 1 + len(bundle["controls"])

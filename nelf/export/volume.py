@@ -19,13 +19,14 @@ from torch import Tensor
 
 from nelf.errors import UserError, atomic_path
 from nelf.export.files import check_volume, gunzip
+from nelf.export.motion import rounded_motion, write_motion
 from nelf.kernels.lookup import MIN_TRANSMITTANCE
 from nelf.lightfields.grid_r2l import MIN_ALPHA_RENDERING
 from nelf.lightfields.volume import SparseVolume, index_of
 from nelf.report.evaluation import evaluate
 
 if TYPE_CHECKING:
-    from nelf.lightfields import GridR2L, LightField
+    from nelf.lightfields import GridDyLiN, GridR2L, LightField
     from nelf.scene import Scene
 
 __all__ = ["DTYPES", "Dtype", "Volume", "choose_dtype", "read_volume", "rounded", "stored", "write_volume"]
@@ -94,6 +95,8 @@ def rounded(network: LightField, dtype: Dtype) -> GridR2L:
     density, features = _restored(stored(copy.volume, dtype))
     copy.volume.density.copy_(density)
     copy.volume.features.copy_(features)
+    if copy.controls:
+        rounded_motion(cast("GridDyLiN", copy))
     return copy
 
 
@@ -119,7 +122,7 @@ def choose_dtype(network: LightField, scene: Scene) -> tuple[Dtype, str]:
 
 
 def write_volume(network: LightField, path: Path, dtype: Dtype = "uint8") -> dict[str, Any]:
-    """Write the volume of a light field.
+    """Write the volume of a light field, and what makes it move in another file beside it.
 
     Args:
         network: trained.
@@ -148,7 +151,13 @@ def write_volume(network: LightField, path: Path, dtype: Dtype = "uint8") -> dic
         "step": network.voxel,
         "min_alpha": MIN_ALPHA_RENDERING,
         "min_transmittance": MIN_TRANSMITTANCE,
+        "motion": write_motion(cast("GridDyLiN", network), _beside(path)) if network.controls else None,
     }
+
+
+def _beside(path: Path) -> Path:
+    """The file of the motion of a volume in ``path``."""
+    return path.with_name(f"{path.name.removesuffix('.bin.gz')}_motion.bin.gz")
 
 
 def read_volume(folder: Path, about: dict[str, Any], aabb: list[float]) -> Volume:

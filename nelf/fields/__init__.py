@@ -2,6 +2,7 @@
 
 from nelf.fields.base import RadianceField
 from nelf.fields.displacement import DisplacementGrid, DisplacementNetwork
+from nelf.fields.dnerf import DNeRF
 from nelf.fields.dynamic_ngp import DynamicNGP
 from nelf.fields.hierarchical import HierarchicalSampler
 from nelf.fields.hyper_ngp import HyperNGP
@@ -12,6 +13,7 @@ from nelf.fields.volume import Pass
 
 __all__ = [
     "NGP",
+    "DNeRF",
     "DisplacementGrid",
     "DisplacementNetwork",
     "DynamicNGP",

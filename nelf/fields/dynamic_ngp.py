@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from nelf.fields.volume import Pass
 
-__all__ = ["DynamicNGP"]
+__all__ = ["LOOKS", "DynamicNGP", "padded"]
 
 CHUNK = 2**18
 MULTIPLE = 16  # matrix kernels in bfloat16 are slow where a row has another number of values
@@ -91,7 +91,7 @@ class DynamicNGP(NGP):
             grid_resolution, grid_slices, max_samples, early_stop, low_precision,
         )  # fmt: skip
         self.sampler.grid.looks = LOOKS  # type: ignore[union-attr]
-        self.density_net = mlp(_padded(self.encoding.out_features + 2 * control_frequencies * controls), hidden, 1, 16)
+        self.density_net = mlp(padded(self.encoding.out_features + 2 * control_frequencies * controls), hidden, 1, 16)
         self.controls = controls
         self.control_frequencies = control_frequencies
         self.motion_lr = motion_lr
@@ -112,7 +112,7 @@ class DynamicNGP(NGP):
         """The density of positions (S, 3) at rest, in [0, 1]."""
         waves = frequency_encoding(controls, self.control_frequencies, pi=True)[:, self.controls :]
         inputs = torch.cat([self.encoding(at_rest.clamp(0.0, 1.0)), waves], 1)
-        return self._from_inputs(pad(inputs, (0, _padded(inputs.shape[1]) - inputs.shape[1])))
+        return self._from_inputs(pad(inputs, (0, padded(inputs.shape[1]) - inputs.shape[1])))
 
     @property
     def regularizers(self) -> dict[str, Callable[[Pass], Tensor]]:
@@ -187,5 +187,6 @@ class AtRest:
         return sigma.masked_fill(outside, 0.0), features
 
 
-def _padded(width: int) -> int:
+def padded(width: int) -> int:
+    """So many inputs that rows of them are quick to multiply."""
     return math.ceil(width / MULTIPLE) * MULTIPLE

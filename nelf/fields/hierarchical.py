@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -9,9 +11,10 @@ from nelf.fields.base import FieldRays
 from nelf.fields.samplers import Sampler
 from nelf.kernels import Samples
 
-__all__ = ["HierarchicalSampler", "importance_points", "stratified_points"]
+__all__ = ["HierarchicalSampler", "ask", "importance_points", "stratified_points"]
 
 _EVERYWHERE = 1e-5  # weight that each bin has beside its own, so that no part of a ray is without samples
+INFINITE = 1e10  # how far the last sample of a ray reaches, if it has no end
 
 
 class HierarchicalSampler(Sampler):
@@ -68,6 +71,32 @@ class HierarchicalSampler(Sampler):
         step = (t[:, -1:] - t[:, :1]) / (count - 1)
         indices = torch.arange(n_rays, device=t.device).repeat_interleave(count)
         return Samples(t.reshape(-1), torch.cat([t[:, 1:], t[:, -1:] + step], 1).view(-1), indices)
+
+
+def ask(
+    density: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]], rays: FieldRays, t: Tensor, infinite_end: bool
+) -> tuple[Samples, Tensor, Tensor]:
+    """Ask for the density at points of rays.
+
+    Args:
+        density: see ``RadianceField.density``.
+        rays: N of them.
+        t: (N, K) points, ascending.
+        infinite_end: the last sample of a ray has no end, and is opaque wherever it has any density.
+
+    Returns:
+        The samples, S = N K of them; their densities (S,), and what their colors are made of (S, F).
+    """
+    positions = torch.addcmul(rays.origins[:, None], rays.directions[:, None], t[..., None])
+    controls = rays.scene.controls
+    controls = None if controls is None else controls.repeat_interleave(t.shape[1], 0)
+    sigma, features = density(positions.view(-1, 3), controls)
+    samples = HierarchicalSampler.intervals(t)
+    if infinite_end:
+        ends = torch.zeros_like(t, dtype=torch.bool)
+        ends[:, -1] = True
+        sigma = torch.where(ends.view(-1), sigma * INFINITE / (samples.t_ends - samples.t_starts), sigma)
+    return samples, sigma, features
 
 
 def stratified_points(near: Tensor, far: Tensor, count: int, jitter: bool, disparity: bool = False) -> Tensor:

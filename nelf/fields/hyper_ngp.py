@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -13,6 +12,7 @@ from nelf.encodings import coarse_to_fine, spherical_harmonics
 from nelf.errors import UserError
 from nelf.fields.codes import TimeCodes, ViewCodes
 from nelf.fields.displacement import DisplacementGrid
+from nelf.fields.dynamic_ngp import LOOKS, padded
 from nelf.fields.ngp import NGP, mlp
 from nelf.fields.warp import SE3Warp, SlicingSurface, TranslationWarp, robust
 
@@ -29,7 +29,6 @@ WARPS = ("se3", "translation", "grid", "none")
 AMBIENT_OPENS = 1 / 80, 11 / 80  # share of the window at which the ambient space begins to count, and counts fully
 BACKGROUND_SCALE, BACKGROUND_NOISE = 1e-3, 1e-3  # field unit
 MULTIPLE = 16  # matrix kernels in bfloat16 are slow where a row has another number of values
-DECAY = 0.98  # of the occupancy grid: a cell that something passes through is seen rarely
 
 
 class HyperNGP(NGP):
@@ -124,9 +123,9 @@ class HyperNGP(NGP):
             levels, features, log2_table, base_resolution, finest_resolution, hidden, color_layers, scale,
             grid_resolution, grid_slices, max_samples, early_stop, low_precision,
         )  # fmt: skip
-        self.sampler.grid.decay = DECAY  # type: ignore[union-attr]
-        self.density_net = mlp(_padded(self.encoding.out_features + 2 * ambient), hidden, 1, 16)
-        self.color_net = mlp(32 + _padded(appearance), hidden, color_layers, 3)
+        self.sampler.grid.looks = LOOKS  # type: ignore[union-attr]
+        self.density_net = mlp(padded(self.encoding.out_features + 2 * ambient), hidden, 1, 16)
+        self.color_net = mlp(32 + padded(appearance), hidden, color_layers, 3)
         self.codes = TimeCodes(codes)
         self.appearance = ViewCodes(appearance) if appearance else None
         self.warp: TranslationWarp | DisplacementGrid | None = None
@@ -178,7 +177,7 @@ class HyperNGP(NGP):
             # Not cos w: the density network has no biases, and with one it soon empties all of space.
             inputs += [window * ambient.sin(), window * (ambient.cos() - 1.0)]
         joined = torch.cat(inputs, 1)
-        return self._from_inputs(pad(joined, (0, _padded(joined.shape[1]) - joined.shape[1])))
+        return self._from_inputs(pad(joined, (0, padded(joined.shape[1]) - joined.shape[1])))
 
     def _displacement(self, positions: Tensor, times: Tensor, codes: Tensor) -> Tensor:
         """From positions (S, 3) to where they lie at rest, both in the field's space."""
@@ -204,7 +203,7 @@ class HyperNGP(NGP):
         if self.appearance is None:
             return harmonics
         codes = self.appearance(view, len(viewdirs))
-        return torch.cat([harmonics, pad(codes, (0, _padded(codes.shape[1]) - codes.shape[1]))], 1)
+        return torch.cat([harmonics, pad(codes, (0, padded(codes.shape[1]) - codes.shape[1]))], 1)
 
     @property
     def regularizers(self) -> dict[str, Callable[[Pass], Tensor]]:
@@ -237,7 +236,3 @@ class HyperNGP(NGP):
             {"params": rest, "lr": lr, "weight_decay": weight_decay},
             {"params": list(own), "lr": lr * self.motion_lr, "weight_decay": weight_decay},
         ]
-
-
-def _padded(width: int) -> int:
-    return math.ceil(width / MULTIPLE) * MULTIPLE

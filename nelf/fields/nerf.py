@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nelf.encodings import frequency_encoding
 from nelf.fields.base import FieldRays, RadianceField
-from nelf.fields.hierarchical import HierarchicalSampler
+from nelf.fields.hierarchical import HierarchicalSampler, ask
 from nelf.fields.samplers import OccupancySampler
 from nelf.fields.volume import Pass, weights_along
 from nelf.kernels import Samples, multiplies_bfloat16
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["GridNeRF", "NeRF", "RadianceMLP"]
 
 DENSITIES: dict[str, Callable[[Tensor], Tensor]] = {"softplus": F.softplus, "relu": F.relu}
-INFINITE = 1e10  # how far the last sample of a ray reaches, if it has no end
 SWEEPS = 2  # random points of each cell that an occupancy grid is filled from
 CHUNK_SAMPLES = 2**17  # of an image that are asked for together
 
@@ -235,14 +234,7 @@ class NeRF(RadianceField):
 
     def _ask(self, network: RadianceMLP, rays: FieldRays, t: Tensor) -> tuple[Samples, Tensor, Tensor]:
         """Samples at points (N, K) of N rays, their densities and what their colors are made of."""
-        positions = torch.addcmul(rays.origins[:, None], rays.directions[:, None], t[..., None])
-        sigma, hidden = network.density(positions.view(-1, 3))
-        samples = self.sampler.intervals(t)
-        if self.infinite_end:
-            ends = torch.zeros_like(t, dtype=torch.bool)
-            ends[:, -1] = True
-            sigma = torch.where(ends.view(-1), sigma * INFINITE / (samples.t_ends - samples.t_starts), sigma)
-        return samples, sigma, hidden
+        return ask(lambda positions, _: network.density(positions), rays, t, self.infinite_end)
 
 
 class GridNeRF(RadianceField):

@@ -131,7 +131,14 @@ def run_padded(network: Callable[[Tensor], Tensor], inputs: Tensor, low_precisio
 
 
 def mlp(inputs: int, hidden: int, hidden_layers: int, outputs: int) -> nn.Sequential:
-    """A network without biases, as tiny-cuda-nn's, Xavier-uniform."""
+    """A network without biases, as tiny-cuda-nn's, Xavier-uniform.
+
+    Args:
+        inputs: values that it takes.
+        hidden: neurons of each hidden layer.
+        hidden_layers: how many there are.
+        outputs: values that it gives.
+    """
     widths = [inputs] + [hidden] * hidden_layers + [outputs]
     layers: list[nn.Module] = []
     for width_in, width_out in pairwise(widths):

@@ -35,11 +35,14 @@ def _convert(words: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m nelf.interop", description=_USAGE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("file", help="a checkpoint of ngp_pl, MobileR2L, R2L, nerf-pytorch or nerf_pl; or a pseudo set")
+    formats = "ngp_pl, MobileR2L, R2L, DyLiN, nerf-pytorch, nerf_pl or D-NeRF"
+    parser.add_argument("file", help=f"a checkpoint of {formats}; or a pseudo set")
     parser.add_argument("--to", required=True, help="a run directory; for a pseudo set, the folder to write")
     chosen = parser.add_argument_group(_HINT)
     chosen.add_argument("--radius", type=float, help="distance of the scene's cameras from its origin (ngp_pl)")
-    chosen.add_argument("--width", type=_count, help="of the training images, pixels (NeRF, R2L): 400 if left out")
+    chosen.add_argument(
+        "--width", type=_count, help="of the training images, pixels (NeRF, R2L, DyLiN): 400 if left out"
+    )
     chosen.add_argument("--near", type=float, help="smallest z-depth of samples: 2 if left out")
     chosen.add_argument("--far", type=float, help="largest z-depth of samples: 6 if left out")
     chosen.add_argument("--background", choices=("white", "black"), help="NeRF: white if left out")
@@ -48,6 +51,8 @@ def _convert(words: list[str]) -> None:
     chosen.add_argument("--multires", type=_count, help="frequencies of the embedding (MobileR2L): 6 if left out")
     chosen.add_argument("--activation", choices=("gelu", "relu"), help="MobileR2L: gelu if the file does not tell")
     chosen.add_argument("--residual", type=_yes, metavar="yes|no", help="trained with --use_residual (R2L)")
+    still = "nothing moves at time 0 (D-NeRF): yes if left out"
+    chosen.add_argument("--zero-canonical", type=_yes, metavar="yes|no", help=still)
     given = vars(parser.parse_args(words))
 
     from nelf.interop.recognize import convert  # what is wrong with the words does not wait for torch
@@ -76,14 +81,14 @@ def _poses(words: list[str]) -> None:
     from nelf.data import read_scene
     from nelf.data.writer import stated
     from nelf.interop.poses import write_poses
-    from nelf.paths import random_cameras
+    from nelf.paths import POSES, random_cameras
 
     parser = argparse.ArgumentParser(prog="python -m nelf.interop poses")
     parser.add_argument("--scene", required=True, help="a scene in the Blender format, whose cameras are followed")
     parser.add_argument("--views", required=True, type=int, help="how many")
     parser.add_argument("--out", required=True, help="the file to write, such as pseudo/transforms_train.json")
     parser.add_argument("--width", type=int, help="of the pictures, pixels: the scene's if left out")
-    parser.add_argument("--poses", choices=("hemisphere", "interpolate", "mobile_r2l", "r2l"), default="hemisphere")
+    parser.add_argument("--poses", choices=POSES, default="hemisphere")
     parser.add_argument("--seed", type=int, default=0, help="which set")
     given = parser.parse_args(words)
     if given.views < 1:

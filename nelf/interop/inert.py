@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-__all__ = ["Global", "Storage", "StoredTensor", "Stub", "run"]
+__all__ = ["Global", "Storage", "StoredTensor", "Stub", "module_state", "run"]
 
 _INSTRUCTIONS = 2**20  # of one pickle, each of which costs little memory; a large network has a tenth of them
 _DIMENSIONS = 64  # of a tensor, at the most
@@ -22,17 +22,21 @@ _DIMENSIONS = 64  # of a tensor, at the most
 STUBS = frozenset(
     {
         "model.nerf_raybased.NeRF_v3_2",
+        "model.nerf_raybased.Net_hyper",
+        "model.nerf_raybased.Net_offset",
         "model.nerf_raybased.ResMLP",
         "model.R2L.R2L",
         "model.R2L.ResnetBlock",
         "argparse.Namespace",
         "smilelogging.utils.EmptyClass",
+        "utils.EmptyClass",
         "easydict.EasyDict",
         "torch.nn.modules.activation.GELU",
         "torch.nn.modules.activation.ReLU",
         "torch.nn.modules.activation.Sigmoid",
         "torch.nn.modules.batchnorm.BatchNorm2d",
         "torch.nn.modules.batchnorm.SyncBatchNorm",
+        "torch.nn.modules.container.ModuleList",
         "torch.nn.modules.container.Sequential",
         "torch.nn.modules.conv.Conv2d",
         "torch.nn.modules.conv.ConvTranspose2d",
@@ -57,6 +61,30 @@ class Stub:
 
     name: str
     state: dict[Any, Any] = field(default_factory=dict)
+
+
+def module_state(module: Stub) -> dict[str, Any]:
+    """The state dict of a stored module: its parameters by their paths, as far as its parts are stored modules, too.
+
+    Args:
+        module: what was pickled whole.
+
+    Returns:
+        By name; what is no ``StoredTensor`` was something else in the file. A part that occurs twice counts once.
+    """
+    found: dict[str, Any] = {}
+    left, seen = [("", module)], {id(module)}
+    while left:
+        path, part = left.pop()
+        for kind in ("_parameters", "_buffers"):
+            own = part.state.get(kind)
+            found |= {f"{path}{name}": value for name, value in own.items()} if isinstance(own, dict) else {}
+        parts = part.state.get("_modules")
+        for name, value in parts.items() if isinstance(parts, dict) else ():
+            if isinstance(value, Stub) and id(value) not in seen:
+                seen.add(id(value))
+                left.append((f"{path}{name}.", value))
+    return found
 
 
 @dataclass(eq=False)

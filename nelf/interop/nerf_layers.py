@@ -17,7 +17,17 @@ from torch import Tensor
 from nelf.errors import UserError
 from nelf.interop.conversion import Conversion, depth_range, unknown_layout
 
-__all__ = ["Layer", "Options", "Parts", "convert_parts", "take", "without_directions"]
+__all__ = [
+    "Layer",
+    "Options",
+    "Parts",
+    "convert_parts",
+    "layout",
+    "named",
+    "scene_state",
+    "take",
+    "without_directions",
+]
 
 
 class Layer(NamedTuple):
@@ -111,22 +121,13 @@ def convert_parts(path: Path, name: str, parts: Mapping[str, Parts], options: Op
     Raises:
         UserError: layers that do not follow each other, or networks that differ.
     """
-    described = {key: _arguments(path, each) for key, each in parts.items()}
+    described = {key: layout(path, each) for key, each in parts.items()}
     if len(parts) == 2 and described["coarse"] != described["fine"]:
         raise UserError(f"{path}: its coarse and its fine network differ: {described['coarse']}, {described['fine']}.")
-    layout = described["coarse"]
-    state = {
-        "background": torch.full((3,), 1.0 if options.background == "white" else 0.0),
-        "center": torch.zeros(3),
-        "unit": torch.ones(()),
-        **depth_range(options.near, options.far),
-    }
+    found = described["coarse"]
+    state = scene_state(options)
     for key, each in parts.items():
-        layers = {f"layers.{index}": layer for index, layer in enumerate(each.layers)}
-        layers |= {"density_layer": each.density, "feature_layer": each.feature, "color_layer": each.color}
-        layers |= {f"direction_layers.{index}": layer for index, layer in enumerate(each.directions)}
-        for place, layer in layers.items():
-            state |= {f"{key}.{place}.weight": layer.weight, f"{key}.{place}.bias": layer.bias}
+        state |= named(key, each)
     chosen = {
         "density_activation": "relu",
         "infinite_end": True,
@@ -136,15 +137,48 @@ def convert_parts(path: Path, name: str, parts: Mapping[str, Parts], options: Op
     }
     parameters = sum(values.numel() for key, values in state.items() if "." in key)
     line = (
-        f"{name}, {' and '.join(parts)} network, {layout['depth']} layers of {layout['width']}, skips "
-        f"{layout['skips'] or 'none'}, {layout['frequencies']} and {layout['direction_frequencies']} frequencies, "
+        f"{name}, {' and '.join(parts)} network, {found['depth']} layers of {found['width']}, skips "
+        f"{found['skips'] or 'none'}, {found['frequencies']} and {found['direction_frequencies']} frequencies, "
         f"{parameters} parameters; trained at {options.width} px"
     )
-    return Conversion("teacher", "NeRF", {**layout, **chosen, **arguments}, state, line)
+    return Conversion("teacher", "NeRF", {**found, **chosen, **arguments}, state, line)
 
 
-def _arguments(path: Path, parts: Parts) -> dict[str, Any]:
-    """The arguments of ``RadianceMLP`` that the shapes of the layers tell."""
+def scene_state(options: Options) -> dict[str, Tensor]:
+    """The buffers of a field whose space is the scene's.
+
+    Raises:
+        UserError: near and far are no depth range.
+    """
+    return {
+        "background": torch.full((3,), 1.0 if options.background == "white" else 0.0),
+        "center": torch.zeros(3),
+        "unit": torch.ones(()),
+        **depth_range(options.near, options.far),
+    }
+
+
+def named(prefix: str, parts: Parts) -> dict[str, Tensor]:
+    """The weights of a network by the names that ``RadianceMLP`` has for them, behind a prefix."""
+    layers = {f"layers.{index}": layer for index, layer in enumerate(parts.layers)}
+    layers |= {"density_layer": parts.density, "feature_layer": parts.feature, "color_layer": parts.color}
+    layers |= {f"direction_layers.{index}": layer for index, layer in enumerate(parts.directions)}
+    state: dict[str, Tensor] = {}
+    for place, layer in layers.items():
+        state |= {f"{prefix}.{place}.weight": layer.weight, f"{prefix}.{place}.bias": layer.bias}
+    return state
+
+
+def layout(path: Path, parts: Parts) -> dict[str, Any]:
+    """The arguments of ``RadianceMLP`` that the shapes of the layers tell.
+
+    Args:
+        path: the file, for errors.
+        parts: the network.
+
+    Raises:
+        UserError: columns that no encoding fills.
+    """
     width, position = parts.layers[0].weight.shape
     widths = [layer.weight.shape[1] for layer in parts.layers]
     skips = [index for index, columns in enumerate(widths) if index and columns == width + position]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from nelf.interop.conversion import Conversion, strip_prefix
 from nelf.interop.nerf_layers import Options, Parts, convert_parts, take, without_directions
 from nelf.interop.torch_file import Checkpoint
 
-__all__ = ["convert", "recognizes"]
+__all__ = ["convert", "network_parts", "recognizes"]
 
 _NAME = "nerf-pytorch (yenchenlin)"
 _LAYER = re.compile(r"pts_linears\.\d+\.weight")
@@ -41,16 +42,28 @@ def convert(checkpoint: Checkpoint, **options: Any) -> Conversion:
     content = checkpoint.content
     states = {"coarse": content["network_fn_state_dict"], "fine": content.get("network_fine_state_dict")}
     parts = {
-        key: _parts(checkpoint.path, strip_prefix(checkpoint.tensors(state))) for key, state in states.items() if state
+        key: network_parts(checkpoint.path, _NAME, strip_prefix(checkpoint.tensors(state)))
+        for key, state in states.items()
+        if state
     }
     return convert_parts(checkpoint.path, _NAME, parts, Options(**options))
 
 
-def _parts(path: Path, state: dict[str, Tensor]) -> Parts:
-    depth = sum(bool(_LAYER.fullmatch(name)) for name in state)
-    layers = take(path, _NAME, state, [f"pts_linears.{index}" for index in range(depth)])
+def network_parts(path: Path, name: str, state: Mapping[str, Tensor]) -> Parts:
+    """The layers of one network.
+
+    Args:
+        path: the file, for errors.
+        name: of its format, likewise.
+        state: its tensors, without prefix.
+
+    Raises:
+        UserError: layers that are missing or do not fit.
+    """
+    depth = sum(bool(_LAYER.fullmatch(key)) for key in state)
+    layers = take(path, name, state, [f"pts_linears.{index}" for index in range(depth)])
     if "output_linear.weight" in state:  # trained without view directions; its views_linears are not used
-        return without_directions(layers, *take(path, _NAME, state, ["output_linear"]))
+        return without_directions(layers, *take(path, name, state, ["output_linear"]))
     names = ["alpha_linear", "feature_linear", "views_linears.0", "rgb_linear"]
-    density, feature, direction, color = take(path, _NAME, state, names)
+    density, feature, direction, color = take(path, name, state, names)
     return Parts(layers, density, feature, [direction], color)

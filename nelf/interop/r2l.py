@@ -18,7 +18,7 @@ from nelf.interop.tar import write_tar
 from nelf.interop.torch_file import Checkpoint
 from nelf.lightfields import LightField
 
-__all__ = ["convert", "recognizes", "save_tar"]
+__all__ = ["block_scale", "convert", "recognizes", "save_tar", "stored_options", "trial_options"]
 
 _BLOCK = re.compile(r"body\.\d+\.body\.0\.weight")
 _MULTIRES, _POINTS, _PLUCKER = 10, 16, 6  # defaults of the original's commands; numbers of a Plücker coordinate
@@ -51,7 +51,7 @@ def convert(
     """
     path = checkpoint.path
     state = {name: values.float() for name, values in checkpoint.tensors(_state(checkpoint.content)).items()}
-    options = _options(checkpoint.content)
+    options = stored_options(checkpoint.content)
     lacking = [name for name in ("head.0.bias", "tail.0.weight", "tail.0.bias") if name not in state]
     if lacking:
         raise unknown_layout(path, "R2L", state, ", ".join(lacking))
@@ -76,7 +76,7 @@ def convert(
         "points": _POINTS if plucker else points,
         "multires": multires,
         "skip": bool(residual),
-        "block_scale": _block_scale(path, options),
+        "block_scale": block_scale(path, options),
         "ray_shift": 0.5 / width,
     }
     parameters = sum(values.numel() for values in state.values())
@@ -120,20 +120,33 @@ def _state(content: Any) -> dict[str, Any]:
     return strip_prefix(state) if isinstance(state, dict) and all(isinstance(name, str) for name in state) else {}
 
 
-def _options(content: Any) -> dict[str, Any]:
+def stored_options(content: Any) -> dict[str, Any]:
     """The command line with which it was trained, where the network is stored whole: ``network_fn.args``."""
     network = content.get("network_fn")
     args = network.state.get("args") if isinstance(network, Stub) else None
     return args.state if isinstance(args, Stub) else {}
 
 
-def _block_scale(path: Path, options: dict[str, Any]) -> float:
-    """What the options under ``trial`` say, if it is something that nelf's R2L can be."""
+def trial_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The options under ``trial``."""
     trial = options.get("trial")
-    stated = trial.state if isinstance(trial, Stub) else {}
-    for key, allowed in (("body_arch", "mlp"), ("inact", "relu"), ("outact", "none"), ("n_learnable", 2)):
+    return trial.state if isinstance(trial, Stub) else {}
+
+
+def block_scale(path: Path, options: dict[str, Any]) -> float:
+    """What a block's addition is multiplied by, if the options are those of residual blocks as nelf has them.
+
+    Args:
+        path: the file, for errors.
+        options: of ``stored_options``.
+
+    Raises:
+        UserError: they are not.
+    """
+    stated = trial_options(options)
+    for key, allowed in (("body_arch", "resmlp"), ("inact", "relu"), ("outact", "none"), ("n_learnable", 2)):
         if stated.get(key, allowed) != allowed:
-            raise UserError(f"{path}: was trained with --trial.{key} {stated[key]}; nelf's R2L has only {allowed}.")
+            raise UserError(f"{path}: was trained with --trial.{key} {stated[key]}; nelf has only {allowed}.")
     scale = stated.get("res_scale", 1.0)
     if not isinstance(scale, int | float):
         raise UserError(f"{path}: states --trial.res_scale {scale!r}; expected a number.")

@@ -11,6 +11,8 @@ from typing import Any
 
 from nelf.errors import UserError
 from nelf.interop import (
+    dnerf,
+    dylin,
     mobile_r2l,
     mobile_r2l_pseudo,
     nerf_pl,
@@ -29,14 +31,17 @@ __all__ = ["FORMATS", "conversion", "convert"]
 FORMATS: dict[str, ModuleType] = {
     "ngp_pl": ngp_pl,
     "MobileR2L": mobile_r2l,
+    "DyLiN": dylin,  # before R2L, whose trunk it has
     "R2L": r2l,
+    "D-NeRF": dnerf,
     "nerf-pytorch (yenchenlin)": nerf_pytorch,
     "nerf-pytorch (krrish94)": nerf_pytorch_krrish94,
     "nerf_pl": nerf_pl,
 }
 _KEYS = (
-    "model.density_bitfield (ngp_pl), head.0.weight (R2L, MobileR2L), pts_linears.0.weight or model_coarse_state_dict "
-    "(nerf-pytorch), nerf_coarse.xyz_encoding_1.0.weight (nerf_pl)"
+    "model.density_bitfield (ngp_pl), head.0.weight (R2L, MobileR2L), network_fn_offset (DyLiN), pts_linears.0.weight "
+    "or model_coarse_state_dict (nerf-pytorch), _time_out.weight (D-NeRF), nerf_coarse.xyz_encoding_1.0.weight "
+    "(nerf_pl)"
 )
 
 

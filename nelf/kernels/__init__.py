@@ -35,6 +35,7 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "march": {"cpu": "cpu_rays"},
     "composite": {"cpu": "cpu_rays"},
     "ray_features": {"cpu": "cpu_lookup"},
+    "trilinear": {"cpu": "cpu_trilinear"},
 }
 BACKENDS = ("reference", "cpu")
 

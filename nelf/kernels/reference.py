@@ -161,13 +161,7 @@ def ray_features(
     at = (positions - aabb[:3]) / (aabb[3:] - aabb[:3]) * cells
     at = torch.minimum(at.clamp(min=0.0), cells - 1e-3)
     low = at.long()
-    inside = at - low
-
-    _, height, width = index.shape
-    corners = torch.stack([low.new_tensor([i, j, k]) for k in (0, 1) for j in (0, 1) for i in (0, 1)])  # x, y, z
-    shares = torch.where(corners.bool(), inside[..., None, :], 1 - inside[..., None, :]).prod(-1)  # (N, P, 8)
-    x, y, z = (low[..., None, :] + corners).unbind(-1)
-    rows = index.flatten()[(z * height + y) * width + x].long()
+    rows, shares = _corner_rows(index, low, at - low)  # (N, P, 8)
     kept = (rows >= 0).all(-1) & (t < t_max[:, None])
     rows = rows.clamp(min=0)
 
@@ -180,6 +174,26 @@ def ray_features(
     values = (features[rows] * shares[..., None]).sum(-2)  # (N, P, C)
     depth = (weights * t).sum(-1).detach()
     return RayFeatures((values * weights[..., None]).sum(1), weights.sum(-1), depth)
+
+
+def trilinear(values: Tensor, index: Tensor, positions: Tensor, aabb: Tensor, missing: Tensor) -> Tensor:
+    """See ``nelf.kernels.trilinear.trilinear``."""
+    cells = positions.new_tensor([side - 1 for side in index.shape[::-1]])
+    at = (positions - aabb[:3]) / (aabb[3:] - aabb[:3]) * cells
+    at = torch.minimum(at.clamp(min=0.0), cells)
+    low = torch.minimum(at.long(), cells.long() - 1)
+    rows, shares = _corner_rows(index, low, at - low)  # (N, 8)
+    read = torch.where((rows >= 0)[..., None], values[rows.clamp(min=0)], missing)
+    return (read * shares[..., None]).sum(-2)
+
+
+def _corner_rows(index: Tensor, low: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows (..., 8) of the corners of cells ``low`` (..., 3) xyz, and their shares of places in the cells."""
+    _, height, width = index.shape
+    corners = torch.stack([low.new_tensor([i, j, k]) for k in (0, 1) for j in (0, 1) for i in (0, 1)])  # x, y, z
+    shares = torch.where(corners.bool(), inside[..., None, :], 1 - inside[..., None, :]).prod(-1)
+    x, y, z = (low[..., None, :] + corners).unbind(-1)
+    return index.flatten()[(z * height + y) * width + x].long(), shares
 
 
 def _fade(values: Tensor, least: float) -> Tensor:

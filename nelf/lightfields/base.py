@@ -63,6 +63,9 @@ class LightField(nn.Module):
     #: Whether rendering may compute in bfloat16 where the processor multiplies it: layers that are converted to it then
     #: get inputs that the class converts.
     low_precision = False
+    #: Small parts that compression leaves as they are. They compute in 32 bits whatever the others do, because what
+    #: they give is multiplied before it is looked at, as a point is by the highest frequency of an embedding.
+    exact_parts: tuple[str, ...] = ()
 
     near: Tensor
     far: Tensor

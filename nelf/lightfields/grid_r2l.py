@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, max_pool2d, max_pool3d, normalize, pad, pixel_shuffle, pixel_unshuffle
+from torch.nn.functional import avg_pool2d, max_pool2d, normalize, pad, pixel_shuffle, pixel_unshuffle
 
 from nelf.encodings import spherical_harmonics
 from nelf.kernels import multiplies_bfloat16, reference
@@ -15,11 +15,13 @@ from nelf.kernels.lookup import RayFeatures, most_points
 from nelf.lightfields.base import LightField
 from nelf.lightfields.mobile_r2l import activation_layer
 from nelf.lightfields.visual_hull import tight_box, visual_hull
-from nelf.lightfields.volume import MOST_CORNERS, SparseVolume, corners_of
-from nelf.lightfields.warm_start import bake, dense_cells, fill_gaps, find_gaps, gap_cells, lit_cells
+from nelf.lightfields.volume import MOST_CORNERS, SparseVolume, around, corners_of
+from nelf.lightfields.warm_start import bake, cells_holding, dense_cells, fill_gaps, find_gaps, lit_cells
 from nelf.rendering import Rendering
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nelf.cameras import Camera
     from nelf.lightfields.warm_start import Density
     from nelf.rays import Rays
@@ -137,32 +139,37 @@ class GridR2L(LightField):
         super().prepare(geometry)
         self.background.copy_(geometry.background)
         known = (silhouettes, teacher)
-        box = tight_box(self._matter((BOX_CELLS,) * 3, *known), self.aabb)
-        self.aabb.copy_(box)
-        resolution = self.resolution or self._sharp(geometry.cameras, UNKNOWN if teacher is None else CORNERS[1])
+        self.aabb.copy_(tight_box(self._matter((BOX_CELLS,) * 3, *known), self.aabb))
         most = ROWS if self.resolution is None else MOST_CORNERS
-        while True:
-            self._start(resolution, geometry.cameras, *known)
-            if hasattr(teacher, "render") and len(self.volume.density) <= most:
-                self._fill(teacher, geometry.cameras)
-            rows = len(self.volume.density)
-            if rows <= most or resolution <= CORNERS[0]:
-                return
-            resolution = max(int(resolution * (most / rows) ** 0.5), CORNERS[0])  # most scenes are shells
+        cameras = geometry.cameras
+        self._try_resolutions(cameras, teacher is not None, lambda corners: self._start(corners, cameras, *known, most))
+
+    def _try_resolutions(self, cameras: Camera, known: bool, start: Callable[[int], float]) -> None:
+        """Start a volume with as many corners along its longest side as the images ask for, or fewer.
+
+        ``start`` gives its size as a multiple of the largest one; ``known``: a teacher says which corners there are.
+        """
+        box = self.aabb.clone()
+        resolution = self.resolution or self._sharp(cameras, CORNERS[1] if known else UNKNOWN)
+        while (excess := start(resolution)) > 1 and resolution > CORNERS[0]:
+            resolution = max(int(resolution / excess**0.5), CORNERS[0])  # most scenes are shells
             self.aabb.copy_(box)
 
     def _start(
-        self, resolution: int, cameras: Camera, silhouettes: Silhouettes | None, teacher: Density | None
-    ) -> None:
-        """Find which corners of a volume exist, and give them what the teacher knows."""
+        self, resolution: int, cameras: Camera, silhouettes: Silhouettes | None, teacher: Density | None, most: int
+    ) -> float:
+        """Find which corners of a volume exist, and give them what the teacher knows; its rows, over ``most``."""
         shape = self._divide(resolution)
         cells = self._matter(shape, silhouettes, teacher)
         if teacher is None:
             self.volume.resize(corners_of(cells if cells.any() else torch.ones_like(cells)))
-            return
-        self.volume.resize(corners_of(_around(cells) if cells.any() else torch.ones_like(cells)))
+            return len(self.volume.density) / most
+        self.volume.resize(corners_of(around(cells) if cells.any() else torch.ones_like(cells)))
         bake(self.volume, teacher, self.aabb, cameras)
-        self.volume.keep(self._lit(cameras))
+        self.volume.keep(lit_cells(self.volume, self.aabb, cameras, self.voxel, MIN_ALPHA_RENDERING))
+        if hasattr(teacher, "render") and len(self.volume.density) <= most:
+            self._fill(teacher, cameras)
+        return len(self.volume.density) / most
 
     def _fill(self, teacher: Any, cameras: Camera) -> None:
         """Put something where rays end in the teacher's pictures, but not in the volume with its density."""
@@ -170,7 +177,7 @@ class GridR2L(LightField):
         if not len(gaps.points):
             return
         shape = tuple(side - 1 for side in self.volume.shape.tolist())
-        new = self.volume.extend(corners_of(_around(gap_cells(gaps, self.aabb, shape))))
+        new = self.volume.extend(corners_of(around(cells_holding(gaps.points, self.aabb, shape))))
         bake(self.volume, teacher, self.aabb, cameras, new)
         fill_gaps(self.volume, gaps, self.aabb)
 
@@ -182,10 +189,8 @@ class GridR2L(LightField):
             cameras: those that it was trained with.
         """
         visible = self.volume.cells_at(torch.sigmoid(self.volume.density) > MIN_ALPHA_RENDERING)
-        self.volume.keep(visible & self._lit(cameras))
-
-    def _lit(self, cameras: Camera) -> Tensor:
-        return lit_cells(self.volume, self.aabb, cameras, self.voxel, MIN_ALPHA_RENDERING)
+        lit = lit_cells(self.volume, self.aabb, cameras, self.voxel, MIN_ALPHA_RENDERING)
+        self.volume.keep(visible & lit)
 
     def _matter(self, shape: tuple[int, ...], silhouettes: Silhouettes | None, teacher: Density | None) -> Tensor:
         """The cells of the box (z, y, x) that teacher and silhouettes allow."""
@@ -379,11 +384,6 @@ def decoder_window(opacity: Tensor, margin: int, multiple: int) -> tuple[int, in
     if not rows:
         return 0, 0, 0, 0
     return (*_grown(rows, hit.shape[0], margin, multiple), *_grown(columns, hit.shape[1], margin, multiple))
-
-
-def _around(cells: Tensor) -> Tensor:
-    """Cells (D, H, W) and their neighbors: also what lies between samples, and where a density falls to zero."""
-    return max_pool3d(cells[None].float(), 3, 1, 1)[0] > 0
 
 
 def _grown(hit: list[int], size: int, margin: int, multiple: int) -> tuple[int, int]:

@@ -5,25 +5,13 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nelf.lightfields.base import LightField
-from nelf.lightfields.mobile_r2l import stratified
+from nelf.lightfields.residual import colors, embed, points_along, residual_layers
 from nelf.rays import Rays
 
 __all__ = ["R2L"]
-
-
-class _ResidualBlock(nn.Module):
-    """Two linear layers with a ReLU between them and nothing after the sum."""
-
-    def __init__(self, width: int, scale: float) -> None:
-        super().__init__()
-        self.scale = scale
-        self.body = nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.add(x, self.body(x), alpha=self.scale)
 
 
 class R2L(LightField):
@@ -72,8 +60,6 @@ class R2L(LightField):
     ) -> None:
         if inputs not in ("points", "plucker"):
             raise ValueError(f"Expected argument `inputs` to be 'points' or 'plucker', but got {inputs!r}.")
-        if depth < 2 or depth % 2:
-            raise ValueError(f"Expected argument `depth` to be an even number from 2 on, but got {depth}.")
         if points < 2:
             raise ValueError(f"Expected argument `points` to be at least 2, but got {points}.")
         super().__init__()
@@ -81,9 +67,8 @@ class R2L(LightField):
         self.ray_shift = ray_shift
         self.encoded = "points" if inputs == "points" else None
         self.encoded_channels = 3 * points if inputs == "points" else 6
-        self.head = nn.Sequential(nn.Linear(self.encoded_channels * (2 * multires + 1), width), nn.ReLU(inplace=True))
-        self.body = nn.Sequential(*(_ResidualBlock(width, block_scale) for _ in range((depth - 2) // 2)))
-        self.tail = nn.Sequential(nn.Linear(width, 3), nn.Sigmoid())
+        columns = self.encoded_channels * (2 * multires + 1)
+        self.head, self.body, self.tail = residual_layers(columns, width, depth, block_scale)
 
     def forward(self, rays: Rays) -> Tensor:
         """Give the colors of rays of any shape (...): (..., 3) in [0, 1]."""
@@ -107,25 +92,14 @@ class R2L(LightField):
             rays_o, rays_d = rays.origins.to(self.near), rays.directions.to(self.near)
             if self.inputs == "plucker":
                 return torch.cat([rays_d, torch.linalg.cross(rays_o, rays_d)], dim=-1)
-            share = torch.linspace(0.0, 1.0, self.points, dtype=self.near.dtype, device=self.near.device)
-            t = self.near + (self.far - self.near) * share
-            if self.training:
-                t = stratified(t, rays.shape)
-            return (rays_o[..., None, :] + rays_d[..., None, :] * t[..., None]).flatten(-2)
+            return points_along(rays_o, rays_d, self.near, self.far, self.points, self.training)
 
     def _draw(self, coordinates: Tensor) -> Tensor:
         """From (..., C) coordinates to (..., 3) colors."""
         with torch.autocast(coordinates.device.type, enabled=False):
-            x = self._embed(coordinates.to(self.near).reshape(-1, self.encoded_channels))
-        x = self.head(x.to(next(self.head.parameters()).dtype))
-        x = self.body(x) + x if self.skip else self.body(x)
-        return self.tail(x).to(self.near.dtype).view(*coordinates.shape[:-1], 3)
-
-    def _embed(self, coordinates: Tensor) -> Tensor:
-        """(N, C) to (N, C * (2 L + 1)): of each coordinate L sines, L cosines, and itself."""
-        octaves = 2.0 ** torch.arange(self.multires, dtype=coordinates.dtype, device=coordinates.device)
-        phases = coordinates[..., None] * octaves
-        return torch.cat([phases.sin(), phases.cos(), coordinates[..., None]], dim=-1).flatten(1)
+            x = embed(coordinates.to(self.near).reshape(-1, self.encoded_channels), self.multires)
+        drawn = colors(self.head, self.body, self.tail, x, self.skip)
+        return drawn.to(self.near.dtype).view(*coordinates.shape[:-1], 3)
 
     def widths(self) -> dict[str, Any]:
         """See ``LightField.widths``."""

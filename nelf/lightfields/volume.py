@@ -11,7 +11,7 @@ from torch.nn.functional import max_pool3d
 
 from nelf.kernels.lookup import RayFeatures, occupied_cells, ray_features
 
-__all__ = ["MOST_CORNERS", "SparseVolume", "corners_of", "index_of"]
+__all__ = ["MOST_CORNERS", "SparseVolume", "around", "cells_at", "corners_of", "index_of"]
 
 INITIAL_DENSITY = -4.6  # an alpha of 0.01: a ray through a hundred voxels keeps a third of its light
 MOST_CORNERS = 2**27  # of a grid; its index takes four bytes for each
@@ -69,9 +69,7 @@ class SparseVolume(nn.Module):
 
     def cells_at(self, rows: Tensor) -> Tensor:
         """The cells that rays read at some of the rows, (K,) bool: (D - 1, H - 1, W - 1) bool, on the CPU."""
-        chosen = torch.zeros(self.shape.tolist())
-        chosen[self.exists] = rows.float().cpu()
-        return self.cells & (max_pool3d(chosen[None], 2, stride=1)[0] > 0)
+        return cells_at(self.index, rows)
 
     @torch.no_grad()
     def resize(self, exists: Tensor) -> None:
@@ -158,6 +156,18 @@ def index_of(exists: Tensor) -> Tensor:
 def corners_of(cells: Tensor) -> Tensor:
     """The corners (D, H, W) of cells (D - 1, H - 1, W - 1), bool."""
     return max_pool3d(cells[None].float(), 2, stride=1, padding=1)[0] > 0
+
+
+def around(cells: Tensor) -> Tensor:
+    """Cells (D, H, W) and their neighbors: also what lies between samples, and where a density falls to zero."""
+    return max_pool3d(cells[None].float(), 3, 1, 1)[0] > 0
+
+
+def cells_at(index: Tensor, rows: Tensor) -> Tensor:
+    """The cells of a grid (D, H, W) that rays read at some rows, (K,) bool: (D - 1, H - 1, W - 1) bool, on the CPU."""
+    index = index.cpu()
+    chosen = (index >= 0) & rows.cpu()[index.clamp(min=0).long()]
+    return occupied_cells(index) & (max_pool3d(chosen[None].float(), 2, stride=1)[0] > 0)
 
 
 def _check(prefix: str, density: Tensor, features: Tensor, corners: Tensor, shape: Tensor, channels: int) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from nelf.cameras import Camera
     from nelf.lightfields.volume import SparseVolume
 
-__all__ = ["Density", "Gaps", "bake", "dense_cells", "fill_gaps", "find_gaps", "gap_cells", "lit_cells"]
+__all__ = ["Density", "Gaps", "bake", "cells_holding", "dense_cells", "fill_gaps", "find_gaps", "light_on", "lit_cells"]
 
 DENSE = 0.03  # optical depth of a voxel, anywhere in it, from which on it is not empty
 SAMPLES = 8  # in a cell, or around a corner
@@ -22,6 +22,7 @@ CHUNK = 2**18  # positions that a teacher is asked for together
 LARGEST = 8.0  # of a density before its sigmoid; beyond it there is nothing to learn from
 LIT = 1e-2  # light, summed over all rays, from which on a corner matters
 VIEWS = 150
+RAYS = 2**16  # that bring light together
 LOOKS = 40  # pictures of the teacher that are compared with those of its volume
 OPAQUE, GAP = 0.5, 0.2  # opacities: of a ray that ends somewhere, and by how much less the volume may have
 FILLED = 0.0  # of a density before its sigmoid, where a ray has to end
@@ -36,13 +37,14 @@ class Density(Protocol):
 
 
 @torch.no_grad()
-def dense_cells(teacher: Density, aabb: Tensor, shape: tuple[int, int, int]) -> Tensor:
+def dense_cells(teacher: Density, aabb: Tensor, shape: tuple[int, int, int], among: Tensor | None = None) -> Tensor:
     """Find the cells of a grid in which a teacher has matter, at any of a few random places.
 
     Args:
         teacher: the field.
         aabb: (6,) the box that the grid divides.
         shape: cells along z, y, x.
+        among: (D, H, W) bool, the cells to look into; None for all.
 
     Returns:
         (D, H, W) bool, on the CPU.
@@ -51,7 +53,8 @@ def dense_cells(teacher: Density, aabb: Tensor, shape: tuple[int, int, int]) -> 
     sizes = (aabb[3:] - aabb[:3]) / aabb.new_tensor([width, height, depth])
     threshold = DENSE / float(sizes.prod()) ** (1 / 3)
     dense = torch.zeros(depth * height * width, dtype=torch.bool)
-    for cells in torch.arange(len(dense)).split(CHUNK // SAMPLES):
+    asked = torch.arange(len(dense)) if among is None else among.flatten().nonzero()[:, 0]
+    for cells in asked.split(CHUNK // SAMPLES):
         corner = torch.stack([cells % width, cells // width % height, cells // (width * height)], -1).to(aabb)
         inside = torch.rand(len(cells), SAMPLES, 3, device=aabb.device)
         positions = aabb[:3] + (corner[:, None] + inside) * sizes
@@ -143,10 +146,10 @@ def find_gaps(volume: SparseVolume, teacher: Any, aabb: Tensor, cameras: Camera,
 
 
 @torch.no_grad()
-def gap_cells(gaps: Gaps, aabb: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The cells (D, H, W) of a grid over a box in which rays end, bool, on the CPU."""
+def cells_holding(points: Tensor, aabb: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The cells (D, H, W) of a grid over a box in which points (N, 3) lie, bool, on the CPU."""
     cells = torch.zeros(shape, dtype=torch.bool)
-    x, y, z = _cells_of(gaps.points, aabb, shape).unbind(-1)
+    x, y, z = _cells_of(points, aabb, shape).unbind(-1)
     cells[z, y, x] = True
     return cells
 
@@ -183,24 +186,41 @@ def lit_cells(volume: SparseVolume, aabb: Tensor, cameras: Camera, step: float, 
     Args:
         volume: with the densities of the scene.
         aabb: (6,) the box that it fills.
-        cameras: at most 150 of them, evenly chosen, look at it, a quarter of their pixels each.
+        cameras: at most 150 of them, evenly chosen, look at it.
         step: see ``nelf.kernels.lookup``.
         min_alpha: likewise.
 
     Returns:
         (D - 1, H - 1, W - 1) bool, on the CPU.
     """
-    light = torch.zeros_like(volume.density)
+    chosen = torch.linspace(0, len(cameras) - 1, min(VIEWS, len(cameras))).round().long()
+    return volume.cells_at(light_on(volume.density, volume.index, aabb, cameras[chosen], step, min_alpha) > LIT)
+
+
+def light_on(density: Tensor, index: Tensor, aabb: Tensor, cameras: Camera, step: float, min_alpha: float) -> Tensor:
+    """The light that each corner of a volume gives to the rays of cameras, a quarter of their pixels each.
+
+    Args:
+        density: (K,) see ``nelf.kernels.lookup``, and so on.
+        index: (D, H, W) int32.
+        aabb: (6,).
+        cameras: a batch.
+        step: see there.
+        min_alpha: see there.
+
+    Returns:
+        (K,) summed over all rays.
+    """
+    light = torch.zeros_like(density)
     stride = 2 if cameras.width % 2 == cameras.height % 2 == 0 else 1
-    for index in torch.linspace(0, len(cameras) - 1, min(VIEWS, len(cameras))).round().long().tolist():
-        rays = cameras[index].to(aabb.device).rays(stride)
+    together = max(RAYS * stride**2 // (cameras.width * cameras.height), 1)
+    for first in range(0, len(cameras), together):
+        rays = cameras[first : first + together].to(aabb.device).rays(stride)
         rays_o, rays_d = rays.origins.reshape(-1, 3).contiguous(), rays.directions.reshape(-1, 3).contiguous()
         # A feature's gradient is the light that its corner gives to the rays.
         features = torch.ones_like(light[:, None], requires_grad=True)
         with torch.enable_grad():
-            seen = ray_features(
-                volume.density.detach(), features, volume.index, rays_o, rays_d, aabb, torch.rand_like(rays_o[:, 0]),
-                step, min_alpha,
-            )  # fmt: skip
+            jitter = torch.rand_like(rays_o[:, 0])
+            seen = ray_features(density.detach(), features, index, rays_o, rays_d, aabb, jitter, step, min_alpha)
             light += torch.autograd.grad(seen.features.sum(), features)[0][:, 0]
-    return volume.cells_at(light > LIT)
+    return light

@@ -17,7 +17,7 @@ __all__ = ["BATCHES", "EVERYTHING", "Declaration", "declarations", "stage"]
 F = TypeVar("F", bound=Callable[..., Any])
 
 #: Keys of the section data that say how a training draws its batches.
-BATCHES = ("sampling",)
+BATCHES = ("sampling", "time_curriculum")
 #: In place of names: a stage looks at whatever the others have left.
 EVERYTHING = ("*",)
 

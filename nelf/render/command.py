@@ -2,6 +2,7 @@
 
 python -m nelf.render runs/lego --split test --depth png,npy        # as the scene's cameras see it, with metrics
 python -m nelf.render runs/lego/teacher --path orbit --width 800    # a video
+python -m nelf.render runs/jump --path orbit --motion time          # of a moving scene, from one place
 python -m nelf.render runs/lego/export/model_int8_static.onnx --path path.json
 python -m nelf.render runs/lego/teacher --mesh                      # PLY with vertex colors
 """
@@ -16,18 +17,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nelf.errors import UserError, did_you_mean
+from nelf.paths import MOTIONS, in_motion
 from nelf.pipeline.documents import read_json, read_yaml
 from nelf.render import DEPTH_FORMATS
 
 if TYPE_CHECKING:
     from nelf.cameras import Camera
+    from nelf.paths import Motion
     from nelf.rendering import Renderable, Rendering
     from nelf.scene import Scene
 
 __all__ = ["main"]
 
 _STUDENTS = ("finetune", "student", "teacher", ".")  # whose model is taken of a run directory, the first that is there
-_PATHS = ("orbit", "spiral")
+_PATHS = ("orbit", "spiral", "dnerf")
+_FRAMES = {"orbit": 120, "spiral": 120, "dnerf": 40}
 _ELEVATIONS = (10.0, 80.0)
 _SEEN = 0.5  # opacity from which a pixel has a depth
 
@@ -55,9 +59,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--split", choices=("train", "val", "test"), help="render the scene's own views, and measure them")
     add("--path", help=f"render a video along {', '.join(_PATHS)}, a transforms file, or a folder of camera-paths")
     add("--mesh", action="store_true", help="extract the surface of a teacher")
-    add("--frames", type=int, default=120, help="of orbit and spiral")
+    add("--frames", type=int, help=f"of a path: {', '.join(f'{name} {count}' for name, count in _FRAMES.items())}")
+    add("--motion", choices=MOTIONS, help="what moves along a path in a scene with a time; both if it is left out")
     add("--width", type=int, help="pixels; the model's scene decides if it is left out")
-    add("--time", type=float, help="moment of a moving scene, 0 to 1")
+    add("--time", type=float, help="moment of a scene with a time, 0 to 1, at which it stands still")
     add("--depth", default="", help=f"depth of each picture: some of {','.join(DEPTH_FORMATS)}")
     add("--resolution", type=int, default=256, help="of the mesh, samples along the longest side")
     add("--threshold", type=float, help="of the mesh, density per scene unit")
@@ -80,10 +85,15 @@ def _render(options: argparse.Namespace) -> None:
             raise UserError(f"--{name}: is {value}; allowed: {least} or more.")
     if options.time is not None and not 0 <= options.time <= 1:
         raise UserError(f"--time: is {options.time}; allowed: 0 to 1.")
+    if options.time is not None and options.motion not in (None, "camera"):
+        raise UserError(f"--time: holds one moment, so nothing is left of --motion {options.motion}; leave one out.")
     file = _file(options.model)
     scene = _scene(options.model, options.scene, options.width)
     import nelf
 
+    if not scene.controls and (options.motion or options.time is not None):
+        word = "--motion" if options.motion else "--time"
+        raise UserError(f"{word}: the views of {scene.name} have no time; allowed: scenes that move.")
     model = nelf.load(file, device=options.device)
     print(f"{file}: {type(model).__name__} of {scene.name}", flush=True)
     if options.split:
@@ -100,7 +110,7 @@ def _views(options: argparse.Namespace, model: Renderable, scene: Scene, depths:
 
     split, folder = getattr(scene, options.split), options.out / options.split
     if options.time is not None:
-        split = replace(split, camera=_at(split.camera, options.time))
+        split = replace(split, camera=_in_motion(options, split.camera))
     kept = _WithDepth(model, [folder / "depth" / Path(name).name for name in split.names], depths, scene)
     result = evaluate(kept, split, scene.background, folder, save_images=True, description=f"Rendering {options.split}")
     print(f"{len(split)} views: PSNR {result['psnr']:.2f} dB, SSIM {result['ssim']:.4f}")
@@ -113,6 +123,7 @@ def _video(options: argparse.Namespace, model: Renderable, scene: Scene, depths:
 
     cameras = _path(options, scene)
     name = options.path if options.path in _PATHS else Path(options.path).stem
+    name += f"_{options.motion}" if options.motion in ("time", "camera") else ""
     stems = [options.out / name / "depth" / f"{index:05d}" for index in range(len(cameras))]
     for path in orbit_video(_WithDepth(model, stems, depths, scene), cameras, options.out / name / name):
         print(f"video: {path}")
@@ -124,10 +135,11 @@ def _mesh(options: argparse.Namespace, model: Any, scene: Scene) -> None:
 
     if not hasattr(model, "sigma"):
         raise UserError(f"{options.model}: a {type(model).__name__} has no density; allowed for --mesh: a teacher.")
-    import torch
+    from nelf.pipeline.stages.report import orbit_cameras
 
-    at = None if options.time is None else torch.tensor([options.time])
-    mesh = extract_mesh(model, scene.aabb, options.resolution, options.threshold, at)
+    controls = _in_motion(options, orbit_cameras(scene, 1)).controls
+    controls = None if controls is None else controls[0, : model.controls]
+    mesh = extract_mesh(model, scene.aabb, options.resolution, options.threshold, controls)
     path = write_ply(options.out / "mesh.ply", mesh)
     print(f"mesh: {path} ({len(mesh.vertices):,} vertices, {len(mesh.faces):,} faces)")
 
@@ -163,39 +175,36 @@ def _path(options: argparse.Namespace, scene: Scene) -> Camera:
     from nelf import paths
     from nelf.data import capture
     from nelf.data.transforms import read_path
-    from nelf.pipeline.stages.report import orbit_cameras
+    from nelf.pipeline.stages.report import along, orbit_cameras
 
+    frames = options.frames or _FRAMES.get(options.path, 0)
     if options.path == "orbit":
-        cameras = orbit_cameras(scene, options.frames)
+        cameras = orbit_cameras(scene, frames)
     elif options.path == "spiral":
-        cameras = orbit_cameras(scene, options.frames)
         center = scene.aabb.view(2, 3).mean(0)
-        radius = float((cameras.c2w[0, :, 3] - center).norm())
-        c2w = paths.spiral(options.frames, radius, _ELEVATIONS, center=tuple(center.tolist()))
-        cameras = replace(cameras, c2w=c2w)
+        radius = float((orbit_cameras(scene, 1).c2w[0, :, 3] - center).norm())
+        cameras = along(scene, paths.spiral(frames, radius, _ELEVATIONS, center=tuple(center.tolist())))
+    elif options.path == "dnerf":
+        cameras = along(scene, paths.dnerf(frames))
     elif Path(options.path).is_dir():
-        cameras = capture.read_path(Path(options.path)).resized(scene.test.camera.width)
-        cameras = replace(cameras, controls=orbit_cameras(scene, len(cameras)).controls)
+        own = capture.read_path(Path(options.path)).resized(scene.test.camera.width)
+        cameras = replace(own, controls=along(scene, own.c2w).controls)
     else:
         stated, like = read_path(Path(options.path)), scene.test.camera.pinhole()
-        own = all("fl_x" in lens or "camera_angle_x" in lens for lens in stated.lenses)
-        intrinsics = (
-            torch.from_numpy(stated.intrinsics(like.width, like.height))
-            if own
-            else like.intrinsics[:1].expand(len(stated.c2w), -1)
-        )
-        controls = None if stated.values is None else torch.from_numpy(stated.values)
-        cameras = replace(like, c2w=torch.from_numpy(stated.c2w), intrinsics=intrinsics, controls=controls, view=None)
-    return cameras if options.time is None else _at(cameras, options.time)
+        has_lenses = all("fl_x" in lens or "camera_angle_x" in lens for lens in stated.lenses)
+        lenses = torch.from_numpy(stated.intrinsics(like.width, like.height)) if has_lenses else None
+        cameras = along(scene, torch.from_numpy(stated.c2w), lenses)
+        if stated.values is not None:
+            cameras = replace(cameras, controls=torch.from_numpy(stated.values))
+    return _in_motion(options, cameras)
 
 
-def _at(cameras: Camera, time: float) -> Camera:
-    """The same cameras at one moment; what else they are set to stays."""
-    if cameras.controls is None:
-        return cameras.at(time)
-    controls = cameras.controls.clone()
-    controls[:, 0] = time
-    return replace(cameras, controls=controls)
+def _in_motion(options: argparse.Namespace, cameras: Camera) -> Camera:
+    """The cameras of a path whose times go by as they do, or as is asked for."""
+    motion: Motion | None = "camera" if options.time is not None else options.motion
+    if cameras.time is None or motion in (None, "both"):
+        return cameras
+    return in_motion(cameras, motion, (float(cameras.time[0]), float(cameras.time[-1])), options.time)
 
 
 def _words(text: str) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import statistics
 import time
 from collections.abc import Mapping
@@ -21,14 +20,20 @@ from torch import Tensor
 from nelf import metrics
 from nelf.data.images import track
 from nelf.errors import UserError, atomic_path
-from nelf.report.pictures import block_mean, comparison, depth_map, to_uint8, write_png
+from nelf.report.pictures import block_mean, comparison, depth_map, file_stem, to_uint8, write_png
 
 if TYPE_CHECKING:
     from nelf.cameras import Camera
     from nelf.rendering import Renderable
     from nelf.scene import Split
 
-__all__ = ["evaluate", "latencies", "orbit_video"]
+__all__ = ["MOVING_FIGURES", "evaluate", "latencies", "orbit_video"]
+
+MOVING_FIGURES = ("ms_ssim", "psnr_after_0", "psnr_dnerf")
+"""What is measured of views with a time besides, each where it can be: MS-SSIM (on pictures that are large enough); the
+mean PSNR of all views but those of time 0; and PSNR as D-NeRF reports it, of the mean squared error of all these views
+together. Time 0 is special in D-NeRF, whose network does not deform it, so it is left out there. (D-NeRF measures
+files of whole bytes, rounded down; here nothing is rounded.)"""
 
 _EQUAL_PICTURES_DB = 100.0  # JSON has no infinity
 _VISIBLE = 0.5  # the opacity from which a pixel's depth means something
@@ -57,14 +62,16 @@ def evaluate(
             the same.
         out_dir: where to write, or None to write nothing. It gets ``metrics.json`` and
             ``samples/NAME_prediction_truth_error.png``, see :func:`nelf.report.pictures.comparison`.
-        samples: how many views, evenly spread over the split, get such a picture.
+        samples: how many views, evenly spread over the split, or over its views in the order of time, get such a
+            picture.
         save_images: also write each view's prediction as ``images/NAME.png``.
         description: the words before the progress bar.
 
     Returns:
         Plain JSON: ``psnr`` (dB, mean), ``ssim``, ``lpips`` (None where its weights are not available),
         ``views`` (a list of ``name``, ``psnr``, ``ssim``, ``lpips``, ``seconds``), ``seconds_per_view`` and
-        ``threads`` (of PyTorch, for the latency). Pictures without any error count as 100 dB.
+        ``threads`` (of PyTorch, for the latency); for views with a time ``time`` and ``ms_ssim`` of each, and
+        ``MOVING_FIGURES``. Pictures without any error count as 100 dB.
 
     Raises:
         UserError: the split has no views, a picture has another size than its view or values that are not
@@ -73,8 +80,10 @@ def evaluate(
     if len(split) == 0:
         raise UserError("evaluate: the split has no views; at least one is needed.")
     folder = None if out_dir is None else Path(out_dir)
-    sampled = set(np.linspace(0, len(split) - 1, min(samples, len(split))).round().astype(int).tolist())
-    views = []
+    times = split.camera.time
+    order = np.arange(len(split)) if times is None else np.argsort(times.cpu().numpy(), kind="stable")
+    sampled = set(order[np.linspace(0, len(split) - 1, min(samples, len(split))).round().astype(int)].tolist())
+    views: list[dict[str, Any]] = []
     for index in track(len(split), description):
         view = split.view(index)
         rgb, seconds = _timed_render(model, view.camera, view.name)
@@ -85,12 +94,14 @@ def evaluate(
                 f"the view has {tuple(target.shape)}."
             )
         views.append({"name": view.name, **_measure(rgb, target), "seconds": seconds})
+        if times is not None:
+            views[-1] |= {"time": float(times[index]), **_measure_moving(rgb, target)}
         if folder is not None and index in sampled:
-            name = f"{_file_stem(view.name)}_prediction_truth_error.png"
+            name = f"{file_stem(view.name)}_prediction_truth_error.png"
             write_png(folder / "samples" / name, comparison(rgb, target))
         if folder is not None and save_images:
-            write_png(folder / "images" / f"{_file_stem(view.name)}.png", to_uint8(rgb))
-    result = _summary(views)
+            write_png(folder / "images" / f"{file_stem(view.name)}.png", to_uint8(rgb))
+    result = _summary(views) if times is None else {**_summary(views), **_summary_moving(views)}
     if folder is not None:
         with atomic_path(folder / "metrics.json") as temporary:
             temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -206,6 +217,23 @@ def _summary(views: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _measure_moving(rgb: Tensor, target: Tensor) -> dict[str, float]:
+    """Compute what is measured of a (H, W, 3) picture with a time besides."""
+    if min(rgb.shape[:2]) < metrics.MS_SSIM_SIDE:
+        return {}
+    return {"ms_ssim": float(metrics.ms_ssim(rgb.permute(2, 0, 1)[None], target.permute(2, 0, 1)[None]))}
+
+
+def _summary_moving(views: list[dict[str, Any]]) -> dict[str, float]:
+    """Average the metrics of the views, and of those of a later moment than 0; all pictures have one size."""
+    later = [view["psnr"] for view in views if view["time"] > 0.0]
+    means = {"ms_ssim": statistics.fmean(view["ms_ssim"] for view in views)} if "ms_ssim" in views[0] else {}
+    if later and len(later) < len(views):
+        pooled = statistics.fmean(10 ** (-psnr / 10) for psnr in later)
+        means |= {"psnr_after_0": statistics.fmean(later), "psnr_dnerf": -10 * math.log10(pooled)}
+    return means
+
+
 def _visible_depth(depth: Tensor, opacity: Tensor | None) -> np.ndarray:
     """Copy a depth picture to (H, W) float16, NaN where a pixel is mostly background."""
     depth = depth.float()
@@ -251,8 +279,3 @@ def _write_gif(path: Path, frames: list[np.ndarray], fps: int) -> None:
     small = [block_mean(frame, step) for frame in frames]
     with atomic_path(path) as temporary:
         iio.imwrite(temporary, small, duration=1000 / fps, loop=0)
-
-
-def _file_stem(name: str) -> str:
-    """Turn a view's name, which may contain folders, into one file name without extension."""
-    return re.sub(r"[^\w.-]+", "_", name).strip("_.")

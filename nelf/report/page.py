@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import json
 import math
@@ -13,20 +12,14 @@ from pathlib import Path
 from string import Template
 from typing import Any, NamedTuple
 
-import imageio.v3 as iio
-import numpy as np
-import torch
-
 from nelf.errors import atomic_path
-from nelf.metrics import psnr
-from nelf.report.pictures import ERROR_SCALE, block_mean, error_map
 from nelf.report.plots import curves_svg, trade_off_svg
+from nelf.report.views import Comparison, data_uri, html_view
 
-__all__ = ["Comparison", "comparisons", "write_report"]
+__all__ = ["write_report"]
 
 _EMBED_BYTES = 8 * 2**20
 _FEW = 4  # rows
-_PICTURE_WIDTH = 400  # an overview; what is lost by it is shown by the crop below it
 
 
 class Column(NamedTuple):
@@ -35,14 +28,6 @@ class Column(NamedTuple):
     title: str
     text: Callable[[float], str]
     more_is_better: bool | None = None
-
-
-class Comparison(NamedTuple):
-    """One view: the ground truth and each artifact's picture of it, all (H, W, 3) uint8."""
-
-    view: str
-    truth: np.ndarray
-    predictions: dict[str, np.ndarray]
 
 
 def _si(value: float) -> str:
@@ -54,7 +39,10 @@ def _si(value: float) -> str:
 _COLUMNS = {
     "psnr": Column("PSNR (dB)", lambda value: f"{value:.2f}", True),
     "ssim": Column("SSIM", lambda value: f"{value:.4f}", True),
+    "ms_ssim": Column("MS-SSIM", lambda value: f"{value:.4f}", True),
     "lpips": Column("LPIPS", lambda value: f"{value:.4f}", False),
+    "psnr_after_0": Column("PSNR after time 0 (dB)", lambda value: f"{value:.2f}", True),
+    "psnr_dnerf": Column("PSNR as D-NeRF (dB)", lambda value: f"{value:.2f}", True),
     "delta_db": Column("\N{GREEK CAPITAL LETTER DELTA} PSNR (dB)", lambda value: f"{value:+.2f}"),
     "parameters": Column("Parameters", _si, False),
     "nonzero": Column("Not zero", _si, False),
@@ -71,30 +59,6 @@ _COLUMNS = {
 }
 
 
-def comparisons(folders: Mapping[str, str | os.PathLike[str]]) -> list[Comparison]:
-    """Read the sample pictures that :func:`nelf.report.evaluation.evaluate` wrote for several models.
-
-    Args:
-        folders: name of an artifact -> its ``samples`` folder.
-
-    Returns:
-        One item for each view that all of the folders have, by name; none without folders.
-    """
-    ending = "_prediction_truth_error.png"
-    found = [{path.name for path in Path(folder).glob(f"*{ending}")} for folder in folders.values()]
-    result = []
-    for name in sorted(set.intersection(*found)) if found else []:
-        panels = {
-            artifact: np.split(iio.imread(Path(folder) / name)[..., :3], 3, axis=1)
-            for artifact, folder in folders.items()
-        }
-        predictions = {artifact: parts[0] for artifact, parts in panels.items()}
-        truth = next(iter(panels.values()))[1]
-        if all(picture.shape == truth.shape for picture in predictions.values()):
-            result.append(Comparison(name.removesuffix(ending), truth, predictions))
-    return result
-
-
 def write_report(
     folder: str | os.PathLike[str],
     rows: Sequence[Mapping[str, Any]],
@@ -103,7 +67,7 @@ def write_report(
     title: str = "nelf report",
     baseline: str | None = None,
     subject: str | None = None,
-    video: str | os.PathLike[str] | None = None,
+    videos: Mapping[str, str | os.PathLike[str]] | None = None,
     curves: Mapping[str, str | os.PathLike[str]] | None = None,
     plots: Mapping[str, str | os.PathLike[str]] | None = None,
     meta: Mapping[str, Any] | None = None,
@@ -114,16 +78,16 @@ def write_report(
 
     Args:
         folder: where to write.
-        rows: one per artifact: ``name`` and any of ``psnr`` (dB), ``ssim``, ``lpips``, ``parameters``,
-            ``sparsity`` (0 to 1), ``bytes``, ``latency_ms`` (per view), ``train_seconds``,
-            ``peak_memory_mb`` (of its training), ``memory_mb`` (to load and render); further numbers become columns
-            of their own, other values stand in the JSON only. ``speedup`` is computed where the baseline has a
-            latency.
-        pictures: the views to show; see :func:`comparisons`.
+        rows: one per artifact: ``name`` and any of ``psnr`` (dB), ``ssim``, ``lpips``, what is measured of scenes with
+            a time (``nelf.report.evaluation.MOVING_FIGURES``), ``parameters``, ``sparsity`` (0 to 1), ``bytes``,
+            ``latency_ms`` (per view), ``train_seconds``, ``peak_memory_mb`` (of its training), ``memory_mb`` (to load
+            and render); further numbers become columns of their own, other values stand in the JSON only. ``speedup``
+            is computed where the baseline has a latency.
+        pictures: the views to show; see :func:`nelf.report.views.comparisons`.
         title: the page's headline.
         baseline: name of the row that speed-ups refer to; the first row if None.
         subject: name of the row whose figures stand at the top; the last row if None.
-        video: an mp4, embedded up to 8 MB; above, the GIF beside it, and if that is too large too, a link.
+        videos: words -> an mp4, embedded up to 8 MB; above, the GIF beside it, and if that is too large too, a link.
         curves: name of a training -> the ``metrics.csv`` of its CSV logger, for plots of its PSNR.
         plots: words -> an SVG file, to stand beside those of quality against cost.
         meta: what else should be known (scene, machine, command, threads ...), shown as it is.
@@ -148,8 +112,8 @@ def write_report(
         sections="\n".join(
             [
                 *_section("Quality against cost", _trade_offs(table, plots or {})),
-                *_section("Test views", [_html_view(view) for view in pictures]),
-                *_section("Around the scene", _html_video(video, Path(folder))),
+                *_section("Test views", [html_view(view) for view in pictures]),
+                *_section("Around the scene", _html_videos(videos or {}, Path(folder))),
                 *_section("Training", _html_curves(curves or {})),
                 *_section("About this run", [_html_meta(about)] if about else []),
             ]
@@ -307,66 +271,33 @@ def _html_curves(curves: Mapping[str, str | os.PathLike[str]]) -> list[str]:
 def _html_plot(svg: str, words: str) -> str:
     """Embed a plot in a card."""
     words = html.escape(words)
-    source = _data_uri("image/svg+xml", svg.encode())
+    source = data_uri("image/svg+xml", svg.encode())
     return f'<figure class="card"><img src="{source}" alt="{words}"><figcaption>{words}</figcaption></figure>'
 
 
-def _html_view(view: Comparison) -> str:
-    """Show one view: a column for the ground truth and one per artifact; picture, crop, error."""
-    rows, columns = _worst_window(view)
-    height, width = view.truth.shape[:2]
-    box = (
-        f"left:{100 * columns.start / width:.2f}%;top:{100 * rows.start / height:.2f}%;"
-        f"width:{100 * (columns.stop - columns.start) / width:.2f}%;"
-        f"height:{100 * (rows.stop - rows.start) / height:.2f}%"
-    )
-
-    def column(name: str, note: str, image: np.ndarray, last: str) -> str:
-        label = html.escape(name)
-        return (
-            f'<figure><figcaption><strong>{label}</strong><br>{note}</figcaption><div class="whole">'
-            f'{_img(_small(image), label)}<i style="{box}"></i></div>'
-            f"{_img(image[rows, columns], label + ', detail', 'crop')}{last}</figure>"
-        )
-
-    scale = (
-        '<figcaption>mean absolute error</figcaption><div class="scale"></div>'
-        f'<div class="ends"><span>0</span><span>{ERROR_SCALE} and more</span></div>'
-    )
-    figures = [column("Ground truth", "test view", view.truth, scale)]
-    for name, image in view.predictions.items():
-        errors = _small(error_map(_unit(image), _unit(view.truth)))
-        value = float(psnr(_unit(image).permute(2, 0, 1)[None], _unit(view.truth).permute(2, 0, 1)[None]))
-        figures.append(column(name, f"{min(value, 100.0):.2f} dB", image, _img(errors, f"{html.escape(name)}, error")))
-    panels = "\n".join(figures)
-    return f'<div class="card view"><h3>{html.escape(view.view)}</h3><div class="panels">{panels}</div></div>'
+def _html_videos(videos: Mapping[str, str | os.PathLike[str]], folder: Path) -> list[str]:
+    """Show the videos that are there: one alone, several side by side with their words."""
+    found = {words: Path(video) for words, video in videos.items() if Path(video).is_file()}
+    if len(found) < 2:
+        return [f'<div class="card">{_html_video(video, folder)}</div>' for video in found.values()]
+    cards = [
+        f'<figure class="card">{_html_video(video, folder)}<figcaption>{html.escape(words)}</figcaption></figure>'
+        for words, video in found.items()
+    ]
+    return [f'<div class="plots">{"".join(cards)}</div>']
 
 
-def _worst_window(view: Comparison) -> tuple[slice, slice]:
-    """Find the quarter-sized window in which the last artifact errs most."""
-    height, width = view.truth.shape[:2]
-    rows, columns = max(height // 4, 1), max(width // 4, 1)
-    last = list(view.predictions.values())[-1] if view.predictions else view.truth
-    error = np.abs(last.astype(np.float64) - view.truth).sum(axis=-1)
-    sums = np.pad(error, ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
-    windows = sums[rows:, columns:] - sums[:-rows, columns:] - sums[rows:, :-columns] + sums[:-rows, :-columns]
-    top, left = np.unravel_index(windows.argmax(), windows.shape)
-    return slice(int(top), int(top) + rows), slice(int(left), int(left) + columns)
-
-
-def _html_video(video: str | os.PathLike[str] | None, folder: Path) -> list[str]:
+def _html_video(mp4: Path, folder: Path) -> str:
     """Embed the video, or the GIF beside it, or link to it, whichever is small enough."""
-    if video is None or not Path(video).is_file():
-        return []
-    mp4, gif = Path(video), Path(video).with_suffix(".gif")
+    gif = mp4.with_suffix(".gif")
     if mp4.stat().st_size < _EMBED_BYTES:
-        source = _data_uri("video/mp4", mp4.read_bytes())
-        return [f'<div class="card"><video src="{source}" autoplay loop muted playsinline controls></video></div>']
+        source = data_uri("video/mp4", mp4.read_bytes())
+        return f'<video src="{source}" autoplay loop muted playsinline controls></video>'
     if gif.is_file() and gif.stat().st_size < _EMBED_BYTES:
-        source = _data_uri("image/gif", gif.read_bytes())
-        return [f'<div class="card"><img class="film" src="{source}" alt="orbit"></div>']
+        source = data_uri("image/gif", gif.read_bytes())
+        return f'<img class="film" src="{source}" alt="orbit">'
     link = html.escape(Path(os.path.relpath(mp4, folder)).as_posix())
-    return [f'<div class="card"><a href="{link}">{link}</a></div>']
+    return f'<a href="{link}">{link}</a>'
 
 
 def _html_meta(meta: dict[str, Any]) -> str:
@@ -375,23 +306,3 @@ def _html_meta(meta: dict[str, Any]) -> str:
         f"<dt>{html.escape(str(key))}</dt><dd>{html.escape(str(value))}</dd>" for key, value in meta.items()
     )
     return f'<div class="card"><dl>{facts}</dl></div>'
-
-
-def _unit(image: np.ndarray) -> torch.Tensor:
-    """Turn bytes into [0, 1]."""
-    return torch.from_numpy(np.array(image)).float() / 255
-
-
-def _small(image: np.ndarray) -> np.ndarray:
-    """Reduce a wide picture by a whole factor."""
-    return block_mean(image, math.ceil(image.shape[1] / _PICTURE_WIDTH))
-
-
-def _img(image: np.ndarray, words: str, kind: str = "full") -> str:
-    """Embed a (H, W, 3) uint8 picture."""
-    source = _data_uri("image/png", iio.imwrite("<bytes>", image, extension=".png"))
-    return f'<img class="{kind}" src="{source}" alt="{words}">'
-
-
-def _data_uri(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

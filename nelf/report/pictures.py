@@ -1,5 +1,6 @@
 """Pictures for people: error and depth maps, panels side by side, PNG files written whole or not at all."""
 
+import re
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from nelf.errors import atomic_path
 
-__all__ = ["ERROR_SCALE", "block_mean", "comparison", "depth_map", "error_map", "to_uint8", "write_png"]
+__all__ = ["ERROR_SCALE", "block_mean", "comparison", "depth_map", "error_map", "file_stem", "to_uint8", "write_png"]
 
 ERROR_SCALE = 0.25
 """The mean absolute error that gets the brightest color of an error map."""
@@ -101,6 +102,11 @@ def write_png(path: Path, image: np.ndarray) -> None:
     """
     with atomic_path(path) as temporary:
         iio.imwrite(temporary, image)
+
+
+def file_stem(name: str) -> str:
+    """Turn a view's name, which may contain folders, into one file name without extension."""
+    return re.sub(r"[^\w.-]+", "_", name).strip("_.")
 
 
 def _colors(name: str, values: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from nelf.errors import UserError
 from nelf.metrics import psnr, ssim
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["System"]
 
 log = logging.getLogger(__name__)
+
+_MOVING = "Choose one that moves: model=dnerf_ngp as a teacher, model=grid_dylin as a student."
 
 
 class System(pl.LightningModule):
@@ -53,14 +56,15 @@ class System(pl.LightningModule):
         return {"batch": self.batch, "batch_size": self.batch_size}
 
     def setup(self, stage: str) -> None:
-        """Take background, box and depth range from the scene of the datamodule."""
+        """Take background, box and depth range from the scene of the datamodule.
+
+        Raises:
+            UserError: the network takes more controls than the scene's training views have.
+        """
         scene: Scene = self.trainer.datamodule.scene  # type: ignore[attr-defined]
         self.background = scene.background
         if stage == "fit":
-            if len(scene.controls) > self.network.controls:
-                ignored = ", ".join(scene.controls[self.network.controls :])
-                kind = type(self.network).__name__
-                log.warning("%s: its cameras have %s, which %s does not take and ignores.", scene.name, ignored, kind)
+            _check_controls(self.network, scene)
             self.has_alpha = scene.has_alpha
             self.prepare(scene)
 
@@ -101,3 +105,37 @@ class System(pl.LightningModule):
     def render(self, camera: Camera) -> Rendering:
         """Render one camera with the network."""
         return self.network.render(camera)  # type: ignore[no-any-return]
+
+
+def _check_controls(network: Any, scene: Scene) -> None:
+    """Say it where a network and a scene do not agree in what moves.
+
+    Args:
+        network: what is to learn the scene; ``controls`` is how many it takes.
+        scene: whose training views have controls, or none.
+
+    Raises:
+        UserError: the network takes more controls than the training views have.
+    """
+    kind, takes = type(network).__name__, network.controls
+    values = scene.train.camera.controls
+    has = 0 if values is None else values.shape[-1]
+    if takes > has:
+        found = f"only {', '.join(scene.controls[:has])}" if has else "no time"
+        raise UserError(
+            f"{scene.name}: its training views have {found}, but {kind} takes {_in_words(takes)}; "
+            "allowed: a scene that states them for each view, or a model of static scenes, such as model=ngp."
+        )
+    if len(scene.controls) > takes:
+        ignored = ", ".join(scene.controls[takes:])
+        advice = "" if takes else f" {_MOVING}"
+        log.warning("%s: its cameras have %s, which %s does not take and ignores.%s", scene.name, ignored, kind, advice)
+    for index in range(takes if values is not None else 0):
+        low, high = values[:, index].aminmax()  # type: ignore[index]
+        if low == high:
+            name, value = scene.controls[index], float(low)
+            log.warning("%s: all training views have %s %g; %s learns no other.", scene.name, name, value, kind)
+
+
+def _in_words(count: int) -> str:
+    return "a time" if count == 1 else f"{count} controls, the time first"

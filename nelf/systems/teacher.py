@@ -22,7 +22,7 @@ __all__ = ["Teacher"]
 
 LOSSES = ("mse", "huber")
 BACKGROUNDS = ("random", "scene")
-SCHEDULES = ("cosine", "steplr", "poly")
+SCHEDULES = ("cosine", "exponential", "steplr", "poly")
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "ngp": partial(torch.optim.Adam, betas=(0.9, 0.99), eps=1e-15, fused=True),
     "ngp_pl": partial(torch.optim.Adam, eps=1e-15, fused=True),
@@ -53,9 +53,9 @@ class Teacher(System):
             ``radam`` and ``sgd`` have torch's. (nerf_pl's fourth, Ranger, is in no maintained library.)
         momentum: of ``sgd``.
         weight_decay: an L2 term of the gradient.
-        schedule: ``cosine`` falls along half a cosine to ``lr_end``, ``steplr`` to ``gamma`` of itself at each of the
-            ``milestones``, ``poly`` to zero as ``(1 - spent) ** power``.
-        lr_end: share of ``lr`` that ``cosine`` ends with.
+        schedule: ``cosine`` falls along half a cosine to ``lr_end``, ``exponential`` as ``lr_end ** spent``, ``steplr``
+            to ``gamma`` of itself at each of the ``milestones``, ``poly`` to zero as ``(1 - spent) ** power``.
+        lr_end: share of ``lr`` that ``cosine`` and ``exponential`` end with.
         milestones: shares of the training.
         gamma: see ``schedule``.
         power: see ``schedule``.
@@ -91,7 +91,7 @@ class Teacher(System):
         optimizer: Literal["ngp", "ngp_pl", "adam", "radam", "sgd"] = "ngp",
         momentum: float = 0.9,
         weight_decay: float = 0.0,
-        schedule: Literal["cosine", "steplr", "poly"] = "cosine",
+        schedule: Literal["cosine", "exponential", "steplr", "poly"] = "cosine",
         lr_end: float = 1 / 30,
         milestones: Sequence[float] = (0.125, 0.25, 0.5),
         gamma: float = 0.5,
@@ -136,7 +136,8 @@ class Teacher(System):
         options = self.hparams
         more = {"momentum": options["momentum"]} if options["optimizer"] == "sgd" else {}
         make = OPTIMIZERS[options["optimizer"]]
-        return make(self.network.parameter_groups(options["lr"], options["weight_decay"]), lr=options["lr"], **more)
+        rates = {"lr": options["lr"], "weight_decay": options["weight_decay"]}
+        return make(self.network.parameter_groups(**rates), **rates, **more)
 
     def lr_factor(self, step: int) -> float:
         """See ``System.lr_factor``."""
@@ -146,6 +147,8 @@ class Teacher(System):
             return rise * step_decay(progress, options["milestones"], options["gamma"])
         if options["schedule"] == "poly":
             return rise * polynomial_decay(progress, options["power"])
+        if options["schedule"] == "exponential":
+            return float(rise * options["lr_end"] ** progress)
         return rise * cosine_decay(progress, options["lr_end"])
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

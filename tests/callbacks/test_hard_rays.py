@@ -8,9 +8,11 @@ import torch
 
 from nelf.callbacks import HardRays
 from nelf.data import BlenderDataModule
+from nelf.data.batches import RayBatch
 from nelf.errors import UserError
 from nelf.fields import NGP
-from nelf.lightfields import R2L, MobileR2L
+from nelf.lightfields import R2L, DyLiN, MobileR2L
+from nelf.rays import Rays
 from nelf.systems import Student, Teacher
 
 
@@ -38,9 +40,36 @@ def test_a_step_learns_from_fresh_rays_and_from_those_of_the_pool(tiny_scene, tm
     assert student.hard_rays is None  # taken back
 
 
+def test_a_ray_of_the_pool_keeps_its_time_and_its_color() -> None:
+    """Time, color and position of each ray tell the same number, which is larger the harder it is."""
+    seen: list[RayBatch] = []
+
+    class Recorded(DyLiN):
+        def forward(self, rays: Rays) -> torch.Tensor:
+            assert rays.controls is not None
+            seen.append(RayBatch(rays, rays.controls))
+            return 0 * super().forward(rays)  # so that a ray's error is its color's
+
+    student = Student(Recorded(width=8, depth=2, points=2, multires=1, offset_depth=1, hyper_depth=1), batch_size=20)
+    student.log, student._check_progress = lambda *_, **__: None, lambda *_: None  # type: ignore[method-assign]
+    student.hard_rays = HardRays(ratio_in=0.2, ratio_out=0.2, mul=1).pool
+    for step in range(8):
+        number = (torch.randperm(20)[:, None] + 20 * step).float() / 160
+        rays = Rays(number.expand(20, 3), -number.expand(20, 3), torch.cat([number, 1 - number], 1))
+        student.training_step(RayBatch(rays, torch.cat([number.expand(20, 3), torch.ones(20, 1)], 1)), step)
+    assert [len(each.rays) for each in seen] == [20] * 5 + [24] * 3  # 4 a step, full with 20
+    for each in seen:
+        number = each.rays.origins[:, :1]
+        assert torch.equal(each.rgba, torch.cat([number, 1 - number], 1))
+        assert torch.equal(each.rays.directions, -number.expand(-1, 3))
+    drawn = torch.cat([each.rays.origins[20:, 0] for each in seen]) * 160
+    assert (drawn.round() % 20 >= 16).all()  # the four hardest of their steps
+    assert student.hard_rays.rays.shape == (20, 12)
+
+
 def test_killed_and_resumed_the_pool_is_the_same(tiny_scene, tmp_path, monkeypatch) -> None:
     # Without jitter: the Trainer does not bring torch's generator back, and it decides which rays are hard.
-    monkeypatch.setattr("nelf.lightfields.r2l.stratified", lambda t, shape: t.expand(*shape, -1))
+    monkeypatch.setattr("nelf.lightfields.residual.stratified", lambda t, shape: t.expand(*shape, -1))
     whole, expected, _ = fit(tiny_scene, tmp_path, 9)
     for killed_after in (2, 6):
         path = tmp_path / f"{killed_after}.ckpt"

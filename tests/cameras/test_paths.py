@@ -11,6 +11,7 @@ EVERY = {
     "hemisphere": lambda n: paths.hemisphere(n, 4.0, center=(1, 2, 3)),
     "mobile_r2l": lambda n: paths.random_mobile_r2l(n, 4.0) + center_column(),
     "r2l": lambda n: paths.random_r2l(n, 4.0)[0] + center_column(),
+    "dnerf": lambda n: paths.dnerf(n) + center_column(),
 }
 
 
@@ -154,7 +155,7 @@ def test_random_cameras_are_pinholes_and_the_first_ones_of_more(poses):
 def test_a_roll_is_found(degrees):
     c2w = paths.hemisphere(20, 4.0, (10, 60)).double()
     c2w[:, :, :3] = c2w[:, :, :3] @ torch.from_numpy(turned((0, 0, 1), degrees))
-    assert paths.rolled(Camera.from_fov(c2w, 0.7, 8, 8)) == pytest.approx(abs(degrees), abs=1e-3)
+    assert paths.rolled(Camera.from_fov(c2w, 0.7, 8, 8)) == pytest.approx(abs(degrees), abs=0.02)
 
 
 def test_random_like_stays_where_the_cameras_stand():
@@ -177,3 +178,81 @@ def test_random_like_keeps_to_the_side_that_was_seen():
     _, azimuth, _ = polar_and_azimuth(paths.random_like(Camera.from_fov(c2w, 0.7, 8, 8), 300).c2w)
     assert azimuth.min() > -0.1
     assert azimuth.max() < 0.4 * 360 + 0.1
+
+
+def pose_spherical(theta, phi, radius):
+    """NeRF's, multiplied out of its four matrices."""
+    t, p = np.deg2rad(theta), np.deg2rad(phi)
+    move = np.eye(4)
+    move[2, 3] = radius
+    tilt = np.array([[1, 0, 0, 0], [0, np.cos(p), -np.sin(p), 0], [0, np.sin(p), np.cos(p), 0], [0, 0, 0, 1]])
+    turn = np.array([[np.cos(t), 0, -np.sin(t), 0], [0, 1, 0, 0], [np.sin(t), 0, np.cos(t), 0], [0, 0, 0, 1]])
+    flip = np.array([[-1, 0, 0, 0], [0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
+    return (flip @ turn @ tilt @ move)[:3]
+
+
+def test_the_path_of_d_nerf_is_the_original_s():
+    expected = [pose_spherical(-180 + 9 * k, -30.0, 4.0) for k in range(40)]
+    np.testing.assert_allclose(paths.dnerf(), np.stack(expected), atol=1e-6)
+
+
+def moving(n=80, controls=2):
+    """Cameras with controls of unlike ranges: the first 0.2 to 0.6, the second 0.5 to 1."""
+    first = torch.linspace(0.2, 0.6, n)
+    values = torch.stack([first, torch.linspace(1.0, 0.5, n)], -1)[:, :controls]
+    camera = Camera.from_fov(paths.hemisphere(n, 3.0, (10, 60)), 0.7, 8, 6)
+    return Camera(camera.c2w, camera.intrinsics, 8, 6, values, torch.arange(n))
+
+
+@pytest.mark.parametrize("poses", paths.POSES)
+def test_random_cameras_have_random_controls(poses):
+    drawn = paths.random_cameras(moving(), 2000, poses)
+    low, high = ((0.0, 0.0), (1.0, 1.0)) if poses == "dnerf" else ((0.2, 0.5), (0.6, 1.0))
+    for index in range(2):
+        # Uniform: the quartiles of its range, to four of their standard errors.
+        quartiles = np.quantile(drawn.controls[:, index], [0, 0.25, 0.5, 0.75, 1])
+        expected = low[index] + (high[index] - low[index]) * np.array([0, 0.25, 0.5, 0.75, 1])
+        np.testing.assert_allclose(quartiles, expected, atol=0.045)
+        assert drawn.controls[:, index].min() >= low[index]
+        assert drawn.controls[:, index].max() <= high[index]
+    position = drawn.c2w[:, :, 3]
+    for other in (*position.T, drawn.controls[:, 1]):  # time says nothing of where the camera stands
+        assert abs(np.corrcoef(drawn.time, other)[0, 1]) < 0.1
+    assert drawn.view is None
+    shorter = paths.random_cameras(moving(), 7, poses)
+    assert torch.equal(shorter.controls, drawn.controls[:7])
+    assert not torch.equal(shorter.controls, paths.random_cameras(moving(), 7, poses, seed=1).controls)
+    static = paths.random_cameras(moving().at(), 7, poses)
+    assert static.controls is None
+    if poses != "hemisphere":  # whose recurrence has a dimension for each quantity
+        assert torch.equal(static.c2w, shorter.c2w)
+
+
+def test_the_distribution_of_d_nerf_s_pseudo_data():
+    camera = moving(controls=1)
+    drawn = paths.random_cameras(camera, 20_000, "dnerf")
+    polar, azimuth, radius = polar_and_azimuth(drawn.c2w)
+    np.testing.assert_allclose(np.percentile(90 - polar, [0, 25, 50, 75, 100]), [0, 22.5, 45, 67.5, 90], atol=1.0)
+    np.testing.assert_allclose(np.percentile(azimuth, [0, 25, 50, 75, 100]), [-180, -90, 0, 90, 180], atol=4.0)
+    np.testing.assert_allclose(radius, 4.0, rtol=1e-5)  # whatever the training cameras' is
+    zoom = drawn.intrinsics[:, 0] / camera.intrinsics[0, 0]
+    np.testing.assert_allclose(np.percentile(zoom, [0, 25, 50, 75, 100]), [1, 1.25, 1.5, 1.75, 2], atol=0.02)
+    np.testing.assert_allclose(np.percentile(drawn.time, [0, 25, 50, 75, 100]), [0, 0.25, 0.5, 0.75, 1], atol=0.02)
+
+
+def test_in_motion():
+    path = moving(5)
+    time = paths.in_motion(path, "time", (0.0, 1.0))
+    assert torch.equal(time.c2w, path.c2w[:1].expand(5, 3, 4))
+    assert time.time.tolist() == [0.0, 0.25, 0.5, 0.75, 1.0]
+    both = paths.in_motion(path, "both", (0.0, 1.0))
+    assert torch.equal(both.c2w, path.c2w)
+    assert torch.equal(both.time, time.time)
+    camera = paths.in_motion(path, "camera", (0.25, 1.0))
+    assert torch.equal(camera.c2w, path.c2w)
+    assert camera.time.tolist() == [0.25] * 5
+    assert paths.in_motion(path, "camera", (0.25, 1.0), 0.75).time.tolist() == [0.75] * 5
+    for each in (time, both, camera):
+        assert torch.equal(each.controls[:, 1], path.controls[:, 1])
+    with pytest.raises(ValueError, match="static scene"):
+        paths.in_motion(path.at(), "time", (0.0, 1.0))

@@ -6,6 +6,7 @@ import os
 import pickle
 import threading
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,17 @@ def test_a_ray_carries_the_color_of_its_pixel(tmp_path) -> None:
     torch.testing.assert_close(batch.rays.directions, rays.directions[where])
     torch.testing.assert_close(batch.rays.origins, rays.origins[where])
     assert len(at[:, 0].unique()) == 12
+
+
+def test_a_ray_carries_the_controls_of_its_view(tmp_path) -> None:
+    split = located(12, 40, 41)
+    controls = torch.stack([torch.linspace(0, 1, 12), torch.linspace(0.75, 0.25, 12)], 1)
+    split = replace(split, camera=replace(split.camera, controls=controls))
+    batch = Batches(shuffled(split, tmp_path, ""), "rays", 500).batch(3)
+    views = (batch.rgba[:, 0] * 255).round().long()
+    assert len(views.unique()) == 12
+    assert batch.rays.controls is not None
+    assert torch.equal(batch.rays.controls, controls[views])
 
 
 def test_views_without_alpha_are_opaque(tmp_path) -> None:

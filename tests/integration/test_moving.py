@@ -157,3 +157,53 @@ def test_a_static_network_says_that_it_ignores_the_time(
     student = Student(Still(), batch_size=16)
     trainer(tmp_path).fit(student, SceneDataModule(scene, **student.batches))
     assert "its cameras have time, height, which Still does not take and ignores" in caplog.text
+    assert "model=dnerf_ngp as a teacher, model=grid_dylin as a student" in caplog.text
+
+
+def at(scene: Scene, controls: Tensor | None) -> Scene:
+    """The scene with other controls of its training views."""
+    train = replace(scene.train, camera=replace(scene.train.camera, controls=controls))
+    names = () if controls is None else ("time", "height", "jaw")[: controls.shape[-1]]
+    return replace(scene, train=train, controls=names)
+
+
+def test_a_network_says_what_it_will_not_learn(scene: Scene, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where all views are of one moment, and where they have more controls than it takes."""
+
+    def warned(of: Scene, network: LightField) -> list[str]:
+        caplog.clear()
+        student = Student(network, batch_size=16)
+        trainer(tmp_path).fit(student, SceneDataModule(of, **student.batches))
+        return [record.getMessage() for record in caplog.records if record.name == "nelf.systems.system"]
+
+    values = scene.train.camera.controls
+    assert values is not None
+    assert warned(scene, MovingDisk()) == []
+    stopped = values * torch.tensor([0.0, 1.0]) + torch.tensor([0.25, 0.0])
+    (message,) = warned(at(scene, stopped), MovingDisk())
+    assert message == f"{scene.name}: all training views have time 0.25; MovingDisk learns no other."
+
+    class FirstTwo(MovingDisk):
+        def forward(self, rays: Rays) -> Tensor:
+            assert rays.controls is not None
+            return super().forward(replace(rays, controls=rays.controls[..., :2]))
+
+    (message,) = warned(at(scene, torch.cat([values, values[:, :1]], -1)), FirstTwo())
+    assert message.endswith("have jaw, which FirstTwo does not take and ignores.")  # it moves, so no other is advised
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        (0, ": its training views have no time, but MovingDisk takes 2 controls, the time first; allowed: "),
+        (1, ": its training views have only time, but MovingDisk takes 2 controls, the time first; allowed: "),
+    ],
+)
+def test_views_without_the_controls_that_a_network_takes(scene: Scene, tmp_path: Path, kept: int, message: str) -> None:
+    values = scene.train.camera.controls
+    assert values is not None
+    student = Student(MovingDisk(), batch_size=16)
+    data = SceneDataModule(at(scene, values[:, :kept] if kept else None), **student.batches)
+    with pytest.raises(nelf.UserError) as caught:
+        trainer(tmp_path).fit(student, data)
+    assert str(caught.value).startswith(scene.name + message)

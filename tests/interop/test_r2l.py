@@ -61,7 +61,7 @@ def test_the_options_beside_a_pickled_network_are_used(tmp_path, monkeypatch) ->
     monkeypatch.setattr(sys.modules["model.nerf_raybased"], "NeRF_v3_2", network_class, raising=False)
     monkeypatch.setattr(sys.modules["smilelogging.utils"], "EmptyClass", options_class, raising=False)
     network, trial = network_class(), options_class()
-    trial.res_scale, trial.body_arch = 0.5, "mlp"  # type: ignore[attr-defined]
+    trial.res_scale, trial.body_arch = 0.5, "resmlp"  # type: ignore[attr-defined]
     network.args = argparse.Namespace(use_residual=False, multires=2, plucker=False, trial=trial)
     content = {"network_fn": network, "network_fn_state_dict": state_of(6 * 5)}
     torch.save(content, tmp_path / "x.tar")
@@ -71,7 +71,7 @@ def test_the_options_beside_a_pickled_network_are_used(tmp_path, monkeypatch) ->
     found = r2l.convert(read(tmp_path / "x.tar"))
     asked = {key: found.arguments[key] for key in ("skip", "multires", "inputs", "points", "block_scale")}
     assert asked == {"skip": False, "multires": 2, "inputs": "points", "points": 2, "block_scale": 0.5}
-    with pytest.raises(UserError, match=r"was trained with --trial\.inact lrelu; nelf's R2L has only relu"):
+    with pytest.raises(UserError, match=r"was trained with --trial\.inact lrelu; nelf has only relu"):
         r2l.convert(read(tmp_path / "other.tar"))
 
 

@@ -87,6 +87,23 @@ def test_twelve_columns_are_never_guessed(tmp_path) -> None:
     assert torch.allclose(batch.rgba[0, :3], torch.tensor([0.09, 0.10, 0.11]))
 
 
+def test_real_rays_of_dylin_are_read_in_64_bits(tmp_path) -> None:
+    """``train_N.npy``: o, d, three times the time, rgb; of HyperNeRF scenes, float64 and unit directions."""
+    rng = np.random.default_rng(0)
+    rows = np.concatenate([rng.normal(size=(40, 6)), rng.random((40, 1)).repeat(3, 1), rng.random((40, 3))], 1)
+    rows[:, 3:6] /= np.linalg.norm(rows[:, 3:6], axis=1, keepdims=True)
+    for number, part in enumerate(np.split(rows, [15, 30]), start=1):
+        np.save(tmp_path / f"train_{number}.npy", part)
+    batch = RayShards(tmp_path, 40, "time").batch(0)
+    controls = batch.rays.controls
+    assert controls is not None
+    found = torch.cat([batch.rays.origins, batch.rays.directions, controls, batch.rgba], 1)
+    assert found.dtype == torch.float32
+    expected = np.concatenate([rows[:, :7], rows[:, 9:], np.ones((40, 1))], 1).astype(np.float32)
+    order = [np.lexsort(values.T) for values in (found.numpy(), expected)]
+    np.testing.assert_array_equal(found.numpy()[order[0]], expected[order[1]])
+
+
 def test_files_that_are_no_shards_are_named(tmp_path) -> None:
     with pytest.raises(UserError, match=r"holds no \.npy files"):
         RayShards(tmp_path, 2)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import weakref
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from nelf.cameras import Camera
-from nelf.data import read_scene, read_views
-from nelf.paths import random_cameras
+from nelf.data import demo_handheld, read_capture, read_scene, read_views, with_pseudo_views
+from nelf.errors import UserError
+from nelf.paths import POSES, random_cameras
 from nelf.pipeline.stages import pseudo
 from nelf.pipeline.stages.pseudo import write_views
 from nelf.rendering import Rendering
@@ -44,6 +47,32 @@ def test_the_views_are_read_back_with_their_cameras(scene, tmp_path) -> None:
         expected = torch.sigmoid(cameras.c2w[index, :, 3])
         assert (again.rgb(index) - expected).abs().max() <= 0.5 / 255 + 1e-6
     assert json.loads((tmp_path / "transforms_train.json").read_text())["aabb"] == scene.aabb.tolist()
+
+
+def test_every_view_is_of_a_moment_of_its_own(scene, tmp_path) -> None:
+    """Pose and controls are random, the teacher is asked for that moment, and the file states it."""
+    train = scene.train
+    values = torch.stack([torch.linspace(0.25, 1.0, len(train)), torch.linspace(0.0, 0.5, len(train))], -1)
+    camera = replace(train.camera, controls=values)
+    moving = replace(scene, train=replace(train, camera=camera), controls=("time", "jaw"))
+    asked = []
+
+    class Watched(Painter):
+        def render(self, camera: Camera) -> Rendering:
+            asked.append(camera.controls.tolist())
+            return super().render(camera)
+
+    for poses in POSES:
+        asked.clear()
+        cameras = random_cameras(camera, 6, poses)
+        write_views(Watched(), cameras, tmp_path / poses, moving)
+        assert asked == cameras.controls.tolist()
+        content = json.loads((tmp_path / poses / "transforms_train.json").read_text())
+        assert content["controls"] == ["jaw"]
+        stated = [[frame["time"], *frame["controls"]] for frame in content["frames"]]
+        assert stated == asked
+        assert len({time for time, _ in stated}) == 6
+        assert torch.equal(read_views(tmp_path / poses).camera.controls, cameras.controls)
 
 
 def test_whole_views_are_not_rendered_again_and_torn_ones_are(scene, tmp_path) -> None:
@@ -112,13 +141,37 @@ def test_the_originals_distributions(scene) -> None:
 
 
 def test_a_longer_set_begins_with_the_shorter_one(scene) -> None:
-    for poses in ("hemisphere", "mobile_r2l", "r2l"):
+    for poses in POSES:
         short, long = random_cameras(scene.train.camera, 3, poses), random_cameras(scene.train.camera, 9, poses)
         assert torch.equal(short.c2w, long.c2w[:3])
 
 
 def test_the_folder_may_not_be_writable(scene) -> None:
-    from nelf.errors import UserError
-
     with pytest.raises(UserError, match="cannot be written"):
         write_views(Painter(), random_cameras(scene.train.camera, 2), Path("/proc/nelf"), scene)
+
+
+def test_cameras_that_are_held_on_their_side_are_not_put_upright(scene, tmp_path) -> None:
+    """``hemisphere`` cameras stand upright; where the training cameras do not, nobody would see that they differ."""
+    camera = scene.train.camera
+    c2w = camera.c2w.clone()
+    c2w[:, :, 0], c2w[:, :, 1] = camera.c2w[:, :, 1], -camera.c2w[:, :, 0]
+    turned = replace(scene, train=replace(scene.train, camera=replace(camera, c2w=c2w)))
+    run = SimpleNamespace(recipe=SimpleNamespace(scene=turned, seed=0))
+    with pytest.raises(
+        UserError, match=r"stage\.pseudo\.poses: is hemisphere, .* by 90 degrees .*allowed: interpolate"
+    ):
+        pseudo.pseudo(run, views=2)  # type: ignore[arg-type]
+
+
+def test_views_of_a_capture_are_drawn_without_its_lens(tmp_path) -> None:
+    root = demo_handheld.write(tmp_path / "capture", moments=4, width=24)
+    capture = read_capture(root, image_scale=2)
+    cameras = random_cameras(capture.train.camera, 3, "interpolate")
+    drawn = write_views(Painter(), cameras, tmp_path / "pseudo", capture)
+    both = with_pseudo_views(capture, drawn).train
+    assert len(both) == 3 + 4
+    assert torch.equal(both.camera.c2w[:3], cameras.c2w)
+    assert torch.equal(both.camera.time[:3], cameras.time)
+    assert (both.camera.lens[:3] == 0).all()
+    assert torch.equal(both.camera.lens[3:], capture.train.camera.lens)

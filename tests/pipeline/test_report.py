@@ -1,12 +1,15 @@
-"""Stage report: what it says of the machine."""
+"""Stage report: what it says of the machine, and what its videos show."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from nelf.data import Scene, read_scene
 from nelf.pipeline.stages import report
 
 OLD = {"_is_avx2_supported": True, "_is_avx512_supported": False, "_is_vnni_supported": False}
@@ -38,3 +41,47 @@ def test_the_processors_instructions_are_named(
 def test_this_processor_has_some() -> None:
     assert "bfloat16" in report._instructions()
     assert torch.cpu._is_avx2_supported() == ("AVX2" in report._instructions().split(", "))
+
+
+def moving_scene(tiny_scene: Path) -> Scene:
+    """With a time from 0 to 0.8 and a second control from 0.5 to 1."""
+    scene = read_scene(tiny_scene)
+    count = len(scene.train)
+    values = torch.stack([torch.linspace(0.0, 0.8, count), torch.linspace(1.0, 0.5, count)], -1)
+    train = replace(scene.train, camera=replace(scene.train.camera, controls=values))
+    return replace(scene, train=train, controls=("time", "jaw"))
+
+
+def test_a_still_scene_has_one_video(tiny_scene: Path) -> None:
+    (film,) = report._films(read_scene(tiny_scene), 4).items()
+    assert film[0] == "orbit"
+    assert film[1].controls is None
+    assert len(film[1]) == 4
+
+
+def test_a_moving_scene_is_filmed_in_three_ways(tiny_scene: Path) -> None:
+    films = report._films(moving_scene(tiny_scene), 5)
+    assert set(films) == {"time", "camera", "both"} < set(report._FILMS)
+    for camera in films.values():
+        assert camera.controls is not None
+        torch.testing.assert_close(camera.controls[:, 1], torch.full((5,), 0.75))
+    goes_by = torch.linspace(0.0, 0.8, 5)
+    torch.testing.assert_close(films["both"].time, goes_by)
+    torch.testing.assert_close(films["time"].time, goes_by)
+    assert films["camera"].time.tolist() == [0.0] * 5
+    poses = {name: len(camera.c2w.unique(dim=0)) for name, camera in films.items()}
+    assert poses == {"time": 1, "camera": 5, "both": 5}
+
+
+def test_figures_of_a_moving_scene_are_in_its_row(tmp_path: Path) -> None:
+    file = tmp_path / "model"
+    file.write_bytes(b"12345")
+    known = {"psnr": 30.0, "ssim": 0.9, "lpips": None, "seconds_per_view": 0.5}
+    moving = {**known, "ms_ssim": 0.95, "psnr_after_0": 29.0, "psnr_dnerf": 28.0}
+    still, other = (report.row("a", None, result, file, {}, None) for result in (known, moving))  # type: ignore[arg-type]
+    assert set(still) == {"name", "psnr", "ssim", "lpips", "bytes", "latency_ms"}
+    assert {key: other[key] for key in set(other) - set(still)} == {
+        "ms_ssim": 0.95,
+        "psnr_after_0": 29.0,
+        "psnr_dnerf": 28.0,
+    }

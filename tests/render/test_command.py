@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,12 @@ import pytest
 import torch
 
 from nelf import storage
-from nelf.data import read_scene
+from nelf.cameras import Camera
+from nelf.data import capture, demo_handheld, read_capture, read_scene
 from nelf.fields import NGP
 from nelf.lightfields import MobileR2L
 from nelf.pipeline.documents import write_json, write_yaml
-from nelf.render.command import main
+from nelf.render.command import _options, _path, main
 from nelf.report.pictures import to_uint8
 
 SMALL = {"levels": 2, "log2_table": 10, "finest_resolution": 32, "hidden": 16, "grid_resolution": 16, "max_samples": 32}
@@ -99,6 +101,116 @@ def test_somebody_s_path_is_followed(run: Path, tiny_scene: Path, tmp_path: Path
     expected = model.render(replace(scene.test.camera, view=None)[0])
     depth = np.load(written[0])
     np.testing.assert_allclose(depth, expected.depth.masked_fill(expected.opacity < 0.5, float("nan")).numpy())
+
+
+def test_a_path_of_a_capture_is_followed_while_time_goes_by(tmp_path: Path) -> None:
+    """A teacher of a capture, drawn along one of its camera paths: from there, without lens, from first to last."""
+    root, place = demo_handheld.write(tmp_path / "capture", moments=5, width=24), tmp_path / "run"
+    scene = read_capture(root, image_scale=2)
+    teacher = NGP(**SMALL)
+    teacher.prepare(scene.geometry)
+    storage.save(teacher, place / "teacher" / "model.safetensors", {"_target_": "nelf.fields.NGP", **SMALL}, "")
+    data = {"_target_": "nelf.data.HyperNeRFDataModule", "root": str(root), "image_scale": 2}
+    write_yaml(place / "config.yaml", {"data": data})
+    write_json(place / "scene.json", {"name": scene.name, "root": str(root), "digest": scene.digest})
+    path = root / "camera-paths" / "sway"
+    for extra in sorted(path.glob("*.json"))[3:]:
+        extra.unlink()
+    out = place / "render" / "sway"
+    main([str(place / "teacher"), "--path", str(path), "--depth", "npy", "--out", str(place / "render")])
+    assert len(list((out / "depth").glob("*.npy"))) == 3
+    camera = capture.read_path(path).resized(12)
+    assert (camera.width, camera.height, len(camera)) == (12, 16, 3)
+    drawn = storage.load(place / "teacher").render(camera[1])
+    expected = drawn.depth.masked_fill(drawn.opacity < 0.5, float("nan")).numpy()
+    np.testing.assert_allclose(np.load(out / "depth" / "00001.npy"), expected, rtol=1e-5)
+    cameras = _path(_options([str(place), "--path", str(path)]), scene)
+    assert cameras.time.tolist() == [0.0, 0.5, 1.0]
+    assert cameras.lens is None
+    # Named by its folder, a capture is known from other scenes; its images are a quarter of the size unless told.
+    (root / "rgb" / "2x").rename(root / "rgb" / "4x")
+    for each in (root / "camera").glob("*.json"):
+        each.write_text(json.dumps({**json.loads(each.read_text()), "image_size": [48, 64]}))
+    main([str(place / "teacher"), "--split", "val", "--scene", str(root), "--out", str(place / "other")])
+    assert iio.imread(next((place / "other" / "val" / "images").glob("*.png"))).shape == (16, 12, 3)
+
+
+@pytest.fixture
+def moving(tiny_scene: Path, tmp_path: Path) -> Path:
+    """The tiny scene with times from 0.25 to 0.75 and a second control."""
+    root = Path(shutil.copytree(tiny_scene, tmp_path / "moving"))
+    for path in root.glob("transforms_*.json"):
+        content = json.loads(path.read_text())
+        for index, frame in enumerate(content["frames"]):
+            frame |= {"time": 0.25 + 0.5 * index / (len(content["frames"]) - 1), "controls": [0.2 + 0.1 * (index % 2)]}
+        path.write_text(json.dumps({**content, "controls": ["jaw"]}))
+    return root
+
+
+@pytest.fixture
+def filmed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Camera, str]]:
+    """The cameras of the videos that would be made, and their names."""
+    made: list[tuple[Camera, str]] = []
+
+    def film(model: object, cameras: Camera, stem: Path) -> tuple[Path]:
+        made.append((cameras, stem.name))
+        return (stem,)
+
+    monkeypatch.setattr("nelf.report.evaluation.orbit_video", film)
+    return made
+
+
+def test_time_camera_or_both_move(run: Path, moving: Path, filmed: list[tuple[Camera, str]]) -> None:
+    start = [str(run / "teacher"), "--scene", str(moving), "--path", "orbit", "--frames", "5"]
+    for options in ([], ["--motion", "both"], ["--motion", "time"], ["--motion", "camera"], ["--time", "0.6"]):
+        main([*start, *options])
+    cameras = [each for each, _ in filmed]
+    assert [name for _, name in filmed] == ["orbit", "orbit", "orbit_time", "orbit_camera", "orbit"]
+    goes_by = [0.25, 0.375, 0.5, 0.625, 0.75]
+    expected = [goes_by, goes_by, goes_by, [0.25] * 5, [0.6] * 5]
+    for camera, times in zip(cameras, expected, strict=True):
+        np.testing.assert_allclose(camera.time, times, atol=1e-6)
+        np.testing.assert_allclose(camera.controls[:, 1], 0.25, atol=1e-6)  # the middle of its range
+    around = cameras[0].c2w
+    assert len(around.unique(dim=0)) == 5
+    for index in (1, 3, 4):
+        assert torch.equal(cameras[index].c2w, around)
+    assert torch.equal(cameras[2].c2w, around[:1].expand(5, 3, 4))
+
+
+def test_the_path_of_d_nerf_s_videos(run: Path, moving: Path, filmed: list[tuple[Camera, str]]) -> None:
+    main([str(run / "teacher"), "--scene", str(moving), "--path", "dnerf"])
+    ((camera, name),) = filmed
+    assert name == "dnerf"
+    assert len(camera) == 40
+    height = camera.c2w[:, 2, 3]
+    np.testing.assert_allclose(height, 4.0 * np.sin(np.pi / 6), atol=1e-5)  # 30 degrees up, four away
+    np.testing.assert_allclose(camera.c2w[:, :, 3].norm(dim=-1), 4.0, atol=1e-5)
+    np.testing.assert_allclose(camera.time, np.linspace(0.25, 0.75, 40), atol=1e-6)
+
+
+def test_a_path_without_times_lets_the_time_go_by(
+    run: Path, moving: Path, tmp_path: Path, filmed: list[tuple[Camera, str]]
+) -> None:
+    pose = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 4], [0, 0, 0, 1]]
+    path = tmp_path / "way.json"
+    start = [str(run / "teacher"), "--scene", str(moving), "--path", str(path)]
+    path.write_text(json.dumps({"frames": [{"transform_matrix": pose}] * 3}))
+    main(start)
+    frames = [{"transform_matrix": pose, "time": time, "controls": [1]} for time in (0.9, 0.1, 0.3)]
+    path.write_text(json.dumps({"frames": frames, "controls": ["jaw"]}))
+    main(start)
+    np.testing.assert_allclose(filmed[0][0].time, [0.25, 0.5, 0.75])
+    np.testing.assert_allclose(filmed[1][0].controls, [[0.9, 1], [0.1, 1], [0.3, 1]])
+
+
+def test_what_does_not_move_has_no_motion(run: Path, moving: Path, capsys) -> None:
+    teacher = run / "teacher"
+    both = refused(capsys, teacher, "--scene", moving, "--path", "orbit", "--time", "0.5", "--motion", "time")
+    assert both == "--time: holds one moment, so nothing is left of --motion time; leave one out."
+    for word, value in (("--motion", "time"), ("--time", "0.5")):
+        still = refused(capsys, teacher, "--path", "orbit", word, value)
+        assert still == f"{word}: the views of sphere have no time; allowed: scenes that move."
 
 
 def test_what_cannot_be_is_one_line(run: Path, tmp_path: Path, tiny_scene: Path, capsys) -> None:

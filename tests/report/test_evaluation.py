@@ -4,6 +4,7 @@ import gc
 import json
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import imageio.v3 as iio
@@ -41,9 +42,10 @@ class View(NamedTuple):
 class Split:
     """Views whose camera is their index; noise with a fixed seed."""
 
-    def __init__(self, n: int = 5) -> None:
+    def __init__(self, n: int = 5, times: list[float] | None = None, height: int = HEIGHT, width: int = WIDTH) -> None:
         generator = torch.Generator().manual_seed(3)
-        self.images = torch.rand(n, HEIGHT, WIDTH, 3, generator=generator)
+        self.images = torch.rand(n, height, width, 3, generator=generator)
+        self.camera = SimpleNamespace(time=None if times is None else torch.tensor(times))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -91,6 +93,60 @@ def test_means_of_per_image_metrics(tmp_path: Path) -> None:
     assert [view["name"] for view in result["views"]] == [f"test/r {i}" for i in range(5)]
     assert result["threads"] == torch.get_num_threads()
     assert json.loads((tmp_path / "metrics.json").read_text()) == result
+
+
+TIMES = [0.5, 0.0, 1.0, 0.25, 0.75]
+
+
+class Worse(Shifted):
+    """The further in the split, the worse."""
+
+    def render(self, camera: int) -> Rendering:
+        return Rendering(self.split.images[camera] * (0.95 - 0.05 * camera))
+
+
+def test_views_with_a_time_are_measured_as_d_nerf_does_too() -> None:
+    split = Split(5, TIMES)
+    moving, static = (evaluation.evaluate(Worse(each), each, "black") for each in (split, Split()))
+    error = (split.images.double() * torch.linspace(0.05, 0.25, 5).view(5, 1, 1, 1)).square()
+    later = torch.cat([error[:1], error[2:]])  # frame 1 is that of time 0
+    each = (-10 * later.mean((1, 2, 3)).log10()).tolist()
+    assert moving["psnr"] == static["psnr"]
+    assert moving["psnr_after_0"] == pytest.approx(np.mean(each), abs=1e-4)
+    assert moving["psnr_dnerf"] == pytest.approx(float(-10 * later.mean().log10()), abs=1e-4)
+    assert len({round(moving[key], 2) for key in ("psnr", "psnr_after_0", "psnr_dnerf")}) == 3
+    assert [view["time"] for view in moving["views"]] == TIMES
+    assert "ms_ssim" not in moving  # too small
+    # Static scenes are measured as ever.
+    assert set(static) == {"psnr", "ssim", "lpips", "seconds_per_view", "threads", "views"}
+    assert set(static["views"][0]) == {"name", "psnr", "ssim", "lpips", "seconds"}
+
+
+@pytest.mark.parametrize("times", [[0.1, 0.5], [0.0, 0.0]])
+def test_without_a_first_moment_to_leave_out_there_is_no_figure_of_the_rest(times: list[float]) -> None:
+    split = Split(2, times)
+    result = evaluation.evaluate(Worse(split), split, "black")
+    assert "psnr_dnerf" not in result
+    assert "psnr_after_0" not in result
+
+
+def test_large_pictures_with_a_time_have_ms_ssim() -> None:
+    size = {"height": 161, "width": 164}
+    split, static = Split(2, [0.0, 1.0], **size), Split(2, **size)
+    result = evaluation.evaluate(Worse(split), split, "black")
+    images = split.images.permute(0, 3, 1, 2)
+    drawn = images * torch.tensor([0.95, 0.90]).view(2, 1, 1, 1)
+    expected = metrics.ms_ssim(drawn, images).tolist()
+    assert [view["ms_ssim"] for view in result["views"]] == pytest.approx(expected, abs=1e-9)
+    assert result["ms_ssim"] == pytest.approx(np.mean(expected), abs=1e-9)
+    assert "ms_ssim" not in evaluation.evaluate(Worse(static), static, "black")
+
+
+def test_samples_are_spread_over_the_time(tmp_path: Path) -> None:
+    split = Split(5, TIMES)
+    evaluation.evaluate(Worse(split), split, "black", tmp_path, samples=3)
+    files = {file.name for file in (tmp_path / "samples").iterdir()}
+    assert files == {f"test_r_{index}_prediction_truth_error.png" for index in (1, 0, 2)}  # times 0, 0.5 and 1
 
 
 def test_equal_pictures_stay_json() -> None:

@@ -13,8 +13,9 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
-from nelf.report.page import Comparison, comparisons, write_report
+from nelf.report.page import write_report
 from nelf.report.plots import curves_svg, pareto_front, trade_off
+from nelf.report.views import Comparison, comparisons
 
 NONE, TIMES = "\N{EN DASH}", "\N{MULTIPLICATION SIGN}"
 ROWS = [
@@ -108,7 +109,7 @@ def test_the_page_needs_no_network(tmp_path: Path) -> None:
     video = tmp_path / "orbit.mp4"
     video.write_bytes(b"not really a video")
     log = _csv(tmp_path / "metrics.csv")
-    write_report(tmp_path, ROWS, _pictures(), video=video, curves={"teacher": log})
+    write_report(tmp_path, ROWS, _pictures(), videos={"orbit": video}, curves={"teacher": log})
     text, page = _page(tmp_path)
     assert "http:" not in text
     assert "https:" not in text
@@ -150,10 +151,10 @@ def test_large_videos_give_way_to_the_gif_and_then_to_a_link(tmp_path: Path) -> 
     video = tmp_path / "student" / "orbit.mp4"
     video.parent.mkdir()
     video.write_bytes(bytes(9 * 2**20))
-    write_report(tmp_path, ROWS, video=video)
+    write_report(tmp_path, ROWS, videos={"orbit": video})
     assert _page(tmp_path)[1].links == ["student/orbit.mp4"]
     video.with_suffix(".gif").write_bytes(b"GIF")
-    write_report(tmp_path, ROWS, video=video)
+    write_report(tmp_path, ROWS, videos={"orbit": video})
     assert _page(tmp_path)[1].links == []
     assert _page(tmp_path)[1].sources[-1].startswith("data:image/gif")
 
@@ -271,3 +272,36 @@ def test_curves_only_where_there_is_a_psnr(tmp_path: Path) -> None:
     (tmp_path / "other.csv").write_text("step,loss\n1,2\n")
     assert curves_svg(tmp_path / "other.csv") is None
     assert "<svg" in curves_svg(_csv(tmp_path / "metrics.csv"))
+
+
+def test_views_of_a_moving_scene_stand_in_the_order_of_time(tmp_path: Path) -> None:
+    picture = np.zeros((8, 24, 3), np.uint8)
+    for index in (0, 2, 10):
+        iio.imwrite(tmp_path / f"val_r_{index}_prediction_truth_error.png", picture)
+    times = {"val/r_0": 0.0, "val/r_2": 0.25, "val/r_10": 1.0, "val/r_3": 0.5}
+    views = comparisons({"teacher": tmp_path}, times)
+    assert [(view.view, view.time) for view in views] == [("val_r_0", 0.0), ("val_r_2", 0.25), ("val_r_10", 1.0)]
+    write_report(tmp_path, ROWS[:1], views)
+    text = (tmp_path / "report.html").read_text()
+    assert "<h3>val_r_2, time 0.25</h3>" in text
+    assert text.index("val_r_0,") < text.index("val_r_2,") < text.index("val_r_10,")
+
+
+def test_figures_of_a_moving_scene_are_columns(tmp_path: Path) -> None:
+    rows = [{"name": "a", "psnr": 30.0, "ms_ssim": 0.98765, "psnr_after_0": 29.5, "psnr_dnerf": 29.25}]
+    write_report(tmp_path, rows)
+    _, page = _page(tmp_path)
+    titles = ["Artifact", "PSNR (dB)", "MS-SSIM", "PSNR after time 0 (dB)", "PSNR as D-NeRF (dB)"]
+    assert page.rows == [titles, ["a", "30.00", "0.9877", "29.50", "29.25"]]
+
+
+def test_several_videos_stand_side_by_side_with_their_words(tmp_path: Path) -> None:
+    videos = {words: tmp_path / f"{words}.mp4" for words in ("time goes by", "both")}
+    for words, path in videos.items():
+        path.write_bytes(words.encode())
+    write_report(tmp_path, ROWS[:1], videos={**videos, "missing": tmp_path / "no.mp4"})
+    text, page = _page(tmp_path)
+    assert [base64.b64decode(source.split(",")[1]).decode() for source in page.sources] == ["time goes by", "both"]
+    for words in videos:
+        assert f"</video><figcaption>{words}</figcaption>" in text
+    assert "missing" not in text

@@ -178,6 +178,7 @@ def test_the_other_optimizers_have_the_constants_of_their_names(
     [
         ({}, [1.0, 0.5 + 0.5 / 30 + (0.5 - 0.5 / 30) * 2**-0.5, 0.5 + 0.5 / 30, 1 / 30]),  # half a cosine to 1/30
         ({"lr_end": 0.0}, [1.0, 0.5 + 0.5 * 2**-0.5, 0.5, 0.0]),
+        ({"schedule": "exponential", "lr_end": 0.0625}, [1.0, 0.5, 0.25, 0.0625]),
         ({"schedule": "steplr"}, [1.0, 0.25, 0.125, 0.125]),  # 25 of 100 steps: past 1/8 and 1/4
         ({"schedule": "steplr", "milestones": [0.3], "gamma": 0.1}, [1.0, 1.0, 0.1, 0.1]),
         (

@@ -14,7 +14,7 @@ from nelf.cameras import Camera
 from nelf.compression.quantization import Ranges, activation_ranges
 from nelf.data import Scene, read_views
 from nelf.errors import UserError, did_you_mean
-from nelf.export.bundle import artifact, write_bundle
+from nelf.export.bundle import artifact, files_beside, write_bundle
 from nelf.export.coreml import check_installed as coreml_installed
 from nelf.export.coreml import mlpackage
 from nelf.export.executorch import check_installed as executorch_installed
@@ -134,8 +134,8 @@ def export(
     ranges = _ranges(recipe.load(quantized["int8 static"])) if "int8 static" in quantized else None
     makers: dict[str, Callable[[Path], Path]] = {
         "fp16": partial(half_weights, model),
-        "int8 dynamic": partial(quantize_dynamic, model),
-        "int8 static": lambda out: quantize_static(model, out, feeds(), ranges),
+        "int8 dynamic": partial(quantize_dynamic, model, exact=student.exact_parts),
+        "int8 static": lambda out: quantize_static(model, out, feeds(), ranges, exact=student.exact_parts),
     }
     if "int8 QAT" in quantized:
         makers["int8 QAT"] = lambda out: _export_trained(
@@ -254,8 +254,7 @@ class _Bundle:
         return entry
 
     def _note(self, entry: dict[str, Any]) -> None:
-        volume = [entry["volume"]["file"]] if entry["volume"] else []
-        self.journal.note(entry["file"], entry, [entry["file"], *volume])
+        self.journal.note(entry["file"], entry, [entry["file"], *files_beside(entry["volume"])])
 
 
 def check_drawn(model: ExportedLightField, network: LightField, cameras: Camera, tolerance: float) -> None:

@@ -51,12 +51,13 @@ def pseudo(
     run: Run,
     *,
     views: int = 10_000,
-    poses: Literal["hemisphere", "interpolate", "mobile_r2l", "r2l"] = "hemisphere",
+    poses: Literal["hemisphere", "interpolate", "mobile_r2l", "r2l", "dnerf"] = "hemisphere",
     root: str | None = None,
 ) -> dict[str, Any]:
     """Render random views with the teacher into the stage's folder, or take those that another program has rendered.
 
-    A NeRF is rendered through an occupancy grid, which is filled from its density.
+    A NeRF is rendered through an occupancy grid, which is filled from its density. In a scene with a time each view is
+    of a moment of its own.
 
     Args:
         run: the run to write into.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import nelf
@@ -24,16 +25,25 @@ from nelf.data import Scene
 from nelf.export import ExportedLightField
 from nelf.kernels import multiplies_bfloat16
 from nelf.lightfields import LightField
-from nelf.paths import orbit
+from nelf.paths import MOTIONS, in_motion, orbit
 from nelf.pipeline.documents import read_artifacts, read_json
 from nelf.pipeline.memory import peak_memory, reset_peak_memory
 from nelf.pipeline.run import Run
 from nelf.pipeline.stage import BATCHES, EVERYTHING, stage
 from nelf.rendering import Renderable
-from nelf.report.evaluation import evaluate, latencies, orbit_video
-from nelf.report.page import comparisons, write_report
+from nelf.report.evaluation import MOVING_FIGURES, evaluate, latencies, orbit_video
+from nelf.report.page import write_report
+from nelf.report.views import comparisons
 
-__all__ = ["Artifact", "artifacts", "orbit_cameras", "report", "row"]
+__all__ = ["Artifact", "along", "artifacts", "orbit_cameras", "report", "row"]
+
+_VIEWS, _MOMENTS = 4, 5  # whose pictures are shown, of static scenes and of those with a time
+_FILMS = {
+    "orbit": "The camera goes around",
+    "time": "Time goes by, the camera stands still",
+    "camera": "The camera goes around, time stands still",
+    "both": "The camera goes around while time goes by",
+}
 
 
 class Artifact(NamedTuple):
@@ -53,7 +63,8 @@ def report(run: Run, *, frames: int = 60) -> dict[str, Any]:
 
     Args:
         run: the run to write into: sample pictures and videos into ``report/``, the report into its root.
-        frames: of the orbit video of the student, or of the teacher where there is no student; 0 for none.
+        frames: of the orbit video of the student, or of the teacher where there is no student; 0 for none. Of a scene
+            with a time there are three: time goes by, the camera goes around, both.
 
     Returns:
         The row of the student, or of the last model if there is none.
@@ -62,14 +73,18 @@ def report(run: Run, *, frames: int = 60) -> dict[str, Any]:
         UserError: a model cannot be loaded, or the directory cannot be written.
     """
     scene, folder = run.recipe.scene, run.folder("report")
-    rows, curves, video = [], {}, None
+    rows, curves, videos = [], {}, {}
+    times, samples = _times(scene), _MOMENTS if scene.controls else _VIEWS
     models = artifacts(run)
     filmed = [each.name for each in models if each.name in ("teacher", "student")][-1:]
     for name, file, model, known in models:
-        result = evaluate(model, scene.test, scene.background, folder / _slug(name), description=f"Evaluating {name}")
+        words, own = f"Evaluating {name}", folder / _slug(name)
+        result = evaluate(model, scene.test, scene.background, own, samples=samples, description=words)
         rows.append(row(name, model, result, file, known, scene.test.camera[0]))
         if frames > 0 and name in filmed:
-            video, _ = orbit_video(model, orbit_cameras(scene, frames), folder / f"{name}_orbit")
+            for motion, cameras in _films(scene, frames).items():
+                stem = f"{name}_orbit" if motion == "orbit" else f"{name}_{motion}"
+                videos[_FILMS[motion]], _ = orbit_video(model, cameras, folder / stem)
         if name in ("teacher", "student"):
             logs = sorted(file.parent.glob("logs/*/metrics.csv"))
             curves.update({name: logs[-1]} if logs else {})
@@ -84,10 +99,10 @@ def report(run: Run, *, frames: int = 60) -> dict[str, Any]:
     write_report(
         run.root,
         rows,
-        comparisons({name: folder / _slug(name) / "samples" for name in _shown(models)}),
+        comparisons({name: folder / _slug(name) / "samples" for name in _shown(models)}, times),
         title=f"{scene.name}: from a radiance field to a light field",
         subject=shipped,
-        video=video,
+        videos=videos,
         curves=curves,
         plots=_pruning_plot(models),
         meta=_circumstances(scene),
@@ -171,7 +186,7 @@ def row(
     """
     figures = {
         "name": name,
-        **{key: result[key] for key in ("psnr", "ssim", "lpips")},
+        **{key: result[key] for key in ("psnr", "ssim", "lpips", *MOVING_FIGURES) if key in result},
         "bytes": file.stat().st_size,
         "latency_ms": 1000 * result["seconds_per_view"],
     }
@@ -215,7 +230,7 @@ def orbit_cameras(scene: Scene, frames: int) -> Camera:
         frames: how many.
 
     Returns:
-        A batch of cameras.
+        A batch of cameras. Where the scene has a time, it goes by; its other controls stand in the middle.
     """
     camera = scene.train.camera
     origins = camera.c2w[:, :, 3]
@@ -224,13 +239,43 @@ def orbit_cameras(scene: Scene, frames: int) -> Camera:
     radius = offset.norm(dim=-1)
     elevation = float(torch.rad2deg(torch.asin(offset[:, 2] / radius)).mean())
     c2w = orbit(frames, float(radius.mean()), elevation, center.tolist())
+    return along(scene, c2w)
+
+
+def along(scene: Scene, c2w: Tensor, intrinsics: Tensor | None = None) -> Camera:
+    """Cameras of a film of a scene.
+
+    Args:
+        scene: whose training cameras give the size and the range of the controls.
+        c2w: (N, 3, 4) the poses.
+        intrinsics: (N, 4) in pixels; None for those of the first training camera.
+
+    Returns:
+        A batch of N cameras. Where the scene has a time, it goes by; its other controls stand in the middle.
+    """
+    camera = scene.train.camera
+    intrinsics = camera.intrinsics[:1].repeat(len(c2w), 1) if intrinsics is None else intrinsics
     controls = camera.controls
-    if controls is not None:  # time goes by, the others stay
-        first, last = controls[:, 0].aminmax()
-        controls = controls[:1].repeat(frames, 1)
-        controls[:, 0] = torch.linspace(float(first), float(last), frames)
-    intrinsics = camera.intrinsics[:1].repeat(frames, 1)
+    if controls is not None:
+        first, last = controls.amin(0), controls.amax(0)
+        controls = ((first + last) / 2).repeat(len(c2w), 1)
+        controls[:, 0] = torch.linspace(float(first[0]), float(last[0]), len(c2w))
     return replace(camera.pinhole(), c2w=c2w, intrinsics=intrinsics, controls=controls, view=None)
+
+
+def _films(scene: Scene, frames: int) -> dict[str, Camera]:
+    """The cameras of the report's videos, by words of ``_FILMS``."""
+    cameras = orbit_cameras(scene, frames)
+    if cameras.time is None:
+        return {"orbit": cameras}
+    span = float(cameras.time[0]), float(cameras.time[-1])
+    return {motion: in_motion(cameras, motion, span) for motion in MOTIONS}
+
+
+def _times(scene: Scene) -> dict[str, float]:
+    """The time of each test view by its name; none of a static scene."""
+    times = scene.test.camera.time
+    return {} if times is None else dict(zip(scene.test.names, times.tolist(), strict=True))
 
 
 def _circumstances(scene: Scene) -> dict[str, Any]:
@@ -239,6 +284,7 @@ def _circumstances(scene: Scene) -> dict[str, Any]:
         "scene": scene.name,
         **({"license": scene.license} if scene.license else {}),
         "test views": len(scene.test),
+        **({"controls": ", ".join(scene.controls)} if scene.controls else {}),
         "image": f"{scene.test.camera.width} x {scene.test.camera.height}",
         "processor": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
         "instructions": _instructions(),

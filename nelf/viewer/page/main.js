@@ -4,7 +4,7 @@ import { Orbit, cameraOf } from "./camera.js";
 import { listen } from "./gestures.js";
 import { Inputs, Models } from "./panel.js";
 
-const VERSION = 3; // of bundle.json, that this page reads
+const VERSION = 4; // of bundle.json, that this page reads
 const NEEDED = [
   ...["image", "intrinsics", "near", "far", "aabb", "sr_factor", "stride", "background_color"],
   ...["orbit", "controls", "artifacts"],

@@ -1,0 +1,37 @@
+"""Camera poses: paths to fly along, and the random poses that light fields are distilled from.
+
+Poses are (N, 3, 4) float32 camera-to-world, OpenGL axes, +z up, without roll. Angles are in degrees: azimuth
+from +x toward +y, elevation above the horizontal plane, polar angle from +z. Every random set is a prefix
+of any longer one of the same seed, so a set can be extended, and shared out among processes, without
+changing what is there.
+"""
+
+from nelf.paths.flights import BLENDER_RADIUS, MOTIONS, Motion, dnerf, hemisphere, in_motion, look_at, orbit, spiral
+from nelf.paths.random_poses import (
+    POSES,
+    random_between,
+    random_cameras,
+    random_like,
+    random_mobile_r2l,
+    random_r2l,
+    rolled,
+)
+
+__all__ = [
+    "BLENDER_RADIUS",
+    "MOTIONS",
+    "POSES",
+    "Motion",
+    "dnerf",
+    "hemisphere",
+    "in_motion",
+    "look_at",
+    "orbit",
+    "random_between",
+    "random_cameras",
+    "random_like",
+    "random_mobile_r2l",
+    "random_r2l",
+    "rolled",
+    "spiral",
+]

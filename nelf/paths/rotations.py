@@ -1,0 +1,43 @@
+"""Rotations between two of them."""
+
+import numpy as np
+
+
+def quaternions(rotation: np.ndarray) -> np.ndarray:
+    """(N, 4) unit quaternions w x y z of rotations (N, 3, 3)."""
+    (a, b, c), (d, e, f), (g, h, i) = np.moveaxis(rotation, 0, -1)
+    # Four times the outer product of each quaternion with itself; any row is a multiple of it, the longest the best.
+    outer = np.stack(
+        [
+            np.stack([1 + a + e + i, h - f, c - g, d - b], axis=-1),
+            np.stack([h - f, 1 + a - e - i, b + d, c + g], axis=-1),
+            np.stack([c - g, b + d, 1 - a + e - i, f + h], axis=-1),
+            np.stack([d - b, c + g, f + h, 1 - a - e + i], axis=-1),
+        ],
+        axis=-2,
+    )
+    lengths = np.linalg.norm(outer, axis=-1)
+    best = lengths.argmax(axis=-1)
+    which = np.arange(len(best))
+    return outer[which, best] / lengths[which, best, None]
+
+
+def rotations(quaternion: np.ndarray) -> np.ndarray:
+    """(N, 3, 3) rotations of unit quaternions (N, 4)."""
+    w, x, y, z = quaternion.T
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return np.moveaxis(np.array(rows), -1, 0)
+
+
+def great_arc(first: np.ndarray, second: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """(N, 4) unit quaternions between two (N, 4) each, the short way round, at shares (N, 1) of the way."""
+    cosine = (first * second).sum(-1, keepdims=True)
+    second, angle = np.where(cosine < 0, -second, second), np.arccos(np.minimum(np.abs(cosine), 1.0))
+    # Of nearly equal ones the sine of the angle is none; the straight line is as good.
+    one, other = np.where(angle < 1e-4, [1 - share, share], np.sin([(1 - share) * angle, share * angle]))
+    between = one * first + other * second
+    return between / np.linalg.norm(between, axis=-1, keepdims=True)

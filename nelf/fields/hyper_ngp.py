@@ -28,7 +28,6 @@ __all__ = ["HyperNGP"]
 WARPS = ("se3", "translation", "grid", "none")
 AMBIENT_OPENS = 1 / 80, 11 / 80  # share of the window at which the ambient space begins to count, and counts fully
 BACKGROUND_SCALE, BACKGROUND_NOISE = 1e-3, 1e-3  # field unit
-MULTIPLE = 16  # matrix kernels in bfloat16 are slow where a row has another number of values
 
 
 class HyperNGP(NGP):

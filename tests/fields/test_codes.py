@@ -25,7 +25,7 @@ def test_codes_are_linear_between_uneven_moments_and_constant_beyond_them() -> N
 
 def test_there_is_one_row_for_each_distinct_moment_and_it_begins_small_and_positive() -> None:
     """Trap: U[0, 0.05) is one-sided."""
-    codes = some([0.5, 0.25, 0.5, 0.0], width=4000)
+    codes = some([0.5, 0.25, 0.5, 0.0], width=4000).requires_grad_(False)
     assert codes.times.tolist() == [0.0, 0.25, 0.5]
     assert codes.rows.shape == (3, 4000)
     assert 0.0 <= float(codes.rows.detach().min()) < 0.001

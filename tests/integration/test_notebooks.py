@@ -20,6 +20,7 @@ teacher_time, student_time = "00:00:00:04", "00:00:00:04"
 views = 6
 folder = {folder!r}
 """
+DYNAMIC = "folder, width, minutes, views = {folder!r}, 32, 0.1, 6"
 LOOK_AROUND = "folder, width = {folder!r}, 32"
 
 
@@ -45,6 +46,13 @@ def test_the_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.slow
+def test_a_light_field_that_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = printed_by("dynamic", DYNAMIC, tmp_path, monkeypatch)
+    assert "student:" in printed
+    assert "dB on" in printed
+
+
+@pytest.mark.slow
 def test_looking_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NELF_CACHE", str(tmp_path / "cache"))
     scene = DemoDataModule(width=32).scene
@@ -63,4 +71,4 @@ def test_looking_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_every_notebook_is_run() -> None:
-    assert {path.stem for path in NOTEBOOKS.glob("*.ipynb")} == {"quickstart", "look_around"}
+    assert {path.stem for path in NOTEBOOKS.glob("*.ipynb")} == {"quickstart", "look_around", "dynamic"}

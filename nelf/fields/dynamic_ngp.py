@@ -121,11 +121,11 @@ class DynamicNGP(NGP):
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """See ``RadianceField.parameter_groups``; the displacement has its own rate."""
-        own = set(self.displacement.parameters())
-        rest = [parameter for parameter in self.parameters() if parameter not in own]
+        own = list(self.displacement.parameters())  # in order: an optimizer resumes by it
+        rest = [parameter for parameter in self.parameters() if parameter not in set(own)]
         return [
             {"params": rest, "lr": lr, "weight_decay": weight_decay},
-            {"params": list(own), "lr": lr * self.motion_lr, "weight_decay": weight_decay},
+            {"params": own, "lr": lr * self.motion_lr, "weight_decay": weight_decay},
         ]
 
     # ---------------------------------------------------------------------------------------- what a student asks

@@ -228,10 +228,10 @@ class HyperNGP(NGP):
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """See ``RadianceField.parameter_groups``; warp and slicing surface have their own rate."""
-        moving = [part for part in (self.warp, self.slices) if part is not None]
-        own = {parameter for part in moving for parameter in part.parameters()}
-        rest = [parameter for parameter in self.parameters() if parameter not in own]
+        parts = [part for part in (self.warp, self.slices) if part is not None]
+        own = [parameter for part in parts for parameter in part.parameters()]  # in order: an optimizer resumes by it
+        rest = [parameter for parameter in self.parameters() if parameter not in set(own)]
         return [
             {"params": rest, "lr": lr, "weight_decay": weight_decay},
-            {"params": list(own), "lr": lr * self.motion_lr, "weight_decay": weight_decay},
+            {"params": own, "lr": lr * self.motion_lr, "weight_decay": weight_decay},
         ]

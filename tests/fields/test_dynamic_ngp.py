@@ -164,3 +164,12 @@ def test_controls_follow_the_rays() -> None:
     first = field.render_rays(replace(rays, controls=torch.zeros(2, 1)))[-1].rgb
     torch.testing.assert_close(both[0], first[0])
     assert (both[1] - first[1]).abs().max() > 1e-3
+
+
+def test_an_optimizer_meets_the_parameters_in_the_order_of_their_names() -> None:
+    """Trap: a set has another order in each process, and a resumed optimizer gives its state to other parameters."""
+    field = DynamicNGP(motion="network", levels=4, log2_table=12, grid_resolution=16)
+    names = {id(parameter): name for name, parameter in field.named_parameters()}
+    for group in field.parameter_groups(1e-2, 0.0):
+        found = [names[id(parameter)] for parameter in group["params"]]
+        assert found == [name for name in names.values() if name in found]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from nelf.encodings import coarse_to_fine, spherical_harmonics
 from nelf.errors import UserError
 from nelf.fields.codes import TimeCodes, ViewCodes
 from nelf.fields.displacement import DisplacementGrid
-from nelf.fields.dynamic_ngp import LOOKS, padded
-from nelf.fields.ngp import NGP, mlp
+from nelf.fields.moving import MovingNGP, padded
+from nelf.fields.ngp import mlp
 from nelf.fields.warp import SE3Warp, SlicingSurface, TranslationWarp, robust
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ AMBIENT_OPENS = 1 / 80, 11 / 80  # share of the window at which the ambient spac
 BACKGROUND_SCALE, BACKGROUND_NOISE = 1e-3, 1e-3  # field unit
 
 
-class HyperNGP(NGP):
+class HyperNGP(MovingNGP):
     """A radiance field of a capture that moves and whose topology changes, after HyperNeRF, at the speed of NGP.
 
     Each moment of the training views has a code. From position and code, a warp finds where a point lies in the hash
@@ -81,8 +81,6 @@ class HyperNGP(NGP):
         Instant-NGP (arXiv 2201.05989) in place of its template network.
     """
 
-    controls = 1
-
     opened: Tensor
     points: Tensor
 
@@ -119,10 +117,9 @@ class HyperNGP(NGP):
         if warp not in WARPS:
             raise ValueError(f"Expected argument `warp` to be one of {WARPS}, but got {warp!r}.")
         super().__init__(
-            levels, features, log2_table, base_resolution, finest_resolution, hidden, color_layers, scale,
+            motion_lr, levels, features, log2_table, base_resolution, finest_resolution, hidden, color_layers, scale,
             grid_resolution, grid_slices, max_samples, early_stop, low_precision,
         )  # fmt: skip
-        self.sampler.grid.looks = LOOKS  # type: ignore[union-attr]
         self.density_net = mlp(padded(self.encoding.out_features + 2 * ambient), hidden, 1, 16)
         self.color_net = mlp(32 + padded(appearance), hidden, color_layers, 3)
         self.codes = TimeCodes(codes)
@@ -136,7 +133,6 @@ class HyperNGP(NGP):
         self.slices = None
         if ambient:
             self.slices = SlicingSurface(codes, ambient, ambient_width, ambient_depth, frequencies, low_precision)
-        self.motion_lr = motion_lr
         self.window_steps = window_steps
         self.background_points = background_points
         self.register_buffer("opened", torch.zeros(()))
@@ -163,29 +159,30 @@ class HyperNGP(NGP):
         self.opened.fill_(min(step / self.window_steps, 1.0) if self.window_steps else 1.0)
         super().before_step(step)
 
-    def density(self, positions: Tensor, controls: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """See ``RadianceField.density``; without controls, at time 0."""
-        times = positions.new_zeros(len(positions)) if controls is None else controls[:, 0]
-        codes = self.codes(times)
-        at_rest = positions + self._displacement(positions, times, codes)
-        inputs = [self.encoding((at_rest / (2 * self.scale) + 0.5).clamp(0.0, 1.0))]
+    def displaced(self, positions: Tensor, controls: Tensor) -> Tensor:
+        """See ``MovingNGP.displaced``."""
+        if self.warp is None:
+            return torch.zeros_like(positions)
+        if isinstance(self.warp, DisplacementGrid):
+            return self.warp(positions, controls[:, :1])  # type: ignore[no-any-return]
+        size = 2 * self.scale
+        return self.warp((positions - 0.5) * size, self.codes(controls[:, 0]), self.opened) / size  # type: ignore[no-any-return]
+
+    def density_at_rest(self, at_rest: Tensor, positions: Tensor, controls: Tensor) -> tuple[Tensor, Tensor]:
+        """See ``MovingNGP.density_at_rest``; the slice through the ambient space is that of the position now."""
+        inputs = [self.encoding(at_rest)]
         if self.slices is not None:
             begin, end = AMBIENT_OPENS
             window = coarse_to_fine(((self.opened - begin) / (end - begin)).clamp(0.0, 1.0), 1)
-            ambient = self.slices(positions, codes)
+            ambient = self.slices((positions - 0.5) * (2 * self.scale), self.codes(controls[:, 0]))
             # Not cos w: the density network has no biases, and with one it soon empties all of space.
             inputs += [window * ambient.sin(), window * (ambient.cos() - 1.0)]
         joined = torch.cat(inputs, 1)
         return self._from_inputs(pad(joined, (0, padded(joined.shape[1]) - joined.shape[1])))
 
-    def _displacement(self, positions: Tensor, times: Tensor, codes: Tensor) -> Tensor:
-        """From positions (S, 3) to where they lie at rest, both in the field's space."""
-        if self.warp is None:
-            return torch.zeros_like(positions)
-        if isinstance(self.warp, DisplacementGrid):
-            size = 2 * self.scale
-            return self.warp((positions / size + 0.5).clamp(0.0, 1.0), times[:, None]) * size  # type: ignore[no-any-return]
-        return self.warp(positions, codes, self.opened)  # type: ignore[no-any-return]
+    def moving_parts(self) -> list[nn.Module]:
+        """See ``MovingNGP.moving_parts``."""
+        return [part for part in (self.warp, self.slices) if part is not None]
 
     def color(self, features: Tensor, viewdirs: Tensor, view: Tensor | None = None) -> Tensor:
         """See ``RadianceField.color``."""
@@ -221,17 +218,9 @@ class HyperNGP(NGP):
         positions = self.points[torch.randint(len(self.points), (count,), device=self.points.device)]
         positions = positions + BACKGROUND_NOISE * torch.randn_like(positions)
         times = torch.rand_like(positions[:, 0])
-        return robust(self._displacement(positions, times, self.codes(times)).square().sum(-1), BACKGROUND_SCALE)
+        size = 2 * self.scale
+        moved = self.displaced((positions / size + 0.5).clamp(0.0, 1.0), times[:, None]) * size
+        return robust(moved.square().sum(-1), BACKGROUND_SCALE)
 
     def _roughness(self) -> Tensor:
         return self.warp.roughness() if isinstance(self.warp, DisplacementGrid) else self.center.new_zeros(())
-
-    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """See ``RadianceField.parameter_groups``; warp and slicing surface have their own rate."""
-        parts = [part for part in (self.warp, self.slices) if part is not None]
-        own = [parameter for part in parts for parameter in part.parameters()]  # in order: an optimizer resumes by it
-        rest = [parameter for parameter in self.parameters() if parameter not in set(own)]
-        return [
-            {"params": rest, "lr": lr, "weight_decay": weight_decay},
-            {"params": own, "lr": lr * self.motion_lr, "weight_decay": weight_decay},
-        ]

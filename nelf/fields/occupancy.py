@@ -26,7 +26,8 @@ class OccupancyGrid(nn.Module):
             looks at every ``slices``-th cell, each time at the next ones, and at one point for each 2 x 2 x 2
             cells while warming up: as quick to forget, ``slices / 2`` times cheaper.
         looks: with ``slices``, how often an occupied cell or a neighbor of one is looked at when its turn comes: more
-            than once where the density is another one each time, since the scene moves.
+            than once where the density is another one each time, since the scene moves. Fewer where that would be more
+            looks than there are cells.
 
     Source:
         Instant-NGP, appendix C (arXiv 2201.05989).
@@ -145,15 +146,17 @@ class OccupancyGrid(nn.Module):
         assert self.slices is not None
         cells = torch.arange(int(self.updates) % self.slices, len(old), self.slices, device=old.device)
         cells = cells[old[cells] >= 0]
-        if self.looks > 1:  # what passes through a cell is there for a moment; far from all matter, a few looks do
+        if self.looks > 1:  # far from all matter, a few looks do
             near = grown(self.occupied[cascade]).view(-1)
-            cells = cells[near[cells] | (torch.rand(len(cells), device=cells.device) < _FAR)]
+            most = len(cells)
+            cells = cells[near[cells] | (torch.rand(most, device=cells.device) < _FAR)]
         seen = self._evaluate(density, self.cell_positions(cascade, cells, jitter=True))
-        if self.looks > 1:
+        if self.looks > 1:  # what passes through a cell is there for a moment
             close = near[cells].nonzero()[:, 0]
-            again = cells[close].repeat(self.looks - 1)
-            densest = self._evaluate(density, self.cell_positions(cascade, again, jitter=True))
-            seen[close] = torch.maximum(seen[close], densest.view(self.looks - 1, len(close)).amax(0))
+            looks = min(self.looks - 1, most // max(len(close), 1))
+            again = cells[close].repeat(looks)
+            densest = self._evaluate(density, self.cell_positions(cascade, again, jitter=True)).view(looks, len(close))
+            seen[close] = torch.maximum(seen[close], densest.amax(0)) if looks else seen[close]
         old[cells] = torch.maximum(old[cells] * self.decay**self.slices, seen)
 
     def _update_coarsely(self, cascade: int, old: Tensor, density: Callable[[Tensor], Tensor]) -> None:

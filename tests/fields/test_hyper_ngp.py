@@ -83,7 +83,7 @@ def test_a_point_moves_by_the_twist_of_its_code_and_its_slice_is_asked_before() 
     asked = []
     field.slices.register_forward_hook(lambda _, inputs, __: asked.append(inputs[0]))  # type: ignore[union-attr]
     field.density(positions, torch.rand(64, 1))
-    assert torch.equal(asked[0], positions)
+    torch.testing.assert_close(asked[0], positions)
 
 
 def test_the_ambient_space_counts_after_the_first_steps_and_then_as_sine_and_cosine() -> None:

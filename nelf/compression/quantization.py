@@ -298,7 +298,7 @@ def calibrate(
         Ranges by "LAYER.input" and "LAYER.output"; a layer before a ReLU has no output of its own.
 
     Raises:
-        UserError: there are no cameras.
+        UserError: there are no cameras, or nothing is to be seen from any.
         ValueError: ``method`` is not one of the words above.
     """
     if method not in get_args(Method):
@@ -307,12 +307,14 @@ def calibrate(
     seen: dict[str, _Seen] = defaultdict(_Seen)
     for name, quantizer in prepare(network).items():
         quantizer.watch = lambda side, values, name=name: seen[f"{name}.{side}"].add(values)  # type: ignore[misc]
-    for camera in cameras:
+    count = 0
+    for count, camera in enumerate(cameras, 1):
         network.render(camera)  # type: ignore[operator]
         for each in seen.values():
             each.end_view()
     if not seen:
-        raise UserError("calibrate: there are no views to render; at least one is needed.")
+        drawn = f"{count} views, in which it draws nothing" if count else "no views"
+        raise UserError(f"calibrate: the network has been shown {drawn}; allowed: views of what it has learned.")
     return {key: each.limits(method, percentile) for key, each in seen.items()}
 
 

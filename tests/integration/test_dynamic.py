@@ -41,7 +41,7 @@ def test_a_scene_that_moves(scene: str, controls: int, cache: Path, scripts) -> 
     command = [
         *("distill", "experiment=demo_dynamic", f"data.scene={scene}", "data.width=24", "run=out", *scripts.teacher),
         *("teacher.model.motion_cells=4", "teacher.model.motion_times=4", f"teacher.model.controls={controls}"),
-        *(f"model.controls={controls}", *STUDENT, *TINY, *steps(teacher=8, student=6, finetune=3)),
+        *(f"model.controls={controls}", *STUDENT, *TINY, *steps(teacher=60, student=6, finetune=3)),
         *("stages=[teacher,pseudo,student,finetune,prune,narrow,quantize,export,report]", "stage.prune.max_steps=2"),
         *("stage.prune.rounds=1", "stage.narrow.max_steps=2", "stage.quantize.views=2", "stage.quantize.qat_time=null"),
         *("stage.quantize.qat_steps=2", "stage.export.calibration_views=2"),

@@ -307,13 +307,14 @@ def calibrate(
     seen: dict[str, _Seen] = defaultdict(_Seen)
     for name, quantizer in prepare(network).items():
         quantizer.watch = lambda side, values, name=name: seen[f"{name}.{side}"].add(values)  # type: ignore[misc]
-    count = 0
-    for count, camera in enumerate(cameras, 1):
+    shown = 0
+    for camera in cameras:
         network.render(camera)  # type: ignore[operator]
+        shown += 1
         for each in seen.values():
             each.end_view()
     if not seen:
-        drawn = f"{count} views, in which it draws nothing" if count else "no views"
+        drawn = f"{shown} views, in which it draws nothing" if shown else "no views"
         raise UserError(f"calibrate: the network has been shown {drawn}; allowed: views of what it has learned.")
     return {key: each.limits(method, percentile) for key, each in seen.items()}
 

@@ -152,6 +152,8 @@ class MobileR2L(LightField):
         sr_kernels: channels after each upsampling; a factor below 8 uses the first of them.
         upsampling: ``transposed``, the original's tail; or ``shuffle``, one 3x3 convolution to all pixels of a block
             (any ``sr_factor``, no ``sr_kernels``), which leaves no work at full resolution.
+        controls: K, how many values in [0, 1], the first of which is the time, are embedded beside the points of each
+            ray; none in the original. A graph of such a network begins at rays or pose.
 
     Raises:
         ValueError: an argument is outside what is listed above.
@@ -160,7 +162,6 @@ class MobileR2L(LightField):
         Cao et al. 2023, arXiv 2212.08057; layer sizes and order of channels as in the authors' code.
     """
 
-    encoded = "points"
     low_precision = True
 
     def __init__(
@@ -173,7 +174,10 @@ class MobileR2L(LightField):
         sr_factor: int = 8,
         sr_kernels: Sequence[int] = (64, 64, 16),
         upsampling: Literal["transposed", "shuffle"] = "transposed",
+        controls: int = 0,
     ) -> None:
+        if controls < 0:
+            raise ValueError(f"Expected argument `controls` to be 0 or more, but got {controls}.")
         if upsampling not in ("transposed", "shuffle"):
             raise ValueError(f"Expected argument `upsampling` to be 'transposed' or 'shuffle', but got {upsampling!r}.")
         if depth < 2 or depth % 2:
@@ -182,9 +186,11 @@ class MobileR2L(LightField):
             raise ValueError(f"Expected argument `points` to be at least 2, but got {points}.")
         super().__init__(sr_factor)
         self.points = points
-        self.encoded_channels = 3 * points
+        self.controls = controls
+        self.encoded_channels = 3 * points + controls
+        self.encoded = None if controls else "points"
         self.multires = multires
-        channels = points * 3 * (2 * multires + 1)
+        channels = self.encoded_channels * (2 * multires + 1)
         self.head = nn.Sequential(nn.Conv2d(channels, width, 1), activation_layer(activation))
         self.body = nn.Sequential(*(ResidualBlock(width, activation) for _ in range((depth - 2) // 2)))
         if upsampling == "shuffle":
@@ -195,16 +201,20 @@ class MobileR2L(LightField):
         self.tail = nn.Sequential(*tail, nn.Sigmoid())
 
     def encode(self, rays: Rays) -> Tensor:
-        """Points on rays (B, h, w): (B, 3 P, h, w), see ``ray_points``."""
+        """Points on rays (B, h, w), see ``ray_points``, and their controls: (B, 3 P + K, h, w)."""
         # Half precision cannot hold the phase of the highest frequency.
         with torch.autocast(rays.origins.device.type, enabled=False):
-            return ray_points(rays, self.near, self.far, self.points, self.training)
+            points = ray_points(rays, self.near, self.far, self.points, self.training)
+            if not self.controls:
+                return points
+            assert rays.controls is not None
+            return torch.cat([points, rays.controls[..., : self.controls].float().movedim(-1, 1)], 1)
 
     def decode(self, points: Tensor) -> Tensor:
         """The network from the points of each ray on.
 
         Args:
-            points: (B, 3 P, h, w) scene unit; channel ``point * 3 + coordinate``.
+            points: (B, 3 P + K, h, w) scene unit; channel ``point * 3 + coordinate``, then the controls.
 
         Returns:
             rgb (B, 3, h * sr_factor, w * sr_factor) in [0, 1].

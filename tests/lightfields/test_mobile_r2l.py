@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from nelf.cameras import Camera
 from nelf.lightfields import MobileR2L
 from nelf.lightfields.mobile_r2l import embed_points, ray_points
+from nelf.paths import hemisphere
 from nelf.rays import Rays
 
 LIGHT_FIELD_BUFFERS = {"near", "far", "aabb", "prepared"}
@@ -176,3 +178,21 @@ def test_shuffled_tail_puts_each_channel_on_its_pixel() -> None:
 def test_unknown_upsampling_is_refused() -> None:
     with pytest.raises(ValueError, match="'transposed' or 'shuffle'"):
         small(upsampling="nearest")
+
+
+def test_controls_are_embedded_beside_the_points() -> None:
+    """Two controls widen the head by 2 (2 L + 1) channels; one that sees them alone draws the same from anywhere."""
+    still, moving = MobileR2L(width=16, depth=4), MobileR2L(width=16, depth=4, controls=2).eval()
+    assert moving.head[0].in_channels - still.head[0].in_channels == 2 * 13
+    assert (still.entries, moving.entries) == (("points", "rays", "pose"), ("rays", "pose"))
+    camera = Camera.from_fov(hemisphere(2, 4.0), 0.7, 16, 16)
+
+    def drawn(view: Camera) -> Tensor:
+        return moving(view.rays(8))
+
+    with torch.no_grad():
+        assert (drawn(camera.at(0.1, 0.5)) - drawn(camera.at(0.9, 0.5))).abs().max() > 1e-4
+        moving.head[0].weight[:, : 24 * 13] = 0.0
+        one, other = drawn(camera.at(0.3, 0.5))
+        torch.testing.assert_close(one, other)
+        assert (drawn(camera.at(0.3, 0.5)) - drawn(camera.at(0.3, 0.9))).abs().max() > 1e-4

@@ -25,7 +25,7 @@ TABLE = [
     ("train data=blender data.root=/nowhere trainer=cpu run=out", "data.root: /nowhere is not a directory"),
     (
         TRAIN + "model=ngpp",
-        "model=ngpp: there is no such choice; allowed: grid_r2l, mobile_r2l, nerf, nerf_small, ngp, ngp_small",
+        "model=ngpp: there is no such choice; allowed: dnerf, dnerf_ngp, dnerf_ngp_small, dnerf_small, dylin",
     ),
     (TRAIN + "model=ngpp", "Did you mean 'ngp'?"),
     (TRAIN + "model.levles=8", "no key 'levles' in model; allowed: levels, features, log2_table"),
@@ -55,11 +55,14 @@ TABLE = [
     ),
     (CHAIN + "stages=[report]", "is not done, and is needed here"),
     (CHAIN + "stage.studnet.max_steps=1", "no key 'studnet' in stage"),
-    (CHAIN + "stage.pseudo.poses=sphere", "stage.pseudo.poses: is 'sphere'; allowed: hemisphere, mobile_r2l"),
+    (
+        CHAIN + "stage.pseudo.poses=sphere",
+        "stage.pseudo.poses: is 'sphere'; allowed: hemisphere, interpolate, mobile_r2l",
+    ),
     (CHAIN + "stage.pseudo.views=0", "stage.pseudo.views: is 0; allowed: 1 or more"),
     (CHAIN + "stage.student.max_time=soon", "DD:HH:MM:SS"),
     (CHAIN + "model.sr_factor=0", "`sr_factor` to be a positive integer, but got 0"),
-    ("distill experiment=legoo", "experiment=legoo: there is no such choice; allowed: demo, imported, lego"),
+    ("distill experiment=legoo", "experiment=legoo: there is no such choice; allowed: demo, demo_dynamic, dnerf_cpu"),
     ("train --multirun " + TRAIN[6:] + "model.levles=1,2", "no key 'levles' in model"),
 ]
 

@@ -1,0 +1,94 @@
+"""Fit a hand-held capture with teachers that move and that do not, with its lens and without; write a table and JSON.
+
+    python benchmarks/captures.py CAPTURE|demo [--models hyper_ngp_small ngp_small] [--image-scale 8] [--steps 1500]
+        [--seeds 0 1 2] [--pinhole] [--out PATH]
+
+PSNR is of the views that are held out. With ``--pinhole`` the training and the held-out cameras lose their lens, as in
+programs that ignore distortion, and each model is fitted both ways. Steps are limited, not minutes, so that the figures
+do not depend on the machine; how long they took stands beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from _machine import RESULTS, seconds, write  # before torch, since it says how idle threads wait
+
+# isort: split
+import pytorch_lightning as pl
+from hydra.utils import instantiate
+from rich.console import Console
+from rich.table import Table
+
+import nelf
+from nelf.data import DemoHandheldDataModule, HyperNeRFDataModule, SceneDataModule
+from nelf.report.evaluation import evaluate
+from nelf.scene import Scene, Split
+
+
+def without_lens(scene: Scene) -> Scene:
+    """The scene as a program sees it that takes all cameras for pinholes."""
+
+    def pinholes(split: Split) -> Split:
+        return replace(split, camera=split.camera.pinhole())
+
+    return replace(scene, train=pinholes(scene.train), val=pinholes(scene.val), test=pinholes(scene.test))
+
+
+def fit(scene: Scene, model: str, steps: int, seed: int) -> dict[str, Any]:
+    """Train a model by its recipe for so many steps; PSNR and SSIM of the held-out views, and the seconds it took."""
+    pl.seed_everything(seed, verbose=False)
+    config = nelf.config("train", [f"model={model}"])
+    system = instantiate(config.system, network=instantiate(config.model))
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = pl.Trainer(max_steps=steps, max_epochs=-1, accelerator="cpu", limit_val_batches=0, **quiet)
+    data = SceneDataModule(scene, seed=seed, **system.batches)
+    took = seconds(lambda: trainer.fit(system, data))
+    figures = evaluate(system, scene.test, scene.background)
+    return {"psnr": round(figures["psnr"], 3), "ssim": round(figures["ssim"], 4), "seconds": round(took, 1)}
+
+
+def main() -> None:
+    """Fit all, and table the mean and the spread of the seeds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("capture", help="a folder in the format of Nerfies, or demo for the built-in one")
+    parser.add_argument("--models", nargs="+", default=["hyper_ngp_small", "ngp_small"])
+    parser.add_argument("--image-scale", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--pinhole", action="store_true", help="also without the lens")
+    parser.add_argument("--out", type=Path, help="the JSON; results/captures_NAME.json if it is not given")
+    options = parser.parse_args()
+
+    place = {"image_scale": options.image_scale}
+    demo = options.capture == "demo"
+    scene = (DemoHandheldDataModule(**place) if demo else HyperNeRFDataModule(options.capture, **place)).scene
+    lenses = {"with its lens": scene} | ({"as a pinhole": without_lens(scene)} if options.pinhole else {})
+    rows = []
+    for seed in options.seeds:
+        for lens, each in lenses.items():
+            for model in options.models:
+                rows.append({"model": model, "lens": lens, "seed": seed, **fit(each, model, options.steps, seed)})
+                print(rows[-1], flush=True)
+
+    table = Table(title=f"{scene.name}, {scene.train.camera.width}x{scene.train.camera.height}, {options.steps} steps")
+    for title in ("model", "lens", "PSNR", "lowest", "highest", "SSIM", "seconds"):
+        table.add_column(title)
+    for lens in lenses:
+        for model in options.models:
+            own = [row for row in rows if (row["model"], row["lens"]) == (model, lens)]
+            psnr = [row["psnr"] for row in own]
+            ssim, took = (statistics.mean(row[key] for row in own) for key in ("ssim", "seconds"))
+            decibels = [f"{value:.2f}" for value in (statistics.mean(psnr), min(psnr), max(psnr))]
+            table.add_row(model, lens, *decibels, f"{ssim:.3f}", f"{took:.0f}")
+    Console(width=110).print(table)
+    settings = {"image_scale": options.image_scale, "steps": options.steps}
+    write(options.out or RESULTS / f"captures_{scene.name}.json", scene=scene.name, settings=settings, rows=rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -15,7 +15,7 @@ test: $(VENV)/installed-dev
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(RUN) -m pytest -q -m "not slow and not gpu"
-	$(RUN) -m pytest -q -m "slow and not gpu" tests/integration/test_chain.py tests/export
+	$(RUN) -m pytest -q -m "slow and not gpu" tests/integration/test_chain.py tests/integration/test_dynamic.py tests/export
 
 # Everything that takes longer, too: sweeps, killed runs, notebooks, the wheel, the benchmarks.
 test-long: $(VENV)/installed-dev

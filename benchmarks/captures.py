@@ -1,7 +1,7 @@
 """Fit a hand-held capture with teachers that move and that do not, with its lens and without; write a table and JSON.
 
     python benchmarks/captures.py CAPTURE|demo [--models hyper_ngp_small ngp_small] [--image-scale 8] [--steps 1500]
-        [--seeds 0 1 2] [--pinhole] [--out PATH]
+        [--seeds 0 1 2] [--pinhole] [--set KEY=VALUE ...] [--out PATH]
 
 PSNR is of the views that are held out. With ``--pinhole`` the training and the held-out cameras lose their lens, as in
 programs that ignore distortion, and each model is fitted both ways. Steps are limited, not minutes, so that the figures
@@ -39,10 +39,10 @@ def without_lens(scene: Scene) -> Scene:
     return replace(scene, train=pinholes(scene.train), val=pinholes(scene.val), test=pinholes(scene.test))
 
 
-def fit(scene: Scene, model: str, steps: int, seed: int) -> dict[str, Any]:
+def fit(scene: Scene, model: str, steps: int, seed: int, more: list[str]) -> dict[str, Any]:
     """Train a model by its recipe for so many steps; PSNR and SSIM of the held-out views, and the seconds it took."""
     pl.seed_everything(seed, verbose=False)
-    config = nelf.config("train", [f"model={model}"])
+    config = nelf.config("train", [f"model={model}", *more])
     system = instantiate(config.system, network=instantiate(config.model))
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     trainer = pl.Trainer(max_steps=steps, max_epochs=-1, accelerator="cpu", limit_val_batches=0, **quiet)
@@ -61,6 +61,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--pinhole", action="store_true", help="also without the lens")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="more words of train.py, for all models"
+    )
     parser.add_argument("--out", type=Path, help="the JSON; results/captures_NAME.json if it is not given")
     options = parser.parse_args()
 
@@ -72,7 +75,9 @@ def main() -> None:
     for seed in options.seeds:
         for lens, each in lenses.items():
             for model in options.models:
-                rows.append({"model": model, "lens": lens, "seed": seed, **fit(each, model, options.steps, seed)})
+                rows.append(
+                    {"model": model, "lens": lens, "seed": seed, **fit(each, model, options.steps, seed, options.set)}
+                )
                 print(rows[-1], flush=True)
 
     table = Table(title=f"{scene.name}, {scene.train.camera.width}x{scene.train.camera.height}, {options.steps} steps")
@@ -86,7 +91,7 @@ def main() -> None:
             decibels = [f"{value:.2f}" for value in (statistics.mean(psnr), min(psnr), max(psnr))]
             table.add_row(model, lens, *decibels, f"{ssim:.3f}", f"{took:.0f}")
     Console(width=110).print(table)
-    settings = {"image_scale": options.image_scale, "steps": options.steps}
+    settings = {"image_scale": options.image_scale, "steps": options.steps, "set": options.set}
     write(options.out or RESULTS / f"captures_{scene.name}.json", scene=scene.name, settings=settings, rows=rows)
 
 

@@ -117,6 +117,8 @@ def _in_order(file: Transforms) -> Transforms:
     """A file with the times 0 to 1 if it states none; as D-NeRF's reader has it, frame i of n is at i / (n - 1)."""
     if file.values is not None:
         return file
+    words = "no frame states a time, so that of each follows from its place; data=blender reads a scene at rest."
+    warnings.warn(f"{file.path}: {words}", stacklevel=2)
     times = np.linspace(0.0, 1.0, len(file.c2w), dtype=np.float32)
     return replace(file, controls=("time",), values=times[:, None])
 

@@ -61,7 +61,8 @@ def test_names_and_times_are_those_that_the_file_states(tmp_path):
 
 def test_frames_without_times_are_evenly_spread_in_each_file(tmp_path):
     root = write(tmp_path / "plain")
-    scene = DNeRFDataModule(root).scene
+    with pytest.warns(UserWarning, match="no frame states a time, so that of each follows from its place"):
+        scene = DNeRFDataModule(root).scene
     np.testing.assert_allclose(scene.train.camera.time, np.arange(11) / 10)
     np.testing.assert_allclose(scene.val.camera.time, [0.0, 0.5, 1.0])
     np.testing.assert_allclose(scene.test.camera.time, np.arange(4) / 3)

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from nelf.cameras import Camera
-from nelf.data.images import MEMORY_LIMIT, ImageFiles, fingerprint, image_header, load_images
+from nelf.data.images import MEMORY_LIMIT, ImageFiles, check_width, fingerprint, image_headers, load_images
 from nelf.data.ray_cache import shuffled
 from nelf.data.transforms import SPLITS, Transforms, read_transforms
 from nelf.errors import UserError
@@ -235,14 +235,8 @@ def _views(transforms: Transforms) -> _Views:
 
     Intrinsics that are given for another image size (``w``, ``h``) are scaled to the size of the files.
     """
-    headers = [image_header(path) for path in transforms.images]
-    (width, height) = size = headers[0][0]
-    for path, (other, _) in zip(transforms.images, headers, strict=True):
-        if other != size:
-            raise UserError(
-                f"{path}: is {other[0]}x{other[1]}, but {transforms.images[0].name} is {width}x{height}; "
-                "allowed: one size for all views of a scene."
-            )
+    headers = image_headers(transforms.images, "scene")
+    width, height = headers[0][0]
     camera = Camera(
         torch.from_numpy(transforms.c2w),
         torch.from_numpy(transforms.intrinsics(width, height)),
@@ -253,18 +247,9 @@ def _views(transforms: Transforms) -> _Views:
     return _Views(transforms.names, transforms.images, camera, any(alpha for _, alpha in headers))
 
 
-def _check_width(views: _Views, width: int) -> None:
-    """Refuse to enlarge images."""
-    if not 0 < width <= views.camera.width:
-        raise UserError(
-            f"data.width: is {width}, but {views.paths[0]} is {views.camera.width} pixels wide; "
-            f"allowed: 1 to {views.camera.width}."
-        )
-
-
 def _load(views: _Views, split: str, width: int, root: Path, memory_limit: int | None) -> Split:
     """Decode the images of a split at the wanted width; None for a limit leaves them on disk."""
-    _check_width(views, width)
+    check_width(width, views.paths[0], views.camera.width)
     camera = views.camera.resized(width)
     channels = 4 if views.alpha else 3
     text = f"reading {split} views of {root.resolve().name}"

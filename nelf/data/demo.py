@@ -179,16 +179,21 @@ def write(root: str | Path, scene: str = "blocks", width: int = 200) -> Path:
     return Path(root)
 
 
-def absent(root: Path) -> bool:
+def absent(root: Path, file: str = "transforms_train.json", kind: str = "scene") -> bool:
     """Whether a built-in scene has yet to be written.
+
+    Args:
+        root: its directory.
+        file: what the directory has if it is there.
+        kind: what to call it.
 
     Raises:
         UserError: the directory holds something else.
     """
-    if (root / "transforms_train.json").is_file():
+    if (root / file).is_file():
         return False
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise UserError(f"data.root: {root} holds other files; allowed: a new or empty directory for the demo scene.")
+        raise UserError(f"data.root: {root} holds other files; allowed: a new or empty directory for the demo {kind}.")
     return True
 
 

@@ -21,10 +21,10 @@ from nelf.cameras import Camera
 from nelf.data import shapes as sh
 from nelf.data.capture import Space
 from nelf.data.capture_writer import write_capture
-from nelf.data.demo import draw
+from nelf.data.demo import absent, draw
 from nelf.data.shapes import ring, rod, solid
 from nelf.data.solids import BOX, CONE, CYLINDER, SPHERE, Material, Solid, pack
-from nelf.errors import UserError, atomic_path
+from nelf.errors import atomic_path
 from nelf.scene import composite_background
 
 __all__ = ["background_points", "rig", "solids", "write"]
@@ -143,10 +143,8 @@ def write(root: str | Path, moments: int = _MOMENTS, width: int = _WIDTH) -> Pat
         UserError: the directory holds something else, or cannot be written.
     """
     root = Path(root)
-    if (root / "dataset.json").is_file():
+    if not absent(root, "dataset.json", "capture"):
         return root
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise UserError(f"data.root: {root} holds other files; allowed: a new or empty directory for the demo capture.")
     left, right = rig(moments, width)
     camera, points = Camera.cat([left, right]), background_points()
     names = [f"{side}_{moment:06d}" for side in ("left", "right") for moment in range(moments)]

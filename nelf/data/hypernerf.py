@@ -31,7 +31,7 @@ from torch import Tensor
 from nelf.cameras import Camera
 from nelf.data.blender import check_space
 from nelf.data.capture import Moments, Space, read_cameras, read_dataset, read_moments, read_points, read_space
-from nelf.data.images import MEMORY_LIMIT, image_header, load_images
+from nelf.data.images import MEMORY_LIMIT, check_width, image_headers, load_images
 from nelf.errors import UserError
 from nelf.rays import Rays
 from nelf.scene import Scene, Split
@@ -136,11 +136,8 @@ def _load(
     camera = read_cameras(root, ids, space, image_scale)
     paths = [folder / f"{each}.png" for each in ids]
     camera = _sized(camera, paths)
-    if width is not None and not 0 < width <= camera.width:
-        raise UserError(
-            f"data.width: is {width}, but {paths[0]} is {camera.width} pixels wide; allowed: 1 to {camera.width}."
-        )
     if width is not None:
+        check_width(width, paths[0], camera.width)
         camera = camera.resized(width)
     times = torch.tensor([moments.times[each] for each in ids], dtype=torch.float32)
     text = f"reading {len(ids)} views of {root.resolve().name}"
@@ -151,14 +148,7 @@ def _load(
 
 def _sized(camera: Camera, paths: list[Path]) -> Camera:
     """The cameras with the size of the images, which may have been rounded otherwise, by a pixel."""
-    sizes = [image_header(path)[0] for path in paths]
-    width, height = sizes[0]
-    for path, size in zip(paths, sizes, strict=True):
-        if size != sizes[0]:
-            raise UserError(
-                f"{path}: is {size[0]}x{size[1]}, but {paths[0].name} is {width}x{height}; "
-                "allowed: one size for all views of a capture."
-            )
+    width, height = image_headers(paths, "capture")[0][0]
     if abs(width - camera.width) > 1 or abs(height - camera.height) > 1:
         raise UserError(
             f"{paths[0]}: is {width}x{height}, but its camera's image_size is {camera.width}x{camera.height} at this "

@@ -34,9 +34,11 @@ __all__ = [
     "ImageFiles",
     "area_average",
     "cache_directory",
+    "check_width",
     "fingerprint",
     "for_each",
     "image_header",
+    "image_headers",
     "load_images",
     "progress_bar",
     "read_image",
@@ -76,6 +78,42 @@ def track(count: int, text: str) -> Iterator[int]:
         for index in range(count):
             yield index
             progress.advance(progress.task_ids[0])
+
+
+def image_headers(paths: Sequence[Path], kind: str) -> list[tuple[tuple[int, int], bool]]:
+    """``image_header`` of images of one size.
+
+    Args:
+        paths: one or more files.
+        kind: what their views are of, such as a scene.
+
+    Raises:
+        UserError: as of ``image_header``, or their sizes differ.
+    """
+    headers = [image_header(path) for path in paths]
+    width, height = headers[0][0]
+    for path, (size, _) in zip(paths, headers, strict=True):
+        if size != (width, height):
+            raise UserError(
+                f"{path}: is {size[0]}x{size[1]}, but {paths[0].name} is {width}x{height}; "
+                f"allowed: one size for all views of a {kind}."
+            )
+    return headers
+
+
+def check_width(width: int, path: Path, own: int) -> None:
+    """Refuse to enlarge images.
+
+    Args:
+        width: what is asked for, pixels.
+        path: the image to name.
+        own: its width.
+
+    Raises:
+        UserError: ``width`` is larger, or below 1.
+    """
+    if not 0 < width <= own:
+        raise UserError(f"data.width: is {width}, but {path} is {own} pixels wide; allowed: 1 to {own}.")
 
 
 def image_header(path: Path) -> tuple[tuple[int, int], bool]:

@@ -77,8 +77,7 @@ def check_volume(path: Path, volume: Mapping[str, Any], aabb: Sequence[float]) -
     """
     values: list[Any] = [volume.get(key) for key in ("resolution", "rows", "features")]
     shape, rows, channels = values
-    if not isinstance(shape, list) or len(shape) != 3 or not all(_is_size(n, _MOST_SIDE, 2) for n in shape):
-        raise UserError(f"{path}: has resolution {shape}; allowed: three whole numbers from 2 to {_MOST_SIDE}.")
+    _check_resolution(path, shape)
     if math.prod(shape) > MOST_CORNERS:
         raise UserError(f"{path}: has {math.prod(shape)} corners; allowed: up to {MOST_CORNERS}.")
     if not _is_size(rows, math.prod(shape)):
@@ -112,8 +111,7 @@ def check_motion(path: Path, motion: Mapping[str, Any], controls: int) -> None:
     """
     values: list[Any] = [motion.get(key) for key in ("resolution", "windows", "grid")]
     shape, windows, grid = values
-    if not isinstance(shape, list) or len(shape) != 3 or not all(_is_size(n, _MOST_SIDE, 2) for n in shape):
-        raise UserError(f"{path}: has resolution {shape}; allowed: three whole numbers from 2 to {_MOST_SIDE}.")
+    _check_resolution(path, shape)
     if not _is_size(windows, MOST_WINDOWS) or windows * math.prod(shape) > MOST_CORNERS:
         words = f"1 to {MOST_WINDOWS}, of {MOST_CORNERS} corners together"
         raise UserError(f"{path}: has {windows} windows of {math.prod(shape)} corners; allowed: {words}.")
@@ -193,6 +191,12 @@ def _is_number(value: Any) -> bool:
 
 def _are_numbers(values: Any, count: int) -> bool:
     return isinstance(values, list) and len(values) == count and all(map(_is_number, values))
+
+
+def _check_resolution(path: Path, shape: Any) -> None:
+    """Refuse what are no corners of a grid along z, y, x."""
+    if not isinstance(shape, list) or len(shape) != 3 or not all(_is_size(n, _MOST_SIDE, 2) for n in shape):
+        raise UserError(f"{path}: has resolution {shape}; allowed: three whole numbers from 2 to {_MOST_SIDE}.")
 
 
 def _is_size(value: Any, most: int, least: int = 1) -> bool:

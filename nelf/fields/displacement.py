@@ -98,7 +98,3 @@ class DisplacementNetwork(nn.Module):
         place = frequency_encoding(2.0 * positions - 1.0, self.frequencies)
         moment = frequency_encoding(controls, self.control_frequencies)
         return self.layers(torch.cat([place, moment], -1))  # type: ignore[no-any-return]
-
-    def roughness(self) -> Tensor:
-        """Zero: a network is smooth by itself."""
-        return torch.zeros((), device=next(self.parameters()).device)

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from nelf.encodings import frequency_encoding
 from nelf.fields.displacement import DisplacementGrid, DisplacementNetwork
-from nelf.fields.moving import MovingNGP, padded
+from nelf.fields.moving import MovingNGP, filled, padded
 from nelf.fields.ngp import mlp
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from nelf.fields.volume import Pass
 
 __all__ = ["DynamicNGP"]
 
@@ -94,21 +88,15 @@ class DynamicNGP(MovingNGP):
         else:
             self.displacement = DisplacementNetwork(controls)
 
-    def displaced(self, positions: Tensor, controls: Tensor) -> Tensor:
+    def displaced(self, positions: Tensor, moment: Tensor) -> Tensor:
         """See ``MovingNGP.displaced``."""
-        return self.displacement(positions, controls)  # type: ignore[no-any-return]
+        return self.displacement(positions, moment)  # type: ignore[no-any-return]
 
-    def density_at_rest(self, at_rest: Tensor, positions: Tensor, controls: Tensor) -> tuple[Tensor, Tensor]:
+    def density_at_rest(self, at_rest: Tensor, positions: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
         """See ``MovingNGP.density_at_rest``."""
-        waves = frequency_encoding(controls, self.control_frequencies, pi=True)[:, self.controls :]
-        inputs = torch.cat([self.encoding(at_rest), waves], 1)
-        return self._from_inputs(pad(inputs, (0, padded(inputs.shape[1]) - inputs.shape[1])))
+        waves = frequency_encoding(moment, self.control_frequencies, pi=True)[:, self.controls :]
+        return self._from_inputs(filled(torch.cat([self.encoding(at_rest), waves], 1)))
 
     def moving_parts(self) -> list[nn.Module]:
         """See ``MovingNGP.moving_parts``."""
         return [self.displacement]
-
-    @property
-    def regularizers(self) -> dict[str, Callable[[Pass], Tensor]]:
-        """See ``RadianceField.regularizers``; ``roughness`` is that of the displacement."""
-        return {**super().regularizers, "roughness": lambda _: self.displacement.roughness()}

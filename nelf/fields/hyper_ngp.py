@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from nelf.encodings import coarse_to_fine, spherical_harmonics
 from nelf.errors import UserError
 from nelf.fields.codes import TimeCodes, ViewCodes
 from nelf.fields.displacement import DisplacementGrid
-from nelf.fields.moving import MovingNGP, padded
+from nelf.fields.moving import MovingNGP, filled, padded
 from nelf.fields.ngp import mlp
 from nelf.fields.warp import SE3Warp, SlicingSurface, TranslationWarp, robust
 
@@ -159,26 +158,30 @@ class HyperNGP(MovingNGP):
         self.opened.fill_(min(step / self.window_steps, 1.0) if self.window_steps else 1.0)
         super().before_step(step)
 
-    def displaced(self, positions: Tensor, controls: Tensor) -> Tensor:
+    def moment(self, controls: Tensor) -> Tensor:
+        """See ``MovingNGP.moment``: the time and its code."""
+        time = controls[:, :1]
+        return torch.cat([time, self.codes(time[:, 0])], 1)
+
+    def displaced(self, positions: Tensor, moment: Tensor) -> Tensor:
         """See ``MovingNGP.displaced``."""
         if self.warp is None:
             return torch.zeros_like(positions)
         if isinstance(self.warp, DisplacementGrid):
-            return self.warp(positions, controls[:, :1])  # type: ignore[no-any-return]
+            return self.warp(positions, moment[:, :1])  # type: ignore[no-any-return]
         size = 2 * self.scale
-        return self.warp((positions - 0.5) * size, self.codes(controls[:, 0]), self.opened) / size  # type: ignore[no-any-return]
+        return self.warp((positions - 0.5) * size, moment[:, 1:], self.opened) / size  # type: ignore[no-any-return]
 
-    def density_at_rest(self, at_rest: Tensor, positions: Tensor, controls: Tensor) -> tuple[Tensor, Tensor]:
+    def density_at_rest(self, at_rest: Tensor, positions: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
         """See ``MovingNGP.density_at_rest``; the slice through the ambient space is that of the position now."""
         inputs = [self.encoding(at_rest)]
         if self.slices is not None:
             begin, end = AMBIENT_OPENS
             window = coarse_to_fine(((self.opened - begin) / (end - begin)).clamp(0.0, 1.0), 1)
-            ambient = self.slices((positions - 0.5) * (2 * self.scale), self.codes(controls[:, 0]))
+            ambient = self.slices((positions - 0.5) * (2 * self.scale), moment[:, 1:])
             # Not cos w: the density network has no biases, and with one it soon empties all of space.
             inputs += [window * ambient.sin(), window * (ambient.cos() - 1.0)]
-        joined = torch.cat(inputs, 1)
-        return self._from_inputs(pad(joined, (0, padded(joined.shape[1]) - joined.shape[1])))
+        return self._from_inputs(filled(torch.cat(inputs, 1)))
 
     def moving_parts(self) -> list[nn.Module]:
         """See ``MovingNGP.moving_parts``."""
@@ -198,17 +201,12 @@ class HyperNGP(MovingNGP):
         harmonics = spherical_harmonics(viewdirs)
         if self.appearance is None:
             return harmonics
-        codes = self.appearance(view, len(viewdirs))
-        return torch.cat([harmonics, pad(codes, (0, padded(codes.shape[1]) - codes.shape[1]))], 1)
+        return torch.cat([harmonics, filled(self.appearance(view, len(viewdirs)))], 1)
 
     @property
     def regularizers(self) -> dict[str, Callable[[Pass], Tensor]]:
-        """See ``RadianceField.regularizers``.
-
-        ``background`` holds the scene's points that do not move where they are; ``roughness`` is that of a ``grid``.
-        """
-        own = {"background": lambda _: self._background_loss(), "roughness": lambda _: self._roughness()}
-        return {**super().regularizers, **own}
+        """See ``MovingNGP.regularizers``; ``background`` holds the scene's points that do not move where they are."""
+        return {**super().regularizers, "background": lambda _: self._background_loss()}
 
     def _background_loss(self) -> Tensor:
         """The robust loss of how far points that do not move are moved, at random times: (P,), or () without points."""
@@ -219,8 +217,5 @@ class HyperNGP(MovingNGP):
         positions = positions + BACKGROUND_NOISE * torch.randn_like(positions)
         times = torch.rand_like(positions[:, 0])
         size = 2 * self.scale
-        moved = self.displaced((positions / size + 0.5).clamp(0.0, 1.0), times[:, None]) * size
+        moved = self.displaced((positions / size + 0.5).clamp(0.0, 1.0), self.moment(times[:, None])) * size
         return robust(moved.square().sum(-1), BACKGROUND_SCALE)
-
-    def _roughness(self) -> Tensor:
-        return self.warp.roughness() if isinstance(self.warp, DisplacementGrid) else self.center.new_zeros(())

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from nelf.fields.displacement import DisplacementGrid
 from nelf.fields.ngp import NGP
 from nelf.rendering import evaluating
 
-__all__ = ["AtRest", "MovingNGP", "padded"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nelf.fields.volume import Pass
+
+__all__ = ["AtRest", "MovingNGP", "filled", "padded"]
 
 CHUNK = 2**18
 MULTIPLE = 16  # matrix kernels in bfloat16 are slow where a row has another number of values
@@ -37,12 +43,16 @@ class MovingNGP(NGP):
         self.motion_lr = motion_lr
         self.sampler.grid.looks = LOOKS  # type: ignore[union-attr]
 
-    @abstractmethod
-    def displaced(self, positions: Tensor, controls: Tensor) -> Tensor:
-        """How far positions (S, 3) in [0, 1] are from where they lie at rest, (S, 3), under controls (S, K)."""
+    def moment(self, controls: Tensor) -> Tensor:
+        """What ``displaced`` and ``density_at_rest`` both see of controls (S, K), made once: (S, M)."""
+        return controls
 
     @abstractmethod
-    def density_at_rest(self, at_rest: Tensor, positions: Tensor, controls: Tensor) -> tuple[Tensor, Tensor]:
+    def displaced(self, positions: Tensor, moment: Tensor) -> Tensor:
+        """How far positions (S, 3) in [0, 1] are from where they lie at rest, (S, 3), at a ``moment`` (S, M)."""
+
+    @abstractmethod
+    def density_at_rest(self, at_rest: Tensor, positions: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
         """``density`` of what lies at rest at (S, 3) in [0, 1], and now at ``positions``."""
 
     @abstractmethod
@@ -54,14 +64,28 @@ class MovingNGP(NGP):
         if controls is None:
             controls = positions.new_zeros(len(positions), self.controls)
         inside = (positions / (2 * self.scale) + 0.5).clamp(0.0, 1.0)
-        at_rest = inside + self.displaced(inside, controls)
-        return self.density_at_rest(at_rest.clamp(0.0, 1.0), inside, controls)
+        moment = self.moment(controls)
+        at_rest = inside + self.displaced(inside, moment)
+        return self.density_at_rest(at_rest.clamp(0.0, 1.0), inside, moment)
+
+    @property
+    def regularizers(self) -> dict[str, Callable[[Pass], Tensor]]:
+        """See ``RadianceField.regularizers``; ``roughness`` is that of a grid of displacements, 0 without one."""
+        return {**super().regularizers, "roughness": lambda _: self._roughness()}
+
+    def _roughness(self) -> Tensor:
+        grid = self._grid
+        return self.center.new_zeros(()) if grid is None else grid.roughness()
+
+    @property
+    def _grid(self) -> DisplacementGrid | None:
+        """What moves the scene, if it is a grid."""
+        return next((part for part in self.moving_parts() if isinstance(part, DisplacementGrid)), None)
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """See ``RadianceField.parameter_groups``; what moves the scene has its own rate."""
-        own = [
-            each for part in self.moving_parts() for each in part.parameters()
-        ]  # in order: an optimizer resumes by it
+        # In their order: an optimizer resumes by it.
+        own = [parameter for part in self.moving_parts() for parameter in part.parameters()]
         rest = [parameter for parameter in self.parameters() if parameter not in set(own)]
         return [
             {"params": rest, "lr": lr, "weight_decay": weight_decay},
@@ -84,13 +108,13 @@ class MovingNGP(NGP):
         """
         size = 2 * self.scale * self.unit
         box = torch.cat([self.center - size / 2, self.center + size / 2])
-        for grid in self.moving_parts():
-            if isinstance(grid, DisplacementGrid):
-                return grid.values.detach() * size, box
+        if self._grid is not None:
+            return self._grid.values.detach() * size, box
         side, moments = torch.linspace(0, 1, cells), torch.linspace(0, 1, times)
         z, y, x = torch.meshgrid(side, side, side, indexing="ij")
         positions = torch.stack([x, y, z], -1).view(-1, 3).to(box)
-        grids = [self.displaced(positions, t.expand(len(positions), self.controls).to(box)) for t in moments]
+        controls = [t.expand(len(positions), self.controls).to(box) for t in moments]
+        grids = [self.displaced(positions, self.moment(each)) for each in controls]
         return torch.stack(grids).view(1, times, cells, cells, cells, 3) * size, box
 
     def canonical(self) -> AtRest:
@@ -123,7 +147,8 @@ class AtRest:
     def _ask(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         field = self._field
         at = (positions - field.center) / field.unit / (2 * field.scale) + 0.5
-        sigma, features = field.density_at_rest(at.clamp(0.0, 1.0), at, at.new_full((len(at), field.controls), 0.5))
+        middle = field.moment(at.new_full((len(at), field.controls), 0.5))
+        sigma, features = field.density_at_rest(at.clamp(0.0, 1.0), at, middle)
         outside = ((at < 0) | (at > 1)).any(-1)
         return sigma.masked_fill(outside, 0.0), features
 
@@ -131,3 +156,8 @@ class AtRest:
 def padded(width: int) -> int:
     """So many inputs that rows of them are quick to multiply."""
     return math.ceil(width / MULTIPLE) * MULTIPLE
+
+
+def filled(inputs: Tensor) -> Tensor:
+    """Inputs (S, C) with zeros behind them: (S, ``padded(C)``)."""
+    return pad(inputs, (0, padded(inputs.shape[1]) - inputs.shape[1]))

@@ -144,16 +144,11 @@ def random_between(camera: Camera, n: int, seed: int = 0) -> Camera:
     turns = quaternions(c2w[:, :, :3])
     rotation = rotations(great_arc(turns[first], turns[second], share))
     position = (1 - share) * c2w[first, :, 3] + share * c2w[second, :, 3]
-    controls = camera.controls
-    if controls is not None:
-        low, high = controls.amin(0), controls.amax(0)
-        drawn = [_stream(seed, 3 + index).random(n) for index in range(controls.shape[-1])]
-        controls = low + (high - low) * torch.from_numpy(np.stack(drawn, axis=-1)).to(low)
     return replace(
         camera.pinhole(),
         c2w=torch.from_numpy(np.concatenate([rotation, position[..., None]], axis=-1)).to(camera.c2w),
         intrinsics=camera.intrinsics[torch.from_numpy(first)],
-        controls=controls,
+        controls=_random_controls(camera, n, seed),
         view=None,
     )
 
@@ -173,9 +168,8 @@ def random_cameras(
         camera: a batch of cameras that is followed, such as ``scene.train.camera``.
         n: how many.
         poses: ``hemisphere`` in the region of the given cameras, which stand around something; ``interpolate`` between
-            two of them; or the distribution of the original named: at the mean
-            distance of the given cameras from the origin, and ``r2l`` zooms by 1 to 2, too; ``dnerf`` is ``r2l`` at
-            distance 4.
+            two of them; or the distribution of the original named: at the mean distance of the given cameras from the
+            origin, and ``r2l`` zooms by 1 to 2, too; ``dnerf`` is ``r2l`` at distance 4.
         seed: which set; the first m of n cameras do not depend on n.
 
     Returns:
@@ -195,13 +189,7 @@ def random_cameras(
     else:
         c2w, zoom = random_r2l(n, radius, seed)
         intrinsics[:, :2] *= zoom[:, None]
-    controls = camera.controls
-    if controls is not None:
-        first, last = controls.amin(0), controls.amax(0)
-        if poses == "dnerf":
-            first, last = torch.zeros_like(first), torch.ones_like(last)
-        unit = np.stack([_stream(seed, 3 + index).random(n) for index in range(len(first))], -1)
-        controls = first + (last - first) * torch.from_numpy(unit).to(first)
+    controls = _random_controls(camera, n, seed, within=poses != "dnerf")
     return replace(camera.pinhole(), c2w=c2w, intrinsics=intrinsics, controls=controls, view=None)
 
 
@@ -217,6 +205,16 @@ def rolled(camera: Camera) -> float:
     upright = look_at(position, position - back)
     cosine = (upright[:, :, 0] * camera.c2w[:, :, 0]).sum(-1).clamp(-1.0, 1.0)
     return float(torch.rad2deg(torch.acos(cosine)).mean())
+
+
+def _random_controls(camera: Camera, n: int, seed: int, within: bool = True) -> Tensor | None:
+    """(n, K) uniform controls, ``within`` the range of the given cameras' or from [0, 1); None without any."""
+    if camera.controls is None:
+        return None
+    first, last = camera.controls.aminmax(dim=0)
+    unit = np.stack([_stream(seed, 3 + index).random(n) for index in range(len(first))], -1)
+    drawn = torch.from_numpy(unit).to(first)
+    return first + (last - first) * drawn if within else drawn
 
 
 def _stream(seed: int, quantity: int) -> np.random.Generator:

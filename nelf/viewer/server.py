@@ -49,15 +49,13 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, path: Path | str, port: int = 0) -> None:
-        from nelf.export.bundle import read_bundle
+        from nelf.export.bundle import files_beside, read_bundle
         from nelf.viewer.static import page_files
 
         self.folder = _bundle_of(Path(path))
         self.bundle = read_bundle(self.folder)
         entries = self.bundle["artifacts"]
-        volumes = [each["volume"] for each in entries if each["volume"]]
-        motions = [volume["motion"] for volume in volumes if volume.get("motion")]
-        named = [each["file"] for each in [*entries, *volumes, *motions]]
+        named = [name for each in entries for name in (each["file"], *files_beside(each["volume"]))]
         self.files = {name: self.folder / name for name in named} | page_files()
         weights = self.folder.parent / "teacher" / "model.safetensors"
         self.teacher = _Teacher(weights, self.bundle) if weights.is_file() else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -32,10 +33,13 @@ __all__ = ["GridR2L", "decoder_inputs", "decoder_window"]
 # A point that absorbs less is empty: while learning, since what is empty learns no more, and while rendering.
 MIN_ALPHA, MIN_ALPHA_RENDERING = 2e-4, 3e-3
 BOX_CELLS = 64  # along each side of the scene's box, to find what is in it
-VOXEL = 0.67  # side of a voxel, in blocks of pixels as seen from the mean distance of the cameras
+VOXELS = (0.33, 0.67)  # sides of the smallest and largest voxel, in blocks as seen from the cameras' mean distance
 CORNERS = (32, 256)  # smallest and largest number of corners along the longest side that is chosen
 UNKNOWN = 72  # largest number where no teacher says which corners there are
 ROWS = 800_000  # of the volume, if a resolution is chosen: in 8 bits, with four features, 4 MB
+ROWS_PER_PIXEL = 6.5  # of the images, which a volume of smaller voxels may have
+GROWTH = 2.4  # rows grow with this power of the resolution, somewhat faster than a surface
+FINER = 1.15  # a smaller gain in resolution is not worth a second start
 WINDOW = 16  # blocks; the decoder's windows have sides of whole multiples, since its kernels are built for each size
 
 
@@ -67,8 +71,9 @@ class GridR2L(LightField):
     Args:
         width: channels of head and body.
         depth: layers of head, body and final layer: ``(depth - 2) / 2`` residual blocks.
-        resolution: voxel corners along the longest side of the volume. None chooses it by the training images, so that
-            a voxel is two thirds of a block of pixels, or larger where the volume would have over 800,000 rows.
+        resolution: voxel corners along the longest side of the volume. None chooses it by the training images: a voxel
+            is two thirds of a block of pixels, larger where the volume would have over 800,000 rows, and down to a
+            third of a block where a teacher says that little space is filled, as by thin parts.
         features: channels of the volume, beside the density; the first three are colors.
         sr_factor: pixels along one side of a block.
         activation: ``gelu`` or ``relu``.
@@ -142,18 +147,35 @@ class GridR2L(LightField):
         self.aabb.copy_(tight_box(self._matter((BOX_CELLS,) * 3, *known), self.aabb))
         most = ROWS if self.resolution is None else MOST_CORNERS
         cameras = geometry.cameras
-        self._try_resolutions(cameras, teacher is not None, lambda corners: self._start(corners, cameras, *known, most))
+        fine = min(ROWS_PER_PIXEL * cameras.width * cameras.height / ROWS, 1.0)
+        start = partial(self._start, cameras=cameras, silhouettes=silhouettes, teacher=teacher, most=most)
+        self._try_resolutions(cameras, teacher is not None, start, fine)
 
-    def _try_resolutions(self, cameras: Camera, known: bool, start: Callable[[int], float]) -> None:
+    def _try_resolutions(self, cameras: Camera, known: bool, start: Callable[[int], float], fine: float = 0.0) -> None:
         """Start with as many corners along the longest side as the images ask for, then fewer until it is not large.
 
-        ``start`` gives its size as a multiple of the largest one; ``known``: a teacher says which corners there are.
+        Where it is small, it starts again with more.
+
+        Args:
+            cameras: of the training views.
+            known: whether a teacher says which corners there are.
+            start: gives the size of the volume as a multiple of the largest one.
+            fine: the size up to which smaller voxels are chosen, likewise.
         """
         box = self.aabb.clone()
-        resolution = self.resolution or self._sharp(cameras, CORNERS[1] if known else UNKNOWN)
-        while (excess := start(resolution)) > 1 and resolution > CORNERS[0]:
-            resolution = max(int(resolution / excess**0.5), CORNERS[0])  # most scenes are shells
+        resolution = self.resolution or self._sharp(cameras, VOXELS[1], CORNERS[1] if known else UNKNOWN)
+        size = start(resolution)
+        if self.resolution is None and known and size < fine:
+            finer = int(resolution * (fine / size) ** (1 / GROWTH))
+            finer = min(finer, self._sharp(cameras, VOXELS[0], CORNERS[1]))
+            if finer >= FINER * resolution:
+                resolution = finer
+                self.aabb.copy_(box)
+                size = start(resolution)
+        while size > 1 and resolution > CORNERS[0]:
+            resolution = max(int(resolution / size**0.5), CORNERS[0])  # most scenes are shells
             self.aabb.copy_(box)
+            size = start(resolution)
 
     def _start(
         self, resolution: int, cameras: Camera, silhouettes: Silhouettes | None, teacher: Density | None, most: int
@@ -199,12 +221,12 @@ class GridR2L(LightField):
             cells = dense_cells(teacher, self.aabb, shape)  # type: ignore[arg-type]
         return cells if silhouettes is None else visual_hull(silhouettes, self.aabb, cells)
 
-    def _sharp(self, camera: Camera, most: int) -> int:
-        """How many corners along the longest side of the box make a voxel ``VOXEL`` blocks of an image."""
+    def _sharp(self, camera: Camera, voxel: float, most: int) -> int:
+        """How many corners along the longest side of the box make a voxel so many blocks of an image."""
         low, high = self.aabb.cpu().view(2, 3)
         distance = (camera.c2w[:, :, 3].cpu() - (low + high) / 2).norm(dim=-1).mean()
         block = distance * self.sr_factor / camera.intrinsics[:, 0].mean().cpu()
-        return min(max(round(float((high - low).max() / (VOXEL * block))), CORNERS[0]), most)
+        return min(max(round(float((high - low).max() / (voxel * block))), CORNERS[0]), most)
 
     def _divide(self, resolution: int) -> tuple[int, ...]:
         """Divide the box into cubic voxels, to whole ones of which it grows; how many there are along z, y, x."""

@@ -349,7 +349,7 @@ def test_without_a_teacher_all_corners_exist() -> None:
 
 
 def test_a_frame_of_too_many_corners_gets_larger_voxels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nelf.lightfields.grid_r2l.VOXEL", 0.35)
+    monkeypatch.setattr("nelf.lightfields.grid_r2l.VOXELS", (0.35, 0.35))
     monkeypatch.setattr("nelf.lightfields.grid_r2l.CORNERS", (12, 256))
     sizes = {}
     for most in (10**6, 3000):

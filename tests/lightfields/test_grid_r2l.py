@@ -11,7 +11,7 @@ from nelf import paths
 from nelf.cameras import Camera
 from nelf.data import Scene, Split, read_scene
 from nelf.lightfields import GridR2L
-from nelf.lightfields.grid_r2l import CORNERS, UNKNOWN, VOXEL, decoder_inputs, decoder_window
+from nelf.lightfields.grid_r2l import CORNERS, ROWS_PER_PIXEL, UNKNOWN, VOXELS, decoder_inputs, decoder_window
 from nelf.rays import Rays, intersect_aabb
 from nelf.rendering import Rendering
 
@@ -192,8 +192,11 @@ def sphere(view: Camera, radius: float = 1.0) -> tuple[Tensor, Tensor]:
 class Ball:
     """A teacher in closed form: a dense sphere colored by its normal."""
 
+    def __init__(self, radius: float = 1.0) -> None:
+        self.radius = radius
+
     def sigma(self, positions: Tensor) -> Tensor:
-        return (positions.norm(dim=-1) < 1.0) * 200.0
+        return (positions.norm(dim=-1) < self.radius) * 200.0
 
 
 class ColoredBall(Ball):
@@ -291,16 +294,16 @@ def test_the_resolution_follows_the_images(width: int) -> None:
     box = network.aabb.clone()
     view = Camera.from_fov(paths.orbit(4, 4.0, 20.0), 0.7, width, width)
     block = 4.0 * 4 / float(view.intrinsics[0, 0])
-    for most in (CORNERS[1], UNKNOWN):
+    for voxel, most in ((VOXELS[1], CORNERS[1]), (VOXELS[1], UNKNOWN), (VOXELS[0], CORNERS[1])):
         network.aabb.copy_(box)
-        cells = network._divide(network._sharp(view, most))
+        cells = network._divide(network._sharp(view, voxel, most))
         network.volume.resize(torch.zeros([side + 1 for side in cells], dtype=torch.bool))
         depth, height, across = network.volume.shape.tolist()
         assert CORNERS[0] <= across <= most
         if CORNERS[0] < across < most:
-            assert network.voxel == pytest.approx(VOXEL * block, rel=0.05)
+            assert network.voxel == pytest.approx(voxel * block, rel=0.05)
         else:
-            assert (network.voxel > VOXEL * block) == (across == most)
+            assert (network.voxel > voxel * block) == (across == most)
         sides = network.aabb[3:] - network.aabb[:3]
         torch.testing.assert_close(sides, network.voxel * torch.tensor([across - 1.0, height - 1.0, depth - 1.0]))
         assert (network.aabb[3:] >= box[3:] - 0.01 * network.voxel).all()
@@ -308,7 +311,7 @@ def test_the_resolution_follows_the_images(width: int) -> None:
 
 
 def test_a_volume_of_too_many_rows_gets_larger_voxels(ball_scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nelf.lightfields.grid_r2l.VOXEL", 0.3)  # small images, which choose few corners
+    monkeypatch.setattr("nelf.lightfields.grid_r2l.VOXELS", (0.3, 0.3))  # small images, which choose few corners
     free, bounded, chosen = (small(resolution=resolution) for resolution in (None, None, 40))
     for network in (free, chosen):
         prepare(network, ball_scene, ColoredBall())
@@ -320,6 +323,24 @@ def test_a_volume_of_too_many_rows_gets_larger_voxels(ball_scene: Scene, monkeyp
     asked = small(resolution=40)
     prepare(asked, ball_scene, ColoredBall())
     assert asked.volume.shape.tolist() == chosen.volume.shape.tolist()  # what is asked for is not bounded
+
+
+@pytest.mark.parametrize("radius", [0.15, 0.4, 1.0])
+def test_a_scene_that_fills_little_space_gets_smaller_voxels(
+    ball_scene: Scene, radius: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Down to the smallest, as long as the volume has no more rows than the images deserve."""
+    monkeypatch.setattr("nelf.lightfields.grid_r2l.CORNERS", (4, 256))  # of small images
+    network, coarse = small(resolution=None), small(resolution=None)
+    prepare(network, ball_scene, ColoredBall(radius))
+    monkeypatch.setattr("nelf.lightfields.grid_r2l.VOXELS", (VOXELS[1], VOXELS[1]))
+    prepare(coarse, ball_scene, ColoredBall(radius))
+    camera = ball_scene.train.camera
+    most = ROWS_PER_PIXEL * camera.width * camera.height
+    finest = network.voxel < 1.1 * coarse.voxel * VOXELS[0] / VOXELS[1]
+    assert network.voxel < 0.9 * coarse.voxel
+    assert finest or len(network.volume.density) > 0.5 * most
+    assert len(network.volume.density) < 1.2 * most
 
 
 def test_the_scene_is_fitted_once_and_travels_with_the_weights(tiny_scene: Path) -> None:

@@ -115,7 +115,7 @@ def test_pinholes_and_lenses_join() -> None:
     torch.testing.assert_close(both.rays().directions[:3], camera.pinhole().rays().directions, atol=1e-6, rtol=0)
     assert torch.equal(Camera.stack([camera[2], camera[0].pinhole()]).lens, torch.stack([LENSES[2], torch.zeros(6)]))
     assert Camera.cat([camera.pinhole(), camera.pinhole()]).lens is None
-    with pytest.raises(ValueError, match=r"`lens` to have shape \(3, 6\), but got \(6,\)"):
+    with pytest.raises(ValueError, match=r"`lens` to have shape \(3, 6\) or \(3, 9\), but got \(6,\)"):
         replace(camera, lens=LENSES[0])
 
 

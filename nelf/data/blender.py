@@ -27,8 +27,8 @@ import torch
 from nelf.cameras import Camera
 from nelf.data.bounds import check_space, find_bounds
 from nelf.data.images import MEMORY_LIMIT, ImageFiles, check_width, fingerprint, image_headers, load_images
-from nelf.data.lenses import stack
-from nelf.data.masks import MaskFile, load_masks
+from nelf.data.lenses import check_rays, stack
+from nelf.data.masks import MaskFile, load_masks, tell_scaled
 from nelf.data.ray_cache import shuffled
 from nelf.data.transforms import SPLITS, Transforms, read_transforms
 from nelf.errors import UserError
@@ -99,6 +99,7 @@ def read_scene(
     stated = files["train"]
     views = {name: _views(file) for name, file in files.items()}
     near, far, box = find_bounds(stated, views["train"].camera, near, far, aabb)
+    tell_scaled((mask, (each.camera.width, each.camera.height)) for each in views.values() for mask in each.masks)
     background = _background(stated) if background is None else background
     splits = _split(stated.path, views, holdout)
     width = splits["train"].camera.width if width is None else width
@@ -226,6 +227,7 @@ def _views(transforms: Transforms) -> _Views:
         None if transforms.values is None else torch.from_numpy(transforms.values),
         lens=stack(transforms.distortion()),
     )
+    check_rays(camera, transforms.names, transforms.path)
     alpha = any(alpha for _, alpha in headers)
     return _Views(transforms.names, transforms.images, transforms.masks, camera, alpha)
 
@@ -246,13 +248,15 @@ def _load(views: _Views, split: str, width: int, root: Path, memory_limit: int |
 
 
 def _digest(files: dict[str, Transforms]) -> str:
-    """Hash of the transforms files and of each image's and mask's name and size, wherever the scene lies."""
+    """Hash of the transforms files and of each other file's name and size, wherever the scene lies."""
     state = hashlib.sha256()
     for name, transforms in sorted(files.items()):
         state.update(f"{name} {transforms.path.name}\n".encode())
         state.update(transforms.path.read_bytes())
         for image, path in zip(transforms.names, transforms.images, strict=True):
             state.update(f"{image} {path.stat().st_size}\n".encode())
-        for mask in {mask for mask in transforms.masks if mask is not None}:
-            state.update(f"{mask.path.name} {mask.path.stat().st_size}\n".encode())
+        for path in sorted({mask.path for mask in transforms.masks if mask is not None}):
+            state.update(f"{path.relative_to(transforms.path.parent)} {path.stat().st_size}\n".encode())
+        if transforms.cloud is not None and transforms.cloud.is_file():
+            state.update(f"{transforms.cloud.name} {transforms.cloud.stat().st_size}\n".encode())
     return state.hexdigest()[:16]

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from nelf.cameras import Camera
 from nelf.errors import UserError, did_you_mean
 
-__all__ = ["COEFFICIENTS", "PARAMETERS", "Lens", "coefficients", "from_parameters", "stack"]
+__all__ = ["COEFFICIENTS", "PARAMETERS", "Lens", "check_rays", "coefficients", "from_parameters", "stack"]
+
+_ALONG, _EXACT = 9, 0.1  # pixels along a side whose rays are checked, and how well they lead there
 
 PARAMETERS: dict[str, tuple[str, ...]] = {
     "SIMPLE_PINHOLE": ("f", "cx", "cy"),
@@ -115,6 +119,34 @@ def stack(rows: Sequence[tuple[float, ...]]) -> Tensor | None:
     if not lens.any():
         return None
     return lens if lens[:, 6:].any() else lens[:, :6]
+
+
+def check_rays(camera: Camera, names: Sequence[str], path: Path) -> None:
+    """Refuse a lens that no ray leads through to the margin of its picture, since its model folds back before.
+
+    Args:
+        camera: a batch of N cameras.
+        names: of N views.
+        path: the file that states the cameras, to name.
+
+    Raises:
+        UserError: there is such a camera; its view is named.
+    """
+    if camera.lens is None:
+        return
+    sides = [torch.linspace(0, side - 1, _ALONG).round() for side in (camera.width, camera.height)]
+    x, y = torch.cartesian_prod(*sides).unbind(-1)
+    kinds = torch.cat([camera.intrinsics, camera.lens], dim=-1).unique(dim=0, return_inverse=True)[1].tolist()
+    for index in {kind: place for place, kind in enumerate(kinds)}.values():
+        rays = camera[index].pixel_rays(x, y)
+        at_x, at_y, _ = camera[index].project(rays.origins + rays.directions)
+        if not ((at_x - x - 0.5).abs() + (at_y - y - 0.5).abs() < _EXACT).all():
+            stated = dict(zip(COEFFICIENTS, camera.lens[index].tolist(), strict=False))
+            words = ", ".join(f"{name} {value:.4g}" for name, value in stated.items() if value)
+            raise UserError(
+                f"{path}: {names[index]}: its lens ({words}) folds back within the picture, so that no ray leads to "
+                "its margin; allowed: a lens that fits the picture, or undistorted images with a pinhole."
+            )
 
 
 def _parameters(model: str, where: str) -> tuple[str, ...]:

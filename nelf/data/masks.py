@@ -8,7 +8,7 @@ brought to it by nearest neighbor. Where images are reduced, a pixel counts if a
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from PIL import Image
 from nelf.data.images import area_average, image_header, read_image
 from nelf.errors import UserError
 
-__all__ = ["MaskFile", "load_masks"]
+__all__ = ["MaskFile", "load_masks", "tell_scaled"]
 
 
 class MaskFile(NamedTuple):
@@ -50,21 +50,30 @@ def load_masks(
         UserError: a file is missing, truncated or not an image, or leaves no pixel of its view.
     """
     read: dict[MaskFile, np.ndarray | None] = {}
-    scaled = []
     for file in files:
-        if file is None or file in read:
-            continue
-        stored = image_header(file.path)[0]
-        if stored != own:
-            scaled.append((file.path, stored))
-        read[file] = _load(file, own, size)
-    if scaled:
-        path, stored = scaled[0]
-        words = f"{path}: is {stored[0]}x{stored[1]}, its image {own[0]}x{own[1]}; scaled to it by nearest neighbor"
-        others = f" ({len(scaled)} masks)" if len(scaled) > 1 else ""
-        warnings.warn(f"{words}{others}.", stacklevel=2)
+        if file is not None and file not in read:
+            read[file] = _load(file, own, size)
     masks = [None if file is None else read[file] for file in files]
     return masks if any(mask is not None for mask in masks) else None
+
+
+def tell_scaled(files: Iterable[tuple[MaskFile | None, tuple[int, int]]]) -> None:
+    """Say it once where masks are of another size than their images.
+
+    Args:
+        files: masks, or None, with width and height of their images on disk.
+
+    Raises:
+        UserError: a file is missing or not an image.
+    """
+    sizes = {file.path: own for file, own in files if file is not None}
+    stored = {path: image_header(path)[0] for path in sizes}
+    scaled = [path for path, own in sizes.items() if stored[path] != own]
+    if scaled:
+        (width, height), own = stored[scaled[0]], sizes[scaled[0]]
+        words = f"{scaled[0]}: is {width}x{height}, its image {own[0]}x{own[1]}; scaled to it by nearest neighbor"
+        others = f" ({len(scaled)} masks)" if len(scaled) > 1 else ""
+        warnings.warn(f"{words}{others}.", stacklevel=2)
 
 
 def _load(file: MaskFile, own: tuple[int, int], size: tuple[int, int]) -> np.ndarray | None:

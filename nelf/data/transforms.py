@@ -6,9 +6,9 @@ They are read as NeRF's, D-NeRF's, instant-ngp's and nerfstudio's programs read 
   denominator, and of FULL_OPENCV only; of OPENCV it is refused, since nerfstudio's rays and its undistortion disagree.
 - ``aabb_scale`` is instant-ngp's: the side of the box around the unit cube into which ``scale`` (0.33) and ``offset``
   (0.5) bring the file's poses.
-- ``ply_file_path`` names points in the space of the file's poses: nerfstudio's writers have applied
-  ``applied_transform`` to both. ``applied_scale`` they have applied to the poses only, so that its reader still
-  multiplies the points by it; so does this one.
+- ``ply_file_path`` names points in the space of the file's poses, since nerfstudio's writers apply
+  ``applied_transform`` to both: it says how that space came about, and changes nothing here. By ``applied_scale``,
+  which they never write, nerfstudio's reader multiplies the points, so this one does, too.
 
 Other keys, such as ``sharpness``, are passed over.
 """

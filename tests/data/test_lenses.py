@@ -1,11 +1,13 @@
 """Camera models by name, against COLMAP itself and against OpenCV's equations in float64."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from nelf.cameras import Camera
-from nelf.data.lenses import PARAMETERS, coefficients, from_parameters, stack
+from nelf.data.lenses import PARAMETERS, check_rays, coefficients, from_parameters, stack
 from nelf.errors import UserError
 
 WIDTH, HEIGHT = 90, 60
@@ -20,7 +22,7 @@ CAMERAS = {
 }
 
 
-def camera(model: str) -> Camera:
+def one_of(model: str) -> Camera:
     lens = from_parameters(model, CAMERAS[model], "here")
     stacked = stack([lens.coefficients])
     return Camera(
@@ -48,13 +50,13 @@ def centers() -> np.ndarray:
 
 @pytest.mark.parametrize("model", CAMERAS)
 def test_rays_of_each_model_go_where_its_equations_say(model) -> None:
-    rays_d = camera(model).rays().directions.reshape(-1, 3).double().numpy()
+    rays_d = one_of(model).rays().directions.reshape(-1, 3).double().numpy()
     np.testing.assert_allclose(seen(model, rays_d[:, 0], -rays_d[:, 1]), centers(), atol=1e-4)
     if "RADIAL" in model or "OPENCV" in model:  # more than a pixel, so that no coefficient is lost in the tolerance
-        straight = camera(model).pinhole().rays().directions.reshape(-1, 3).double().numpy()
+        straight = one_of(model).pinhole().rays().directions.reshape(-1, 3).double().numpy()
         assert np.abs(seen(model, straight[:, 0], -straight[:, 1]) - centers()).max() > 1
     points = torch.tensor([[0.3, -0.2, -1.1], [-0.4, 0.35, -0.9], [0.0, 0.0, -2.0]])
-    x, y, _ = camera(model).project(points)
+    x, y, _ = one_of(model).project(points)
     at = points.double().numpy()
     expected = seen(model, at[:, 0] / -at[:, 2], at[:, 1] / at[:, 2])
     np.testing.assert_allclose(torch.stack([x, y], -1).numpy(), expected, atol=1e-4)
@@ -66,7 +68,7 @@ def test_each_model_is_colmap_s(model) -> None:
     theirs = pycolmap.Camera(model=model, width=WIDTH, height=HEIGHT, params=CAMERAS[model])
     local = np.random.default_rng(0).uniform([-0.5, -0.4, 0.8], [0.5, 0.4, 1.5], (50, 3))
     expected = np.stack([np.ravel(theirs.img_from_cam(point)) for point in local])
-    x, y, _ = camera(model).project(torch.from_numpy(local * [1, -1, -1]).float())  # OpenCV's axes to OpenGL's
+    x, y, _ = one_of(model).project(torch.from_numpy(local * [1, -1, -1]).float())  # OpenCV's axes to OpenGL's
     np.testing.assert_allclose(torch.stack([x, y], -1).numpy(), expected, atol=1e-4)
 
 
@@ -78,8 +80,8 @@ def test_every_coefficient_counts(name) -> None:
 
 
 def test_a_rational_lens_goes_along() -> None:
-    one = camera("FULL_OPENCV")
-    simple = camera("OPENCV")
+    one = one_of("FULL_OPENCV")
+    simple = one_of("OPENCV")
     both = Camera.stack([one, simple, simple.pinhole()])
     assert both.lens.shape == (3, 9)
     for index, each in enumerate((one, simple, simple.pinhole())):
@@ -135,3 +137,17 @@ def test_coefficients_of_another_model_are_refused(model, stated, words) -> None
 def test_coefficients_go_by_their_names() -> None:
     stated = {"p2": 6.0, "k2": 2.0, "k3": 3.0, "fl_x": 9.0, "p1": 5.0, "k1": 1.0, "k4": 0.0}
     assert coefficients("OPENCV", stated, "") == (1.0, 2.0, 3.0, 5.0, 6.0, 0.0, 0.0, 0.0, 0.0)
+
+
+def test_a_lens_that_folds_back_within_its_picture_is_refused() -> None:
+    """With k1 = -0.2 alone x (1 + k1 x^2) turns at x = 1.29, where it is 0.86: 8.6 pixels from the center, not 20."""
+    lens = torch.zeros(3, 6)
+    lens[1, 0] = -0.2
+    intrinsics = torch.tensor([[10.0, 10, 20, 20]]).repeat(3, 1)
+    camera = Camera(torch.eye(3, 4).repeat(3, 1, 1), intrinsics, 40, 40, lens=lens)
+    with pytest.raises(UserError, match=r"t\.json: b: its lens \(k1 -0\.2\) folds back within the picture"):
+        check_rays(camera, ["a", "b", "c"], Path("t.json"))
+    check_rays(camera.window(torch.tensor([[15, 15]] * 3), 10, 10), ["a", "b", "c"], Path("t.json"))
+    check_rays(camera.pinhole(), ["a", "b", "c"], Path("t.json"))
+    for model in CAMERAS:
+        check_rays(Camera.stack([one_of(model)]), [model], Path("t.json"))

@@ -75,7 +75,8 @@ def test_a_mask_of_another_size_is_scaled_and_it_is_said_once(tmp_path):
     save(root / "b.png", MASK[::2, ::2])  # half as large
     save(root / "c.png", MASK)
     with pytest.warns(UserWarning, match="nearest neighbor") as caught:
-        views = read_views(root)
+        read_scene(root)
+    views = read_views(root)
     words = [str(each.message) for each in caught]
     assert len(words) == 1
     assert words[0].endswith("a.png: is 24x18, its image 8x6; scaled to it by nearest neighbor (2 masks).")

@@ -9,8 +9,9 @@ Notation, the same everywhere in nelf (readers of other formats convert at their
 - Rays: ``directions`` are not normalized, their camera-space z is -1. A point is ``origins + t * directions``,
   so ``t`` is z-depth: every point of one ``t`` lies on a plane parallel to the image.
 - Lens: OpenCV's model. A pinhole would see a point at ``x, y`` on the plane one unit in front of the camera (``y``
-  down); with ``r = x^2 + y^2`` and ``d = 1 + k1 r + k2 r^2 + k3 r^3`` the lens draws it at ``x d + 2 p1 x y +
-  p2 (r + 2 x^2)``, ``y d + 2 p2 x y + p1 (r + 2 y^2)``, and ``u = fx x + skew y + cx``, ``v = fy y + cy`` in pixels.
+  down); with ``r = x^2 + y^2`` and ``d = (1 + k1 r + k2 r^2 + k3 r^3) / (1 + k4 r + k5 r^2 + k6 r^3)`` the lens draws
+  it at ``x d + 2 p1 x y + p2 (r + 2 x^2)``, ``y d + 2 p2 x y + p1 (r + 2 y^2)``, and ``u = fx x + skew y + cx``,
+  ``v = fy y + cy`` in pixels.
 - World: Blender scenes have +z up.
 """
 
@@ -43,7 +44,8 @@ class Camera:
         height: image height in pixels.
         controls: (..., K) in [0, 1], the first of which is the time; or None for a static scene.
         view: (...,) int64, the index of the training view that this is, for what is learned per image; or None.
-        lens: (..., 6) ``k1, k2, k3, p1, p2`` and ``skew`` (pixels), float32; None for a pinhole.
+        lens: (..., 6) ``k1, k2, k3, p1, p2`` and ``skew`` (pixels), float32; with ``k4, k5, k6`` after
+            them (..., 9); None for a pinhole.
 
     Raises:
         ValueError: the shapes do not fit together.
@@ -77,8 +79,10 @@ class Camera:
             )
         if self.view is not None and self.view.shape != batch:
             raise ValueError(f"Expected `view` to have shape {tuple(batch)}, but got {tuple(self.view.shape)}.")
-        if self.lens is not None and self.lens.shape != (*batch, 6):
-            raise ValueError(f"Expected `lens` to have shape {(*batch, 6)}, but got {tuple(self.lens.shape)}.")
+        if self.lens is not None and self.lens.shape not in ((*batch, 6), (*batch, 9)):
+            raise ValueError(
+                f"Expected `lens` to have shape {(*batch, 6)} or {(*batch, 9)}, but got {tuple(self.lens.shape)}."
+            )
 
     @staticmethod
     def from_fov(c2w: Tensor, fov_x: float, width: int, height: int, time: Tensor | None = None) -> Camera:
@@ -165,7 +169,7 @@ class Camera:
         intrinsics = self.intrinsics * self.intrinsics.new_tensor([scale_x, scale_y, scale_x, scale_y])
         lens = self.lens
         if lens is not None:  # skew is in pixels
-            lens = lens * lens.new_tensor([1, 1, 1, 1, 1, scale_x])
+            lens = torch.cat([lens[..., :5], lens[..., 5:6] * scale_x, lens[..., 6:]], dim=-1)
         return replace(self, intrinsics=intrinsics, width=width, height=height, lens=lens)
 
     def window(self, corner: Tensor, width: int, height: int) -> Camera:
@@ -237,7 +241,7 @@ class Camera:
         if self.lens is None:
             return cx + fx * local[:, 0] / t, cy - fy * local[:, 1] / t, t
         x, y, (a, b, c) = _distort(local[:, 0] / t, -local[:, 1] / t, self.lens)
-        folded = (a <= 0) | (a * c - b * b <= 0)  # the Jacobian is no longer positive definite
+        folded = ~((a > 0) & (a * c - b * b > 0))  # the Jacobian is no longer positive definite
         x, y = cx + fx * x + self.lens[5] * y, cy + fy * y
         return x.masked_fill(folded, math.inf), y.masked_fill(folded, math.inf), t
 
@@ -249,7 +253,7 @@ class Camera:
         if self.lens is None:
             across, up = (x - cx) / fx, (cy - y) / fy
         else:
-            lens, down = self.lens.reshape(*batch, *ones, 6), (y - cy) / fy
+            lens, down = self.lens.reshape(*batch, *ones, -1), (y - cy) / fy
             across, down = _undistort((x - cx - lens[..., 5] * down) / fx, down, lens)
             up = -down
         rays_d = c2w[..., 0] * across[..., None] + c2w[..., 1] * up[..., None] - c2w[..., 2]
@@ -268,14 +272,19 @@ def _distort(x: Tensor, y: Tensor, lens: Tensor) -> tuple[Tensor, Tensor, tuple[
     Args:
         x: (...) positions.
         y: (...) positions.
-        lens: (..., 6), see ``Camera``; without its skew.
+        lens: (..., 6) or (..., 9), see ``Camera``; its skew does not count.
 
     Returns:
         The two positions (...), and the Jacobian, which is symmetric: dx/dx, dx/dy and dy/dy (...).
     """
-    k1, k2, k3, p1, p2, _ = lens.unbind(-1)
+    k1, k2, k3, p1, p2, _ = lens[..., :6].unbind(-1)
     r = x * x + y * y
     d, d_r = 1 + r * (k1 + r * (k2 + r * k3)), k1 + r * (2 * k2 + 3 * r * k3)
+    if lens.shape[-1] == 9:
+        k4, k5, k6 = lens[..., 6:].unbind(-1)
+        below, below_r = 1 + r * (k4 + r * (k5 + r * k6)), k4 + r * (2 * k5 + 3 * r * k6)
+        d = d / below
+        d_r = (d_r - d * below_r) / below
     drawn_x = x * d + 2 * p1 * x * y + p2 * (r + 2 * x * x)
     drawn_y = y * d + 2 * p2 * x * y + p1 * (r + 2 * y * y)
     jacobian = (
@@ -297,6 +306,14 @@ def _undistort(x: Tensor, y: Tensor, lens: Tensor) -> tuple[Tensor, Tensor]:
     return at_x, at_y
 
 
+def _widened(camera: Camera, count: int) -> Tensor:
+    """The lens of cameras with so many coefficients, those that it has not being zero."""
+    lens = camera.c2w.new_zeros((*camera.c2w.shape[:-2], count))
+    if camera.lens is not None:
+        lens[..., : camera.lens.shape[-1]] = camera.lens
+    return lens
+
+
 def _merge(cameras: Sequence[Camera], join: Callable[[list[Tensor]], Tensor]) -> Camera:
     """Join cameras with ``torch.stack`` or ``torch.cat`` after checking that they belong together."""
     if not cameras:
@@ -305,8 +322,8 @@ def _merge(cameras: Sequence[Camera], join: Callable[[list[Tensor]], Tensor]) ->
     if len(shared) > 1:
         raise ValueError(f"Expected cameras of one size and with the same controls, but got {sorted(shared)}.")
     if any(camera.lens is not None for camera in cameras):  # beside a lens, a pinhole is one that changes nothing
-        none = [camera.c2w.new_zeros((*camera.c2w.shape[:-2], 6)) for camera in cameras]
-        cameras = [replace(c, lens=zero) if c.lens is None else c for c, zero in zip(cameras, none, strict=True)]
+        count = max(camera.lens.shape[-1] for camera in cameras if camera.lens is not None)
+        cameras = [replace(camera, lens=_widened(camera, count)) for camera in cameras]
 
     def merged(name: str) -> Any:
         parts = [getattr(camera, name) for camera in cameras]

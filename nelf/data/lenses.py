@@ -1,0 +1,157 @@
+"""Camera models by their names, as COLMAP and ``transforms.json`` state them, turned into what ``Camera`` takes.
+
+All of them are special cases of OpenCV's model with six radial and two tangential coefficients. Pixels are nelf's: the
+center of the upper left one lies at (0.5, 0.5). The equations have ``y`` down, see ``nelf.cameras``. Fisheye and
+panoramic models are no special cases of it, and refused by name. Source: COLMAP, ``src/colmap/sensor/models.h``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nelf.cameras import Camera
+from nelf.errors import UserError, did_you_mean
+
+__all__ = ["COEFFICIENTS", "PARAMETERS", "Lens", "check_rays", "coefficients", "from_parameters", "stack"]
+
+_ALONG, _EXACT = 9, 0.1  # pixels along a side whose rays are checked, and how well they lead there
+
+PARAMETERS: dict[str, tuple[str, ...]] = {
+    "SIMPLE_PINHOLE": ("f", "cx", "cy"),
+    "PINHOLE": ("fx", "fy", "cx", "cy"),
+    "SIMPLE_RADIAL": ("f", "cx", "cy", "k1"),
+    "RADIAL": ("f", "cx", "cy", "k1", "k2"),
+    "OPENCV": ("fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2"),
+    "FULL_OPENCV": ("fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6"),
+}
+"""The parameters of each model in COLMAP's order."""
+
+COEFFICIENTS = ("k1", "k2", "k3", "p1", "p2", "skew", "k4", "k5", "k6")
+"""The order of ``Camera.lens``."""
+
+
+class Lens(NamedTuple):
+    """A camera without its pose and size.
+
+    Attributes:
+        intrinsics: ``fx, fy, cx, cy`` in pixels.
+        coefficients: nine numbers in the order of ``COEFFICIENTS``.
+    """
+
+    intrinsics: tuple[float, float, float, float]
+    coefficients: tuple[float, ...]
+
+
+def from_parameters(model: str, parameters: Sequence[float], where: str) -> Lens:
+    """A camera that COLMAP states: a model and its parameters in their order.
+
+    Args:
+        model: the model's name.
+        parameters: as many as ``PARAMETERS`` has of it, pixels for the first three or four.
+        where: what to name in a message, such as a file and the number of a camera.
+
+    Raises:
+        UserError: the model is not one of ``PARAMETERS``, or the parameters are not its own.
+
+    Example:
+        >>> from_parameters("SIMPLE_RADIAL", [100.0, 64.0, 48.0, -0.1], "camera 1").intrinsics
+        (100.0, 100.0, 64.0, 48.0)
+    """
+    names = _parameters(model, where)
+    if len(parameters) != len(names):
+        raise UserError(
+            f"{where}: camera model {model} with {len(parameters)} parameters; "
+            f"allowed: {len(names)} ({', '.join(names)})."
+        )
+    values = dict(zip(names, map(float, parameters), strict=True))
+    if not all(map(math.isfinite, values.values())):
+        raise UserError(f"{where}: parameters {list(parameters)}; allowed: finite numbers.")
+    fx = values.get("fx", values.get("f", 0.0))
+    fy = values.get("fy", fx)
+    if min(fx, fy) <= 0:
+        raise UserError(f"{where}: focal lengths {fx:g} and {fy:g}; allowed: above 0.")
+    return Lens((fx, fy, values["cx"], values["cy"]), coefficients(model, values, where))
+
+
+def coefficients(model: str, stated: Mapping[str, float], where: str) -> tuple[float, ...]:
+    """The coefficients of a camera that states them by name, as ``transforms.json`` does.
+
+    Args:
+        model: the model's name.
+        stated: names to values, of which those of ``COEFFICIENTS`` count; what is missing is zero.
+        where: as of ``from_parameters``.
+
+    Returns:
+        Nine numbers in the order of ``COEFFICIENTS``.
+
+    Raises:
+        UserError: the model is not one of ``PARAMETERS``, or it has no such coefficient.
+    """
+    allowed = {name for name in _parameters(model, where) if name in COEFFICIENTS}
+    if model == "OPENCV":
+        allowed.add("k3")  # COLMAP's has none; OpenCV's own five and nerfstudio's do
+    for name in COEFFICIENTS:
+        if stated.get(name) and name not in allowed:
+            fitting = [each for each, names in PARAMETERS.items() if name in names]
+            raise UserError(
+                f"{where}: camera model {model} has no {name}, which is {stated[name]:g}; "
+                f"allowed: {', '.join(sorted(allowed)) or 'no distortion'}, or model {' or '.join(fitting) or 'none'}."
+            )
+    return tuple(float(stated.get(name, 0.0)) for name in COEFFICIENTS)
+
+
+def stack(rows: Sequence[tuple[float, ...]]) -> Tensor | None:
+    """``Camera.lens`` of N cameras.
+
+    Args:
+        rows: N times nine numbers in the order of ``COEFFICIENTS``.
+
+    Returns:
+        (N, 9) float32; (N, 6) where no radial coefficient from ``k4`` on is used, None where no coefficient is.
+    """
+    lens = torch.tensor(rows, dtype=torch.float64).float()
+    if not lens.any():
+        return None
+    return lens if lens[:, 6:].any() else lens[:, :6]
+
+
+def check_rays(camera: Camera, names: Sequence[str], path: Path) -> None:
+    """Refuse a lens that no ray leads through to the margin of its picture, since its model folds back before.
+
+    Args:
+        camera: a batch of N cameras.
+        names: of N views.
+        path: the file that states the cameras, to name.
+
+    Raises:
+        UserError: there is such a camera; its view is named.
+    """
+    if camera.lens is None:
+        return
+    sides = [torch.linspace(0, side - 1, _ALONG).round() for side in (camera.width, camera.height)]
+    x, y = torch.cartesian_prod(*sides).unbind(-1)
+    kinds = torch.cat([camera.intrinsics, camera.lens], dim=-1).unique(dim=0, return_inverse=True)[1].tolist()
+    for index in {kind: place for place, kind in enumerate(kinds)}.values():
+        here = replace(camera[index], c2w=torch.eye(3, 4))  # where float32 is exact
+        at_x, at_y, _ = here.project(here.pixel_rays(x, y).directions)
+        if not ((at_x - x - 0.5).abs() + (at_y - y - 0.5).abs() < _EXACT).all():
+            stated = dict(zip(COEFFICIENTS, camera.lens[index].tolist(), strict=False))
+            words = ", ".join(f"{name} {value:.4g}" for name, value in stated.items() if value)
+            raise UserError(
+                f"{path}: {names[index]}: its lens ({words}) folds back within the picture, so that no ray leads to "
+                "its margin; allowed: a lens that fits the picture, or undistorted images with a pinhole."
+            )
+
+
+def _parameters(model: str, where: str) -> tuple[str, ...]:
+    if not isinstance(model, str) or model not in PARAMETERS:
+        hint = did_you_mean(str(model), PARAMETERS)
+        raise UserError(f"{where}: camera model {model!r}; allowed: {', '.join(PARAMETERS)}.{hint}")
+    return PARAMETERS[model]

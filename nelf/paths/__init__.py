@@ -7,6 +7,7 @@ changing what is there.
 """
 
 from nelf.paths.flights import BLENDER_RADIUS, MOTIONS, Motion, dnerf, hemisphere, in_motion, look_at, orbit, spiral
+from nelf.paths.forward import average_pose, llff_spiral, random_forward, spherified_circle
 from nelf.paths.random_poses import (
     POSES,
     random_between,
@@ -22,16 +23,20 @@ __all__ = [
     "MOTIONS",
     "POSES",
     "Motion",
+    "average_pose",
     "dnerf",
     "hemisphere",
     "in_motion",
+    "llff_spiral",
     "look_at",
     "orbit",
     "random_between",
     "random_cameras",
+    "random_forward",
     "random_like",
     "random_mobile_r2l",
     "random_r2l",
     "rolled",
+    "spherified_circle",
     "spiral",
 ]

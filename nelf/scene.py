@@ -105,8 +105,9 @@ class Geometry:
     """What a model is told of a scene. There is no image in it.
 
     Attributes:
-        aabb: (6,) smallest xyz, largest xyz of the box in which something may be, scene unit.
-        near: smallest ``t`` (z-depth) at which something may be.
+        aabb: (6,) smallest xyz, largest xyz of the box in which something may be, in the space of the cameras' rays:
+            scene unit, or NDC.
+        near: smallest ``t`` of a ray (z-depth, but for NDC) at which something may be.
         far: largest ``t``.
         cameras: a batch of cameras, those of the training views.
         background: (3,) color in [0, 1] that pictures are composited over.
@@ -268,9 +269,9 @@ class Scene:
         train: views to learn from.
         val: views to look at during training.
         test: views for the final figures only.
-        aabb: (6,) smallest xyz, largest xyz of the box in which the object may be, scene unit.
-        near: smallest ``t`` (z-depth) at which something may be.
-        far: largest ``t``.
+        aabb: (6,) smallest xyz, largest xyz of the box in which the object may be, see ``Geometry``.
+        near: smallest z-depth at which something may be, scene unit.
+        far: largest z-depth.
         background: the named background of its evaluation.
         digest: 16 hex digits that identify the scene's files, wherever they lie and at whatever width they
             are read.
@@ -296,8 +297,9 @@ class Scene:
     @property
     def geometry(self) -> Geometry:
         """What a model is told of it."""
+        near, far = (self.near, self.far) if self.train.camera.ndc is None else (0.0, 1.0)
         known = self.train.camera, self.background_color, self.controls, self.points
-        return Geometry(self.aabb, self.near, self.far, *known)
+        return Geometry(self.aabb, near, far, *known)
 
     @property
     def background_color(self) -> Tensor:

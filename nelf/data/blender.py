@@ -159,6 +159,7 @@ def with_pseudo_views(
             f"{root}: has views of {pseudo.camera.width}x{pseudo.camera.height} pixels at the width of {scene.name}, "
             f"whose own are {camera.width}x{camera.height}; allowed: views of the same scene."
         )
+    pseudo.camera = replace(pseudo.camera, ndc=camera.ndc)
     train = Split.cat([pseudo, scene.train] if real_views else [pseudo])
     if for_rays:
         mark = f"{fingerprint(views.paths)} {scene.digest} {scene.train.names}"

@@ -8,7 +8,7 @@ as ``rays_o`` and ``rays_d``. The rays of forward-facing scenes may run in norma
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -131,12 +131,9 @@ class NDC:
         start = (rays.origins[..., :2] + (self.near + rays.origins[..., 2:]) * slope) / self.near
         half = start.new_tensor([self.half_width, self.half_height])
         one = torch.ones_like(forward)
-        return replace(
-            rays,
-            origins=torch.cat([start / half, -one], dim=-1),
-            directions=torch.cat([(slope - start) / half, 2 * one], dim=-1),
-            world_directions=rays.directions,
-        )
+        origins = torch.cat([start / half, -one], dim=-1)
+        directions = torch.cat([(slope - start) / half, 2 * one], dim=-1)
+        return Rays(origins, directions, rays.controls, rays.view, rays.directions)
 
 
 def intersect_aabb(rays_o: Tensor, rays_d: Tensor, aabb: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,8 @@
 - ``image`` {width, height}, ``intrinsics`` {fx, fy, cx, cy} in pixels of that size, ``near``, ``far``, ``aabb`` (6),
   ``sr_factor`` and ``stride`` (pixels along a side of a block, and from one ray to the next), ``background`` and
   ``background_color`` (3), ``axes``, ``pixel_center``, ``name``, ``license``, ``network``;
+- ``ndc`` {near, half_width, half_height}, of ``nelf.rays.NDC``, where points and volumes lie in these; null or left out
+  where they lie in the scene, as poses and the rays that a graph is given always do;
 - ``time`` {min, max, value} or null, ``controls`` a list of {name, min, max, value}: inputs beside the rays;
 - ``orbit``: ``target``, ``up`` and the limits and first values {min, max, value} of ``radius`` (scene unit),
   ``elevation`` and ``azimuth`` (degrees), from the training cameras;
@@ -35,6 +37,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +48,10 @@ import nelf
 from nelf.errors import UserError, atomic_path, lies_in
 from nelf.export.files import check_entry, check_numbers
 from nelf.lightfields import LightField
+from nelf.rays import NDC
 from nelf.scene import Scene
 
-__all__ = ["VERSION", "artifact", "files_beside", "orbit_limits", "read_bundle", "write_bundle"]
+__all__ = ["VERSION", "artifact", "files_beside", "ndc_of", "orbit_limits", "read_bundle", "write_bundle"]
 
 VERSION = 4
 _KEYS = (
@@ -84,6 +88,7 @@ def write_bundle(folder: Path | str, scene: Scene, network: LightField, artifact
         "network": type(network).__name__,
         "image": {"width": camera.width, "height": camera.height},
         "intrinsics": {"fx": fx, "fy": fy, "cx": cx, "cy": cy},
+        "ndc": None if camera.ndc is None else asdict(camera.ndc),
         "axes": "camera to world, OpenGL: x right, y up, looking along -z",
         "pixel_center": 0.5,
         "near": float(network.near),
@@ -187,6 +192,12 @@ def read_bundle(folder: Path | str) -> dict[str, Any]:
     check_numbers(path, document)
     _check_artifacts(path, document["artifacts"])
     return document
+
+
+def ndc_of(document: Mapping[str, Any]) -> NDC | None:
+    """The space that the rays of a bundle's cameras run in, of ``read_bundle``'s document; None for the scene's own."""
+    about = document.get("ndc")
+    return None if about is None else NDC(about["near"], about["half_width"], about["half_height"])
 
 
 def _check_artifacts(path: Path, entries: Any) -> None:

@@ -1,9 +1,9 @@
 """Camera poses: paths to fly along, and the random poses that light fields are distilled from.
 
-Poses are (N, 3, 4) float32 camera-to-world, OpenGL axes, +z up, without roll. Angles are in degrees: azimuth
-from +x toward +y, elevation above the horizontal plane, polar angle from +z. Every random set is a prefix
-of any longer one of the same seed, so a set can be extended, and shared out among processes, without
-changing what is there.
+Poses are (N, 3, 4) float32 camera-to-world, OpenGL axes, without roll. Up is +z, or what given cameras say. Angles are
+in degrees: azimuth from +x toward +y, elevation above the horizontal plane, polar angle from +z. Every random set is a
+prefix of any longer one of the same seed, so a set can be extended, and shared out among processes, without changing
+what is there.
 """
 
 from nelf.paths.flights import BLENDER_RADIUS, MOTIONS, Motion, dnerf, hemisphere, in_motion, look_at, orbit, spiral
@@ -14,14 +14,15 @@ from nelf.paths.random_poses import (
     random_like,
     random_mobile_r2l,
     random_r2l,
-    rolled,
 )
+from nelf.paths.viewpoints import Trajectory, rolled, trajectory
 
 __all__ = [
     "BLENDER_RADIUS",
     "MOTIONS",
     "POSES",
     "Motion",
+    "Trajectory",
     "dnerf",
     "hemisphere",
     "in_motion",
@@ -34,4 +35,5 @@ __all__ = [
     "random_r2l",
     "rolled",
     "spiral",
+    "trajectory",
 ]

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from nelf.cameras import Camera
-from nelf.paths.flights import BLENDER_RADIUS, DNERF_RADIUS, look_at, spherical
+from nelf.paths.flights import BLENDER_RADIUS, DNERF_RADIUS, spherical
 from nelf.paths.rotations import great_arc, quaternions, rotations
+from nelf.paths.viewpoints import AROUND, covered_arc, viewpoints
 
 POSES = ("hemisphere", "interpolate", "mobile_r2l", "r2l", "dnerf")
 """Where random cameras may stand, see ``random_cameras``."""
@@ -72,10 +73,10 @@ def random_r2l(n: int, radius: float = 4.0, seed: int = 0) -> tuple[Tensor, Tens
 def random_like(camera: Camera, n: int, seed: int = 0) -> Camera:
     """Random cameras where the given ones stand: what a student should see of a scene.
 
-    They look at the point that the given cameras look at together, from the given ranges of distance,
-    elevation and azimuth, evenly by area (an additive recurrence with a random start, which leaves fewer
-    gaps than independent draws). Azimuths go all around unless the cameras leave out more than a third of
-    the circle. Intrinsics and size are those of the first camera; controls, where there are any, fill the range of
+    They look at the point that the given cameras look at together, upright as these (``up_axis``), from the given
+    ranges of distance, elevation and azimuth, evenly by area (an additive recurrence with a random start, which leaves
+    fewer gaps than independent draws). Azimuths go all around unless the cameras leave out more than a third of the
+    circle. Intrinsics and size are those of the first camera; controls, where there are any, fill the range of
     theirs.
 
     Args:
@@ -90,18 +91,15 @@ def random_like(camera: Camera, n: int, seed: int = 0) -> Camera:
         The recurrence is the R_d sequence of M. Roberts, "The unreasonable effectiveness of quasirandom
         sequences".
     """
-    c2w = camera.c2w.cpu().double().numpy()
-    center = _focus(c2w)
-    offset = c2w[:, :, 3] - center
-    distance = np.linalg.norm(offset, axis=1)
-    height = offset[:, 2] / distance
-    start, width = _covered_arc(np.rad2deg(np.arctan2(offset[:, 1], offset[:, 0])))
+    stand = viewpoints(camera)
+    start, width = covered_arc(stand.azimuth, AROUND)
+    low, high = np.sin(np.deg2rad([stand.elevation.min(), stand.elevation.max()]))
 
     controls = camera.controls
     unit = _recurrence(n, 4 if controls is None else 3 + controls.shape[-1], seed)
     azimuth = start + width * unit[:, 0]
-    elevation = np.rad2deg(np.arcsin(height.min() + np.ptp(height) * unit[:, 1]))
-    radius = distance.min() + np.ptp(distance) * unit[:, 2]
+    elevation = np.rad2deg(np.arcsin(low + (high - low) * unit[:, 1]))
+    radius = stand.radius.min() + np.ptp(stand.radius) * unit[:, 2]
     if controls is not None:
         first, last = controls.amin(0), controls.amax(0)
         controls = first + (last - first) * torch.from_numpy(unit[:, 3:]).to(first)
@@ -109,7 +107,7 @@ def random_like(camera: Camera, n: int, seed: int = 0) -> Camera:
     intrinsics = camera.intrinsics[:1].expand(n, 4)
     return replace(
         camera.pinhole(),
-        c2w=spherical(azimuth, elevation, radius, center).to(device),
+        c2w=stand.poses(azimuth, elevation, radius).to(device),
         intrinsics=intrinsics,
         controls=controls,
         view=None,
@@ -193,20 +191,6 @@ def random_cameras(
     return replace(camera.pinhole(), c2w=c2w, intrinsics=intrinsics, controls=controls, view=None)
 
 
-def rolled(camera: Camera) -> float:
-    """How far cameras are turned about their view axes, on average, from standing upright (+z), degrees.
-
-    ``random_like`` is for cameras that stand upright.
-
-    Args:
-        camera: a batch of cameras.
-    """
-    position, back = camera.c2w[:, :, 3], camera.c2w[:, :, 2]
-    upright = look_at(position, position - back)
-    cosine = (upright[:, :, 0] * camera.c2w[:, :, 0]).sum(-1).clamp(-1.0, 1.0)
-    return float(torch.rad2deg(torch.acos(cosine)).mean())
-
-
 def _random_controls(camera: Camera, n: int, seed: int, within: bool = True) -> Tensor | None:
     """(n, K) uniform controls, ``within`` the range of the given cameras' or from [0, 1); None without any."""
     if camera.controls is None:
@@ -229,20 +213,3 @@ def _recurrence(n: int, dimensions: int, seed: int) -> np.ndarray:
         ratio = (1.0 + ratio) ** (1.0 / (dimensions + 1))
     steps = ratio ** -np.arange(1.0, dimensions + 1)
     return (_stream(seed, 0).random(dimensions) + np.arange(n)[:, None] * steps) % 1.0
-
-
-def _focus(c2w: np.ndarray) -> np.ndarray:
-    """(3,) point nearest to all view axes in the least-squares sense."""
-    axis = c2w[:, :, 2]
-    across = np.eye(3) - axis[:, :, None] * axis[:, None, :]
-    return np.linalg.lstsq(across.sum(0), (across @ c2w[:, :, 3:]).sum(0)[:, 0], rcond=1e-6)[0]
-
-
-def _covered_arc(azimuth: np.ndarray) -> tuple[float, float]:
-    """Start and width, degrees, of the arc that cameras stand on: all around unless a third is left out."""
-    ordered = np.sort(azimuth)
-    gaps = np.diff(np.append(ordered, ordered[0] + 360.0))
-    widest = int(gaps.argmax())
-    if gaps[widest] <= 120.0:
-        return 0.0, 360.0
-    return float(ordered[(widest + 1) % len(ordered)]), float(360.0 - gaps[widest])

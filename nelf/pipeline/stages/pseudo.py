@@ -80,8 +80,8 @@ def pseudo(
     roll = rolled(scene.train.camera)
     if poses == "hemisphere" and roll > _ROLL:
         raise UserError(
-            f"stage.pseudo.poses: is hemisphere, but the cameras of {scene.name} are turned by {roll:.0f} degrees from "
-            "standing upright (+z); allowed: interpolate."
+            f"stage.pseudo.poses: is hemisphere, but the cameras of {scene.name} roll by {roll:.0f} degrees "
+            "from upright; allowed: interpolate."
         )
     cameras = random_cameras(scene.train.camera, views, poses, recipe.seed)
     network = recipe.load(run.input("teacher"), "teacher", recipe.device)

@@ -6,7 +6,9 @@ prefix of any longer one of the same seed, so a set can be extended, and shared 
 what is there.
 """
 
+from nelf.paths.films import around, winding
 from nelf.paths.flights import BLENDER_RADIUS, MOTIONS, Motion, dnerf, hemisphere, in_motion, look_at, orbit, spiral
+from nelf.paths.forward import average_pose, llff_spiral, random_forward, spherified_circle
 from nelf.paths.random_poses import (
     POSES,
     random_between,
@@ -15,7 +17,7 @@ from nelf.paths.random_poses import (
     random_mobile_r2l,
     random_r2l,
 )
-from nelf.paths.viewpoints import Trajectory, rolled, trajectory
+from nelf.paths.viewpoints import Trajectory, Viewpoints, rolled, trajectory, viewpoints
 
 __all__ = [
     "BLENDER_RADIUS",
@@ -23,17 +25,25 @@ __all__ = [
     "POSES",
     "Motion",
     "Trajectory",
+    "Viewpoints",
+    "average_pose",
+    "around",
     "dnerf",
     "hemisphere",
     "in_motion",
+    "llff_spiral",
     "look_at",
     "orbit",
     "random_between",
     "random_cameras",
+    "random_forward",
     "random_like",
     "random_mobile_r2l",
     "random_r2l",
     "rolled",
+    "spherified_circle",
     "spiral",
     "trajectory",
+    "viewpoints",
+    "winding",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -11,11 +11,21 @@ from torch import Tensor
 
 from nelf.cameras import Camera
 from nelf.paths.flights import BLENDER_RADIUS, DNERF_RADIUS, spherical
+from nelf.paths.forward import random_forward
 from nelf.paths.rotations import great_arc, quaternions, rotations
-from nelf.paths.viewpoints import AROUND, covered_arc, viewpoints
+from nelf.paths.viewpoints import AROUND, Trajectory, covered_arc, viewpoints
 
-POSES = ("hemisphere", "interpolate", "mobile_r2l", "r2l", "dnerf")
+Poses = Literal["hemisphere", "interpolate", "forward", "mobile_r2l", "r2l", "dnerf"]
 """Where random cameras may stand, see ``random_cameras``."""
+
+POSES: tuple[Poses, ...] = get_args(Poses)
+
+FOLLOWING: dict[Trajectory, Poses] = {"orbit": "hemisphere", "forward": "forward", "between": "interpolate"}
+"""Those that stay where the given cameras of each trajectory stand."""
+
+
+_LIKE = np.cos(np.deg2rad(45.0) / 2)  # of orientations, see ``random_between``
+_EQUAL = 1e-12
 
 
 def random_mobile_r2l(
@@ -118,7 +128,9 @@ def random_between(camera: Camera, n: int, seed: int = 0) -> Camera:
     """Random cameras between the given ones: what a student should see of a scene that was filmed by hand.
 
     Of two different cameras, positions are interpolated linearly and orientations along the great arc, at the same
-    uniform share of the way; intrinsics are those of the first. Controls, where there are any, are uniform in the range
+    uniform share of the way; intrinsics are those of the first. The second is any whose orientation differs by less than
+    45 degrees, or the next one where there is none: the straight way between two cameras that look at something from
+    opposite sides leads through it. Controls, where there are any, are uniform in the range
     of the given ones, independent of the pose.
 
     Args:
@@ -131,15 +143,14 @@ def random_between(camera: Camera, n: int, seed: int = 0) -> Camera:
 
     Source:
         DyLiN, ``gen_pseudo_data_hypernerf`` (Yu et al. 2023, arXiv 2303.14243), but for its times, which leave the
-        range of those that were filmed.
+        range of those that were filmed, and its pairs, which are any two.
     """
     count = len(camera)
     first = np.floor(_stream(seed, 0).random(n) * count).astype(int)
-    other = 1 + np.floor(_stream(seed, 1).random(n) * (count - 1)).astype(int)
-    second, share = (first + other) % count, _stream(seed, 2).random(n)[:, None]
-
+    share = _stream(seed, 2).random(n)[:, None]
     c2w = camera.c2w.cpu().double().numpy()
     turns = quaternions(c2w[:, :, :3])
+    second = _partners(turns, first, _stream(seed, 1).random(n))
     rotation = rotations(great_arc(turns[first], turns[second], share))
     position = (1 - share) * c2w[first, :, 3] + share * c2w[second, :, 3]
     return replace(
@@ -154,19 +165,19 @@ def random_between(camera: Camera, n: int, seed: int = 0) -> Camera:
 def random_cameras(
     camera: Camera,
     n: int,
-    poses: Literal["hemisphere", "interpolate", "mobile_r2l", "r2l", "dnerf"] = "hemisphere",
+    poses: Poses = "hemisphere",
     seed: int = 0,
 ) -> Camera:
     """Random cameras to distill from, of the size and the intrinsics of the given ones, without their lens.
 
-    Where the given cameras have controls, each new one gets its own: ``hemisphere``, ``mobile_r2l`` and ``r2l`` fill
-    the range of theirs, ``dnerf`` draws uniformly from [0, 1).
+    Where the given cameras have controls, each new one gets its own: ``dnerf`` draws uniformly from [0, 1), all
+    others fill the range of theirs.
 
     Args:
         camera: a batch of cameras that is followed, such as ``scene.train.camera``.
         n: how many.
         poses: ``hemisphere`` in the region of the given cameras, which stand around something; ``interpolate`` between
-            two of them; or the distribution of the original named: at the mean distance of the given cameras from the
+            two of them; ``forward`` in the box of the given ones, which stand side by side; or the distribution of the original named: at the mean distance of the given cameras from the
             origin, and ``r2l`` zooms by 1 to 2, too; ``dnerf`` is ``r2l`` at distance 4.
         seed: which set; the first m of n cameras do not depend on n.
 
@@ -180,6 +191,9 @@ def random_cameras(
         return random_like(camera, n, seed)
     if poses == "interpolate":
         return random_between(camera, n, seed)
+    if poses == "forward":
+        controls = _random_controls(camera, n, seed, first=6)
+        return replace(random_forward(camera.at(), n, seed), controls=controls)
     radius = DNERF_RADIUS if poses == "dnerf" else float(camera.c2w[:, :, 3].norm(dim=-1).mean())
     intrinsics = camera.intrinsics[:1].repeat(n, 1)
     if poses == "mobile_r2l":
@@ -191,14 +205,32 @@ def random_cameras(
     return replace(camera.pinhole(), c2w=c2w, intrinsics=intrinsics, controls=controls, view=None)
 
 
-def _random_controls(camera: Camera, n: int, seed: int, within: bool = True) -> Tensor | None:
-    """(n, K) uniform controls, ``within`` the range of the given cameras' or from [0, 1); None without any."""
+def _partners(turns: np.ndarray, first: np.ndarray, draw: np.ndarray) -> np.ndarray:
+    """Another camera for each of some (n,), by draws (n,) in [0, 1), of those with much the same orientation.
+
+    Args:
+        turns: (N, 4) unit quaternions of all.
+        first: (n,) indices of them.
+        draw: (n,) in [0, 1).
+    """
+    second = first.copy()
+    for index in np.unique(first) if len(turns) > 1 else []:
+        likeness = np.abs(turns @ turns[index])  # the cosine of half the angle
+        likeness[index] = -1.0
+        near = np.flatnonzero(likeness > min(_LIKE, likeness.max() - _EQUAL))
+        here = first == index
+        second[here] = near[np.floor(draw[here] * len(near)).astype(int)]
+    return second
+
+
+def _random_controls(camera: Camera, n: int, seed: int, within: bool = True, first: int = 3) -> Tensor | None:
+    """(n, K) uniform controls of streams from ``first`` on, ``within`` the range of the given cameras' or from [0, 1)."""
     if camera.controls is None:
         return None
-    first, last = camera.controls.aminmax(dim=0)
-    unit = np.stack([_stream(seed, 3 + index).random(n) for index in range(len(first))], -1)
-    drawn = torch.from_numpy(unit).to(first)
-    return first + (last - first) * drawn if within else drawn
+    low, high = camera.controls.aminmax(dim=0)
+    unit = np.stack([_stream(seed, first + index).random(n) for index in range(len(low))], -1)
+    drawn = torch.from_numpy(unit).to(low)
+    return low + (high - low) * drawn if within else drawn
 
 
 def _stream(seed: int, quantity: int) -> np.random.Generator:

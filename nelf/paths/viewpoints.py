@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nelf.cameras import Camera
 from nelf.paths.flights import look_at, spherical
+from nelf.paths.forward import average_pose, focus_distance
 
 Trajectory = Literal["orbit", "forward", "between"]
 """How the cameras of a scene stand, see ``trajectory``."""
@@ -25,16 +26,14 @@ _ALIKE = 30.0  # degrees between view axes and their mean
 
 
 class Viewpoints(NamedTuple):
-    """Where N cameras stand around a point.
+    """Where N cameras stand around a point, or on it: a position is ``target + radius * back``, back being the camera's.
 
     Attributes:
-        target: (3,) float64 point nearest to all view axes in the least-squares sense.
+        target: (3,) float64 the point.
         up: (3,) float64 unit direction that appears upwards in their images, see ``up_axis``.
-        azimuth: (N,) degrees around ``up``, see ``frame``.
-        elevation: (N,) degrees above the plane through ``target`` that ``up`` is perpendicular to.
+        azimuth: (N,) degrees around ``up``, of the backs; see ``frame``.
+        elevation: (N,) degrees above the plane that ``up`` is perpendicular to.
         radius: (N,) distance from ``target``, scene unit.
-        miss: (N,) how far a view axis passes ``target``, as a share of its distance along the axis; infinite where
-            ``target`` is behind the camera.
     """
 
     target: np.ndarray
@@ -42,30 +41,39 @@ class Viewpoints(NamedTuple):
     azimuth: np.ndarray
     elevation: np.ndarray
     radius: np.ndarray
-    miss: np.ndarray
 
     def poses(self, azimuth: np.ndarray, elevation: np.ndarray, radius: np.ndarray) -> Tensor:
-        """(M, 3, 4) float32 poses at angles (M,) and distances (M,), looking at the target, upright."""
-        c2w = torch.from_numpy(frame(self.up)) @ spherical(azimuth, elevation, radius).double()
-        c2w[:, :, 3] += torch.from_numpy(self.target)
+        """(M, 3, 4) float32 poses at angles (M,) and distances (M,), looking toward the target, upright."""
+        c2w = torch.from_numpy(frame(self.up)) @ spherical(azimuth, elevation, np.ones_like(radius)).double()
+        c2w[:, :, 3] = torch.from_numpy(self.target + radius[:, None] * c2w[:, :, 2].numpy())
         return c2w.float()
 
 
-def viewpoints(camera: Camera) -> Viewpoints:
-    """Find where cameras stand around what they look at.
+def viewpoints(camera: Camera, trajectory: Trajectory = "orbit", depth: tuple[float, float] | None = None) -> Viewpoints:
+    """Where cameras stand around what they look at.
+
+    The target is the point nearest to all view axes in the least-squares sense. ``forward`` cameras have next to
+    parallel axes, so theirs is on the average camera's axis, at LLFF's distance. ``between`` cameras whose axes do not
+    meet in front of them, as of a room seen from within, turn around the middle of where they stand.
 
     Args:
         camera: a batch of cameras.
+        trajectory: how they stand.
+        depth: z-depths of the nearest and the farthest content, scene unit, of ``forward`` cameras.
     """
     c2w = camera.c2w.cpu().double().numpy()
-    target, up = _focus(c2w), up_axis(camera)
-    offset = c2w[:, :, 3] - target
-    depth = (offset * c2w[:, :, 2]).sum(-1)
-    beside = np.linalg.norm(offset - depth[:, None] * c2w[:, :, 2], axis=-1)
-    miss = np.where(depth > 0, beside / np.maximum(depth, 1e-12), np.inf)
-    x, y, z = (offset @ frame(up)).T
+    back, position = c2w[:, :, 2], c2w[:, :, 3]
+    target, miss = _focus(c2w)
+    if trajectory == "forward" and depth is not None:
+        middle = average_pose(camera.c2w.cpu().double()).numpy()
+        target = middle[:, 3] - focus_distance(*depth) * middle[:, 2]
+    pivots = trajectory == "between" and not np.median(miss) < _AIMED
+    target = position.mean(0) if pivots else target
+    offset, up = position - target, up_axis(camera)
+    x, y, z = ((back if pivots else offset) @ frame(up)).T
     azimuth, elevation = np.rad2deg(np.arctan2(y, x)), np.rad2deg(np.arctan2(z, np.hypot(x, y)))
-    return Viewpoints(target, up, azimuth, elevation, np.linalg.norm(offset, axis=-1), miss)
+    radius = np.abs((offset * back).sum(-1)) if pivots else np.linalg.norm(offset, axis=-1)
+    return Viewpoints(target, up, azimuth, elevation, radius)
 
 
 def trajectory(camera: Camera) -> Trajectory:
@@ -79,9 +87,9 @@ def trajectory(camera: Camera) -> Trajectory:
         or they were aimed by a program; ``forward``: side by side, their view axes within 30 degrees of the mean;
         ``between``: neither, as of a hand-held capture, so only what lies between them has been seen.
     """
-    stand = viewpoints(camera)
-    meet = np.median(stand.miss) < _AIMED and covered_arc(stand.azimuth, AROUND)[1] == 360.0
-    if (meet or stand.miss.max() < _EXACT) and rolled(camera) < _ROLL:
+    miss = _focus(camera.c2w.cpu().double().numpy())[1]
+    meet = np.median(miss) < _AIMED and covered_arc(viewpoints(camera).azimuth, AROUND)[1] == 360.0
+    if (meet or miss.max() < _EXACT) and rolled(camera) < _ROLL:
         return "orbit"
     back = camera.c2w[:, :, 2].double()
     cosine = back @ torch.nn.functional.normalize(back.mean(0), dim=0)
@@ -145,8 +153,15 @@ def covered_arc(azimuth: np.ndarray, gap: float) -> tuple[float, float]:
     return float(ordered[(widest + 1) % len(ordered)]), float(360.0 - gaps[widest])
 
 
-def _focus(c2w: np.ndarray) -> np.ndarray:
-    """(3,) point nearest to all view axes in the least-squares sense."""
-    axis = c2w[:, :, 2]
-    across = np.eye(3) - axis[:, :, None] * axis[:, None, :]
-    return np.linalg.lstsq(across.sum(0), (across @ c2w[:, :, 3:]).sum(0)[:, 0], rcond=1e-6)[0]
+def _focus(c2w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(3,) point nearest to all view axes in the least-squares sense, and how far each passes it (N,).
+
+    The latter is a share of the point's z-depth; infinite where it is behind the camera.
+    """
+    back = c2w[:, :, 2]
+    across = np.eye(3) - back[:, :, None] * back[:, None, :]
+    point = np.linalg.lstsq(across.sum(0), (across @ c2w[:, :, 3:]).sum(0)[:, 0], rcond=1e-6)[0]
+    offset = c2w[:, :, 3] - point
+    depth = (offset * back).sum(-1)
+    beside = np.linalg.norm(offset - depth[:, None] * back, axis=-1)
+    return point, np.where(depth > 0, beside / np.maximum(depth, 1e-12), np.inf)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nelf.cameras import Camera
 from nelf.errors import UserError, did_you_mean
-from nelf.paths import Trajectory
+from nelf.paths import Trajectory, Viewpoints, viewpoints
 
 __all__ = [
     "BACKGROUNDS",
@@ -303,6 +303,11 @@ class Scene:
         """What a model is told of it."""
         known = self.train.camera, self.background_color, self.controls, self.points
         return Geometry(self.aabb, self.near, self.far, *known)
+
+    @property
+    def viewpoints(self) -> Viewpoints:
+        """Where its training cameras stand."""
+        return viewpoints(self.train.camera, self.trajectory, (self.near, self.far))
 
     @property
     def background_color(self) -> Tensor:

@@ -10,7 +10,9 @@ from nelf.paths.films import around, winding
 from nelf.paths.flights import BLENDER_RADIUS, MOTIONS, Motion, dnerf, hemisphere, in_motion, look_at, orbit, spiral
 from nelf.paths.forward import average_pose, llff_spiral, random_forward, spherified_circle
 from nelf.paths.random_poses import (
+    FOLLOWING,
     POSES,
+    Poses,
     random_between,
     random_cameras,
     random_like,
@@ -21,13 +23,15 @@ from nelf.paths.viewpoints import Trajectory, Viewpoints, rolled, trajectory, vi
 
 __all__ = [
     "BLENDER_RADIUS",
+    "FOLLOWING",
     "MOTIONS",
     "POSES",
     "Motion",
+    "Poses",
     "Trajectory",
     "Viewpoints",
-    "average_pose",
     "around",
+    "average_pose",
     "dnerf",
     "hemisphere",
     "in_motion",

@@ -23,9 +23,8 @@ POSES: tuple[Poses, ...] = get_args(Poses)
 FOLLOWING: dict[Trajectory, Poses] = {"orbit": "hemisphere", "forward": "forward", "between": "interpolate"}
 """Those that stay where the given cameras of each trajectory stand."""
 
-
 _LIKE = np.cos(np.deg2rad(45.0) / 2)  # of orientations, see ``random_between``
-_EQUAL = 1e-12
+_EQUAL = 1e-12  # so that the nearest one is among those that are near enough
 
 
 def random_mobile_r2l(
@@ -128,10 +127,10 @@ def random_between(camera: Camera, n: int, seed: int = 0) -> Camera:
     """Random cameras between the given ones: what a student should see of a scene that was filmed by hand.
 
     Of two different cameras, positions are interpolated linearly and orientations along the great arc, at the same
-    uniform share of the way; intrinsics are those of the first. The second is any whose orientation differs by less than
-    45 degrees, or the next one where there is none: the straight way between two cameras that look at something from
-    opposite sides leads through it. Controls, where there are any, are uniform in the range
-    of the given ones, independent of the pose.
+    uniform share of the way; intrinsics are those of the first. The second is any whose orientation differs by less
+    than 45 degrees, or the nearest where there is none: the straight way between two cameras that look at something
+    from opposite sides leads through it. Controls, where there are any, are uniform in the range of the given ones,
+    independent of the pose.
 
     Args:
         camera: a batch of cameras, such as ``scene.train.camera``.
@@ -177,8 +176,9 @@ def random_cameras(
         camera: a batch of cameras that is followed, such as ``scene.train.camera``.
         n: how many.
         poses: ``hemisphere`` in the region of the given cameras, which stand around something; ``interpolate`` between
-            two of them; ``forward`` in the box of the given ones, which stand side by side; or the distribution of the original named: at the mean distance of the given cameras from the
-            origin, and ``r2l`` zooms by 1 to 2, too; ``dnerf`` is ``r2l`` at distance 4.
+            two of them; ``forward`` in the box of the given ones, which stand side by side; or the distribution of the
+            original named: at the mean distance of the given cameras from the origin, and ``r2l`` zooms by 1 to 2, too;
+            ``dnerf`` is ``r2l`` at distance 4.
         seed: which set; the first m of n cameras do not depend on n.
 
     Returns:
@@ -224,7 +224,7 @@ def _partners(turns: np.ndarray, first: np.ndarray, draw: np.ndarray) -> np.ndar
 
 
 def _random_controls(camera: Camera, n: int, seed: int, within: bool = True, first: int = 3) -> Tensor | None:
-    """(n, K) uniform controls of streams from ``first`` on, ``within`` the range of the given cameras' or from [0, 1)."""
+    """(n, K) uniform controls, ``within`` the range of the given cameras' or from [0, 1); ``first`` is their stream."""
     if camera.controls is None:
         return None
     low, high = camera.controls.aminmax(dim=0)

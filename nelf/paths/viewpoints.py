@@ -26,7 +26,7 @@ _ALIKE = 30.0  # degrees between view axes and their mean
 
 
 class Viewpoints(NamedTuple):
-    """Where N cameras stand around a point, or on it: a position is ``target + radius * back``, back being the camera's.
+    """Where N cameras stand around a point: upright ones that look toward it stand at ``target + radius * back``.
 
     Attributes:
         target: (3,) float64 the point.
@@ -49,7 +49,9 @@ class Viewpoints(NamedTuple):
         return c2w.float()
 
 
-def viewpoints(camera: Camera, trajectory: Trajectory = "orbit", depth: tuple[float, float] | None = None) -> Viewpoints:
+def viewpoints(
+    camera: Camera, trajectory: Trajectory = "orbit", depth: tuple[float, float] | None = None
+) -> Viewpoints:
     """Where cameras stand around what they look at.
 
     The target is the point nearest to all view axes in the least-squares sense. ``forward`` cameras have next to

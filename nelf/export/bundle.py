@@ -45,7 +45,7 @@ import nelf
 from nelf.errors import UserError, atomic_path, lies_in
 from nelf.export.files import check_entry, check_numbers
 from nelf.lightfields import LightField
-from nelf.paths.viewpoints import covered_arc
+from nelf.paths.trajectories import covered_arc
 from nelf.scene import Scene
 
 __all__ = ["VERSION", "artifact", "files_beside", "orbit_limits", "read_bundle", "write_bundle"]

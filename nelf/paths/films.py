@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from nelf.paths.viewpoints import AROUND, Viewpoints, covered_arc
+from nelf.paths.trajectories import AROUND, Viewpoints, covered_arc
 
 _TURNS = 2.0  # of a winding path
 _CLIMB = (10.0, 80.0)  # degrees of elevation that a winding path climbs through, as far as cameras stand there
@@ -59,6 +59,7 @@ def _ellipse(stand: Viewpoints, turn: np.ndarray, size: np.ndarray) -> Tensor:
     variances, axes = np.linalg.eigh(np.cov(angles, bias=True))
     root = axes * np.sqrt(np.maximum(variances, 0.0)) @ axes.T
     # Of cameras that stand on an ellipse, the covariance is half the square of its semi-axes.
-    way = np.sqrt(2.0) * root @ np.stack([np.cos(np.deg2rad(turn)), np.sin(np.deg2rad(turn))]) * size
+    circle = np.stack([np.sin(np.deg2rad(turn)), np.cos(np.deg2rad(turn))])  # begins at the middle's azimuth, or nearly
+    way = np.sqrt(2.0) * root @ circle * size
     azimuth, elevation = np.clip(middle + way, angles.min(1, keepdims=True), angles.max(1, keepdims=True))
     return stand.poses(azimuth, elevation, np.full(len(turn), np.median(stand.radius)))

@@ -13,7 +13,7 @@ from nelf.cameras import Camera
 from nelf.paths.flights import BLENDER_RADIUS, DNERF_RADIUS, spherical
 from nelf.paths.forward import random_forward
 from nelf.paths.rotations import great_arc, quaternions, rotations
-from nelf.paths.viewpoints import AROUND, Trajectory, covered_arc, viewpoints
+from nelf.paths.trajectories import AROUND, Trajectory, covered_arc, viewpoints
 
 Poses = Literal["hemisphere", "interpolate", "forward", "mobile_r2l", "r2l", "dnerf"]
 """Where random cameras may stand, see ``random_cameras``."""

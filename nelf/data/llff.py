@@ -116,6 +116,7 @@ def read_llff(
         far=depth[1],
         background="black",
         digest=hashlib.sha256(path.read_bytes()).hexdigest()[:16],
+        trajectory="orbit" if spherify else "forward",
     )
 
 

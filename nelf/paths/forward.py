@@ -15,7 +15,7 @@ from torch import Tensor
 from nelf.cameras import Camera
 from nelf.paths.flights import look_at
 
-__all__ = ["average_pose", "llff_spiral", "random_forward", "spherified_circle"]
+__all__ = ["average_pose", "focus_distance", "llff_spiral", "random_forward", "spherified_circle"]
 
 SPIRAL_POSES = 120
 """Poses of LLFF's paths."""
@@ -65,11 +65,21 @@ def llff_spiral(cameras: Camera, near: float, far: float, n: int = SPIRAL_POSES)
     up = torch.nn.functional.normalize(cameras.c2w.double()[:, :, 1].mean(0), dim=0)
     across = (cameras.c2w[:, :, 3].double() - average[:, 3]) @ average[:, :3]
     radius = torch.quantile(across.abs(), 0.9, dim=0)
-    distance = 1.0 / (_NEARNESS / near + (1.0 - _NEARNESS) / (_FAR * far))
+    distance = focus_distance(near, far)
     angle = 2.0 * torch.pi * _ROTATIONS * torch.arange(n, dtype=torch.float64, device=up.device) / n
     way = torch.stack([angle.cos(), -angle.sin(), -(_Z_RATE * angle).sin()], dim=-1) * radius
     target = average[:, 3] - distance * average[:, 2]
     return _at(cameras, look_at(average[:, 3] + way @ average[:, :3].mT, target, up))
+
+
+def focus_distance(near: float, far: float) -> float:
+    """The z-depth of the point that LLFF's paths look at: between the near end and infinity in disparity.
+
+    Args:
+        near: z-depth of the nearest content, scene unit.
+        far: z-depth of the farthest, which may be infinite.
+    """
+    return 1.0 / (_NEARNESS / near + (1.0 - _NEARNESS) / (_FAR * far))
 
 
 def spherified_circle(cameras: Camera, n: int = SPIRAL_POSES) -> Camera:

@@ -80,6 +80,7 @@ def test_fern_is_what_nerf_makes_of_it(fern):
     np.testing.assert_allclose(camera.intrinsics[0], [focal, focal, 252, 189], rtol=1e-6)
     np.testing.assert_allclose([scene.near, scene.far], [0.9 * bounds.min(), bounds.max()])
     np.testing.assert_allclose(0.9 / 0.75, scene.near)
+    assert scene.trajectory == "forward"
     # Geometry is told of NDC: 0 on the near plane, 1 at infinity, and a box that holds all rays.
     assert (scene.geometry.near, scene.geometry.far) == (0.0, 1.0)
     np.testing.assert_allclose(list(vars(camera.ndc).values()), [1.0, 252 / focal, 189 / focal])
@@ -97,6 +98,7 @@ def test_fern_in_its_own_space_and_spherified(fern):
     assert (scene.geometry.near, scene.geometry.far) == (scene.near, scene.far)
     expected, bounds = spherified(*loaded(table, 16)[:2])
     scene = read_llff(fern, factor=16, ndc=False, spherify=True)
+    assert scene.trajectory == "orbit"
     np.testing.assert_allclose(everything(scene), expected[:, :3], atol=2e-6)
     np.testing.assert_allclose([scene.near, scene.far], [0.9 * bounds.min(), bounds.max()])
 

@@ -39,7 +39,7 @@ TABLE = [
     (TRAIN + "system.batch_size=0", "`batch_size` to be 1 or more, but got 0"),
     (TRAIN + "data.width=17", "data.width: is 17"),
     (TRAIN + "data.background=pink", "data.background: unknown background 'pink'; allowed: white, black"),
-    (TRAIN + "model=mobile_r2l model.sr_factor=3", "`sr_factor` to be 1, 2, 4, 8 or 12, but got 3"),
+    (TRAIN + "model=mobile_r2l model.sr_factor=3", "`sr_factor` to be 1, 2, 4, 6, 8 or 12, but got 3"),
     (TRAIN + "model=mobile_r2l model.activation=tanh", "'gelu' or 'relu', but got 'tanh'"),
     (TRAIN + "trainer.max_steps=-1", "trainer.max_steps: is -1, and trainer.max_time is null"),
     (TRAIN + "trainer.max_time=2min", "DD:HH:MM:SS"),

@@ -185,8 +185,9 @@ def stated(scene: Scene) -> dict[str, Any]:
 
     A box in NDC is left out, since the files know none.
     """
-    known = ("near", "far", "controls", "background", "license")
-    known = known if scene.train.camera.ndc is not None else ("aabb", *known)
+    known = ["near", "far", "controls", "background", "license"]
+    if scene.train.camera.ndc is None:
+        known.append("aabb")
     return {key: getattr(scene, key) for key in known}
 
 

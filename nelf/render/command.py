@@ -139,6 +139,8 @@ def _mesh(options: argparse.Namespace, model: Any, scene: Scene) -> None:
 
     if not hasattr(model, "sigma"):
         raise UserError(f"{options.model}: a {type(model).__name__} has no density; allowed for --mesh: a teacher.")
+    if scene.train.camera.ndc is not None:
+        raise UserError(f"--mesh: the field of {scene.name} lives in NDC; allowed: one of a run with data.ndc=false.")
     from nelf.pipeline.stages.report import film_cameras
 
     controls = _in_motion(options, film_cameras(scene, 1)).controls
@@ -296,6 +298,8 @@ def _scene(model: Path, root: Path | None, width: int | None) -> Scene:
     from nelf import data
 
     if root is not None:
+        if (root / "poses_bounds.npy").is_file():
+            return data.read_llff(root, width=width)
         reading = data.read_capture if (root / "dataset.json").is_file() else data.read_scene
         return reading(root, width=width)
     runs = [each for each in (model, *model.absolute().parents) if (each / "scene.json").is_file()]

@@ -13,6 +13,8 @@ Notation, the same everywhere in nelf (readers of other formats convert at their
   it at ``x d + 2 p1 x y + p2 (r + 2 x^2)``, ``y d + 2 p2 x y + p1 (r + 2 y^2)``, and ``u = fx x + skew y + cx``,
   ``v = fy y + cy`` in pixels.
 - World: Blender scenes have +z up.
+- NDC: where a camera has them, its rays, and what ``project`` takes, lie in normalized device coordinates, see
+  ``nelf.rays.NDC``; pose and z-depth are the scene's all the same.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nelf.rays import Rays
+from nelf.rays import NDC, Rays
 
 __all__ = ["Camera"]
 
@@ -46,6 +48,7 @@ class Camera:
         view: (...,) int64, the index of the training view that this is, for what is learned per image; or None.
         lens: (..., 6) ``k1, k2, k3, p1, p2`` and ``skew`` (pixels), float32; with ``k4, k5, k6`` after
             them (..., 9); None for a pinhole.
+        ndc: the space that the rays run in, the same for the batch; None for the scene's own.
 
     Raises:
         ValueError: the shapes do not fit together.
@@ -63,6 +66,7 @@ class Camera:
     controls: Tensor | None = None
     view: Tensor | None = None
     lens: Tensor | None = None
+    ndc: NDC | None = None
 
     def __post_init__(self) -> None:
         """Check the shapes once, so that no later broadcast goes wrong silently."""
@@ -228,13 +232,16 @@ class Camera:
         """Find where a single camera sees points: the inverse of ``rays``.
 
         Args:
-            points: (N, 3) scene unit.
+            points: (N, 3) in the space of the rays: scene unit, or NDC.
 
         Returns:
-            ``x``, ``y`` (N,) in pixels and ``t`` (N,), the z-depth. A point with ``t <= 0`` is behind the camera, and
-            its ``x`` and ``y`` mean nothing. A point so far outside of the picture that the lens model folds it back
-            has ``x`` and ``y`` infinite.
+            ``x``, ``y`` (N,) in pixels and ``t`` (N,) of the ray, the z-depth but for NDC. A point with ``t <= 0`` is
+            behind the camera, and its ``x`` and ``y`` mean nothing. A point so far outside of the picture that the lens
+            model folds it back has ``x`` and ``y`` infinite.
         """
+        if self.ndc is not None:
+            x, y, depth = replace(self, ndc=None).project(self.ndc.positions(points))
+            return x, y, torch.where(depth > 0, 0.5 + 0.5 * points[:, 2], depth)
         local = (points - self.c2w[:, 3]) @ self.c2w[:, :3]
         t = -local[:, 2]
         fx, fy, cx, cy = self.intrinsics.unbind()
@@ -244,6 +251,20 @@ class Camera:
         folded = ~((a > 0) & (a * c - b * b > 0))  # the Jacobian is no longer positive definite
         x, y = cx + fx * x + self.lens[5] * y, cy + fy * y
         return x.masked_fill(folded, math.inf), y.masked_fill(folded, math.inf), t
+
+    def unproject(self, depth: Tensor) -> Tensor:
+        """The points (H, W, 3), in the space of the rays, that a single camera's pixels see at z-depths (H, W)."""
+        rays = replace(self, ndc=None).rays()
+        points = rays.origins + depth[..., None] * rays.directions
+        return points if self.ndc is None else self.ndc.points(points)
+
+    def z_depth(self, t: Tensor) -> Tensor:
+        """The z-depth (H, W), scene unit, of what lies at ``t`` (H, W) along the rays of a single camera's pixels."""
+        if self.ndc is None:
+            return t
+        rays = self.rays()
+        points = self.ndc.positions(rays.origins + t[..., None] * rays.directions)
+        return ((self.c2w[:, 3] - points) * self.c2w[:, 2]).sum(-1)
 
     def _cast(self, x: Tensor, y: Tensor, spread: int) -> Rays:
         """Rays through image positions; the batch shape is followed by ``spread`` dimensions of size 1."""
@@ -263,7 +284,8 @@ class Camera:
             controls = controls.reshape(*batch, *ones, -1).expand(*shape, -1)
         if view is not None:
             view = view.reshape((*batch, *ones)).expand(shape)
-        return Rays(c2w[..., 3].expand_as(rays_d), rays_d, controls, view)
+        rays = Rays(c2w[..., 3].expand_as(rays_d), rays_d, controls, view)
+        return rays if self.ndc is None else self.ndc.rays(rays)
 
 
 def _distort(x: Tensor, y: Tensor, lens: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
@@ -321,6 +343,8 @@ def _merge(cameras: Sequence[Camera], join: Callable[[list[Tensor]], Tensor]) ->
     shared = {(c.width, c.height, 0 if c.controls is None else c.controls.shape[-1], c.view is None) for c in cameras}
     if len(shared) > 1:
         raise ValueError(f"Expected cameras of one size and with the same controls, but got {sorted(shared)}.")
+    if len({camera.ndc for camera in cameras}) > 1:
+        raise ValueError("Expected cameras whose rays run in one space, but got different NDC.")
     if any(camera.lens is not None for camera in cameras):  # beside a lens, a pinhole is one that changes nothing
         count = max(camera.lens.shape[-1] for camera in cameras if camera.lens is not None)
         cameras = [replace(camera, lens=_widened(camera, count)) for camera in cameras]

@@ -1,7 +1,8 @@
 """Rays: what every model takes. Axes, pixels and units as in ``nelf.cameras``.
 
 A point of a ray is ``origins + t * directions``. Directions have camera z = -1, so ``t`` is z-depth; kernels know them
-as ``rays_o`` and ``rays_d``.
+as ``rays_o`` and ``rays_d``. The rays of forward-facing scenes may run in normalized device coordinates instead, see
+``NDC``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Rays", "intersect_aabb"]
+__all__ = ["NDC", "Rays", "intersect_aabb"]
+
+_INFINITY = 1e-6  # of 1 - z in NDC: what is farther counts as so far away, half a millionth of near's disparity
+_SIDEWAYS = 1e-6  # of -z of a direction: rays that run no farther forward than that count as such
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,8 +24,8 @@ class Rays:
     """Rays of any leading shape.
 
     Attributes:
-        origins: (..., 3), scene unit.
-        directions: (..., 3), camera z = -1.
+        origins: (..., 3), scene unit; or in NDC.
+        directions: (..., 3), camera z = -1; or in NDC.
         controls: (..., K) in [0, 1], the first of which is the time; or None for a static scene.
         view: (...,) int64, the training view that a ray belongs to, for what is learned per image; or None.
         world_directions: (..., 3) directions in the scene, where ``directions`` are those of a warped space; or None.
@@ -76,6 +80,60 @@ class Rays:
         flat = self.reshape(-1)
         for first in range(0, len(flat), size):
             yield flat[first : first + size]
+
+
+@dataclass(frozen=True)
+class NDC:
+    """Normalized device coordinates: a frustum that reaches from a near plane to infinity, as the cube +-1.
+
+    The frustum's eye is the scene's origin, and it looks along the scene's -z. A point ``x, y, z`` of the scene is
+    ``-x / (half_width * z), -y / (half_height * z), 1 + 2 near / z``: z runs from -1 on the near plane to 1 at
+    infinity, evenly in disparity. Lines stay lines, so a ray stays a ray: it starts on the near plane, and its ``t``
+    runs from 0 there to 1 at infinity.
+
+    Attributes:
+        near: distance of the near plane from the origin, scene unit.
+        half_width: of the image of the average camera, on the plane one unit in front of it: W / (2 fx).
+        half_height: likewise, H / (2 fy).
+
+    Source:
+        Mildenhall et al. 2020, "NeRF", appendix C (arXiv 2003.08934).
+
+    Example:
+        >>> NDC(1.0, 0.5, 0.5).points(torch.tensor([[0.0, 0.0, -1.0], [2.0, 0.0, -4.0]]))
+        tensor([[ 0.0000,  0.0000, -1.0000],
+                [ 1.0000,  0.0000,  0.5000]])
+    """
+
+    near: float
+    half_width: float
+    half_height: float
+
+    def points(self, positions: Tensor) -> Tensor:
+        """Where positions (..., 3) of the scene, with z below 0, lie in NDC."""
+        x, y, z = positions.unbind(-1)
+        return torch.stack([-x / (self.half_width * z), -y / (self.half_height * z), 1 + 2 * self.near / z], dim=-1)
+
+    def positions(self, points: Tensor) -> Tensor:
+        """Where points (..., 3) of NDC lie in the scene; what is at infinity, very far away."""
+        x, y, z = points.unbind(-1)
+        beyond = z - 1
+        z = 2 * self.near / torch.where(beyond.abs() < _INFINITY, -_INFINITY, beyond)
+        return torch.stack([-self.half_width * x * z, -self.half_height * y * z, z], dim=-1)
+
+    def rays(self, rays: Rays) -> Rays:
+        """Rays of the scene in NDC; ``world_directions`` are those of the scene.
+
+        Rays that do not run forward, along -z, never meet the frustum: theirs mean nothing.
+        """
+        forward = -rays.directions[..., 2:].clamp(max=-_SIDEWAYS)
+        slope = rays.directions[..., :2] / forward
+        start = (rays.origins[..., :2] + (self.near + rays.origins[..., 2:]) * slope) / self.near
+        half = start.new_tensor([self.half_width, self.half_height])
+        one = torch.ones_like(forward)
+        origins = torch.cat([start / half, -one], dim=-1)
+        directions = torch.cat([(slope - start) / half, 2 * one], dim=-1)
+        return Rays(origins, directions, rays.controls, rays.view, rays.directions)
 
 
 def intersect_aabb(rays_o: Tensor, rays_d: Tensor, aabb: Tensor) -> tuple[Tensor, Tensor]:

@@ -42,6 +42,16 @@ class Rendering(NamedTuple):
         opacity = drawn[..., 3:]
         return Rendering(drawn[..., :3] + (1.0 - opacity) * background.to(drawn), depth, opacity[..., 0])
 
+    def in_scene(self, camera: Camera) -> Rendering:
+        """The same with z-depth, where the depth is in ``t`` of a camera's rays and these run in NDC.
+
+        Like a depth that volume rendering gives, it is a mean times the opacity.
+        """
+        if camera.ndc is None or self.depth is None:
+            return self
+        seen = self.opacity.clamp(min=1e-6) if self.opacity is not None else 1.0
+        return self._replace(depth=seen * camera.to(self.depth.device).z_depth(self.depth / seen))
+
     def cropped(self, height: int, width: int) -> Rendering:
         """Its upper left part."""
         depth, opacity = (part if part is None else part[:height, :width] for part in (self.depth, self.opacity))

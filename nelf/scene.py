@@ -18,6 +18,7 @@ from torch import Tensor
 
 from nelf.cameras import Camera
 from nelf.errors import UserError, did_you_mean
+from nelf.paths import Trajectory, Viewpoints, viewpoints
 
 __all__ = [
     "BACKGROUNDS",
@@ -127,8 +128,9 @@ class Geometry:
     """What a model is told of a scene. There is no image in it.
 
     Attributes:
-        aabb: (6,) smallest xyz, largest xyz of the box in which something may be, scene unit.
-        near: smallest ``t`` (z-depth) at which something may be.
+        aabb: (6,) smallest xyz, largest xyz of the box in which something may be, in the space of the cameras' rays:
+            scene unit, or NDC.
+        near: smallest ``t`` of a ray (z-depth, but for NDC) at which something may be.
         far: largest ``t``.
         cameras: a batch of cameras, those of the training views.
         background: (3,) color in [0, 1] that pictures are composited over.
@@ -325,15 +327,18 @@ class Scene:
         train: views to learn from.
         val: views to look at during training.
         test: views for the final figures only.
-        aabb: (6,) smallest xyz, largest xyz of the box in which the object may be, scene unit.
-        near: smallest ``t`` (z-depth) at which something may be.
-        far: largest ``t``.
+        aabb: (6,) smallest xyz, largest xyz of the box in which the object may be, see ``Geometry``.
+        near: smallest z-depth at which something may be, scene unit.
+        far: largest z-depth.
         background: the named background of its evaluation.
         digest: 16 hex digits that identify the scene's files, wherever they lie and at whatever width they
             are read.
         license: what the files say about their license, or None.
         controls: names of the controls of its cameras, see ``Geometry``.
         points: (N, 3) points of what does not move, see ``Geometry``.
+        trajectory: how its cameras stand, which says where new ones may: ``orbit`` around something, ``forward`` side
+            by side, or ``between``, of which only what lies between them has been seen. Where a format does not say it,
+            a reader asks the training cameras: ``nelf.paths.trajectory``.
     """
 
     name: str
@@ -349,12 +354,19 @@ class Scene:
     license: str | None = None
     controls: tuple[str, ...] = ()
     points: Tensor | None = None
+    trajectory: Trajectory = "orbit"
 
     @property
     def geometry(self) -> Geometry:
         """What a model is told of it."""
+        near, far = (self.near, self.far) if self.train.camera.ndc is None else (0.0, 1.0)
         known = self.train.camera, self.background_color, self.controls, self.points
-        return Geometry(self.aabb, self.near, self.far, *known)
+        return Geometry(self.aabb, near, far, *known)
+
+    @property
+    def viewpoints(self) -> Viewpoints:
+        """Where its training cameras stand."""
+        return viewpoints(self.train.camera, self.trajectory, (self.near, self.far))
 
     @property
     def background_color(self) -> Tensor:

@@ -12,6 +12,8 @@ from nelf.data.datamodules import (
     SceneDataModule,
 )
 from nelf.data.hypernerf import read_capture
+from nelf.data.llff import read_llff
+from nelf.data.llff_datamodule import LLFFDataModule
 from nelf.data.writer import SceneWriter, write_scene
 from nelf.scene import BACKGROUNDS, Scene, Split, View, composite_background
 
@@ -24,6 +26,7 @@ __all__ = [
     "DemoHandheldDataModule",
     "HyperNeRFDataModule",
     "ImageBatch",
+    "LLFFDataModule",
     "RayBatch",
     "Scene",
     "SceneDataModule",
@@ -32,6 +35,7 @@ __all__ = [
     "View",
     "composite_background",
     "read_capture",
+    "read_llff",
     "read_scene",
     "read_views",
     "with_pseudo_views",

@@ -32,6 +32,7 @@ from nelf.data.masks import MaskFile, load_masks, tell_scaled
 from nelf.data.ray_cache import shuffled
 from nelf.data.transforms import SPLITS, Transforms, read_transforms
 from nelf.errors import UserError
+from nelf.paths import trajectory
 from nelf.scene import BACKGROUNDS, ImageStack, Scene, Split, background_color
 
 __all__ = ["check_space", "read_scene", "read_views", "with_pseudo_views"]
@@ -116,6 +117,7 @@ def read_scene(
         license=stated.license,
         controls=stated.controls,
         points=None,
+        trajectory=trajectory(loaded["train"].camera),
     )
 
 
@@ -165,6 +167,7 @@ def with_pseudo_views(
             f"{root}: has views of {pseudo.camera.width}x{pseudo.camera.height} pixels at the width of {scene.name}, "
             f"whose own are {camera.width}x{camera.height}; allowed: views of the same scene."
         )
+    pseudo.camera = replace(pseudo.camera, ndc=camera.ndc)
     train = Split.cat([pseudo, scene.train] if real_views else [pseudo])
     if for_rays:
         mark = f"{fingerprint(views.paths)} {scene.digest} {scene.train.names}"

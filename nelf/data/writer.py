@@ -188,8 +188,13 @@ class SceneWriter:
 
 
 def stated(scene: Scene) -> dict[str, Any]:
-    """What a scene's transforms files state beside its views: arguments of ``SceneWriter``."""
-    known = ("aabb", "near", "far", "controls", "background", "license")
+    """What a scene's transforms files state beside its views: arguments of ``SceneWriter``.
+
+    A box in NDC is left out, since the files know none.
+    """
+    known = ["near", "far", "controls", "background", "license"]
+    if scene.train.camera.ndc is None:
+        known.append("aabb")
     return {key: getattr(scene, key) for key in known}
 
 

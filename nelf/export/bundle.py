@@ -5,9 +5,12 @@
 - ``image`` {width, height}, ``intrinsics`` {fx, fy, cx, cy} in pixels of that size, ``near``, ``far``, ``aabb`` (6),
   ``sr_factor`` and ``stride`` (pixels along a side of a block, and from one ray to the next), ``background`` and
   ``background_color`` (3), ``axes``, ``pixel_center``, ``name``, ``license``, ``network``;
+- ``ndc`` {near, half_width, half_height}, of ``nelf.rays.NDC``, where points and volumes lie in these; null or left out
+  where they lie in the scene, as poses and the rays that a graph is given always do;
 - ``time`` {min, max, value} or null, ``controls`` a list of {name, min, max, value}: inputs beside the rays;
-- ``orbit``: ``target``, ``up`` and the limits and first values {min, max, value} of ``radius`` (scene unit),
-  ``elevation`` and ``azimuth`` (degrees), from the training cameras;
+- ``orbit``: ``target`` (3), ``up`` (3) and the limits and first values {min, max, value} of ``radius`` (scene unit),
+  ``elevation`` above the plane that ``up`` is perpendicular to and ``azimuth`` around ``up`` (degrees), from the
+  training cameras; azimuth 0 is +x, made perpendicular to ``up``, or +y where the x of ``up`` is beyond +-0.9;
 - ``artifacts``: of each ``name``, ``file``, ``bytes``, ``sha256``, ``precision``, ``input`` (``nelf.export.inputs``),
   ``output`` (``rgb``, or ``rgba``: rgb on black and opacity), ``size`` [width, height] or null for any, ``volume`` and
   ``window`` or null, and ``max_abs_error``, ``psnr`` (dB) and ``latency_ms`` or null.
@@ -35,19 +38,21 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 import nelf
 from nelf.errors import UserError, atomic_path, lies_in
 from nelf.export.files import check_entry, check_numbers
 from nelf.lightfields import LightField
+from nelf.paths.trajectories import covered_arc
+from nelf.rays import NDC
 from nelf.scene import Scene
 
-__all__ = ["VERSION", "artifact", "files_beside", "orbit_limits", "read_bundle", "write_bundle"]
+__all__ = ["VERSION", "artifact", "files_beside", "ndc_of", "orbit_limits", "read_bundle", "write_bundle"]
 
 VERSION = 4
 _KEYS = (
@@ -84,6 +89,7 @@ def write_bundle(folder: Path | str, scene: Scene, network: LightField, artifact
         "network": type(network).__name__,
         "image": {"width": camera.width, "height": camera.height},
         "intrinsics": {"fx": fx, "fy": fy, "cx": cx, "cy": cy},
+        "ndc": None if camera.ndc is None else asdict(camera.ndc),
         "axes": "camera to world, OpenGL: x right, y up, looking along -z",
         "pixel_center": 0.5,
         "near": float(network.near),
@@ -189,6 +195,12 @@ def read_bundle(folder: Path | str) -> dict[str, Any]:
     return document
 
 
+def ndc_of(document: Mapping[str, Any]) -> NDC | None:
+    """The space that the rays of a bundle's cameras run in, of ``read_bundle``'s document; None for the scene's own."""
+    about = document.get("ndc")
+    return None if about is None else NDC(about["near"], about["half_width"], about["half_height"])
+
+
 def _check_artifacts(path: Path, entries: Any) -> None:
     """Refuse entries that lack what a reader needs, and files elsewhere, since a bundle may come from anybody."""
     for entry in entries if isinstance(entries, list) else [None]:
@@ -208,25 +220,21 @@ def _check_artifacts(path: Path, entries: Any) -> None:
 
 
 def orbit_limits(scene: Scene) -> dict[str, Any]:
-    """Where the training cameras stand around the middle of the scene's box, with a little margin.
+    """Where the training cameras stand around what they look at, with a little margin.
 
     Args:
-        scene: any, z up.
+        scene: any.
 
     Returns:
-        ``target``, ``up``, and {min, max, value} of ``radius``, ``elevation`` and ``azimuth`` (degrees; 0 along x).
+        ``target``, ``up``, and {min, max, value} of ``radius``, ``elevation`` and ``azimuth`` (degrees).
     """
-    center = scene.aabb.view(2, 3).mean(0)
-    offset = (scene.train.camera.c2w[:, :, 3] - center).double()
-    radius = offset.norm(dim=-1)
-    elevation = torch.rad2deg(torch.asin((offset[:, 2] / radius).clamp(-1, 1)))
-    azimuth = torch.rad2deg(torch.atan2(offset[:, 1], offset[:, 0]))
+    stand = scene.viewpoints
     return {
-        "target": center.tolist(),
-        "up": [0.0, 0.0, 1.0],
-        "radius": _limits(radius, 0.05 * float(radius.mean())),
-        "elevation": _limits(elevation, 2.0, -89.0, 89.0),
-        "azimuth": _azimuth_limits(azimuth),
+        "target": stand.target.tolist(),
+        "up": stand.up.tolist(),
+        "radius": _limits(stand.radius, 0.05 * float(stand.radius.mean())),
+        "elevation": _limits(stand.elevation, 2.0, -89.0, 89.0),
+        "azimuth": _azimuth_limits(stand.azimuth),
     }
 
 
@@ -239,18 +247,14 @@ def _control(scene: Scene, index: int) -> dict[str, float]:
     return {"min": float(values.min()), "max": float(values.max()), "value": float(values[0])}
 
 
-def _limits(values: Tensor, margin: float, least: float = 1e-3, most: float = math.inf) -> dict[str, float]:
+def _limits(values: np.ndarray, margin: float, least: float = 1e-3, most: float = math.inf) -> dict[str, float]:
     low, high = float(values.min()) - margin, float(values.max()) + margin
-    return {"min": max(low, least), "max": min(high, most), "value": float(values.median())}
+    return {"min": max(low, least), "max": min(high, most), "value": float(np.median(values))}
 
 
-def _azimuth_limits(azimuth: Tensor) -> dict[str, float]:
+def _azimuth_limits(azimuth: np.ndarray) -> dict[str, float]:
     """All around, unless the cameras leave a wide gap: then from its end to its beginning."""
-    ordered = azimuth.sort().values
-    gaps = torch.cat([ordered[1:], ordered[:1] + 360.0]) - ordered
-    widest = int(gaps.argmax())
-    if float(gaps[widest]) < _GAP:
+    first, width = covered_arc(azimuth, _GAP)
+    if width == 360.0:
         return {"min": -180.0, "max": 180.0, "value": float(azimuth[0])}
-    first = float(ordered[(widest + 1) % len(ordered)])
-    last = float(ordered[widest]) + (0.0 if first <= float(ordered[widest]) else 360.0)
-    return {"min": first - 2.0, "max": last + 2.0, "value": (first + last) / 2}
+    return {"min": first - 2.0, "max": first + width + 2.0, "value": first + width / 2}

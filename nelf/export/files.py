@@ -33,6 +33,8 @@ def check_numbers(path: Path, document: Mapping[str, Any]) -> None:
     image, lens, box = document["image"], document["intrinsics"], document["aabb"]
     sides = [image.get("width"), image.get("height")] if isinstance(image, dict) else [None]
     lenses = [lens.get(key) for key in ("fx", "fy", "cx", "cy")] if isinstance(lens, dict) else [None]
+    ndc = document.get("ndc")
+    sizes = [ndc.get(key) for key in ("near", "half_width", "half_height")] if isinstance(ndc, dict) else [None]
     finite = all(map(_is_number, [document["near"], document["far"], *(box if isinstance(box, list) else [None])]))
     good = {
         f"image: allowed: width and height from 1 to {_MOST_PIXELS}": all(_is_size(n, _MOST_PIXELS) for n in sides),
@@ -40,6 +42,8 @@ def check_numbers(path: Path, document: Mapping[str, Any]) -> None:
         f"sr_factor: allowed: 1 to {_MOST_BLOCK}": _is_size(document["sr_factor"], _MOST_BLOCK),
         "stride: allowed: 1 or sr_factor": document["stride"] in (1, document["sr_factor"]),
         "background_color: allowed: three numbers": _are_numbers(document["background_color"], 3),
+        "ndc: allowed: null, or near, half_width and half_height above 0": ndc is None
+        or all(_is_number(size) and size > 0 for size in sizes),
         "near, far, aabb: allowed: numbers, six of them for aabb": finite and len(box) == 6,
     }
     for words, fine in good.items():

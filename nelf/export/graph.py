@@ -22,7 +22,7 @@ from nelf.compression.quantization import restore_network
 from nelf.errors import UserError, atomic_path
 from nelf.export.inputs import KINDS, check_kind, feed_of, names_of, output_of, with_controls
 from nelf.lightfields import LightField
-from nelf.rays import Rays
+from nelf.rays import NDC, Rays
 
 if TYPE_CHECKING:
     from onnx_ir import Model
@@ -41,7 +41,7 @@ class _FromPose(nn.Module):
     def __init__(self, rays: _FromRays, stride: int, camera: Camera) -> None:
         super().__init__()
         self.rays = rays
-        here = replace(camera, c2w=torch.eye(3, 4), controls=None)
+        here = replace(camera, c2w=torch.eye(3, 4), controls=None, ndc=None)
         self.register_buffer("directions", here.rays(stride).directions)
 
     def forward(self, c2w: Tensor, time: Tensor | None = None, controls: Tensor | None = None) -> Tensor:
@@ -50,11 +50,11 @@ class _FromPose(nn.Module):
 
 
 class _FromRays(nn.Module):
-    """A light field from the rays on."""
+    """A light field from the rays of the scene on."""
 
-    def __init__(self, network: LightField) -> None:
+    def __init__(self, network: LightField, ndc: NDC | None) -> None:
         super().__init__()
-        self.network = network.traceable()
+        self.network, self.ndc = network.traceable(), ndc
 
     def forward(
         self, rays_o: Tensor, rays_d: Tensor, time: Tensor | None = None, controls: Tensor | None = None
@@ -63,7 +63,8 @@ class _FromRays(nn.Module):
         if time is not None:
             values = time[None] if controls is None else torch.cat([time[None], controls], 1)
             along = values[:, None, None].expand(*rays_o.shape[:3], -1)
-        return self.network(Rays(rays_o, rays_d, along)).movedim(-1, 1)
+        rays = Rays(rays_o, rays_d, along)
+        return self.network(rays if self.ndc is None else self.ndc.rays(rays)).movedim(-1, 1)
 
 
 class _Decoder(nn.Module):
@@ -170,10 +171,10 @@ def largest_difference(graph: InferenceSession, network: LightField, kind: str, 
 
 
 def graph_module(network: LightField, kind: str, camera: Camera) -> nn.Module:
-    """What to trace, so that the graph begins at ``kind``; where that is the pose, ``camera`` gives size and lens."""
+    """What to trace, so that the graph begins at ``kind``; ``camera`` gives NDC and, for the pose, size and lens."""
     if kind == network.encoded:
         return _Decoder(network)
-    rays = _FromRays(network)
+    rays = _FromRays(network, camera.ndc)
     return rays if kind == "rays" else _FromPose(rays, network.stride, camera.padded(network.sr_factor))
 
 

@@ -4,7 +4,8 @@
 kind      inputs, float32; s is ``sr_factor``, h and w are the image's sides over s, rounded up
 ========  ==========================================================================================
 pose      ``c2w`` (1, 3, 4); size and intrinsics are inside the graph
-rays      ``rays_o``, ``rays_d`` (1, ., ., 3), of ``Camera.rays(stride)``
+rays      ``rays_o``, ``rays_d`` (1, ., ., 3), of ``Camera.rays(stride)``; those of the scene, NDC are
+          inside the graph
 points    ``points`` (1, 3 P, h, w): linear in t from near to far, channel ``point * 3 + coordinate``
 features  ``features`` (1, (C + 1) s^2 + 16, h, w): a volume's, composited along the s^2 rays of each
           block, their opacities, and the block's direction
@@ -19,6 +20,7 @@ and what is beyond the image is cut off.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -97,7 +99,7 @@ def feed(
     if kind == "pose":
         arrays = {"c2w": camera.c2w[None]}
     elif kind == "rays":
-        rays = padded.rays(stride)
+        rays = replace(padded, ndc=None).rays(stride)
         arrays = {"rays_o": rays.origins[None], "rays_d": rays.directions[None]}
     else:
         assert encode is not None

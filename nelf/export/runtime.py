@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from nelf.cameras import Camera
 from nelf.compression.pruning import compressed_bytes
 from nelf.errors import UserError
-from nelf.export.bundle import files_beside, read_bundle
+from nelf.export.bundle import files_beside, ndc_of, read_bundle
 from nelf.export.cost import graph_cost
 from nelf.export.executorch import Program
 from nelf.export.files import check_graph
@@ -60,7 +61,7 @@ class ExportedLightField:
         self._graph, self._volume, self._moving = graph, volume, moving
         self._aabb = torch.tensor(bundle["aabb"])
         self._background = torch.tensor(bundle["background_color"])
-        self._controls = _controls(bundle)
+        self._controls, self._ndc = _controls(bundle), ndc_of(bundle)
 
     def render(self, camera: Camera) -> Rendering:
         """Render one camera.
@@ -100,7 +101,7 @@ class ExportedLightField:
         """The inputs of the graph, and the rectangle of blocks that they are for; None for all of them."""
         self._check(camera)
         kind = self.entry["input"]
-        camera = with_controls(camera.to("cpu"), self._controls)
+        camera = replace(with_controls(camera.to("cpu"), self._controls), ndc=self._ndc)
         arrays = feed(kind, camera, self.sr_factor, self.bundle["stride"], self._encode)
         about = self.entry["window"]
         if about is None or self.entry["size"] is not None or kind != "features":

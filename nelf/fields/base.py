@@ -32,7 +32,7 @@ class FieldRays(NamedTuple):
         directions: (N, 3) unit length, unless the field counts ``t`` as z-depth.
         near: (N,) smallest ``t``, the field's unit, that the scene states.
         far: (N,) largest ``t``.
-        to_z: (N,) factor from ``t`` to z-depth in scene units.
+        to_z: (N,) factor from ``t`` to that of the scene's rays (z-depth in scene units, but for NDC).
         scene: the same rays in the scene.
     """
 
@@ -242,7 +242,7 @@ class RadianceField(nn.Module):
                 over = rgb + (1.0 - opacity)[:, None] * self.background
                 parts.append((over.clamp(0.0, 1.0), depth * here.to_z, opacity))
         rgb, depth, opacity = (torch.cat(part) for part in zip(*parts, strict=True))
-        return Rendering(rgb.view(*size, 3), depth.view(size), opacity.view(size))
+        return Rendering(rgb.view(*size, 3), depth.view(size), opacity.view(size)).in_scene(camera)
 
     # ---------------------------------------------------------------------------------------- what a student asks
 

@@ -60,7 +60,7 @@ def convert(
     upsampling = [numbered[place] for place in sorted(numbered)][:-1]  # the last one makes colors
     factors = tuple({4: 2, 3: 3}.get(weight.shape[-1], 0) if weight.ndim == 4 else 0 for weight in upsampling)
     if not numbered or factors not in _FACTORS:
-        raise unknown_layout(path, "MobileR2L", state, "a tail that enlarges 1, 2, 4, 8 or 12 times (tail.N.weight)")
+        raise unknown_layout(path, "MobileR2L", state, "a tail that enlarges 1, 2, 4, 6, 8 or 12 times (tail.N.weight)")
     blocks = sum(bool(_BLOCK.fullmatch(name)) for name in state)
     arguments = {
         "width": state["head.0.weight"].shape[0],

@@ -180,7 +180,7 @@ class LightField(nn.Module):
         """
         rays = camera.shifted(self.ray_shift).padded(self.sr_factor).to(self.near.device).rays(self.stride)
         with evaluating(self):
-            return self.draw(rays).cropped(camera.height, camera.width)
+            return self.draw(rays).cropped(camera.height, camera.width).in_scene(camera)
 
     # ---------------------------------------------------------------------------------------- training, compression
 

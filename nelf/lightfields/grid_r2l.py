@@ -15,7 +15,7 @@ from nelf.kernels import multiplies_bfloat16, reference
 from nelf.kernels.lookup import RayFeatures, most_points
 from nelf.lightfields.base import LightField
 from nelf.lightfields.mobile_r2l import activation_layer
-from nelf.lightfields.visual_hull import tight_box, visual_hull
+from nelf.lightfields.visual_hull import pixel_size, tight_box, visual_hull
 from nelf.lightfields.volume import MOST_CORNERS, SparseVolume, around, corners_of
 from nelf.lightfields.warm_start import bake, cells_holding, dense_cells, fill_gaps, find_gaps, lit_cells
 from nelf.rendering import Rendering
@@ -223,10 +223,8 @@ class GridR2L(LightField):
 
     def _sharp(self, camera: Camera, voxel: float, most: int) -> int:
         """How many corners along the longest side of the box make a voxel so many blocks of an image."""
-        low, high = self.aabb.cpu().view(2, 3)
-        distance = (camera.c2w[:, :, 3].cpu() - (low + high) / 2).norm(dim=-1).mean()
-        block = distance * self.sr_factor / camera.intrinsics[:, 0].mean().cpu()
-        return min(max(round(float((high - low).max() / (voxel * block))), CORNERS[0]), most)
+        longest = float((self.aabb[3:] - self.aabb[:3]).max())
+        return min(max(round(longest / (voxel * self.sr_factor * pixel_size(camera, self.aabb))), CORNERS[0]), most)
 
     def _divide(self, resolution: int) -> tuple[int, ...]:
         """Divide the box into cubic voxels, to whole ones of which it grows; how many there are along z, y, x."""
@@ -385,7 +383,8 @@ def decoder_inputs(rays: Rays, along: RayFeatures, sr_factor: int) -> Tensor:
     """
     looked_up = torch.cat([along.features, along.opacity[:, None]], dim=-1)
     looked_up = looked_up.view(*rays.shape, -1).permute(0, 3, 1, 2)
-    middle = normalize(avg_pool2d(rays.directions.float().permute(0, 3, 1, 2), sr_factor), dim=1).permute(0, 2, 3, 1)
+    directions = rays.directions if rays.world_directions is None else rays.world_directions
+    middle = normalize(avg_pool2d(directions.float().permute(0, 3, 1, 2), sr_factor), dim=1).permute(0, 2, 3, 1)
     harmonics = spherical_harmonics(middle.reshape(-1, 3)).view(*middle.shape[:3], -1)
     return torch.cat([pixel_unshuffle(looked_up, sr_factor), harmonics.permute(0, 3, 1, 2)], 1)
 

@@ -13,7 +13,7 @@ from nelf.rays import Rays
 
 __all__ = ["MobileR2L", "ResidualBlock", "activation_layer", "embed_points", "ray_points", "stratified"]
 
-UPSAMPLING = {1: (), 2: (2,), 4: (2, 2), 8: (2, 2, 2), 12: (2, 2, 3)}
+UPSAMPLING = {1: (), 2: (2,), 4: (2, 2), 6: (2, 3), 8: (2, 2, 2), 12: (2, 2, 3)}
 
 
 def activation_layer(name: str) -> nn.Module:
@@ -118,7 +118,7 @@ class ResidualBlock(nn.Module):
 def _transposed_tail(width: int, activation: str, sr_factor: int, sr_kernels: Sequence[int]) -> list[nn.Module]:
     """Per doubling a transposed convolution and two residual blocks, then a 1x1 convolution to rgb."""
     if sr_factor not in UPSAMPLING:
-        raise ValueError(f"Expected argument `sr_factor` to be 1, 2, 4, 8 or 12, but got {sr_factor}.")
+        raise ValueError(f"Expected argument `sr_factor` to be 1, 2, 4, 6, 8 or 12, but got {sr_factor}.")
     factors = UPSAMPLING[sr_factor]
     if len(sr_kernels) < len(factors):
         raise ValueError(
@@ -148,7 +148,7 @@ class MobileR2L(LightField):
         points: points per ray.
         multires: frequencies of the embedding.
         activation: ``gelu`` or ``relu``.
-        sr_factor: pixels along one side of a ray's block: 1, 2, 4, 8 or 12.
+        sr_factor: pixels along one side of a ray's block: 1, 2, 4, 6 (the original's 12 less a doubling), 8 or 12.
         sr_kernels: channels after each upsampling; a factor below 8 uses the first of them.
         upsampling: ``transposed``, the original's tail; or ``shuffle``, one 3x3 convolution to all pixels of a block
             (any ``sr_factor``, no ``sr_kernels``), which leaves no work at full resolution.

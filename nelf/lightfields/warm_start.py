@@ -87,7 +87,8 @@ def bake(volume: SparseVolume, teacher: Density, aabb: Tensor, cameras: Camera, 
             continue
         seen = origins[torch.randint(len(origins), sigma.shape, device=aabb.device)]
         rgb, dense = torch.zeros_like(places), sigma > 0
-        rgb[dense] = color(places[dense], normalize(places - seen, dim=-1)[dense])
+        here = places if cameras.ndc is None else cameras.ndc.positions(places)  # as where the cameras stand
+        rgb[dense] = color(places[dense], normalize(here - seen, dim=-1)[dense])
         weights = -torch.expm1(-voxel * sigma[..., None])
         weighted[part] = torch.cat([weights * rgb, weights], -1).sum(1)
     if color is not None:
@@ -137,8 +138,8 @@ def find_gaps(volume: SparseVolume, teacher: Any, aabb: Tensor, cameras: Camera,
         own = volume.composite(flat.origins.contiguous(), flat.directions.contiguous(), aabb, middle, step, min_alpha)
         opacity, depth = picture.opacity.reshape(-1), picture.depth.reshape(-1)
         gap = ((opacity > OPAQUE) & (own.opacity < opacity - GAP)).nonzero()[:, 0]
-        ends = flat.origins[gap] + (depth[gap] / opacity[gap])[:, None] * flat.directions[gap]
-        points.append(ends)
+        ends = camera.unproject((depth / opacity.clamp(min=OPAQUE)).view(rays.shape))
+        points.append(ends.view(-1, 3)[gap])
         colors.append(picture.rgb.reshape(-1, 3)[gap])
     if not points:
         return Gaps(aabb.new_zeros(0, 3), aabb.new_zeros(0, 3))

@@ -23,6 +23,7 @@ from nelf.render import DEPTH_FORMATS
 
 if TYPE_CHECKING:
     from nelf.cameras import Camera
+    from nelf.data.nerfstudio import CameraPath
     from nelf.paths import Motion
     from nelf.rendering import Renderable, Rendering
     from nelf.scene import Scene
@@ -32,7 +33,7 @@ __all__ = ["main"]
 _STUDENTS = ("finetune", "student", "teacher", ".")  # whose model is taken of a run directory, the first that is there
 _PATHS = ("orbit", "spiral", "dnerf")
 _FRAMES = {"orbit": 120, "spiral": 120, "dnerf": 40}
-_ELEVATIONS = (10.0, 80.0)
+_SAME = 1e-4  # of two positions, as a share of the largest coordinate
 _SEEN = 0.5  # opacity from which a pixel has a depth
 
 
@@ -57,7 +58,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("model", type=Path, help="a run directory, the folder of a stage or bundle, or a file")
     add("--scene", type=Path, help="a Blender folder or a capture; the scene of the model's run if it is left out")
     add("--split", choices=("train", "val", "test"), help="render the scene's own views, and measure them")
-    add("--path", help=f"render a video along {', '.join(_PATHS)}, a transforms file, or a folder of camera-paths")
+    files = "a transforms file, a camera path of nerfstudio, or a folder of camera-paths"
+    add("--path", help=f"render a video along {', '.join(_PATHS)}, {files}")
     add("--mesh", action="store_true", help="extract the surface of a teacher")
     add("--frames", type=int, help=f"of a path: {', '.join(f'{name} {count}' for name, count in _FRAMES.items())}")
     add("--motion", choices=MOTIONS, help="what moves along a path in a scene with a time; both if it is left out")
@@ -121,11 +123,13 @@ def _video(options: argparse.Namespace, model: Renderable, scene: Scene, depths:
     """Render a camera path as MP4 and GIF."""
     from nelf.report.evaluation import orbit_video
 
-    cameras = _path(options, scene)
+    stated = _stated(options)
+    cameras = _path(options, scene, stated)
     name = options.path if options.path in _PATHS else Path(options.path).stem
     name += f"_{options.motion}" if options.motion in ("time", "camera") else ""
     stems = [options.out / name / "depth" / f"{index:05d}" for index in range(len(cameras))]
-    for path in orbit_video(_WithDepth(model, stems, depths, scene), cameras, options.out / name / name):
+    fps = 30 if stated is None else stated.fps
+    for path in orbit_video(_WithDepth(model, stems, depths, scene), cameras, options.out / name / name, fps):
         print(f"video: {path}")
 
 
@@ -135,9 +139,11 @@ def _mesh(options: argparse.Namespace, model: Any, scene: Scene) -> None:
 
     if not hasattr(model, "sigma"):
         raise UserError(f"{options.model}: a {type(model).__name__} has no density; allowed for --mesh: a teacher.")
-    from nelf.pipeline.stages.report import orbit_cameras
+    if scene.train.camera.ndc is not None:
+        raise UserError(f"--mesh: the field of {scene.name} lives in NDC; allowed: one of a run with data.ndc=false.")
+    from nelf.pipeline.stages.report import film_cameras
 
-    controls = _in_motion(options, orbit_cameras(scene, 1)).controls
+    controls = _in_motion(options, film_cameras(scene, 1)).controls
     controls = None if controls is None else controls[0, : model.controls]
     mesh = extract_mesh(model, scene.aabb, options.resolution, options.threshold, controls)
     path = write_ply(options.out / "mesh.ply", mesh)
@@ -168,35 +174,92 @@ class _WithDepth:
         write_depth(stem, depth.cpu().numpy(), self._formats, self._scene.near, self._scene.far)
 
 
-def _path(options: argparse.Namespace, scene: Scene) -> Camera:
-    """The cameras of a path, of the size of the scene's and with their intrinsics where the path states none."""
-    import torch
+def _stated(options: argparse.Namespace) -> CameraPath | None:
+    """The camera path of nerfstudio that is named, if it is one."""
+    from nelf.data import nerfstudio
 
+    path = Path(options.path)
+    return nerfstudio.read_camera_path(path) if path.is_file() and nerfstudio.is_camera_path(path) else None
+
+
+def _path(options: argparse.Namespace, scene: Scene, stated: CameraPath | None = None) -> Camera:
+    """The cameras of a path, of the size of the scene's and with their intrinsics where the path states none."""
     from nelf import paths
     from nelf.data import capture
-    from nelf.data.transforms import read_path
-    from nelf.pipeline.stages.report import along, orbit_cameras
+    from nelf.pipeline.stages.report import along, film_cameras
 
     frames = options.frames or _FRAMES.get(options.path, 0)
     if options.path == "orbit":
-        cameras = orbit_cameras(scene, frames)
+        cameras = along(scene, paths.around(scene.viewpoints, frames))
     elif options.path == "spiral":
-        center = scene.aabb.view(2, 3).mean(0)
-        radius = float((orbit_cameras(scene, 1).c2w[0, :, 3] - center).norm())
-        cameras = along(scene, paths.spiral(frames, radius, _ELEVATIONS, center=tuple(center.tolist())))
+        forward = scene.trajectory == "forward"
+        cameras = film_cameras(scene, frames) if forward else along(scene, paths.winding(scene.viewpoints, frames))
     elif options.path == "dnerf":
         cameras = along(scene, paths.dnerf(frames))
+    elif stated is not None:
+        cameras = _from_nerfstudio(Path(options.path), stated, scene)
     elif Path(options.path).is_dir():
         own = capture.read_path(Path(options.path)).resized(scene.test.camera.width)
         cameras = replace(own, controls=along(scene, own.c2w).controls)
     else:
-        stated, like = read_path(Path(options.path)), scene.test.camera.pinhole()
-        has_lenses = all("fl_x" in lens or "camera_angle_x" in lens for lens in stated.lenses)
-        lenses = torch.from_numpy(stated.intrinsics(like.width, like.height)) if has_lenses else None
-        cameras = along(scene, torch.from_numpy(stated.c2w), lenses)
-        if stated.values is not None:
-            cameras = replace(cameras, controls=torch.from_numpy(stated.values))
+        cameras = _from_transforms(Path(options.path), scene)
     return _in_motion(options, cameras)
+
+
+def _from_transforms(path: Path, scene: Scene) -> Camera:
+    """The cameras of a transforms file."""
+    import torch
+
+    from nelf.data.transforms import read_path
+    from nelf.pipeline.stages.report import along
+
+    stated, like = read_path(path), scene.test.camera.pinhole()
+    has_lenses = all("fl_x" in lens or "camera_angle_x" in lens for lens in stated.lenses)
+    lenses = torch.from_numpy(stated.intrinsics(like.width, like.height)) if has_lenses else None
+    cameras = along(scene, torch.from_numpy(stated.c2w), lenses)
+    return cameras if stated.values is None else replace(cameras, controls=torch.from_numpy(stated.values))
+
+
+def _from_nerfstudio(path: Path, stated: CameraPath, scene: Scene) -> Camera:
+    """The cameras of a camera path of nerfstudio, in the scene's space: of the scene's width and the path's aspect."""
+    import torch
+
+    from nelf.data import nerfstudio
+    from nelf.pipeline.stages.report import along
+
+    changes = path.parent / nerfstudio.TRANSFORMS
+    if changes.is_file():
+        c2w = nerfstudio.into_file_space(stated.c2w, changes, _transforms(scene, changes))
+    else:
+        print(f"{path}: has no {changes.name} beside it, so its poses are taken to be in the scene's space", flush=True)
+        c2w = stated.c2w
+    lenses, height = stated.intrinsics(scene.test.camera.width)
+    cameras = along(scene, torch.from_numpy(c2w).float(), torch.from_numpy(lenses))
+    cameras = replace(cameras, width=scene.test.camera.width, height=height)
+    if stated.times is None or cameras.controls is None:
+        return cameras
+    return replace(
+        cameras, controls=torch.cat([torch.tensor(stated.times)[:, None].float(), cameras.controls[:, 1:]], -1)
+    )
+
+
+def _transforms(scene: Scene, changes: Path) -> Path:
+    """The transforms file whose space a scene is in."""
+    import torch
+
+    from nelf.data.transforms import read_path
+
+    for name in ("transforms.json", "transforms_train.json"):
+        file = (scene.root or Path()) / name
+        if scene.root is not None and file.is_file():
+            known = torch.from_numpy(read_path(file).c2w[:, :, 3])
+            cameras = scene.train.camera.c2w[:, :, 3]
+            if bool((torch.cdist(cameras, known).amin(1) <= _SAME * known.abs().amax()).all()):
+                return file
+    raise UserError(
+        f"{changes}: says how nerfstudio changed the poses of a transforms file, but those of {scene.name} are from "
+        f"none; allowed: scenes of transforms files, or a path in the scene's space without {changes.name} beside it."
+    )
 
 
 def _in_motion(options: argparse.Namespace, cameras: Camera) -> Camera:
@@ -235,6 +298,8 @@ def _scene(model: Path, root: Path | None, width: int | None) -> Scene:
     from nelf import data
 
     if root is not None:
+        if (root / "poses_bounds.npy").is_file():
+            return data.read_llff(root, width=width)
         reading = data.read_capture if (root / "dataset.json").is_file() else data.read_scene
         return reading(root, width=width)
     runs = [each for each in (model, *model.absolute().parents) if (each / "scene.json").is_file()]

@@ -135,7 +135,7 @@ def latencies(models: Mapping[str, Renderable], cameras: Camera, rounds: int = 5
 
 
 def orbit_video(
-    model: Renderable, cameras: Camera, path_stem: str | os.PathLike[str], fps: int = 30
+    model: Renderable, cameras: Camera, path_stem: str | os.PathLike[str], fps: float = 30
 ) -> tuple[Path, Path]:
     """Render a camera path to ``STEM.mp4`` and ``STEM.gif``, depth beside the colors where there is one.
 
@@ -254,7 +254,7 @@ def _put_beside(frames: list[np.ndarray], depths: list[np.ndarray]) -> None:
         frames[index] = np.concatenate([frames[index], depth_map(depth, float(near), float(far))], axis=1)
 
 
-def _write_mp4(path: Path, frames: list[np.ndarray], fps: int) -> None:
+def _write_mp4(path: Path, frames: list[np.ndarray], fps: float) -> None:
     """Write H.264 that every browser plays, its index in front."""
     height, width = (side + side % 2 for side in frames[0].shape[:2])
     with atomic_path(path) as temporary:
@@ -275,7 +275,7 @@ def _write_mp4(path: Path, frames: list[np.ndarray], fps: int) -> None:
         writer.close()
 
 
-def _write_gif(path: Path, frames: list[np.ndarray], fps: int) -> None:
+def _write_gif(path: Path, frames: list[np.ndarray], fps: float) -> None:
     """Write an endless GIF; frames wider than the limit are reduced by a whole factor."""
     step = math.ceil(frames[0].shape[1] / _GIF_WIDTH)
     small = [block_mean(frame, step) for frame in frames]

@@ -142,6 +142,7 @@ class _Teacher:
         import torch
 
         from nelf.cameras import Camera
+        from nelf.export.bundle import ndc_of
         from nelf.report.pictures import to_uint8
         from nelf.storage import load
 
@@ -151,7 +152,7 @@ class _Teacher:
             about = self._bundle
             intrinsics = torch.tensor([about["intrinsics"][key] for key in ("fx", "fy", "cx", "cy")])
             size = about["image"]["width"], about["image"]["height"]
-            camera = Camera(torch.tensor(c2w).view(3, 4), intrinsics, *size)
+            camera = Camera(torch.tensor(c2w).view(3, 4), intrinsics, *size, ndc=ndc_of(about))
             rgb = self._network.render(camera.resized(width)).rgb
         picture = io.BytesIO()
         iio.imwrite(picture, to_uint8(rgb), extension=".png")

@@ -39,7 +39,7 @@ TABLE = [
     (TRAIN + "system.batch_size=0", "`batch_size` to be 1 or more, but got 0"),
     (TRAIN + "data.width=17", "data.width: is 17"),
     (TRAIN + "data.background=pink", "data.background: unknown background 'pink'; allowed: white, black"),
-    (TRAIN + "model=mobile_r2l model.sr_factor=3", "`sr_factor` to be 1, 2, 4, 8 or 12, but got 3"),
+    (TRAIN + "model=mobile_r2l model.sr_factor=3", "`sr_factor` to be 1, 2, 4, 6, 8 or 12, but got 3"),
     (TRAIN + "model=mobile_r2l model.activation=tanh", "'gelu' or 'relu', but got 'tanh'"),
     (TRAIN + "trainer.max_steps=-1", "trainer.max_steps: is -1, and trainer.max_time is null"),
     (TRAIN + "trainer.max_time=2min", "DD:HH:MM:SS"),
@@ -57,7 +57,7 @@ TABLE = [
     (CHAIN + "stage.studnet.max_steps=1", "no key 'studnet' in stage"),
     (
         CHAIN + "stage.pseudo.poses=sphere",
-        "stage.pseudo.poses: is 'sphere'; allowed: hemisphere, interpolate, mobile_r2l",
+        "stage.pseudo.poses: is 'sphere'; allowed: hemisphere, interpolate, forward, mobile_r2l",
     ),
     (CHAIN + "stage.pseudo.views=0", "stage.pseudo.views: is 0; allowed: 1 or more"),
     (CHAIN + "stage.student.max_time=soon", "DD:HH:MM:SS"),

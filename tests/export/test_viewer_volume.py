@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from nelf.export.volume import write_volume
 from nelf.kernels import reference
 from nelf.lightfields import GridR2L
 from nelf.lightfields.grid_r2l import MIN_ALPHA_RENDERING
+from nelf.rays import NDC
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -54,6 +56,7 @@ def looked_up(page: Any, kernels: str, camera: Camera, s: int, controls: list[fl
     fx, fy, cx, cy = camera.intrinsics.tolist()
     about = {"c2w": camera.c2w.flatten().tolist(), "fx": fx, "fy": fy, "cx": cx, "cy": cy}
     about |= {"width": camera.width, "height": camera.height}
+    about["ndc"] = None if camera.ndc is None else asdict(camera.ndc)
     found = page.evaluate(LOOK_UP, [kernels, about, s, controls])
     return torch.tensor(found["planes"]).view(-1, camera.height // s, camera.width // s), found["hit"]
 
@@ -138,6 +141,17 @@ def test_a_volume_is_looked_up_as_it_is_defined(
     blocks = (right[-s * s :] > 0).any(0).nonzero()
     (top, left), (bottom, right_) = blocks.amin(0).tolist(), blocks.amax(0).tolist()
     assert hit == {"top": top, "bottom": bottom, "left": left, "right": right_}
+
+
+@BOTH
+def test_rays_may_run_in_ndc(tab, still, kernels: str) -> None:
+    folder, network = still(4, "float16")
+    c2w = torch.tensor([[0.96, 0.0, 0.28, 0.2], [0.0, 1.0, 0.0, -0.1], [-0.28, 0.0, 0.96, 0.3]])
+    camera = replace(view(46, 34), c2w=c2w, ndc=NDC(0.9, 0.5, 0.4))
+    planes, _ = looked_up(tab(folder).go().page, kernels, camera, 2, [])
+    right = expected(volume_of(network), camera, 2, network.voxel)
+    assert right.std() > 0.1
+    assert (planes - right).abs().max() < 2e-4
 
 
 class Motion(NamedTuple):

@@ -65,7 +65,7 @@ def test_jobs_that_fail_do_not_stop_the_others(scripts) -> None:
         "hydra.launcher.n_jobs=2",
     ]
     printed = scripts.run(command, code=2)
-    assert "`sr_factor` to be 1, 2, 4, 8 or 12, but got 3" in printed
+    assert "`sr_factor` to be 1, 2, 4, 6, 8 or 12, but got 3" in printed
     assert "1 of the jobs failed" in printed.strip().splitlines()[-1]
     rows = table(scripts.folder / "out_sweep" / "table.md")
     assert {row["model.sr_factor"] for row in rows} == {"4", "2"}

@@ -55,7 +55,7 @@ def test_image_shapes(grid: tuple[int, int], sr_factor: int, image: tuple[int, i
         assert small(sr_factor=sr_factor).eval()(rays(*grid, batch=2)).shape == (2, *image, 3)
 
 
-@pytest.mark.parametrize("sr_factor", [1, 2, 4, 8, 12])
+@pytest.mark.parametrize("sr_factor", [1, 2, 4, 6, 8, 12])
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
 def test_gradient_reaches_every_parameter(sr_factor: int, activation: str) -> None:
     network = small(sr_factor=sr_factor, activation=activation)
@@ -151,7 +151,7 @@ def test_render_puts_the_mode_back_and_gives_an_image() -> None:
 @pytest.mark.parametrize(
     ("wrong", "text"),
     [
-        ({"sr_factor": 3}, "1, 2, 4, 8 or 12, but got 3"),
+        ({"sr_factor": 3}, "1, 2, 4, 6, 8 or 12, but got 3"),
         ({"activation": "tanh"}, "'gelu' or 'relu', but got 'tanh'"),
         ({"depth": 7}, "even number"),
         ({"points": 1}, "at least 2"),

@@ -17,6 +17,7 @@ typedef struct {
 
 typedef struct {
     float c2w[12], fx, fy, cx, cy;
+    float near, half_width, half_height; // of normalized device coordinates; near is 0 where rays run in the scene
     int32_t width, height;
 } Camera;
 
@@ -26,8 +27,7 @@ typedef struct {
 
 // Four rays in voxels: origin + t * direction, from one t to another, dt apart.
 typedef struct {
-    float origin[3];
-    vec direction[3], first, far, dt;
+    vec origin[3], direction[3], first, far, dt;
 } Rays;
 
 // The rows of a cell's corners at its smallest x: at its y and z, at y + 1, at z + 1, at both.
@@ -35,22 +35,43 @@ typedef struct {
     int32_t row[4];
 } Cell;
 
+// Four rays of the scene in normalized device coordinates, as nelf.rays.NDC.
+INLINE void to_ndc(const Camera *camera, vec *origin, vec *direction) {
+    const vec near = splat(camera->near), ahead = add(near, origin[2]);
+    const vec forward = wasm_f32x4_neg(least(direction[2], splat(-1e-6f)));
+    for (int k = 0; k < 2; k++) {
+        const vec half = splat(k ? camera->half_height : camera->half_width), slope = over(direction[k], forward);
+        const vec start = over(add(origin[k], mul(ahead, slope)), near);
+        origin[k] = over(start, half);
+        direction[k] = over(sub(slope, start), half);
+    }
+    origin[2] = splat(-1);
+    direction[2] = splat(2);
+}
+
 // The rays through places (x, y) of the image.
 INLINE Rays rays_through(const Volume *volume, const Camera *camera, float step, vec x, vec y) {
     const int32_t sides[3] = {volume->width, volume->height, volume->depth};
     const vec u = over(sub(x, splat(camera->cx)), splat(camera->fx));
     const vec v = over(sub(splat(camera->cy), y), splat(camera->fy));
     vec squares = splat(0), near = splat(0), far = splat(INFINITY);
+    vec origin[3], turned[3];
+    for (int k = 0; k < 3; k++) {
+        const float *m = camera->c2w + 4 * k;
+        origin[k] = splat(m[3]);
+        turned[k] = sub(add(mul(u, splat(m[0])), mul(v, splat(m[1]))), splat(m[2]));
+    }
+    if (camera->near > 0) to_ndc(camera, origin, turned);
     Rays rays;
     for (int k = 0; k < 3; k++) {
-        const float *m = camera->c2w + 4 * k, voxels = (sides[k] - 1) / (volume->high[k] - volume->low[k]);
-        const vec turned = sub(add(mul(u, splat(m[0])), mul(v, splat(m[1]))), splat(m[2]));
-        const vec d = choose(wasm_f32x4_eq(turned, splat(0)), splat(1e-12f), turned);
-        const vec a = over(splat(volume->low[k] - m[3]), d), b = over(splat(volume->high[k] - m[3]), d);
+        const float voxels = (sides[k] - 1) / (volume->high[k] - volume->low[k]);
+        const vec d = choose(wasm_f32x4_eq(turned[k], splat(0)), splat(1e-12f), turned[k]);
+        const vec a = over(sub(splat(volume->low[k]), origin[k]), d);
+        const vec b = over(sub(splat(volume->high[k]), origin[k]), d);
         near = most(near, least(a, b));
         far = least(far, most(a, b));
         squares = add(squares, mul(d, d));
-        rays.origin[k] = (m[3] - volume->low[k]) * voxels;
+        rays.origin[k] = mul(sub(origin[k], splat(volume->low[k])), splat(voxels));
         rays.direction[k] = mul(d, splat(voxels));
     }
     rays.far = far;
@@ -102,7 +123,7 @@ INLINE vec composite_rays(
         float share[3][4];
         ivec at[3];
         for (int k = 0; k < 3; k++) {
-            const vec place = add(splat(rays->origin[k]), mul(move[k], t));
+            const vec place = add(rays->origin[k], mul(move[k], t));
             const vec within = clamped(place, sub(sides[k], splat(1.001f)));
             at[k] = whole(within);
             store(cell[k], at[k]);

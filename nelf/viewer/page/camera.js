@@ -5,7 +5,8 @@ const RADIANS = Math.PI / 180;
 
 /** @typedef {{min: number, max: number, value: number}} Range */
 /** @typedef {{target: number[], up: number[], radius: Range, elevation: Range, azimuth: Range}} OrbitLimits */
-/** @typedef {{c2w: Float32Array, width: number, height: number, fx: number, fy: number, cx: number, cy: number}} Camera */
+/** @typedef {{near: number, half_width: number, half_height: number}} NDC see nelf/rays.py */
+/** @typedef {{c2w: Float32Array, width: number, height: number, fx: number, fy: number, cx: number, cy: number, ndc: NDC | null}} Camera */
 
 const clamp = (value, { min, max }) => Math.min(Math.max(value, min), max);
 
@@ -41,7 +42,9 @@ export class Orbit {
   pose() {
     const { target, up } = this.limits;
     const [a, e] = [this.azimuth * RADIANS, this.elevation * RADIANS];
-    const back = [Math.cos(e) * Math.cos(a), Math.cos(e) * Math.sin(a), Math.sin(e)];
+    const [first, second] = level(up);
+    const parts = [Math.cos(e) * Math.cos(a), Math.cos(e) * Math.sin(a), Math.sin(e)];
+    const back = [0, 1, 2].map((k) => parts[0] * first[k] + parts[1] * second[k] + parts[2] * up[k]);
     const right = normalized(cross(up, back));
     const above = cross(back, right);
     const c2w = new Float32Array(12);
@@ -50,6 +53,13 @@ export class Orbit {
     }
     return c2w;
   }
+}
+
+/** The directions of azimuth 0 and 90 degrees, perpendicular to up: see orbit in nelf.export.bundle. */
+function level(up) {
+  const along = Math.abs(up[0]) > 0.9 ? 1 : 0;
+  const first = normalized([0, 1, 2].map((k) => (k === along ? 1 : 0) - up[along] * up[k]));
+  return [first, cross(up, first)];
 }
 
 const cross = (a, b) => [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]];
@@ -69,11 +79,11 @@ export function cameraOf(bundle, c2w, scale) {
   const [width, height] = [side(bundle.image.width), side(bundle.image.height)];
   const [sx, sy] = [width / bundle.image.width, height / bundle.image.height];
   const { fx, fy, cx, cy } = bundle.intrinsics;
-  return { c2w, width, height, fx: fx * sx, fy: fy * sy, cx: cx * sx, cy: cy * sy };
+  return { c2w, width, height, fx: fx * sx, fy: fy * sy, cx: cx * sx, cy: cy * sy, ndc: bundle.ndc ?? null };
 }
 
 /**
- * Rays through the centers of the image's blocks of stride x stride pixels.
+ * Rays of the scene through the centers of the image's blocks of stride x stride pixels.
  * @param {Camera} camera
  * @param {number} stride
  * @param {{top: number, left: number, width: number, height: number}} [window] of blocks; all if it is left out
@@ -95,4 +105,30 @@ export function raysOf(camera, stride, window) {
     }
   }
   return { width, height, origin: [m[3], m[7], m[11]], directions };
+}
+
+const SIDEWAYS = -1e-6; // of a direction's z: rays that run no farther forward count as such
+
+/** Where x or y of a ray starts and goes in normalized device coordinates, as nelf.rays.NDC: of z from -1, by 2. */
+export function ndcOf(origin, direction, originZ, directionZ, near, half) {
+  const slope = -direction / Math.min(directionZ, SIDEWAYS);
+  const start = (origin + (near + originZ) * slope) / near;
+  return [start / half, (slope - start) / half];
+}
+
+/**
+ * Rays, where a camera has them in normalized device coordinates.
+ * @returns {{origins: Float32Array, directions: Float32Array}} (h, w, 3) each
+ */
+export function inNdc({ origin, directions }, ndc) {
+  const origins = Float32Array.from(directions, (_, i) => origin[i % 3]);
+  if (!ndc) return { origins, directions };
+  const warped = new Float32Array(directions.length);
+  for (let i = 0; i < warped.length; i += 3) {
+    const z = directions[i + 2];
+    [origins[i], warped[i]] = ndcOf(origin[0], directions[i], origin[2], z, ndc.near, ndc.half_width);
+    [origins[i + 1], warped[i + 1]] = ndcOf(origin[1], directions[i + 1], origin[2], z, ndc.near, ndc.half_height);
+    [origins[i + 2], warped[i + 2]] = [-1, 2];
+  }
+  return { origins, directions: warped };
 }

@@ -87,7 +87,7 @@ class Kernels {
     this.walk = arena.struct(ints(this.clearance), limits);
     if (motion) this.#prepare(own);
     else exports.measure_clearance(own.pointer, this.distances, this.pitch, this.clearance);
-    this.camera = arena.take(4 * 18);
+    this.camera = arena.take(4 * 21);
     this.hit = arena.take(4 * 4);
     this.planes = arena.take(0); // the last, since their size changes
   }
@@ -152,12 +152,13 @@ class Kernels {
   }
 
   /** See Lookup.composite. */
-  composite({ c2w, fx, fy, cx, cy, width, height }, s) {
+  composite({ c2w, fx, fy, cx, cy, ndc, width, height }, s) {
     const { arena } = this;
     const size = (this.channels + 1) * width * height;
     arena.reach(this.planes + 4 * size);
-    arena.view(Float32Array, this.camera, 16).set([...c2w, fx, fy, cx, cy]);
-    arena.view(Int32Array, this.camera + 4 * 16, 2).set([width, height]);
+    const frustum = ndc ? [ndc.near, ndc.half_width, ndc.half_height] : [0, 1, 1];
+    arena.view(Float32Array, this.camera, 19).set([...c2w, fx, fy, cx, cy, ...frustum]);
+    arena.view(Int32Array, this.camera + 4 * 19, 2).set([width, height]);
     this.exports.composite(this.frame.pointer, this.walk, this.camera, s, this.planes, this.hit);
     const [top, bottom, left, right] = arena.view(Int32Array, this.hit, 4);
     return { planes: arena.view(Float32Array, this.planes, size), hit: { top, bottom, left, right } };

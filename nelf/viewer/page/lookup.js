@@ -3,6 +3,7 @@
 // corner skipped, a ray ended once less than min_transmittance of its light is left. Points near either limit fade, so
 // that no rounding shows.
 
+import { ndcOf } from "./camera.js";
 import { clearanceOf, indexOf } from "./cells.js";
 import { fillFrame, maskAt, nodesAt } from "./motion.js";
 
@@ -71,8 +72,8 @@ function composite(volume, walk, camera, s, out) {
   const [endX, endY, endZ] = [width - 1.001, height - 1.001, depth - 1.001];
   const [ax, ay, az, bx, by, bz] = aabb;
   const [sx, sy, sz] = [(width - 1) / (bx - ax), (height - 1) / (by - ay), (depth - 1) / (bz - az)];
-  const { c2w: m, fx: focalX, fy: focalY, cx, cy } = camera;
-  const [ox, oy, oz] = [m[3], m[7], m[11]];
+  const { c2w: m, fx: focalX, fy: focalY, cx, cy, ndc } = camera;
+  let [ox, oy, oz] = [m[3], m[7], m[11]];
   const [blocksWide, count] = [camera.width / s, (camera.width * camera.height) / (s * s)];
   const sum = new Float32Array(channels);
   const hit = { top: Infinity, bottom: -1, left: Infinity, right: -1 };
@@ -82,9 +83,14 @@ function composite(volume, walk, camera, s, out) {
     const v = (cy - pixelY - 0.5) / focalY;
     for (let pixelX = 0; pixelX < camera.width; pixelX++) {
       const u = (pixelX + 0.5 - cx) / focalX;
-      const dx = m[0] * u + m[1] * v - m[2] || 1e-12;
-      const dy = m[4] * u + m[5] * v - m[6] || 1e-12;
-      const dz = m[8] * u + m[9] * v - m[10] || 1e-12;
+      let dx = m[0] * u + m[1] * v - m[2] || 1e-12;
+      let dy = m[4] * u + m[5] * v - m[6] || 1e-12;
+      let dz = m[8] * u + m[9] * v - m[10] || 1e-12;
+      if (ndc) {
+        [ox, dx] = ndcOf(m[3], dx, m[11], dz, ndc.near, ndc.half_width);
+        [oy, dy] = ndcOf(m[7], dy, m[11], dz, ndc.near, ndc.half_height);
+        [oz, dx, dy, dz] = [-1, dx || 1e-12, dy || 1e-12, 2];
+      }
       const near = Math.max(
         ((dx > 0 ? ax : bx) - ox) / dx,
         ((dy > 0 ? ay : by) - oy) / dy,

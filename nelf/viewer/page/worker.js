@@ -1,7 +1,7 @@
 // Draws: owns the ONNX session and the volume's look-up, so that the page never waits. It answers {type: "draw"} with
 // {type: "frame"}, and tells {type: "progress" | "ready" | "failed"} of what it opens.
 
-import { raysOf } from "./camera.js";
+import { inNdc, raysOf } from "./camera.js";
 import { load } from "./files.js";
 import { openKernels } from "./kernels.js";
 import { Lookup } from "./lookup.js";
@@ -237,14 +237,15 @@ function inputs(ort, session, camera) {
 }
 
 /** Points on rays, linear from near to far; channel point * 3 + coordinate. */
-function pointsOf({ width, height, origin, directions }, points) {
-  const count = width * height;
+function pointsOf(rays, points) {
+  const count = rays.width * rays.height;
+  const { origins, directions } = inNdc(rays, bundle.ndc);
   const out = new Float32Array(3 * points * count);
   for (let p = 0; p < points; p++) {
     const t = bundle.near + ((bundle.far - bundle.near) * p) / (points - 1);
     for (let k = 0; k < 3; k++) {
       const channel = out.subarray((3 * p + k) * count);
-      for (let n = 0; n < count; n++) channel[n] = origin[k] + t * directions[3 * n + k];
+      for (let n = 0; n < count; n++) channel[n] = origins[3 * n + k] + t * directions[3 * n + k];
     }
   }
   return out;

@@ -1,0 +1,71 @@
+"""Fit a forward-facing capture with rays in NDC and in the scene's own space; write a table and JSON.
+
+    python benchmarks/forward.py CAPTURE [--models ngp_small] [--factor 8] [--width PIXELS] [--steps 2000] [--seeds 0]
+        [--set KEY=VALUE ...] [--out PATH]
+
+CAPTURE is a folder in the format of LLFF. PSNR is of the views that are held out. Steps are limited, not minutes, so
+that the figures do not depend on the machine; how long they took stands beside them. What a student makes of such a
+teacher is measured by ``chain.py experiment=llff_cpu data.root=CAPTURE``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+
+from _machine import RESULTS, write  # before torch, since it says how idle threads wait
+
+# isort: split
+from captures import fit
+from rich.console import Console
+from rich.table import Table
+
+from nelf.data import read_llff
+
+SPACES = {"NDC": True, "scene": False}
+
+
+def main() -> None:
+    """Fit all, and table the mean and the spread of the seeds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("capture", help="a folder in the format of LLFF")
+    parser.add_argument("--models", nargs="+", default=["ngp_small"])
+    parser.add_argument("--factor", type=int, default=8)
+    parser.add_argument("--width", type=int, help="reduce the images further, to this width")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="more words of train.py, for all models"
+    )
+    parser.add_argument("--out", type=Path, help="the JSON; results/forward_NAME.json if it is not given")
+    options = parser.parse_args()
+
+    place = {"factor": options.factor, "width": options.width}
+    scenes = {space: read_llff(options.capture, ndc=ndc, **place) for space, ndc in SPACES.items()}
+    rows = []
+    for seed in options.seeds:
+        for space, scene in scenes.items():
+            for model in options.models:
+                figures = fit(scene, model, options.steps, seed, options.set)
+                rows.append({"model": model, "space": space, "seed": seed, **figures})
+                print(rows[-1], flush=True)
+
+    scene = scenes["NDC"]
+    table = Table(title=f"{scene.name}, {scene.train.camera.width}x{scene.train.camera.height}, {options.steps} steps")
+    for title in ("model", "rays in", "PSNR", "lowest", "highest", "SSIM", "seconds"):
+        table.add_column(title)
+    for space in SPACES:
+        for model in options.models:
+            own = [row for row in rows if (row["model"], row["space"]) == (model, space)]
+            psnr = [row["psnr"] for row in own]
+            ssim, took = (statistics.mean(row[key] for row in own) for key in ("ssim", "seconds"))
+            decibels = [f"{value:.2f}" for value in (statistics.mean(psnr), min(psnr), max(psnr))]
+            table.add_row(model, space, *decibels, f"{ssim:.3f}", f"{took:.0f}")
+    Console(width=110).print(table)
+    settings = {**place, "steps": options.steps, "set": options.set}
+    write(options.out or RESULTS / f"forward_{scene.name}.json", scene=scene.name, settings=settings, rows=rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+"""Forward-facing captures (and inward-facing ones) in the format of LLFF, as NeRF reads them.
+
+A capture is a folder with ``poses_bounds.npy``, (N, 17) numbers, and the images: ``images``, and reduced ones in
+``images_4``, ``images_8`` and so on. Rows belong to the images in the order of their names. A row is a 3 x 5 matrix and
+two bounds: camera to world with axes down, right and back, the position, and height, width and focal length (pixels) of
+the full images; then the z-depth of the nearest and of the farthest point. Nothing is said of pixel centers and the
+principal point; they are as everywhere in nelf, so NeRF's own rays lie half a pixel up and to the left.
+
+What NeRF's ``load_llff.py`` does is done here, in 64 bits: positions and bounds are divided by ``bd_factor`` (0.75)
+times the nearest bound of all, and the average camera becomes the world's axes, so that the scene lies along -z. Then
+rays run in normalized device coordinates, whose near plane is one unit in front of the average camera; or
+(``spherify``) the point that all cameras look at becomes the origin, +z their mean direction from it, and their
+root-mean-square distance the unit. ``near`` is 0.9 times the smallest bound, ``far`` the largest.
+
+Box: it holds the rays of all training cameras, from near to far, or all of the NDC.
+
+Splits: of every ``holdout`` views the first is for test, as in NeRF, and the second for val; neither is trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nelf.cameras import Camera
+from nelf.data.blender import check_space
+from nelf.data.images import MEMORY_LIMIT, check_width, image_headers, load_images
+from nelf.errors import UserError
+from nelf.rays import NDC
+from nelf.scene import Scene, Split
+
+__all__ = ["read_llff"]
+
+_BOUND = 0.75  # NeRF's ``bd_factor``: the nearest bound is so much of what it becomes 1 of
+_NEAR = 0.9  # of the smallest bound
+_PLANE = 1.0  # near plane of NDC, scene unit: between the average camera and the nearest bound, 1.33
+_SUFFIXES = (".jpg", ".jpeg", ".png")
+_PLACES = {"test": 0, "val": 1}  # in each run of ``holdout`` views
+_MOST_ROWS = 100_000
+
+
+def read_llff(
+    root: str | Path,
+    *,
+    factor: int = 8,
+    width: int | None = None,
+    ndc: bool = True,
+    spherify: bool = False,
+    holdout: int = 8,
+    near: float | None = None,
+    far: float | None = None,
+    aabb: list[float] | None = None,
+    memory_limit: int = MEMORY_LIMIT,
+) -> Scene:
+    """Read a capture.
+
+    Args:
+        root: directory with ``poses_bounds.npy``.
+        factor: how many times smaller the images are to be: those of ``images_8`` for 8, or where there is no such
+            folder, those of ``images``, reduced by area averaging.
+        width: images are reduced further, to this width; None keeps theirs.
+        ndc: rays run in normalized device coordinates, for scenes that all cameras face; else in the scene.
+        spherify: the cameras stand around something; never with ``ndc``.
+        holdout: of every so many views one is held out for each of test and val.
+        near: instead of 0.9 times the smallest bound: smallest z-depth, in the unit of the scene.
+        far: instead of the largest bound.
+        aabb: instead of the box of the training cameras' rays: smallest xyz then largest xyz, in their space.
+        memory_limit: bytes of images that one split may take in RAM before it is memory-mapped.
+
+    Returns:
+        The scene. Its images are opaque, its background is black.
+
+    Raises:
+        UserError: a file is missing, damaged or contradicts itself, or an argument is out of range.
+
+    Source:
+        Mildenhall et al. 2019, "Local Light Field Fusion" (arXiv 1905.00889); NeRF (arXiv 2003.08934) and its
+        ``load_llff.py``.
+    """
+    root = Path(root)
+    if ndc and spherify:
+        raise UserError("data.spherify: is true, and so is data.ndc; allowed: one of them.")
+    if holdout < 3:
+        raise UserError(f"data.holdout: is {holdout}; allowed: 3 or more (one test, one val, the rest train).")
+    if not root.is_dir():
+        raise UserError(f"data.root: {root} is not a directory; allowed: a folder with poses_bounds.npy.")
+    path = root / "poses_bounds.npy"
+    table = _read_table(path)
+    paths, reduced = _images(root, factor, len(table))
+    c2w, bounds = _recentered(table)
+    if spherify:
+        c2w, bounds = _spherified(c2w, bounds)
+    full = _cameras(path, table, c2w, paths, 1 if reduced else factor)
+    camera = full.resized(max(round(full.width / factor), 1)) if reduced else full
+    if width is not None:
+        check_width(width, paths[0], camera.width)
+        camera = camera.resized(width)
+    if ndc:
+        fx, fy = camera.intrinsics[0, :2].tolist()
+        camera = _in_ndc(path, camera, NDC(_PLANE, camera.width / (2 * fx), camera.height / (2 * fy)))
+    depth = _NEAR * float(bounds.min()) if near is None else near, float(bounds.max()) if far is None else far
+    splits = {name: _load(root, paths, camera, rows, memory_limit) for name, rows in _split(path, table, holdout)}
+    box = _reach(splits["train"].camera, depth) if aabb is None else aabb
+    check_space(path, depth, box)
+    return Scene(
+        name=root.resolve().name,
+        root=root,
+        train=splits["train"],
+        val=splits["val"],
+        test=splits["test"],
+        aabb=torch.tensor(box, dtype=torch.float32),
+        near=depth[0],
+        far=depth[1],
+        background="black",
+        digest=hashlib.sha256(path.read_bytes()).hexdigest()[:16],
+        trajectory="orbit" if spherify else "forward",
+    )
+
+
+# ------------------------------------------------------------------------------------------- files
+
+
+def _read_table(path: Path) -> np.ndarray:
+    """(N, 17) float64 rows of ``poses_bounds.npy``."""
+    try:
+        table = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; allowed: a folder that LLFF's imgs2poses.py has been run on.") from None
+    except (ValueError, OSError, EOFError, SyntaxError):
+        raise UserError(f"{path}: is not whole, or no array; allowed: (N, 17) numbers in NumPy's format.") from None
+    if table.ndim != 2 or table.shape[1] != 17 or table.dtype.kind != "f" or not 0 < len(table) <= _MOST_ROWS:
+        raise UserError(f"{path}: holds {table.dtype} of shape {table.shape}; allowed: (N, 17) floating-point numbers.")
+    table = np.array(table, dtype=np.float64)
+    bad = ~np.isfinite(table).all(1)
+    if bad.any():
+        raise UserError(f"{path}: row {int(bad.argmax())} holds NaN or infinity; allowed: finite numbers.")
+    matrix, bounds = table[:, :15].reshape(-1, 3, 5), table[:, 15:]
+    turned = np.abs(matrix[:, :, :3].transpose(0, 2, 1) @ matrix[:, :, :3] - np.eye(3)).max((1, 2)) > 1e-3
+    if turned.any():
+        raise UserError(
+            f"{path}: row {int(turned.argmax())} has a pose whose axes are not orthonormal; allowed: rotations."
+        )
+    empty = ~((bounds[:, 0] > 0) & (bounds[:, 0] < bounds[:, 1]))
+    if empty.any():
+        row = int(empty.argmax())
+        near, far = bounds[row]
+        raise UserError(f"{path}: row {row} has bounds {near:g} and {far:g}; allowed: 0 < near < far.")
+    if (matrix[:, :, 4] != matrix[:1, :, 4]).any() or (matrix[0, :, 4] <= 0).any():
+        raise UserError(f"{path}: has no height, width and focal length above 0 that are the same in all rows.")
+    return table
+
+
+def _images(root: Path, factor: int, rows: int) -> tuple[list[Path], bool]:
+    """The images by name, and whether they are those of ``images``, to be reduced."""
+    if factor < 1:
+        raise UserError(f"data.factor: is {factor}; allowed: 1 or more.")
+    folder, reduced = (root / f"images_{factor}" if factor > 1 else root / "images"), False
+    if not folder.is_dir() and (root / "images").is_dir():
+        folder, reduced = root / "images", True
+    if not folder.is_dir():
+        there = sorted(int(each.name[7:]) for each in root.glob("images_*") if each.name[7:].isdecimal())
+        allowed = f"data.factor={'|'.join(map(str, there))}" if there else "a folder images"
+        raise UserError(f"{root}: has no folder {folder.name}, and no images; allowed: {allowed}.")
+    paths = sorted(each for each in folder.iterdir() if each.suffix.lower() in _SUFFIXES)
+    if len(paths) != rows:
+        raise UserError(
+            f"{folder}: has {len(paths)} images, but poses_bounds.npy has {rows} rows; allowed: a row for each image."
+        )
+    return paths, reduced
+
+
+def _cameras(path: Path, table: np.ndarray, c2w: np.ndarray, paths: list[Path], factor: int) -> Camera:
+    """The cameras of images that are so many times smaller than the file says."""
+    height, width, focal = table[0, :15].reshape(3, 5)[:, 4] / factor
+    size = image_headers(paths, "capture")[0][0]
+    if abs(size[0] - width) > 1 or abs(size[1] - height) > 1:
+        raise UserError(
+            f"{paths[0]}: is {size[0]}x{size[1]}, but by {path.name} it should be {width:g}x{height:g} here; allowed: "
+            "images of the folder's factor."
+        )
+    intrinsics = torch.tensor([focal, focal, size[0] / 2, size[1] / 2], dtype=torch.float32)
+    return Camera(torch.from_numpy(c2w).float(), intrinsics.expand(len(c2w), 4), *size)
+
+
+def _in_ndc(path: Path, camera: Camera, ndc: NDC) -> Camera:
+    """The cameras with rays in NDC."""
+    behind = camera.c2w[:, 2, 2] <= 0
+    if behind.any():
+        raise UserError(
+            f"{path}: camera {int(behind.int().argmax())} looks away from where the average camera looks; allowed: "
+            "data.ndc=false, with data.spherify=true where the cameras stand around something."
+        )
+    return Camera(camera.c2w, camera.intrinsics, camera.width, camera.height, ndc=ndc)
+
+
+def _split(path: Path, table: np.ndarray, holdout: int) -> list[tuple[str, list[int]]]:
+    """Which rows belong to each split."""
+    rows = range(len(table))
+    split = [(name, [row for row in rows if row % holdout == place]) for name, place in _PLACES.items()]
+    split.append(("train", [row for row in rows if row % holdout not in _PLACES.values()]))
+    if not all(held for _, held in split):
+        raise UserError(f"{path}: has {len(table)} rows; allowed: 3 or more, one each for test, val and train.")
+    return split
+
+
+def _load(root: Path, paths: list[Path], camera: Camera, rows: list[int], memory_limit: int) -> Split:
+    """The views of some rows."""
+    chosen = [paths[row] for row in rows]
+    text = f"reading {len(rows)} views of {root.resolve().name}"
+    images = load_images(chosen, camera.width, camera.height, 3, root, text, memory_limit)
+    names = [each.relative_to(root).with_suffix("").as_posix() for each in chosen]
+    return Split(camera[torch.tensor(rows)], images, names)
+
+
+# ------------------------------------------------------------------------------------------- space
+
+
+def _recentered(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Poses (N, 3, 4), OpenGL axes, in front of the average camera, and bounds (N, 2), in the scene's unit."""
+    matrix, bounds = table[:, :15].reshape(-1, 3, 5), table[:, 15:]
+    down, right, back, position = (matrix[:, :, column] for column in range(4))
+    scale = 1.0 / (_BOUND * bounds.min())
+    c2w = np.stack([right, -down, back, position * scale], axis=-1)
+    middle = _pose(back.sum(0), -down.sum(0), c2w[:, :, 3].mean(0))
+    return _seen_from(middle, c2w), bounds * scale
+
+
+def _spherified(c2w: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Poses around the point that the cameras look at, and bounds, in another unit."""
+    back, position = c2w[:, :, 2], c2w[:, :, 3]
+    across = np.eye(3) - back[:, :, None] * back[:, None, :]
+    center = np.linalg.lstsq(across.mean(0), (across @ position[..., None]).mean(0)[:, 0], rcond=None)[0]
+    up = position.mean(0) - center
+    right = np.cross((0.1, 0.2, 0.3), up)
+    c2w = _seen_from(_pose(up, np.cross(up, right), center), c2w)
+    scale = 1.0 / np.sqrt((c2w[:, :, 3] ** 2).sum(-1).mean())
+    c2w[:, :, 3] *= scale
+    return c2w, bounds * scale
+
+
+def _pose(back: np.ndarray, up: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """(3, 4) at a position, with this back, and up as near to ``up`` as it goes."""
+    back = back / np.linalg.norm(back)
+    right = np.cross(up, back)
+    right /= np.linalg.norm(right)
+    return np.stack([right, np.cross(back, right), back, position], axis=-1)
+
+
+def _seen_from(pose: np.ndarray, c2w: np.ndarray) -> np.ndarray:
+    """Poses (N, 3, 4) with a pose (3, 4) as the world's axes."""
+    turned = pose[:, :3].T @ c2w
+    turned[:, :, 3] -= pose[:, :3].T @ pose[:, 3]
+    return turned
+
+
+def _reach(camera: Camera, depth: tuple[float, float]) -> list[float]:
+    """The box of the rays of all cameras: smallest xyz, largest xyz."""
+    span = depth if camera.ndc is None else (0.0, 1.0)
+    corners = torch.tensor([(x, y) for x in (0, camera.width) for y in (0, camera.height)]) - 0.5
+    which = torch.arange(len(camera)).repeat_interleave(4)
+    rays = camera[which].pixel_rays(*corners.repeat(len(camera), 1).unbind(1))
+    ends = torch.cat([rays.origins + t * rays.directions for t in span])
+    return [*ends.amin(0).tolist(), *ends.amax(0).tolist()]

@@ -1,0 +1,170 @@
+"""nerfstudio's camera paths: the JSON that its viewer saves and ``ns-render camera-path`` reads.
+
+``camera_path`` lists the frames: ``camera_to_world``, a 4x4 matrix row by row with OpenGL's axes, ``fov``, the vertical
+angle of view in degrees, and perhaps ``render_time`` in [0, 1]; ``render_width`` and ``render_height`` are pixels,
+``fps`` counts frames per second. ``camera_type`` is ``perspective`` unless said. What the viewer keeps for itself
+(``keyframes``, ``seconds``, ``aspect`` and others) is passed over, as by nerfstudio.
+
+Space: nerfstudio turns, centers and scales the poses of a transforms file before it trains, and a path is in that
+space. How it did so stands in the ``dataparser_transforms.json`` of its training run: a point ``p`` of the file becomes
+``scale / applied_scale * (transform @ inverse(applied_transform) @ p)``, since ``transform`` and ``scale`` count from
+before ``applied_transform`` and ``applied_scale``, which the transforms file states of itself.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nelf.errors import UserError
+
+__all__ = ["TRANSFORMS", "CameraPath", "into_file_space", "is_camera_path", "read_camera_path"]
+
+TRANSFORMS = "dataparser_transforms.json"
+"""What nerfstudio calls the file of a training run that says how it changed the poses."""
+
+_MOST_PIXELS = 2**14
+_RIGID = 1e-3  # by which a rotation may differ from one
+
+
+class CameraPath(NamedTuple):
+    """A path of N cameras.
+
+    Attributes:
+        c2w: (N, 3, 4) float64, OpenGL axes.
+        fov: (N,) vertical angles of view, degrees.
+        width: of a frame, pixels.
+        height: of a frame, pixels.
+        fps: frames per second.
+        times: (N,) in [0, 1], or None where not every frame has one.
+    """
+
+    c2w: np.ndarray
+    fov: np.ndarray
+    width: int
+    height: int
+    fps: float
+    times: np.ndarray | None
+
+    def intrinsics(self, width: int) -> tuple[np.ndarray, int]:
+        """(N, 4) float32 ``fx, fy, cx, cy`` of frames of a width, pixels, and their height."""
+        height = max(1, round(width * self.height / self.width))
+        focal = height / 2 / np.tan(np.deg2rad(self.fov) / 2)
+        middle = [np.full(len(focal), side / 2) for side in (width, height)]
+        return np.stack([focal, focal, *middle], axis=-1).astype(np.float32), height
+
+
+def is_camera_path(path: Path) -> bool:
+    """Whether a JSON file is a camera path of nerfstudio.
+
+    Raises:
+        UserError: it is missing, or holds no JSON object.
+    """
+    return "camera_path" in _object(path)
+
+
+def read_camera_path(path: Path) -> CameraPath:
+    """Read a camera path, in the space that it is in.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UserError: it is damaged, or its cameras are not perspective ones.
+    """
+    content = _object(path)
+    kind = content.get("camera_type", "perspective")
+    if kind != "perspective":
+        raise UserError(f"{path}: camera_type is {_short(kind)}; allowed: perspective.")
+    frames = content.get("camera_path")
+    if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
+        raise UserError(f"{path}: camera_path: allowed: a list of one or more frames, each a JSON object.")
+    matrices, fovs, times = [], [], []
+    for index, frame in enumerate(frames):
+        where = f"{path}: camera_path: frame {index}"
+        matrices.append(_matrix(where, "camera_to_world", frame.get("camera_to_world"))[:3])
+        fovs.append(_number(where, "fov", frame.get("fov"), 0, 180))
+        if frame.get("render_time") is not None:
+            times.append(_number(where, "render_time", frame["render_time"], 0, 1, ends=True))
+    keys = ("render_width", "render_height")
+    sides = [_number(f"{path}", key, content.get(key), 1, _MOST_PIXELS, ends=True) for key in keys]
+    fps = _number(f"{path}", "fps", content.get("fps", 30), 0, 1000)
+    timed = np.array(times) if len(times) == len(frames) else None
+    return CameraPath(np.stack(matrices), np.array(fovs), int(sides[0]), int(sides[1]), fps, timed)
+
+
+def into_file_space(c2w: np.ndarray, changes: Path, transforms: Path) -> np.ndarray:
+    """Undo what nerfstudio did to poses.
+
+    Args:
+        c2w: (N, 3, 4) in nerfstudio's space.
+        changes: the ``dataparser_transforms.json`` of its training run.
+        transforms: the transforms file that it trained on.
+
+    Returns:
+        (N, 3, 4) float64 in the space of the transforms file.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    stated, file = _object(changes), _object(transforms)
+    change = _matrix(f"{changes}", "transform", stated.get("transform"))
+    scale = _number(f"{changes}", "scale", stated.get("scale"), 0, math.inf)
+    scale /= _number(f"{transforms}", "applied_scale", file.get("applied_scale", 1.0), 0, math.inf)
+    if "applied_transform" in file:
+        change = change @ np.linalg.inv(_matrix(f"{transforms}", "applied_transform", file["applied_transform"]))
+    undone = np.linalg.inv(change)
+    moved = np.concatenate([c2w[:, :, :3], c2w[:, :, 3:] / scale], axis=-1)
+    back = undone[:3, :3] @ moved
+    back[:, :, 3] += undone[:3, 3]
+    return back
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """Read a JSON object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; allowed: a camera path or transforms file.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error}); allowed: a JSON object.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}; allowed: a JSON object.")
+    return content
+
+
+def _number(where: str, key: str, value: Any, low: float, high: float, ends: bool = False) -> float:
+    """A number in a range, with its ends or without."""
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or not (low <= value <= high if ends else low < value < high):
+        above = f"above {low:g}" + ("" if high == math.inf else f", below {high:g}")
+        raise UserError(f"{where}: {key} is {_short(value)}; allowed: {f'{low:g} to {high:g}' if ends else above}.")
+    return float(value)
+
+
+def _matrix(where: str, key: str, value: object) -> np.ndarray:
+    """(4, 4) float64 of a rotation and a translation, given as 16 numbers, or as rows with or without the last."""
+    try:
+        matrix = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        matrix = np.empty(0)
+    if matrix.shape == (16,):
+        matrix = matrix.reshape(4, 4)
+    elif matrix.shape == (3, 4):
+        matrix = np.vstack([matrix, [0, 0, 0, 1]])
+    if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or not np.allclose(matrix[3], [0, 0, 0, 1]):
+        raise UserError(f"{where}: {key}: allowed: a 4x4 matrix, row by row, the last row 0 0 0 1.")
+    rotation = matrix[:3, :3]
+    if np.abs(rotation.T @ rotation - np.eye(3)).max() > _RIGID or np.linalg.det(rotation) < 0:
+        raise UserError(f"{where}: {key} is no rotation and translation; allowed: one that neither scales nor mirrors.")
+    return matrix
+
+
+def _short(value: object) -> str:
+    """A value of somebody's file, to be shown."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from nelf.cameras import Camera
 from nelf.errors import UserError, did_you_mean
+from nelf.paths import Trajectory, Viewpoints, viewpoints
 
 __all__ = [
     "BACKGROUNDS",
@@ -277,6 +278,9 @@ class Scene:
         license: what the files say about their license, or None.
         controls: names of the controls of its cameras, see ``Geometry``.
         points: (N, 3) points of what does not move, see ``Geometry``.
+        trajectory: how its cameras stand, which says where new ones may: ``orbit`` around something, ``forward`` side
+            by side, or ``between``, of which only what lies between them has been seen. Where a format does not say it,
+            a reader asks the training cameras: ``nelf.paths.trajectory``.
     """
 
     name: str
@@ -292,12 +296,18 @@ class Scene:
     license: str | None = None
     controls: tuple[str, ...] = ()
     points: Tensor | None = None
+    trajectory: Trajectory = "orbit"
 
     @property
     def geometry(self) -> Geometry:
         """What a model is told of it."""
         known = self.train.camera, self.background_color, self.controls, self.points
         return Geometry(self.aabb, self.near, self.far, *known)
+
+    @property
+    def viewpoints(self) -> Viewpoints:
+        """Where its training cameras stand."""
+        return viewpoints(self.train.camera, self.trajectory, (self.near, self.far))
 
     @property
     def background_color(self) -> Tensor:

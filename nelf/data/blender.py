@@ -27,6 +27,7 @@ from nelf.data.images import MEMORY_LIMIT, ImageFiles, check_width, fingerprint,
 from nelf.data.ray_cache import shuffled
 from nelf.data.transforms import SPLITS, Transforms, read_transforms
 from nelf.errors import UserError
+from nelf.paths import trajectory
 from nelf.scene import BACKGROUNDS, ImageStack, Scene, Split, background_color
 
 __all__ = ["check_space", "read_scene", "read_views", "with_pseudo_views"]
@@ -110,6 +111,7 @@ def read_scene(
         license=stated.license,
         controls=stated.controls,
         points=None,
+        trajectory=trajectory(loaded["train"].camera),
     )
 
 

@@ -106,6 +106,7 @@ def read_capture(
         digest=_digest(root, ids),
         controls=("time",),
         points=points,
+        trajectory="between",
     )
 
 

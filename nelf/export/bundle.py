@@ -6,8 +6,9 @@
   ``sr_factor`` and ``stride`` (pixels along a side of a block, and from one ray to the next), ``background`` and
   ``background_color`` (3), ``axes``, ``pixel_center``, ``name``, ``license``, ``network``;
 - ``time`` {min, max, value} or null, ``controls`` a list of {name, min, max, value}: inputs beside the rays;
-- ``orbit``: ``target``, ``up`` and the limits and first values {min, max, value} of ``radius`` (scene unit),
-  ``elevation`` and ``azimuth`` (degrees), from the training cameras;
+- ``orbit``: ``target`` (3), ``up`` (3) and the limits and first values {min, max, value} of ``radius`` (scene unit),
+  ``elevation`` above the plane that ``up`` is perpendicular to and ``azimuth`` around ``up`` (degrees), from the
+  training cameras; azimuth 0 is +x, made perpendicular to ``up``, or +y where the x of ``up`` is beyond +-0.9;
 - ``artifacts``: of each ``name``, ``file``, ``bytes``, ``sha256``, ``precision``, ``input`` (``nelf.export.inputs``),
   ``output`` (``rgb``, or ``rgba``: rgb on black and opacity), ``size`` [width, height] or null for any, ``volume`` and
   ``window`` or null, and ``max_abs_error``, ``psnr`` (dB) and ``latency_ms`` or null.
@@ -38,13 +39,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 import nelf
 from nelf.errors import UserError, atomic_path, lies_in
 from nelf.export.files import check_entry, check_numbers
 from nelf.lightfields import LightField
+from nelf.paths.viewpoints import covered_arc
 from nelf.scene import Scene
 
 __all__ = ["VERSION", "artifact", "files_beside", "orbit_limits", "read_bundle", "write_bundle"]
@@ -208,25 +209,21 @@ def _check_artifacts(path: Path, entries: Any) -> None:
 
 
 def orbit_limits(scene: Scene) -> dict[str, Any]:
-    """Where the training cameras stand around the middle of the scene's box, with a little margin.
+    """Where the training cameras stand around what they look at, with a little margin.
 
     Args:
-        scene: any, z up.
+        scene: any.
 
     Returns:
-        ``target``, ``up``, and {min, max, value} of ``radius``, ``elevation`` and ``azimuth`` (degrees; 0 along x).
+        ``target``, ``up``, and {min, max, value} of ``radius``, ``elevation`` and ``azimuth`` (degrees).
     """
-    center = scene.aabb.view(2, 3).mean(0)
-    offset = (scene.train.camera.c2w[:, :, 3] - center).double()
-    radius = offset.norm(dim=-1)
-    elevation = torch.rad2deg(torch.asin((offset[:, 2] / radius).clamp(-1, 1)))
-    azimuth = torch.rad2deg(torch.atan2(offset[:, 1], offset[:, 0]))
+    stand = scene.viewpoints
     return {
-        "target": center.tolist(),
-        "up": [0.0, 0.0, 1.0],
-        "radius": _limits(radius, 0.05 * float(radius.mean())),
-        "elevation": _limits(elevation, 2.0, -89.0, 89.0),
-        "azimuth": _azimuth_limits(azimuth),
+        "target": stand.target.tolist(),
+        "up": stand.up.tolist(),
+        "radius": _limits(stand.radius, 0.05 * float(stand.radius.mean())),
+        "elevation": _limits(stand.elevation, 2.0, -89.0, 89.0),
+        "azimuth": _azimuth_limits(stand.azimuth),
     }
 
 
@@ -239,18 +236,14 @@ def _control(scene: Scene, index: int) -> dict[str, float]:
     return {"min": float(values.min()), "max": float(values.max()), "value": float(values[0])}
 
 
-def _limits(values: Tensor, margin: float, least: float = 1e-3, most: float = math.inf) -> dict[str, float]:
+def _limits(values: np.ndarray, margin: float, least: float = 1e-3, most: float = math.inf) -> dict[str, float]:
     low, high = float(values.min()) - margin, float(values.max()) + margin
-    return {"min": max(low, least), "max": min(high, most), "value": float(values.median())}
+    return {"min": max(low, least), "max": min(high, most), "value": float(np.median(values))}
 
 
-def _azimuth_limits(azimuth: Tensor) -> dict[str, float]:
+def _azimuth_limits(azimuth: np.ndarray) -> dict[str, float]:
     """All around, unless the cameras leave a wide gap: then from its end to its beginning."""
-    ordered = azimuth.sort().values
-    gaps = torch.cat([ordered[1:], ordered[:1] + 360.0]) - ordered
-    widest = int(gaps.argmax())
-    if float(gaps[widest]) < _GAP:
+    first, width = covered_arc(azimuth, _GAP)
+    if width == 360.0:
         return {"min": -180.0, "max": 180.0, "value": float(azimuth[0])}
-    first = float(ordered[(widest + 1) % len(ordered)])
-    last = float(ordered[widest]) + (0.0 if first <= float(ordered[widest]) else 360.0)
-    return {"min": first - 2.0, "max": last + 2.0, "value": (first + last) / 2}
+    return {"min": first - 2.0, "max": first + width + 2.0, "value": first + width / 2}

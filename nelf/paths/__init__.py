@@ -1,37 +1,53 @@
 """Camera poses: paths to fly along, and the random poses that light fields are distilled from.
 
-Poses are (N, 3, 4) float32 camera-to-world, OpenGL axes, +z up, without roll. Angles are in degrees: azimuth
-from +x toward +y, elevation above the horizontal plane, polar angle from +z. Every random set is a prefix
-of any longer one of the same seed, so a set can be extended, and shared out among processes, without
-changing what is there.
+Poses are (N, 3, 4) float32 camera-to-world, OpenGL axes, without roll. Up is +z, or what given cameras say. Angles are
+in degrees: azimuth from +x toward +y, elevation above the horizontal plane, polar angle from +z. Every random set is a
+prefix of any longer one of the same seed, so a set can be extended, and shared out among processes, without changing
+what is there.
 """
 
+from nelf.paths.films import around, winding
 from nelf.paths.flights import BLENDER_RADIUS, MOTIONS, Motion, dnerf, hemisphere, in_motion, look_at, orbit, spiral
+from nelf.paths.forward import average_pose, llff_spiral, random_forward, spherified_circle
 from nelf.paths.random_poses import (
+    FOLLOWING,
     POSES,
+    Poses,
     random_between,
     random_cameras,
     random_like,
     random_mobile_r2l,
     random_r2l,
-    rolled,
 )
+from nelf.paths.viewpoints import Trajectory, Viewpoints, rolled, trajectory, viewpoints
 
 __all__ = [
     "BLENDER_RADIUS",
+    "FOLLOWING",
     "MOTIONS",
     "POSES",
     "Motion",
+    "Poses",
+    "Trajectory",
+    "Viewpoints",
+    "around",
+    "average_pose",
     "dnerf",
     "hemisphere",
     "in_motion",
+    "llff_spiral",
     "look_at",
     "orbit",
     "random_between",
     "random_cameras",
+    "random_forward",
     "random_like",
     "random_mobile_r2l",
     "random_r2l",
     "rolled",
+    "spherified_circle",
     "spiral",
+    "trajectory",
+    "viewpoints",
+    "winding",
 ]

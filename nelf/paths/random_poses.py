@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nelf.cameras import Camera
-from nelf.paths.flights import BLENDER_RADIUS, DNERF_RADIUS, look_at, spherical
+from nelf.paths.flights import BLENDER_RADIUS, DNERF_RADIUS, spherical
+from nelf.paths.forward import random_forward
 from nelf.paths.rotations import great_arc, quaternions, rotations
+from nelf.paths.viewpoints import AROUND, Trajectory, covered_arc, viewpoints
 
-POSES = ("hemisphere", "interpolate", "mobile_r2l", "r2l", "dnerf")
+Poses = Literal["hemisphere", "interpolate", "forward", "mobile_r2l", "r2l", "dnerf"]
 """Where random cameras may stand, see ``random_cameras``."""
+
+POSES: tuple[Poses, ...] = get_args(Poses)
+
+FOLLOWING: dict[Trajectory, Poses] = {"orbit": "hemisphere", "forward": "forward", "between": "interpolate"}
+"""Those that stay where the given cameras of each trajectory stand."""
+
+_LIKE = np.cos(np.deg2rad(45.0) / 2)  # of orientations, see ``random_between``
+_EQUAL = 1e-12  # so that the nearest one is among those that are near enough
 
 
 def random_mobile_r2l(
@@ -72,10 +82,10 @@ def random_r2l(n: int, radius: float = 4.0, seed: int = 0) -> tuple[Tensor, Tens
 def random_like(camera: Camera, n: int, seed: int = 0) -> Camera:
     """Random cameras where the given ones stand: what a student should see of a scene.
 
-    They look at the point that the given cameras look at together, from the given ranges of distance,
-    elevation and azimuth, evenly by area (an additive recurrence with a random start, which leaves fewer
-    gaps than independent draws). Azimuths go all around unless the cameras leave out more than a third of
-    the circle. Intrinsics and size are those of the first camera; controls, where there are any, fill the range of
+    They look at the point that the given cameras look at together, upright as these (``up_axis``), from the given
+    ranges of distance, elevation and azimuth, evenly by area (an additive recurrence with a random start, which leaves
+    fewer gaps than independent draws). Azimuths go all around unless the cameras leave out more than a third of the
+    circle. Intrinsics and size are those of the first camera; controls, where there are any, fill the range of
     theirs.
 
     Args:
@@ -90,18 +100,15 @@ def random_like(camera: Camera, n: int, seed: int = 0) -> Camera:
         The recurrence is the R_d sequence of M. Roberts, "The unreasonable effectiveness of quasirandom
         sequences".
     """
-    c2w = camera.c2w.cpu().double().numpy()
-    center = _focus(c2w)
-    offset = c2w[:, :, 3] - center
-    distance = np.linalg.norm(offset, axis=1)
-    height = offset[:, 2] / distance
-    start, width = _covered_arc(np.rad2deg(np.arctan2(offset[:, 1], offset[:, 0])))
+    stand = viewpoints(camera)
+    start, width = covered_arc(stand.azimuth, AROUND)
+    low, high = np.sin(np.deg2rad([stand.elevation.min(), stand.elevation.max()]))
 
     controls = camera.controls
     unit = _recurrence(n, 4 if controls is None else 3 + controls.shape[-1], seed)
     azimuth = start + width * unit[:, 0]
-    elevation = np.rad2deg(np.arcsin(height.min() + np.ptp(height) * unit[:, 1]))
-    radius = distance.min() + np.ptp(distance) * unit[:, 2]
+    elevation = np.rad2deg(np.arcsin(low + (high - low) * unit[:, 1]))
+    radius = stand.radius.min() + np.ptp(stand.radius) * unit[:, 2]
     if controls is not None:
         first, last = controls.amin(0), controls.amax(0)
         controls = first + (last - first) * torch.from_numpy(unit[:, 3:]).to(first)
@@ -109,7 +116,7 @@ def random_like(camera: Camera, n: int, seed: int = 0) -> Camera:
     intrinsics = camera.intrinsics[:1].expand(n, 4)
     return replace(
         camera.pinhole(),
-        c2w=spherical(azimuth, elevation, radius, center).to(device),
+        c2w=stand.poses(azimuth, elevation, radius).to(device),
         intrinsics=intrinsics,
         controls=controls,
         view=None,
@@ -120,8 +127,10 @@ def random_between(camera: Camera, n: int, seed: int = 0) -> Camera:
     """Random cameras between the given ones: what a student should see of a scene that was filmed by hand.
 
     Of two different cameras, positions are interpolated linearly and orientations along the great arc, at the same
-    uniform share of the way; intrinsics are those of the first. Controls, where there are any, are uniform in the range
-    of the given ones, independent of the pose.
+    uniform share of the way; intrinsics are those of the first. The second is any whose orientation differs by less
+    than 45 degrees, or the nearest where there is none: the straight way between two cameras that look at something
+    from opposite sides leads through it. Controls, where there are any, are uniform in the range of the given ones,
+    independent of the pose.
 
     Args:
         camera: a batch of cameras, such as ``scene.train.camera``.
@@ -133,15 +142,14 @@ def random_between(camera: Camera, n: int, seed: int = 0) -> Camera:
 
     Source:
         DyLiN, ``gen_pseudo_data_hypernerf`` (Yu et al. 2023, arXiv 2303.14243), but for its times, which leave the
-        range of those that were filmed.
+        range of those that were filmed, and its pairs, which are any two.
     """
     count = len(camera)
     first = np.floor(_stream(seed, 0).random(n) * count).astype(int)
-    other = 1 + np.floor(_stream(seed, 1).random(n) * (count - 1)).astype(int)
-    second, share = (first + other) % count, _stream(seed, 2).random(n)[:, None]
-
+    share = _stream(seed, 2).random(n)[:, None]
     c2w = camera.c2w.cpu().double().numpy()
     turns = quaternions(c2w[:, :, :3])
+    second = _partners(turns, first, _stream(seed, 1).random(n))
     rotation = rotations(great_arc(turns[first], turns[second], share))
     position = (1 - share) * c2w[first, :, 3] + share * c2w[second, :, 3]
     return replace(
@@ -156,20 +164,21 @@ def random_between(camera: Camera, n: int, seed: int = 0) -> Camera:
 def random_cameras(
     camera: Camera,
     n: int,
-    poses: Literal["hemisphere", "interpolate", "mobile_r2l", "r2l", "dnerf"] = "hemisphere",
+    poses: Poses = "hemisphere",
     seed: int = 0,
 ) -> Camera:
     """Random cameras to distill from, of the size and the intrinsics of the given ones, without their lens.
 
-    Where the given cameras have controls, each new one gets its own: ``hemisphere``, ``mobile_r2l`` and ``r2l`` fill
-    the range of theirs, ``dnerf`` draws uniformly from [0, 1).
+    Where the given cameras have controls, each new one gets its own: ``dnerf`` draws uniformly from [0, 1), all
+    others fill the range of theirs.
 
     Args:
         camera: a batch of cameras that is followed, such as ``scene.train.camera``.
         n: how many.
         poses: ``hemisphere`` in the region of the given cameras, which stand around something; ``interpolate`` between
-            two of them; or the distribution of the original named: at the mean distance of the given cameras from the
-            origin, and ``r2l`` zooms by 1 to 2, too; ``dnerf`` is ``r2l`` at distance 4.
+            two of them; ``forward`` in the box of the given ones, which stand side by side; or the distribution of the
+            original named: at the mean distance of the given cameras from the origin, and ``r2l`` zooms by 1 to 2, too;
+            ``dnerf`` is ``r2l`` at distance 4.
         seed: which set; the first m of n cameras do not depend on n.
 
     Returns:
@@ -182,6 +191,9 @@ def random_cameras(
         return random_like(camera, n, seed)
     if poses == "interpolate":
         return random_between(camera, n, seed)
+    if poses == "forward":
+        controls = _random_controls(camera, n, seed, first=6)
+        return replace(random_forward(camera.at(), n, seed), controls=controls)
     radius = DNERF_RADIUS if poses == "dnerf" else float(camera.c2w[:, :, 3].norm(dim=-1).mean())
     intrinsics = camera.intrinsics[:1].repeat(n, 1)
     if poses == "mobile_r2l":
@@ -193,28 +205,32 @@ def random_cameras(
     return replace(camera.pinhole(), c2w=c2w, intrinsics=intrinsics, controls=controls, view=None)
 
 
-def rolled(camera: Camera) -> float:
-    """How far cameras are turned about their view axes, on average, from standing upright (+z), degrees.
-
-    ``random_like`` is for cameras that stand upright.
+def _partners(turns: np.ndarray, first: np.ndarray, draw: np.ndarray) -> np.ndarray:
+    """Another camera for each of some (n,), by draws (n,) in [0, 1), of those with much the same orientation.
 
     Args:
-        camera: a batch of cameras.
+        turns: (N, 4) unit quaternions of all.
+        first: (n,) indices of them.
+        draw: (n,) in [0, 1).
     """
-    position, back = camera.c2w[:, :, 3], camera.c2w[:, :, 2]
-    upright = look_at(position, position - back)
-    cosine = (upright[:, :, 0] * camera.c2w[:, :, 0]).sum(-1).clamp(-1.0, 1.0)
-    return float(torch.rad2deg(torch.acos(cosine)).mean())
+    second = first.copy()
+    for index in np.unique(first) if len(turns) > 1 else []:
+        likeness = np.abs(turns @ turns[index])  # the cosine of half the angle
+        likeness[index] = -1.0
+        near = np.flatnonzero(likeness > min(_LIKE, likeness.max() - _EQUAL))
+        here = first == index
+        second[here] = near[np.floor(draw[here] * len(near)).astype(int)]
+    return second
 
 
-def _random_controls(camera: Camera, n: int, seed: int, within: bool = True) -> Tensor | None:
-    """(n, K) uniform controls, ``within`` the range of the given cameras' or from [0, 1); None without any."""
+def _random_controls(camera: Camera, n: int, seed: int, within: bool = True, first: int = 3) -> Tensor | None:
+    """(n, K) uniform controls, ``within`` the range of the given cameras' or from [0, 1); ``first`` is their stream."""
     if camera.controls is None:
         return None
-    first, last = camera.controls.aminmax(dim=0)
-    unit = np.stack([_stream(seed, 3 + index).random(n) for index in range(len(first))], -1)
-    drawn = torch.from_numpy(unit).to(first)
-    return first + (last - first) * drawn if within else drawn
+    low, high = camera.controls.aminmax(dim=0)
+    unit = np.stack([_stream(seed, first + index).random(n) for index in range(len(low))], -1)
+    drawn = torch.from_numpy(unit).to(low)
+    return low + (high - low) * drawn if within else drawn
 
 
 def _stream(seed: int, quantity: int) -> np.random.Generator:
@@ -229,20 +245,3 @@ def _recurrence(n: int, dimensions: int, seed: int) -> np.ndarray:
         ratio = (1.0 + ratio) ** (1.0 / (dimensions + 1))
     steps = ratio ** -np.arange(1.0, dimensions + 1)
     return (_stream(seed, 0).random(dimensions) + np.arange(n)[:, None] * steps) % 1.0
-
-
-def _focus(c2w: np.ndarray) -> np.ndarray:
-    """(3,) point nearest to all view axes in the least-squares sense."""
-    axis = c2w[:, :, 2]
-    across = np.eye(3) - axis[:, :, None] * axis[:, None, :]
-    return np.linalg.lstsq(across.sum(0), (across @ c2w[:, :, 3:]).sum(0)[:, 0], rcond=1e-6)[0]
-
-
-def _covered_arc(azimuth: np.ndarray) -> tuple[float, float]:
-    """Start and width, degrees, of the arc that cameras stand on: all around unless a third is left out."""
-    ordered = np.sort(azimuth)
-    gaps = np.diff(np.append(ordered, ordered[0] + 360.0))
-    widest = int(gaps.argmax())
-    if gaps[widest] <= 120.0:
-        return 0.0, 360.0
-    return float(ordered[(widest + 1) % len(ordered)]), float(360.0 - gaps[widest])

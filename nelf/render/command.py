@@ -32,7 +32,6 @@ __all__ = ["main"]
 _STUDENTS = ("finetune", "student", "teacher", ".")  # whose model is taken of a run directory, the first that is there
 _PATHS = ("orbit", "spiral", "dnerf")
 _FRAMES = {"orbit": 120, "spiral": 120, "dnerf": 40}
-_ELEVATIONS = (10.0, 80.0)
 _SEEN = 0.5  # opacity from which a pixel has a depth
 
 
@@ -135,9 +134,9 @@ def _mesh(options: argparse.Namespace, model: Any, scene: Scene) -> None:
 
     if not hasattr(model, "sigma"):
         raise UserError(f"{options.model}: a {type(model).__name__} has no density; allowed for --mesh: a teacher.")
-    from nelf.pipeline.stages.report import orbit_cameras
+    from nelf.pipeline.stages.report import film_cameras
 
-    controls = _in_motion(options, orbit_cameras(scene, 1)).controls
+    controls = _in_motion(options, film_cameras(scene, 1)).controls
     controls = None if controls is None else controls[0, : model.controls]
     mesh = extract_mesh(model, scene.aabb, options.resolution, options.threshold, controls)
     path = write_ply(options.out / "mesh.ply", mesh)
@@ -175,15 +174,14 @@ def _path(options: argparse.Namespace, scene: Scene) -> Camera:
     from nelf import paths
     from nelf.data import capture
     from nelf.data.transforms import read_path
-    from nelf.pipeline.stages.report import along, orbit_cameras
+    from nelf.pipeline.stages.report import along, film_cameras
 
     frames = options.frames or _FRAMES.get(options.path, 0)
     if options.path == "orbit":
-        cameras = orbit_cameras(scene, frames)
+        cameras = along(scene, paths.around(scene.viewpoints, frames))
     elif options.path == "spiral":
-        center = scene.aabb.view(2, 3).mean(0)
-        radius = float((orbit_cameras(scene, 1).c2w[0, :, 3] - center).norm())
-        cameras = along(scene, paths.spiral(frames, radius, _ELEVATIONS, center=tuple(center.tolist())))
+        forward = scene.trajectory == "forward"
+        cameras = film_cameras(scene, frames) if forward else along(scene, paths.winding(scene.viewpoints, frames))
     elif options.path == "dnerf":
         cameras = along(scene, paths.dnerf(frames))
     elif Path(options.path).is_dir():

@@ -151,11 +151,25 @@ def test_random_cameras_are_pinholes_and_the_first_ones_of_more(poses):
     assert torch.equal(paths.random_cameras(camera, 5, poses, seed=7).c2w, drawn.c2w[:5])
 
 
-@pytest.mark.parametrize("degrees", [0.0, 35.0, -170.0])
+@pytest.mark.parametrize("degrees", [0.0, 15.0, 35.0])
 def test_a_roll_is_found(degrees):
-    c2w = paths.hemisphere(20, 4.0, (10, 60)).double()
-    c2w[:, :, :3] = c2w[:, :, :3] @ torch.from_numpy(turned((0, 0, 1), degrees))
-    assert paths.rolled(Camera.from_fov(c2w, 0.7, 8, 8)) == pytest.approx(abs(degrees), abs=0.02)
+    c2w = paths.hemisphere(400, 4.0, (10, 40)).double()
+    turns = [torch.from_numpy(turned((0, 0, 1), degrees * sign)) for sign in (1, -1)]
+    c2w[:, :, :3] = torch.stack([c2w[k, :, :3] @ turns[k % 2] for k in range(400)])
+    assert paths.rolled(Camera.from_fov(c2w, 0.7, 8, 8)) == pytest.approx(degrees, abs=0.3)
+
+
+def test_random_like_follows_a_world_that_is_turned():
+    turn, move = torch.from_numpy(turned((1, 2, 0.5), 100.0)), torch.tensor([[1.0], [2], [3]])
+    c2w = paths.hemisphere(60, 4.0, (10, 40)).double()
+    other = torch.cat([turn @ c2w[:, :, :3], turn @ c2w[:, :, 3:] + move], -1)
+    drawn = paths.random_like(Camera.from_fov(other.float(), 0.7, 8, 8), 200)
+    back = turn.T @ torch.cat([drawn.c2w[:, :, :3], drawn.c2w[:, :, 3:] - move], -1).double()
+    polar, _, radius = polar_and_azimuth(back)
+    np.testing.assert_allclose(radius, 4.0, atol=1e-3)
+    assert 50 - 1e-2 < polar.min() < polar.max() < 80 + 1e-2
+    assert back[:, 2, 0].abs().max() < 1e-4  # right axes are level in the world that was not turned
+    assert back[:, 2, 1].min() > 0
 
 
 def test_random_like_stays_where_the_cameras_stand():

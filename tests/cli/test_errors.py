@@ -57,7 +57,7 @@ TABLE = [
     (CHAIN + "stage.studnet.max_steps=1", "no key 'studnet' in stage"),
     (
         CHAIN + "stage.pseudo.poses=sphere",
-        "stage.pseudo.poses: is 'sphere'; allowed: hemisphere, interpolate, mobile_r2l",
+        "stage.pseudo.poses: is 'sphere'; allowed: hemisphere, interpolate, forward, mobile_r2l",
     ),
     (CHAIN + "stage.pseudo.views=0", "stage.pseudo.views: is 0; allowed: 1 or more"),
     (CHAIN + "stage.student.max_time=soon", "DD:HH:MM:SS"),

@@ -159,7 +159,7 @@ def test_cameras_that_are_held_on_their_side_are_not_put_upright(scene, tmp_path
     turned = replace(scene, train=replace(scene.train, camera=replace(camera, c2w=c2w)))
     run = SimpleNamespace(recipe=SimpleNamespace(scene=turned, seed=0))
     with pytest.raises(
-        UserError, match=r"stage\.pseudo\.poses: is hemisphere, .* by 90 degrees .*allowed: interpolate"
+        UserError, match=r"stage\.pseudo\.poses: is hemisphere, .* roll by 102 degrees .*allowed: interpolate"
     ):
         pseudo.pseudo(run, views=2)  # type: ignore[arg-type]
 

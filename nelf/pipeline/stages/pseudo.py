@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from nelf.data import Scene, SceneWriter, with_pseudo_views
 from nelf.data.images import progress_bar
 from nelf.data.writer import stated
 from nelf.errors import UserError
-from nelf.paths import random_cameras, rolled
+from nelf.paths import FOLLOWING, Poses, random_cameras, rolled
 from nelf.pipeline.processes import agree, rank, wait_for_all, world
 from nelf.pipeline.recipe import Recipe
 from nelf.pipeline.run import Run
@@ -26,7 +26,7 @@ from nelf.storage import described
 __all__ = ["check", "pseudo", "write_views"]
 
 
-_NEAR = 30.0  # degrees, seen from the scene's center: so far a view tells what a student has to draw
+_NEAR = 30.0  # degrees, seen from what the cameras look at: so far a view tells what a student has to draw
 _ROLL = 30.0  # degrees: less is a hand that is not steady
 
 
@@ -51,7 +51,7 @@ def pseudo(
     run: Run,
     *,
     views: int = 10_000,
-    poses: Literal["hemisphere", "interpolate", "mobile_r2l", "r2l", "dnerf"] = "hemisphere",
+    poses: Poses | None = None,
     root: str | None = None,
 ) -> dict[str, Any]:
     """Render random views with the teacher into the stage's folder, or take those that another program has rendered.
@@ -62,7 +62,8 @@ def pseudo(
     Args:
         run: the run to write into.
         views: how many.
-        poses: where from, see ``nelf.paths.random_cameras``.
+        poses: where from, see ``nelf.paths.random_cameras``; None for what the scene's trajectory says: ``hemisphere``
+            for ``orbit``, ``forward``, or ``interpolate`` for ``between``.
         root: a folder in the Blender format, of the scene and in its coordinates, whose training views take the place
             of the teacher's; there need not be a teacher then. It stays where it is.
 
@@ -78,10 +79,11 @@ def pseudo(
     if root is not None:
         return agree(lambda: _take(Path(root), scene))
     roll = rolled(scene.train.camera)
+    poses = FOLLOWING[scene.trajectory] if poses is None else poses
     if poses == "hemisphere" and roll > _ROLL:
         raise UserError(
-            f"stage.pseudo.poses: is hemisphere, but the cameras of {scene.name} are turned by {roll:.0f} degrees from "
-            "standing upright (+z); allowed: interpolate."
+            f"stage.pseudo.poses: is hemisphere, but the cameras of {scene.name} roll by {roll:.0f} degrees "
+            "from upright; allowed: interpolate."
         )
     cameras = random_cameras(scene.train.camera, views, poses, recipe.seed)
     network = recipe.load(run.input("teacher"), "teacher", recipe.device)
@@ -94,7 +96,8 @@ def pseudo(
 def _take(root: Path, scene: Scene) -> dict[str, Any]:
     """Check somebody's views, and say what they are."""
     split = with_pseudo_views(scene, root, real_views=False).train
-    angles = _nearest(scene.train.camera, split.camera, scene.aabb.view(2, 3).mean(0))
+    center = torch.from_numpy(scene.viewpoints.target).float()
+    angles = _nearest(scene.train.camera, split.camera, center)
     coverage = float((angles <= _NEAR).float().mean())
     print(f"pseudo: {len(split)} views of {root} take the place of the teacher's", flush=True)
     if coverage < 1.0:

@@ -25,7 +25,7 @@ from nelf.data import Scene
 from nelf.export import ExportedLightField
 from nelf.kernels import multiplies_bfloat16
 from nelf.lightfields import LightField
-from nelf.paths import MOTIONS, in_motion, orbit
+from nelf.paths import MOTIONS, around, in_motion, llff_spiral
 from nelf.pipeline.documents import read_artifacts, read_json
 from nelf.pipeline.memory import peak_memory, reset_peak_memory
 from nelf.pipeline.run import Run
@@ -35,14 +35,14 @@ from nelf.report.evaluation import MOVING_FIGURES, evaluate, latencies, orbit_vi
 from nelf.report.page import write_report
 from nelf.report.views import comparisons
 
-__all__ = ["Artifact", "along", "artifacts", "orbit_cameras", "report", "row"]
+__all__ = ["Artifact", "along", "artifacts", "film_cameras", "report", "row"]
 
 _VIEWS, _MOMENTS = 4, 5  # whose pictures are shown, of static scenes and of those with a time
 _FILMS = {
-    "orbit": "The camera goes around",
+    "orbit": "The camera moves",
     "time": "Time goes by, the camera stands still",
-    "camera": "The camera goes around, time stands still",
-    "both": "The camera goes around while time goes by",
+    "camera": "The camera moves, time stands still",
+    "both": "The camera moves while time goes by",
 }
 
 
@@ -63,8 +63,9 @@ def report(run: Run, *, frames: int = 60) -> dict[str, Any]:
 
     Args:
         run: the run to write into: sample pictures and videos into ``report/``, the report into its root.
-        frames: of the orbit video of the student, or of the teacher where there is no student; 0 for none. Of a scene
-            with a time there are three: time goes by, the camera goes around, both.
+        frames: of the video of the student, or of the teacher where there is no student; 0 for none. Its camera goes
+            where the training cameras stand, see ``film_cameras``. Of a scene with a time there are three: time goes
+            by, the camera goes around, both.
 
     Returns:
         The row of the student, or of the last model if there is none.
@@ -222,8 +223,8 @@ def _slug(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name).strip("_")
 
 
-def orbit_cameras(scene: Scene, frames: int) -> Camera:
-    """A circle around the scene at the mean distance and height of its training cameras.
+def film_cameras(scene: Scene, frames: int) -> Camera:
+    """The cameras of a scene's film: LLFF's spiral in front of a ``forward`` one, else ``nelf.paths.around``.
 
     Args:
         scene: whose first training camera gives size and intrinsics.
@@ -232,14 +233,9 @@ def orbit_cameras(scene: Scene, frames: int) -> Camera:
     Returns:
         A batch of cameras. Where the scene has a time, it goes by; its other controls stand in the middle.
     """
-    camera = scene.train.camera
-    origins = camera.c2w[:, :, 3]
-    center = scene.aabb.view(2, 3).mean(0)
-    offset = origins - center
-    radius = offset.norm(dim=-1)
-    elevation = float(torch.rad2deg(torch.asin(offset[:, 2] / radius)).mean())
-    c2w = orbit(frames, float(radius.mean()), elevation, center.tolist())
-    return along(scene, c2w)
+    if scene.trajectory == "forward":
+        return along(scene, llff_spiral(scene.train.camera.at(), scene.near, scene.far, frames).c2w)
+    return along(scene, around(scene.viewpoints, frames))
 
 
 def along(scene: Scene, c2w: Tensor, intrinsics: Tensor | None = None) -> Camera:
@@ -265,7 +261,7 @@ def along(scene: Scene, c2w: Tensor, intrinsics: Tensor | None = None) -> Camera
 
 def _films(scene: Scene, frames: int) -> dict[str, Camera]:
     """The cameras of the report's videos, by words of ``_FILMS``."""
-    cameras = orbit_cameras(scene, frames)
+    cameras = film_cameras(scene, frames)
     if cameras.time is None:
         return {"orbit": cameras}
     span = float(cameras.time[0]), float(cameras.time[-1])

@@ -41,7 +41,9 @@ export class Orbit {
   pose() {
     const { target, up } = this.limits;
     const [a, e] = [this.azimuth * RADIANS, this.elevation * RADIANS];
-    const back = [Math.cos(e) * Math.cos(a), Math.cos(e) * Math.sin(a), Math.sin(e)];
+    const [first, second] = level(up);
+    const parts = [Math.cos(e) * Math.cos(a), Math.cos(e) * Math.sin(a), Math.sin(e)];
+    const back = [0, 1, 2].map((k) => parts[0] * first[k] + parts[1] * second[k] + parts[2] * up[k]);
     const right = normalized(cross(up, back));
     const above = cross(back, right);
     const c2w = new Float32Array(12);
@@ -50,6 +52,13 @@ export class Orbit {
     }
     return c2w;
   }
+}
+
+/** The directions of azimuth 0 and 90 degrees, perpendicular to up: see orbit in nelf.export.bundle. */
+function level(up) {
+  const along = Math.abs(up[0]) > 0.9 ? 1 : 0;
+  const first = normalized([0, 1, 2].map((k) => (k === along ? 1 : 0) - up[along] * up[k]));
+  return [first, cross(up, first)];
 }
 
 const cross = (a, b) => [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]];

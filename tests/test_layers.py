@@ -21,7 +21,7 @@ LAYERS = [
     {"kernels", "rendering", "paths", "scene"},
     {"encodings"},
     {"fields", "lightfields", "data"},
-    {"systems", "data.datamodules"},
+    {"systems", "data.datamodules", "data.colmap_datamodules"},
     {"compression"},
     {"callbacks", "report", "storage"},
     {"export"},

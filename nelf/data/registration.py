@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any, TypeVar
@@ -109,6 +110,7 @@ def _extract(pycolmap: Any, work: Path, names: list[str]) -> None:
     """Find features, of a few pictures at a time; those that have some are skipped."""
     database = work / "database.db"
     pycolmap.Database.open(database).close()
+    _forget_halves(database)
     reading = pycolmap.ImageReaderOptions(camera_model=CAMERA_MODEL)
     options = pycolmap.FeatureExtractionOptions(use_gpu=False)
     options.sift.max_num_features = _FEATURES
@@ -117,6 +119,15 @@ def _extract(pycolmap: Any, work: Path, names: list[str]) -> None:
         for some in _parts(names, _PICTURES_AT_A_TIME):
             _run(pycolmap.extract_features, database, work / "images", some, extraction_options=options, **single)
             progress.advance(progress.task_ids[0], len(some))
+
+
+def _forget_halves(database: Path) -> None:
+    """Delete what an interrupted step has written half: COLMAP would write it again, and fail."""
+    halves = [("keypoints", "descriptors", "image_id"), ("matches", "two_view_geometries", "pair_id")]
+    with closing(sqlite3.connect(database)) as connection, connection:
+        for one, other, key in halves:
+            for first, second in ((one, other), (other, one)):
+                connection.execute(f"DELETE FROM {first} WHERE {key} NOT IN (SELECT {key} FROM {second})")
 
 
 def _match(pycolmap: Any, work: Path, pairs: list[tuple[str, str]], seed: int) -> None:
@@ -178,13 +189,14 @@ def _run(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
             result["error"] = error
 
     thread = threading.Thread(target=work)
-    thread.start()
     try:
+        thread.start()
         while thread.is_alive():
             thread.join(0.2)  # a signal is heard between two waits
     except KeyboardInterrupt:
         token.cancel()
-        thread.join()
+        if thread.ident is not None:
+            thread.join()
         raise
     if "error" in result:
         reason = str(result["error"]).splitlines()[0]

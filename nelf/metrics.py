@@ -24,12 +24,13 @@ MS_SSIM_SIDE = 161
 """The shortest side, pixels, whose fifth scale, a sixteenth of it, still holds a window of SSIM."""
 
 
-def psnr(rgb: Tensor, target: Tensor) -> Tensor:
+def psnr(rgb: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """Compute the peak signal-to-noise ratio of each image, ``-10 log10(mean squared error)``.
 
     Args:
         rgb: (B, 3, H, W) in [0, 1].
         target: (B, 3, H, W) in [0, 1].
+        mask: (B, H, W) bool, True at the pixels that the mean is taken of; None for all.
 
     Returns:
         (B,) float64, dB; infinite where the two images are equal. Differentiable.
@@ -42,7 +43,10 @@ def psnr(rgb: Tensor, target: Tensor) -> Tensor:
         tensor([20.0000], dtype=torch.float64)
     """
     _check(rgb, target)
-    return -10 * (rgb.double() - target.double()).square().mean(dim=(1, 2, 3)).log10()
+    errors = (rgb.double() - target.double()).square()
+    if mask is None:
+        return -10 * errors.mean(dim=(1, 2, 3)).log10()
+    return -10 * ((errors.mean(dim=1) * mask).sum(dim=(1, 2)) / mask.sum(dim=(1, 2))).log10()
 
 
 def ssim(rgb: Tensor, target: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ is turned into floats in [0, 1] one view at a time, so a scene in memory costs i
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -29,6 +29,7 @@ __all__ = [
     "Split",
     "View",
     "background_color",
+    "compared",
     "composite_background",
 ]
 
@@ -77,16 +78,37 @@ class View(NamedTuple):
         camera: a single camera.
         image: (H, W, 3|4) uint8, alpha not premultiplied.
         name: the file's path inside the scene, without extension.
+        mask: (H, W) bool, False where the image does not count; None where all of it does.
     """
 
     camera: Camera
     image: np.ndarray
     name: str
+    mask: np.ndarray | None = None
 
     def rgb(self, background: str = "white") -> Tensor:
         """(H, W, 3) in [0, 1] on a named background, on the camera's device."""
         image = torch.from_numpy(np.array(self.image)).to(self.camera.c2w.device).float() / 255
         return composite_background(image, background) if image.shape[-1] == 4 else image
+
+
+def compared(rgb: Tensor, view: View, background: str = "white") -> tuple[Tensor, Tensor, Tensor | None]:
+    """Put a picture and the truth into the form that ``nelf.metrics`` compares.
+
+    Args:
+        rgb: (H, W, 3), the picture.
+        view: the truth; where it does not count, the picture is given the truth's color.
+        background: named background of the truth.
+
+    Returns:
+        Picture and truth (1, 3, H, W) on the picture's device, and the mask (1, H, W) of the pixels that count, or
+        None. PSNR is taken of these pixels; measures of windows, such as SSIM, of the whole pictures.
+    """
+    target, mask = view.rgb(background).to(rgb), None
+    if view.mask is not None:
+        mask = torch.from_numpy(view.mask).to(rgb.device)
+        rgb, mask = torch.where(mask[..., None], rgb, target), mask[None]
+    return rgb.permute(2, 0, 1)[None], target.permute(2, 0, 1)[None], mask
 
 
 class Silhouettes(NamedTuple):
@@ -193,11 +215,14 @@ class Split:
         camera: a batch of N cameras.
         images: (N, H, W, 3|4) uint8; an array, a read-only memory map where the split is large, or a stack of such.
         names: N paths inside the scene, without extension.
+        masks: of each of the N views (H, W) bool, False where its image does not count, or None where all of it does;
+            None where no view has a mask.
     """
 
     camera: Camera
     images: np.ndarray | ImageStack
     names: list[str]
+    masks: list[np.ndarray | None] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         """Check that cameras, images and names belong together."""
@@ -207,6 +232,14 @@ class Split:
                 f"Expected `images` of shape {(*expected, 3)} or {(*expected, 4)} for {len(self.camera)} "
                 f"cameras, but got {self.images.shape}."
             )
+        if self.masks is not None:
+            shapes = [expected[1:] if mask is None else mask.shape for mask in self.masks]
+            if shapes != [expected[1:]] * len(self.names):
+                raise ValueError(
+                    f"Expected `masks` of shape {expected}, but got {len(shapes)} of {sorted(set(shapes))}."
+                )
+            if not all(mask is None or mask.any() for mask in self.masks):
+                raise ValueError("Expected `masks` that each leave a pixel, but got one that leaves none.")
 
     def __len__(self) -> int:
         """Number of views."""
@@ -214,7 +247,8 @@ class Split:
 
     def __getitem__(self, index: int) -> View:
         """View ``index``; negative ones count from the end."""
-        return View(self.camera[index], self.images[index], self.names[index])
+        mask = None if self.masks is None else self.masks[index]
+        return View(self.camera[index], self.images[index], self.names[index], mask)
 
     def view(self, index: int) -> View:
         """View ``index``; the same as ``split[index]``."""
@@ -233,7 +267,10 @@ class Split:
         if any(camera.view is None for camera in cameras):  # nor are they images that somebody took
             cameras = [replace(camera, view=None) for camera in cameras]
         names = [name for split in splits for name in split.names]
-        return Split(Camera.cat(cameras), ImageStack([split.images for split in splits]), names)
+        masks = None
+        if any(split.masks is not None for split in splits):
+            masks = [mask for split in splits for mask in split.masks or [None] * len(split)]
+        return Split(Camera.cat(cameras), ImageStack([split.images for split in splits]), names, masks=masks)
 
     def rgb(self, index: int, background: str = "white") -> Tensor:
         """(H, W, 3) in [0, 1] of view ``index`` on a named background."""
@@ -245,8 +282,22 @@ class Split:
             return self.images.pixels(views, rows, columns)
         return self.images[views, rows, columns]
 
+    def seen(self, views: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Whether the pixels at so many places (P,) of views count: (P,) bool."""
+        count = np.ones(len(views), bool)
+        if self.masks is not None:
+            for view in np.unique(views):
+                mask = self.masks[view]
+                if mask is not None:
+                    here = views == view
+                    count[here] = mask[rows[here], columns[here]]
+        return count
+
     def silhouettes(self) -> Silhouettes | None:
-        """The silhouettes of at most a hundred views, evenly chosen; None where all of them are opaque."""
+        """The silhouettes of at most a hundred views, evenly chosen; None where all of them are opaque.
+
+        Where an image does not count, there may be matter.
+        """
         if self.images.shape[-1] < 4:
             return None
         chosen = torch.linspace(0, len(self) - 1, min(_MASKS, len(self))).round().long().tolist()
@@ -254,9 +305,15 @@ class Split:
         if not chosen:
             return None
         shrink = max(1, self.camera.width // _MASK_WIDTH)
-        alpha = torch.stack([torch.from_numpy(self.images[index][..., 3] > _MATTER) for index in chosen])
+        alpha = torch.stack([torch.from_numpy(self._matter(index)) for index in chosen])
         masks = torch.nn.functional.max_pool2d(alpha.float(), shrink, ceil_mode=True) > 0
         return Silhouettes(self.camera[torch.tensor(chosen)], masks)
+
+    def _matter(self, index: int) -> np.ndarray:
+        """Where a view may see matter, (H, W) bool."""
+        matter: np.ndarray = self.images[index][..., 3] > _MATTER
+        mask = None if self.masks is None else self.masks[index]
+        return matter if mask is None else matter | ~mask
 
 
 @dataclass(eq=False)

@@ -45,10 +45,12 @@ class ImageBatch(NamedTuple):
     Attributes:
         camera: a batch of B cameras.
         rgba: (B, H, W, 4) uint8, not premultiplied; alpha 255 where the files have none.
+        mask: (B, H, W) bool, False where a view does not count; None where no view of the split has a mask.
     """
 
     camera: Camera
     rgba: Tensor
+    mask: Tensor | None = None
 
 
 def sample_rays(
@@ -58,7 +60,7 @@ def sample_rays(
     sampling: Literal["all_images", "same_image"] = "all_images",
     among: np.ndarray | None = None,
 ) -> RayBatch:
-    """Draw random pixels, with replacement.
+    """Draw random pixels, with replacement, of those that count.
 
     Args:
         split: the views.
@@ -71,17 +73,19 @@ def sample_rays(
         The rays through the centers of those pixels.
     """
     height, width = split.images.shape[1:3]
-    pixels = rng.integers(height * width, size=n_rays)
-    rows, columns = pixels // width, pixels % width
     count = len(split) if among is None else len(among)
     if sampling == "all_images":
-        views = rng.integers(count, size=n_rays)
-        views = views if among is None else among[views]
+        views, rows, columns = _places(split, n_rays, rng, among)
         camera = split.camera[torch.from_numpy(views)]
         colors = split.pixels(views, rows, columns)
     else:
+        pixels = rng.integers(height * width, size=n_rays)
         view = int(rng.integers(count))
         view = view if among is None else int(among[view])
+        mask = None if split.masks is None else split.masks[view]
+        if mask is not None:
+            pixels = rng.choice(np.flatnonzero(mask), n_rays)
+        rows, columns = pixels // width, pixels % width
         camera = split.camera[view]
         colors = split.images[view][rows, columns]
     rays = camera.pixel_rays(torch.from_numpy(columns), torch.from_numpy(rows))
@@ -89,6 +93,22 @@ def sample_rays(
     rgba[:, : colors.shape[1]] = torch.from_numpy(colors)
     rgba[:, : colors.shape[1]] /= 255
     return RayBatch(rays, rgba)
+
+
+def _places(
+    split: Split, count: int, rng: np.random.Generator, among: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Views, rows and columns (count,) of random pixels; those that do not count are drawn again."""
+    height, width = split.images.shape[1:3]
+    found = np.empty((3, count), np.int64)
+    missing = np.arange(count)
+    while len(missing):
+        pixels = rng.integers(height * width, size=len(missing))
+        views = rng.integers(len(split) if among is None else len(among), size=len(missing))
+        views = views if among is None else among[views]
+        found[:, missing] = views, pixels // width, pixels % width
+        missing = missing[~split.seen(*found[:, missing])]
+    return found[0], found[1], found[2]
 
 
 def sample_views(split: Split, n_views: int, seed: int, first: int) -> ImageBatch:
@@ -136,7 +156,13 @@ def _views(split: Split, views: np.ndarray) -> ImageBatch:
     """The batch of some views."""
     images = np.full((len(views), *split.images.shape[1:3], 4), 255, dtype=np.uint8)
     images[..., : split.images.shape[-1]] = split.images[views]
-    return ImageBatch(split.camera[torch.from_numpy(views)], torch.from_numpy(images))
+    mask = None
+    if split.masks is not None:
+        mask = torch.ones(images.shape[:3], dtype=torch.bool)
+        for place, own in enumerate(split.masks[view] for view in views):
+            if own is not None:
+                mask[place] = torch.from_numpy(own)
+    return ImageBatch(split.camera[torch.from_numpy(views)], torch.from_numpy(images), mask)
 
 
 class Batches(IterableDataset[RayBatch | ImageBatch]):

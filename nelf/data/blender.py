@@ -1,16 +1,19 @@
 """Blender scenes (NeRF synthetic, D-NeRF, instant-ngp's ``transforms.json``): read and write.
 
 Conventions of the files: poses are 4x4 (or 3x4) OpenGL camera-to-world matrices, +z up; pixel centers at
-+0.5; intrinsics are ``fl_x, fl_y, cx, cy, w, h`` per frame or at the top, or ``camera_angle_x`` (radians);
-``time`` per frame in [0, 1]; PNG or JPEG, alpha not premultiplied. ``near`` and ``far`` are z-depths along
-unnormalized rays: 2 and 6 unless the file says otherwise, which fits cameras about 4 units from the origin.
-The box ``aabb`` is the cube +-1.5 unless the file says otherwise. nelf's writer states all three, with
-``background`` (white unless the file says otherwise) and ``license``.
++0.5; intrinsics are ``fl_x, fl_y, cx, cy, w, h`` per frame or at the top, or ``camera_angle_x`` (radians), and the
+lens is ``camera_model`` of ``nelf.data.lenses`` with ``k1, k2, p1, p2`` and so on; ``time`` per frame in [0, 1]; PNG or
+JPEG, alpha not premultiplied, pixels as they are stored: rotation in EXIF is not applied, as in COLMAP. ``near`` and
+``far`` are z-depths along unnormalized rays, ``aabb`` is the scene's box. Where a file does not state them, they
+follow from its points or its ``aabb_scale``; else they are 2, 6 and the cube +-1.5, which fits NeRF's scenes, whose
+cameras are about 4 units from the origin. nelf's writer states all three, with ``background`` (white unless the file
+says otherwise) and ``license``. ``mask_path`` of a frame says what of its image counts, see ``nelf.data.masks``.
+More: see ``nelf.data.transforms``.
 
-Splits: ``transforms_{train,val,test}.json`` are taken as they are. Where a split has no file (or all views
-are in one ``transforms.json``), views are held out: of every ``holdout`` views in file order, the first is
-for test and the second for val, each only if that split has no file of its own; what is held out is not
-trained on.
+Splits: ``transforms_{train,val,test}.json`` are taken as they are, and so are the lists ``train_filenames``,
+``val_filenames`` and ``test_filenames`` of one ``transforms.json``. Where a split has no file and no list, views are
+held out: of every ``holdout`` views in file order, the first is for test and the second for val, each only if that
+split has no file of its own; what is held out is not trained on.
 """
 
 from __future__ import annotations
@@ -18,12 +21,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from nelf.cameras import Camera
+from nelf.data.bounds import check_space, find_bounds
 from nelf.data.images import MEMORY_LIMIT, ImageFiles, check_width, fingerprint, image_headers, load_images
+from nelf.data.lenses import stack
+from nelf.data.masks import MaskFile, load_masks
 from nelf.data.ray_cache import shuffled
 from nelf.data.transforms import SPLITS, Transforms, read_transforms
 from nelf.errors import UserError
@@ -32,9 +37,6 @@ from nelf.scene import BACKGROUNDS, ImageStack, Scene, Split, background_color
 
 __all__ = ["check_space", "read_scene", "read_views", "with_pseudo_views"]
 
-_NEAR, _FAR = 2.0, 6.0
-_AABB = (-1.5, -1.5, -1.5, 1.5, 1.5, 1.5)
-
 
 @dataclass
 class _Views:
@@ -42,6 +44,7 @@ class _Views:
 
     names: list[str]
     paths: list[Path]
+    masks: list[MaskFile | None]
     camera: Camera
     alpha: bool
 
@@ -51,7 +54,8 @@ class _Views:
     def pick(self, indices: list[int]) -> _Views:
         """Some of the views."""
         names, paths = [self.names[i] for i in indices], [self.paths[i] for i in indices]
-        return _Views(names, paths, self.camera[torch.tensor(indices, dtype=torch.long)], self.alpha)
+        masks, camera = [self.masks[i] for i in indices], self.camera[torch.tensor(indices, dtype=torch.long)]
+        return _Views(names, paths, masks, camera, self.alpha)
 
 
 def read_scene(
@@ -64,6 +68,7 @@ def read_scene(
     far: float | None = None,
     aabb: list[float] | None = None,
     moving: bool = False,
+    skip_missing: bool = False,
     memory_limit: int = MEMORY_LIMIT,
 ) -> Scene:
     """Read a scene in the Blender format.
@@ -77,6 +82,7 @@ def read_scene(
         far: instead of the file's largest z-depth.
         aabb: instead of the file's box: six numbers, smallest xyz then largest xyz.
         moving: where no frame of a file states a time, frame i of n is at i / (n - 1), as D-NeRF has it.
+        skip_missing: leave out frames whose image is not there, and say how many, in place of an error.
         memory_limit: bytes of images that one split may take in RAM before it is memory-mapped.
 
     Returns:
@@ -89,14 +95,13 @@ def read_scene(
         background_color(background)
     if holdout < 3:
         raise UserError(f"data.holdout: is {holdout}; allowed: 3 or more (one test, one val, the rest train).")
-    files = read_transforms(Path(root), moving)
+    files = read_transforms(Path(root), moving, skip_missing)
     _check_controls(files)
     stated = files["train"]
-    depth = (_first(near, stated.near, _NEAR), _first(far, stated.far, _FAR))
-    box = _first(aabb, stated.aabb, list(_AABB))
-    check_space(stated.path, depth, box)
+    views = {name: _views(file) for name, file in files.items()}
+    near, far, box = find_bounds(stated, views["train"].camera, near, far, aabb)
     background = _background(stated) if background is None else background
-    splits = _split(files, holdout)
+    splits = _split(stated.path, views, holdout)
     width = splits["train"].camera.width if width is None else width
     loaded = {name: _load(views, name, width, Path(root), memory_limit) for name, views in splits.items()}
     return Scene(
@@ -104,8 +109,8 @@ def read_scene(
         root=Path(root),
         **loaded,
         aabb=torch.tensor(box, dtype=torch.float32),
-        near=depth[0],
-        far=depth[1],
+        near=near,
+        far=far,
         background=background,
         digest=_digest(files),
         license=stated.license,
@@ -168,11 +173,6 @@ def with_pseudo_views(
     return replace(scene, train=train)
 
 
-def _first(*values: Any) -> Any:
-    """The first value that is not None."""
-    return next(value for value in values if value is not None)
-
-
 def _background(stated: Transforms) -> str:
     """The background that a file states, white if it states none."""
     name: object = "white" if stated.background is None else stated.background
@@ -182,23 +182,6 @@ def _background(stated: Transforms) -> str:
     raise UserError(
         f"{stated.path}: background is {name!r}; allowed: {', '.join(BACKGROUNDS)}. Or pass data.background=."
     )
-
-
-def check_space(path: Path, depth: tuple[float, float], box: list[float]) -> None:
-    """Refuse a depth range or a box that is empty.
-
-    Args:
-        path: the file to name.
-        depth: near and far.
-        box: smallest xyz, largest xyz.
-
-    Raises:
-        UserError: either is.
-    """
-    if not 0 < depth[0] < depth[1] < float("inf"):
-        raise UserError(f"{path}: near {depth[0]} and far {depth[1]}; allowed: 0 < near < far.")
-    if len(box) != 6 or not all(low < high for low, high in zip(box[:3], box[3:], strict=True)):
-        raise UserError(f"{path}: aabb {box}; allowed: six numbers, smallest x y z, then largest x y z.")
 
 
 def _check_controls(files: dict[str, Transforms]) -> None:
@@ -213,9 +196,8 @@ def _check_controls(files: dict[str, Transforms]) -> None:
             )
 
 
-def _split(files: dict[str, Transforms], holdout: int) -> dict[str, _Views]:
-    """Views of all three splits; those without a file are held out from the training file."""
-    views = {name: _views(transforms) for name, transforms in files.items()}
+def _split(path: Path, views: dict[str, _Views], holdout: int) -> dict[str, _Views]:
+    """Views of all three splits; those without a file are held out from the training file, ``path``."""
     absent = [name for name in ("test", "val") if name not in views]
     if not absent:
         return views
@@ -224,7 +206,6 @@ def _split(files: dict[str, Transforms], holdout: int) -> dict[str, _Views]:
     taken = {places[name] for name in absent}
     rest = [i for i in range(len(train)) if i % holdout not in taken]
     if not rest or not all(held.values()):
-        path = files["train"].path
         raise UserError(
             f"{path}: {len(train)} views are too few to hold out {' and '.join(absent)} views; "
             f"allowed: {len(absent) + 1} or more, or a transforms file for each of {', '.join(SPLITS)}."
@@ -245,8 +226,10 @@ def _views(transforms: Transforms) -> _Views:
         width,
         height,
         None if transforms.values is None else torch.from_numpy(transforms.values),
+        lens=stack(transforms.distortion()),
     )
-    return _Views(transforms.names, transforms.images, camera, any(alpha for _, alpha in headers))
+    alpha = any(alpha for _, alpha in headers)
+    return _Views(transforms.names, transforms.images, transforms.masks, camera, alpha)
 
 
 def _load(views: _Views, split: str, width: int, root: Path, memory_limit: int | None) -> Split:
@@ -255,19 +238,23 @@ def _load(views: _Views, split: str, width: int, root: Path, memory_limit: int |
     camera = views.camera.resized(width)
     channels = 4 if views.alpha else 3
     text = f"reading {split} views of {root.resolve().name}"
+    own = views.camera.width, views.camera.height
+    masks = load_masks(views.masks, own, (width, camera.height))
     if memory_limit is None:
         files = ImageFiles(views.paths, width, camera.height, channels)
-        return Split(camera, ImageStack([files]), views.names)
+        return Split(camera, ImageStack([files]), views.names, masks=masks)
     images = load_images(views.paths, width, camera.height, channels, root, text, memory_limit)
-    return Split(camera, images, views.names)
+    return Split(camera, images, views.names, masks=masks)
 
 
 def _digest(files: dict[str, Transforms]) -> str:
-    """Hash of the transforms files and of each image's name and size, independent of where the scene lies."""
+    """Hash of the transforms files and of each image's and mask's name and size, wherever the scene lies."""
     state = hashlib.sha256()
     for name, transforms in sorted(files.items()):
         state.update(f"{name} {transforms.path.name}\n".encode())
         state.update(transforms.path.read_bytes())
         for image, path in zip(transforms.names, transforms.images, strict=True):
             state.update(f"{image} {path.stat().st_size}\n".encode())
+        for mask in {mask for mask in transforms.masks if mask is not None}:
+            state.update(f"{mask.path.name} {mask.path.stat().st_size}\n".encode())
     return state.hexdigest()[:16]

@@ -145,9 +145,10 @@ class BlenderDataModule(SceneDataModule):
         width: images are reduced to this width; None keeps theirs.
         background: named background of validation and test; None for the one that the scene's files state, or white.
         holdout: of every so many views one is held out for each of val and test, where they have no file.
-        near: instead of the file's smallest z-depth (2 where it states none).
-        far: instead of the file's largest z-depth (6 where it states none).
-        aabb: instead of the file's box (+-1.5 where it states none): smallest x y z, largest x y z.
+        near: instead of the file's smallest z-depth (2 where it tells none).
+        far: instead of the file's largest z-depth (6 where it tells none).
+        aabb: instead of the file's box (+-1.5 where it tells none): smallest x y z, largest x y z.
+        skip_missing: leave out frames whose image is not there, and say how many, in place of an error.
         **options: as of ``SceneDataModule``.
 
     Raises:
@@ -164,6 +165,7 @@ class BlenderDataModule(SceneDataModule):
         near: float | None = None,
         far: float | None = None,
         aabb: list[float] | None = None,
+        skip_missing: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -172,7 +174,7 @@ class BlenderDataModule(SceneDataModule):
             background_color(background)
         self.root = Path(root)
         self._reading: dict[str, Any] = {"width": width, "background": background, "holdout": holdout}
-        self._reading |= {"near": near, "far": far, "aabb": aabb}
+        self._reading |= {"near": near, "far": far, "aabb": aabb, "skip_missing": skip_missing}
 
     def read(self) -> Scene:
         """Read the scene from disk."""

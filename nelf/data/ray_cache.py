@@ -123,9 +123,17 @@ class ShuffledSplit(Split):
             seed: which sequence.
 
         Returns:
-            Rays (P,) through the centers of pixels, and their colors (P, 4) in [0, 1], not premultiplied.
+            Rays (P,) through the centers of pixels, and their colors (P, 4) in [0, 1], not premultiplied. In place of
+            pixels that do not count there are others of these P.
         """
         views, rows, columns, rgba = self.file.read(first, count, seed)
+        seen = self.seen(views, rows, columns)
+        if not seen.all():
+            good = np.flatnonzero(seen)
+            if not len(good):
+                return self.rays(first + count, count, seed)
+            chosen = np.where(seen, np.arange(count), good[np.arange(count) % len(good)])
+            views, rows, columns, rgba = (values[chosen] for values in (views, rows, columns, rgba))
         rays = self.camera[torch.from_numpy(views)].pixel_rays(torch.from_numpy(columns), torch.from_numpy(rows))
         return rays, torch.from_numpy(rgba)
 
@@ -153,7 +161,7 @@ def shuffled(split: Split, root: Path, mark: str) -> ShuffledSplit:
         if file is None:
             PixelFile.write(path, split, f"shuffling the pixels of {len(split)} views (to {path.parent})")
             file = PixelFile(path, shape)
-    return ShuffledSplit(split.camera, split.images, split.names, file)
+    return ShuffledSplit(split.camera, split.images, split.names, file, masks=split.masks)
 
 
 def _opened(path: Path, shape: tuple[int, int, int, int]) -> PixelFile | None:

@@ -1,25 +1,39 @@
-"""Transforms files: the JSON beside the images of a Blender scene, parsed and checked, no image opened."""
+"""Transforms files: the JSON beside the images of a Blender scene, parsed and checked, no image opened.
+
+They are read as NeRF's, D-NeRF's, instant-ngp's and nerfstudio's programs read them. Where these differ:
+
+- ``k3`` of OPENCV is OpenCV's, as in nerfstudio (instant-ngp has none). ``k4`` is the first coefficient of the
+  denominator, and of FULL_OPENCV only; of OPENCV it is refused, since nerfstudio's rays and its undistortion disagree.
+- ``aabb_scale`` is instant-ngp's: the side of the box around the unit cube into which ``scale`` (0.33) and ``offset``
+  (0.5) bring the file's poses.
+- ``ply_file_path`` names points in the space of the file's poses: nerfstudio's writers have applied
+  ``applied_transform`` to both. ``applied_scale`` they have applied to the poses only, so that its reader still
+  multiplies the points by it; so does this one.
+
+Other keys, such as ``sharpness``, are passed over.
+"""
 
 from __future__ import annotations
 
 import json
-import math
-import os
 import warnings
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nelf.data import frames as parts
+from nelf.data.masks import MaskFile
 from nelf.errors import UserError
 
 __all__ = ["SPLITS", "Transforms", "read_path", "read_transforms"]
 
 SPLITS = ("train", "val", "test")
 
-_EXTENSIONS = ("", ".png", ".jpg", ".jpeg", ".webp", ".PNG", ".JPG", ".JPEG")
-_INTRINSICS = ("fl_x", "fl_y", "cx", "cy", "w", "h", "camera_angle_x", "camera_angle_y")
+_NGP_SCALE, _NGP_OFFSET, _NGP_NEAR = 0.33, 0.5, 0.1
+_NAMED = 3  # files that a message names
 
 
 @dataclass
@@ -30,49 +44,89 @@ class Transforms:
         path: the file.
         names: N file paths inside the scene, without extension.
         images: N image files, which exist.
+        masks: N masks, or None for a frame that has none.
         c2w: (N, 3, 4) float32.
         controls: names of what the cameras are set to beside their pose, the first of which is ``time``.
         values: (N, K) float32 in [0, 1], or None without controls.
-        lenses: N dictionaries of the intrinsic keys that the file states, per frame or at its top.
+        lenses: N dictionaries of what the file states of a camera, per frame or at its top, see ``stated_lens``.
         aabb: box, smallest xyz, largest xyz; None where the file states none. So for the next four.
         near: smallest z-depth.
         far: largest z-depth.
         background: the named background that the views are meant for.
         license: license of the images.
+        cube: the box of ``aabb_scale``, as ``aabb``; None where the file states none.
+        cube_near: where instant-ngp's rays begin, scene unit.
+        cloud: PLY file of points in the space of the poses; None where the file names none.
+        cloud_scale: what its points are multiplied by.
+        lists: indices of the frames that the file lists for each split, if it does.
     """
 
     path: Path
     names: list[str]
     images: list[Path]
+    masks: list[MaskFile | None]
     c2w: np.ndarray
     controls: tuple[str, ...]
     values: np.ndarray | None
-    lenses: list[dict[str, float]]
+    lenses: list[dict[str, Any]]
     aabb: list[float] | None
     near: float | None
     far: float | None
     background: str | None
     license: str | None
+    cube: list[float] | None = None
+    cube_near: float = _NGP_NEAR / _NGP_SCALE
+    cloud: Path | None = None
+    cloud_scale: float = 1.0
+    lists: dict[str, list[int]] = field(default_factory=dict)
 
     def intrinsics(self, width: int, height: int) -> np.ndarray:
         """(N, 4) float32 ``fx, fy, cx, cy`` for images of the given size in pixels.
 
         Raises:
-            UserError: a frame has neither ``fl_x`` nor ``camera_angle_x``.
+            UserError: a frame has neither ``fl_x`` nor ``camera_angle_x``, or an image is turned against its ``w``
+                and ``h``.
         """
-        rows = [_lens(lens, width, height, f"{self.path}: frame {index}") for index, lens in enumerate(self.lenses)]
+        rows = [parts.focal(lens, width, height, self._where(index)) for index, lens in enumerate(self.lenses)]
         return np.array(rows, dtype=np.float32)
 
+    def distortion(self) -> list[tuple[float, ...]]:
+        """N times nine coefficients, see ``nelf.data.lenses.stack``.
 
-def read_transforms(root: Path, moving: bool = False) -> dict[str, Transforms]:
+        Raises:
+            UserError: a frame's ``camera_model`` is none of ``nelf.data.lenses``, or has no such coefficients.
+        """
+        return [parts.lens(lens, self._where(index)) for index, lens in enumerate(self.lenses)]
+
+    def pick(self, indices: Sequence[int]) -> Transforms:
+        """Some of the frames."""
+        chosen = list(indices)
+        return replace(
+            self,
+            names=[self.names[index] for index in chosen],
+            images=[self.images[index] for index in chosen],
+            masks=[self.masks[index] for index in chosen],
+            lenses=[self.lenses[index] for index in chosen],
+            c2w=self.c2w[chosen],
+            values=None if self.values is None else self.values[chosen],
+            lists={},
+        )
+
+    def _where(self, index: int) -> str:
+        return f"{self.path}: {self.names[index] if self.names else f'frame {index}'}"
+
+
+def read_transforms(root: Path, moving: bool = False, skip_missing: bool = False) -> dict[str, Transforms]:
     """Parse the transforms files of a scene.
 
     Args:
         root: the scene's directory.
         moving: frames that state no time are in the order of time, and evenly spread over it.
+        skip_missing: leave out the frames whose image is not there, in place of an error.
 
     Returns:
-        Split name to parsed file; a ``transforms.json`` without split counts as train. Train is always there.
+        Split name to parsed file; a ``transforms.json`` without split counts as train, unless it lists its files by
+        split (``train_filenames`` and so on). Train is always there.
 
     Raises:
         UserError: see ``nelf.data.blender.read_scene``.
@@ -92,8 +146,10 @@ def read_transforms(root: Path, moving: bool = False) -> dict[str, Transforms]:
             f"data.root: no transforms_train.json in {root}; a Blender scene has transforms_train.json "
             "(with transforms_val.json and transforms_test.json, or without) or one transforms.json."
         )
-    files = {name: _parse(path) for name, path in found.items()}
-    return {name: _in_order(each) if moving else each for name, each in files.items()}
+    files = {name: _parse(path, skip_missing=skip_missing) for name, path in found.items()}
+    files = {name: _in_order(each) if moving else each for name, each in files.items()}
+    listed = files["train"].lists if single.is_file() else {}
+    return {name: files["train"].pick(own) for name, own in listed.items()} if listed else files
 
 
 def read_path(path: Path) -> Transforms:
@@ -123,37 +179,129 @@ def _in_order(file: Transforms) -> Transforms:
     return replace(file, controls=("time",), values=times[:, None])
 
 
-def _parse(path: Path, with_images: bool = True) -> Transforms:
+def _parse(path: Path, with_images: bool = True, skip_missing: bool = False) -> Transforms:
     """Parse and check one file."""
     content = _read_json(path)
-    frames = content.get("frames")
-    if not isinstance(frames, list):
+    entries = content.get("frames")
+    if not isinstance(entries, list):
         raise UserError(f"{path}: missing key 'frames'; a list of views with file_path and transform_matrix.")
-    if not frames:
+    if not entries:
         raise UserError(f"{path}: zero frames; allowed: one or more.")
-    if not all(isinstance(frame, dict) for frame in frames):
+    if not all(isinstance(frame, dict) for frame in entries):
         raise UserError(f"{path}: a frame is not a JSON object; each frame needs transform_matrix.")
-    entries = [_image(path, index, frame) for index, frame in enumerate(frames)] if with_images else []
-    _warn_of_distortion(path, content, frames)
+    frames: dict[int, dict[str, Any]] = dict(enumerate(entries))
+    images: dict[int, Path] = {}
+    lists: dict[str, list[int]] = {}
+    if with_images:
+        found = {index: parts.picture(path, index, frame) for index, frame in frames.items()}
+        images = {index: image for index, (_, image) in found.items() if image is not None}
+        _check_missing(path, frames, images, skip_missing)
+        frames = {index: frames[index] for index in images}
+        lists = _lists(path, content, {index: target for index, (target, _) in found.items()}, images)
     aabb = content.get("aabb")
-    if aabb is None and content.get("aabb_scale", 1) != 1:
-        words = f"{path}: aabb_scale {content['aabb_scale']} says nothing without the scene's center; pass data.aabb=."
-        warnings.warn(words, stacklevel=2)
-    controls, values = _controls(path, content, frames)
+    names, values = parts.controls(path, content, frames)
     return Transforms(
         path=path,
-        names=[name for name, _ in entries],
-        images=[image for _, image in entries],
-        c2w=np.stack([_pose(path, index, frame) for index, frame in enumerate(frames)]),
-        controls=controls,
+        names=[image.with_suffix("").as_posix() for image in images.values()],
+        images=[path.parent / image for image in images.values()],
+        masks=[parts.mask(path, index, frames[index], image) for index, image in images.items()],
+        c2w=np.stack([parts.pose(path, index, frame) for index, frame in frames.items()]),
+        controls=names,
         values=values,
-        lenses=[_stated_lens(path, index, {**content, **frame}) for index, frame in enumerate(frames)],
-        aabb=None if aabb is None else [_number(path, "aabb", value) for value in np.ravel(aabb).tolist()],
-        near=None if content.get("near") is None else _number(path, "near", content["near"]),
-        far=None if content.get("far") is None else _number(path, "far", content["far"]),
+        lenses=[parts.stated_lens(path, index, content, frame) for index, frame in frames.items()],
+        aabb=None if aabb is None else [parts.number(path, "aabb", value) for value in np.ravel(aabb).tolist()],
+        near=None if content.get("near") is None else parts.number(path, "near", content["near"]),
+        far=None if content.get("far") is None else parts.number(path, "far", content["far"]),
         background=content.get("background"),
         license=content.get("license"),
+        cube=_cube(path, content),
+        cube_near=_NGP_NEAR / _positive(path, content, "scale", _NGP_SCALE),
+        cloud=_cloud(path, content) if with_images else None,
+        cloud_scale=_positive(path, content, "applied_scale", 1.0),
+        lists=lists,
     )
+
+
+def _check_missing(path: Path, frames: dict[int, dict[str, Any]], images: dict[int, Path], skip: bool) -> None:
+    """Refuse frames without image, or say how many are left out."""
+    missing = [index for index in frames if index not in images]
+    if not missing:
+        return
+    first = frames[missing[0]]["file_path"]
+    if not skip:
+        more = f" ({len(missing)} of {len(frames)} are missing)" if len(missing) > 1 else ""
+        raise UserError(
+            f"{path}: frame {missing[0]}: no image {first} (nor with .png or .jpg) in {path.parent}{more}; allowed: "
+            "all of them, or data.skip_missing=true."
+        )
+    if not images:
+        raise UserError(f"{path}: none of its {len(frames)} images is in {path.parent}, the first is {first}.")
+    words = f"{len(missing)} of {len(frames)} frames have no image and are left out, the first is {first}"
+    warnings.warn(f"{path}: {words}.", stacklevel=2)
+
+
+def _lists(
+    path: Path, content: dict[str, Any], targets: dict[int, Path], images: dict[int, Path]
+) -> dict[str, list[int]]:
+    """The places, among the frames with an image, that ``train_filenames`` and so on name; nothing without them."""
+    places = {index: place for place, index in enumerate(images)}
+    known = {image.as_posix(): index for index, image in images.items()}
+    known |= {target.as_posix(): index for index, target in targets.items()}
+    found: dict[str, list[int]] = {}
+    for split in SPLITS:
+        key = f"{split}_filenames"
+        names = content.get(key)
+        if not names:
+            continue
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"{path}: {key} is {str(names)[:60]}; allowed: a list of file names.")
+        listed = [parts.inside(path, key, name).as_posix() for name in names]
+        unknown = [name for name in listed if name not in known]
+        if unknown:
+            raise UserError(f"{path}: {key} has {', '.join(unknown[:_NAMED])}; allowed: file_path of its frames.")
+        wanted = {known[name] for name in listed}
+        found[split] = [place for index, place in places.items() if index in wanted]
+    found = {split: own for split, own in found.items() if own}
+    if found and "train" not in found:
+        raise UserError(
+            f"{path}: has {next(iter(found))}_filenames, but no train_filenames; allowed: with train, or none."
+        )
+    for split in ("val", "test"):
+        both = set(found.get("train", ())) & set(found.get(split, ()))
+        if both:
+            words = f"{len(both)} files of train_filenames are in {split}_filenames, too: figures of them say little"
+            warnings.warn(f"{path}: {words}.", stacklevel=2)
+    return found
+
+
+def _cube(path: Path, content: dict[str, Any]) -> list[float] | None:
+    """The box of instant-ngp, in the file's unit; None where it states no ``aabb_scale``."""
+    if content.get("aabb_scale") is None:
+        return None
+    side, scale = (
+        _positive(path, content, key, default) for key, default in (("aabb_scale", 1.0), ("scale", _NGP_SCALE))
+    )
+    offset = content.get("offset", _NGP_OFFSET)
+    offsets = parts.numbers(path, "offset", offset if isinstance(offset, list) else [offset] * 3, 3)
+    return [(0.5 + sign * side / 2 - each) / scale for sign in (-1, 1) for each in offsets]
+
+
+def _cloud(path: Path, content: dict[str, Any]) -> Path | None:
+    """The file of points."""
+    stated = content.get("ply_file_path")
+    if stated is None:
+        return None
+    if not isinstance(stated, str) or not stated:
+        raise UserError(f"{path}: ply_file_path is {stated!r}; allowed: the name of a file.")
+    return path.parent / parts.inside(path, "ply_file_path", stated)
+
+
+def _positive(path: Path, content: dict[str, Any], key: str, default: float) -> float:
+    """A number above zero."""
+    value = parts.number(path, key, content.get(key, default))
+    if value <= 0:
+        raise UserError(f"{path}: {key} is {value:g}; allowed: above 0.")
+    return value
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -165,113 +313,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}; allowed: a JSON object with 'frames'.")
     return content
-
-
-def _image(path: Path, index: int, frame: dict[str, Any]) -> tuple[str, Path]:
-    """Name and file of one frame; ``file_path`` may lack the extension, and may not leave the scene."""
-    stated = frame.get("file_path")
-    if not isinstance(stated, str) or not stated:
-        raise UserError(f"{path}: frame {index} has no key 'file_path'; each frame needs file_path, transform_matrix.")
-    root = path.parent.absolute()
-    # Compared by text, not resolved: a link inside the scene may point to another disk.
-    target = Path(os.path.normpath(root / stated.replace("\\", "/")))
-    if not target.is_relative_to(Path(os.path.normpath(root))):
-        raise UserError(f"{path}: frame {index} points outside {path.parent} ({stated}); allowed: files inside it.")
-    for extension in _EXTENSIONS:
-        image = target.with_name(target.name + extension)
-        if image.is_file():
-            relative = image.relative_to(os.path.normpath(root))
-            return relative.with_suffix("").as_posix(), path.parent / relative
-    raise UserError(f"{path}: frame {index}: no image {stated} (nor with .png or .jpg) in {path.parent}.")
-
-
-def _pose(path: Path, index: int, frame: dict[str, Any]) -> np.ndarray:
-    """(3, 4) float32 camera to world of one frame."""
-    where = f"{path}: frame {index} ({frame.get('file_path', 'no image')})"
-    if "transform_matrix" not in frame:
-        raise UserError(f"{where} has no key 'transform_matrix'; allowed: a 4x4 camera-to-world matrix.")
-    try:
-        matrix = np.array(frame["transform_matrix"], dtype=np.float64)
-    except (TypeError, ValueError):
-        raise UserError(f"{where}: transform_matrix is not a matrix of numbers; allowed: 4x4 or 3x4.") from None
-    if matrix.shape not in ((4, 4), (3, 4)):
-        raise UserError(f"{where}: transform_matrix has shape {matrix.shape}; allowed: 4x4 or 3x4.")
-    if not np.isfinite(matrix).all():
-        raise UserError(f"{where}: transform_matrix holds NaN or infinity; allowed: finite numbers.")
-    lengths = np.linalg.norm(matrix[:3, :3], axis=0)
-    if lengths.min() < 1e-6:
-        raise UserError(f"{where}: transform_matrix cannot be inverted; allowed: a rotation and a translation.")
-    if np.abs(lengths - 1).max() > 1e-3:
-        # Blender writes an object's scale into its matrix, but does not apply it to a camera's rays.
-        matrix[:3, :3] /= lengths
-    rotation = matrix[:3, :3]
-    if np.abs(rotation.T @ rotation - np.eye(3)).max() > 1e-2 or np.linalg.det(rotation) < 0:
-        kind = "cannot be inverted" if abs(np.linalg.det(rotation)) < 1e-6 else "is sheared or mirrored"
-        raise UserError(f"{where}: transform_matrix {kind}; allowed: a rotation and a translation.")
-    return matrix[:3].astype(np.float32)
-
-
-def _controls(
-    path: Path, content: dict[str, Any], frames: list[dict[str, Any]]
-) -> tuple[tuple[str, ...], np.ndarray | None]:
-    """Names and (N, K) float32 values: ``time`` of each frame, then its ``controls``, whose names stand at the top."""
-    timed = ["time" in frame for frame in frames]
-    if not any(timed):
-        return (), None
-    if not all(timed):
-        raise UserError(f"{path}: frame {timed.index(False)} has no key 'time', but others have; allowed: all or none.")
-    further = content.get("controls", [])
-    if not isinstance(further, list) or not all(isinstance(name, str) for name in further):
-        raise UserError(f"{path}: controls are {further!r}; allowed: a list of names.")
-    rows = []
-    for index, frame in enumerate(frames):
-        values = frame.get("controls", [])
-        if not isinstance(values, list) or len(values) != len(further):
-            raise UserError(f"{path}: frame {index}: controls are {values!r}; allowed: {len(further)} numbers.")
-        row = [_number(path, "time", frame["time"]), *(_number(path, "controls", value) for value in values)]
-        for name, value in zip(("time", *further), row, strict=True):
-            if not 0 <= value <= 1:
-                raise UserError(f"{path}: frame {index}: {name} is {value}; allowed: 0 to 1.")
-        rows.append(row)
-    return ("time", *further), np.array(rows, dtype=np.float32)
-
-
-def _stated_lens(path: Path, index: int, content: dict[str, Any]) -> dict[str, float]:
-    """The intrinsic keys that apply to one frame."""
-    where = Path(f"{path}: frame {index}")
-    return {key: _number(where, key, content[key]) for key in _INTRINSICS if content.get(key) is not None}
-
-
-def _lens(lens: dict[str, float], width: int, height: int, where: str) -> tuple[float, float, float, float]:
-    """``fx, fy, cx, cy`` at the size of the image."""
-    w, h = lens.get("w", float(width)), lens.get("h", float(height))
-    if "fl_x" in lens:
-        fx = lens["fl_x"]
-    elif "camera_angle_x" in lens and 0 < lens["camera_angle_x"] < math.pi:
-        fx = 0.5 * w / math.tan(0.5 * lens["camera_angle_x"])
-    else:
-        raise UserError(f"{where}: missing key 'camera_angle_x' (0 to pi) or 'fl_x' (pixels), per frame or at the top.")
-    if "fl_y" in lens:
-        fy = lens["fl_y"]
-    elif "fl_x" not in lens and "camera_angle_y" in lens:
-        fy = 0.5 * h / math.tan(0.5 * lens["camera_angle_y"])
-    else:
-        fy = fx
-    if min(fx, fy, w, h) <= 0:
-        raise UserError(f"{where}: fl_x {fx}, fl_y {fy}, w {w}, h {h}; allowed: above 0.")
-    scale_x, scale_y = width / w, height / h
-    return fx * scale_x, fy * scale_y, lens.get("cx", 0.5 * w) * scale_x, lens.get("cy", 0.5 * h) * scale_y
-
-
-def _warn_of_distortion(path: Path, content: dict[str, Any], frames: list[dict[str, Any]]) -> None:
-    """Say it where the file states a lens distortion, which is not applied."""
-    keys = [key for key in ("k1", "k2", "k3", "k4", "p1", "p2") if any(f.get(key) for f in (content, *frames))]
-    if keys:
-        warnings.warn(f"{path}: lens distortion ({', '.join(keys)}) is ignored; undistort the images.", stacklevel=2)
-
-
-def _number(path: Path, key: str, value: Any) -> float:
-    """A finite number of the file."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError(f"{path}: {key} is {value!r}; allowed: a finite number.")
-    return float(value)

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from nelf.cameras import Camera
+from nelf.data.lenses import COEFFICIENTS
 from nelf.errors import UserError, atomic_path
 from nelf.scene import Scene, Split
 
@@ -31,7 +32,7 @@ class SceneWriter:
 
     Args:
         root: the scene's directory; made if it is not there.
-        camera: a batch of all N cameras, pinholes.
+        camera: a batch of all N cameras.
         split: ``train``, ``val`` or ``test``.
         aabb: the scene's box, (6,) numbers, smallest xyz, largest xyz.
         near: the scene's smallest ``t``, z-depth.
@@ -41,7 +42,7 @@ class SceneWriter:
         license: license of the images.
 
     Raises:
-        ValueError: the cameras have a lens, which the format does not state.
+        ValueError: the cameras have a lens with skew, which the format does not state.
         UserError: the directory cannot be made.
 
     Example:
@@ -66,12 +67,14 @@ class SceneWriter:
         background: str = "white",
         license: str | None = None,
     ) -> None:
-        if camera.lens is not None:
-            raise ValueError("Expected pinhole cameras, but got cameras with a lens; see `Camera.pinhole`.")
+        if camera.lens is not None and camera.lens[..., 5].any():
+            raise ValueError("Expected cameras without skew, but got cameras with it; see `Camera.pinhole`.")
         self.root, self.camera, self.split = Path(root), camera, split
         count = 0 if camera.controls is None else camera.controls.shape[-1]
         names = [f"control_{index}" for index in range(count)] if controls is None else list(controls)[:count]
+        rational = camera.lens is not None and camera.lens.shape[-1] > 6
         self._header: dict[str, Any] = {
+            "camera_model": None if camera.lens is None else "FULL_OPENCV" if rational else "OPENCV",
             "aabb": None if aabb is None else [float(value) for value in aabb],
             "near": near,
             "far": far,
@@ -174,6 +177,10 @@ class SceneWriter:
             "w": camera.width,
             "h": camera.height,
         }
+        if camera.lens is not None:
+            frame |= {
+                key: value for key, value in zip(COEFFICIENTS, camera.lens.tolist(), strict=False) if key != "skew"
+            }
         if camera.controls is not None:
             frame["time"], *further = camera.controls.tolist()
             frame |= {"controls": further} if further else {}
@@ -187,7 +194,7 @@ def stated(scene: Scene) -> dict[str, Any]:
 
 
 def write_scene(root: str | Path, scene: Scene) -> Path:
-    """Write a whole scene; reading it gives back the same poses, intrinsics, times and images, bit for bit.
+    """Write a whole scene; reading it gives back the same poses, intrinsics, lenses, times and images, bit for bit.
 
     Args:
         root: the directory to write.
@@ -197,11 +204,13 @@ def write_scene(root: str | Path, scene: Scene) -> Path:
         The directory.
 
     Raises:
-        ValueError: its cameras have a lens.
+        ValueError: its cameras have a lens with skew, or its views have masks.
         UserError: the directory cannot be written.
     """
     splits: dict[str, Split] = {"test": scene.test, "val": scene.val, "train": scene.train}
     for name, split in splits.items():
+        if split.masks is not None:
+            raise ValueError(f"Expected views without masks, but got {name} views with them.")
         writer = SceneWriter(root, split.camera, name, **stated(scene))
         for index in range(len(split)):
             writer.write(index, split.images[index])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -192,7 +193,7 @@ class R2LShardsDataModule(BlenderDataModule):
         scene = super().read()
         for name in ("train", "val", "test"):
             split: Split = getattr(scene, name)
-            setattr(scene, name, Split(split.camera.shifted(0.5 / self.shard_width), split.images, split.names))
+            setattr(scene, name, replace(split, camera=split.camera.shifted(0.5 / self.shard_width)))
         return scene
 
     def train_dataloader(self) -> Iterable[RayBatch]:

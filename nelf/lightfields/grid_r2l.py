@@ -232,10 +232,10 @@ class GridR2L(LightField):
 
     def extent(self, camera: Camera) -> tuple[int, int, int, int]:
         """The rectangle of pixels that the box of the volume covers, see ``LightField.extent``."""
-        camera, box = camera.to("cpu"), self.aabb.cpu().view(2, 3)
-        corners = torch.cartesian_prod(*box.unbind(1))
-        x, y, t = camera.project(corners)
-        if (t < 1e-3).any():  # the camera stands inside or beside it
+        camera, (low, high) = camera.to("cpu"), self.aabb.cpu().view(2, 3)
+        steps = torch.linspace(0, 1, 2 if camera.lens is None else 9)[:, None]  # a lens bends edges beyond corners
+        x, y, t = camera.project(torch.cartesian_prod(*(low + (high - low) * steps).unbind(1)))
+        if (t < 1e-3).any() or x.isinf().any():  # the camera stands inside or beside it, or the lens folds it back
             return super().extent(camera)
         ranges = [_within(values, side) for values, side in ((x, camera.width), (y, camera.height))]
         return ranges[0][0], ranges[1][0], ranges[0][1], ranges[1][1]

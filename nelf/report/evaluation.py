@@ -21,6 +21,7 @@ from nelf import metrics
 from nelf.data.images import track
 from nelf.errors import UserError, atomic_path
 from nelf.report.pictures import block_mean, comparison, depth_map, file_stem, to_uint8, write_png
+from nelf.scene import compared
 
 if TYPE_CHECKING:
     from nelf.cameras import Camera
@@ -52,7 +53,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a model on every view of a split, and write sample pictures.
 
-    Metrics are computed per picture and then averaged. The latency is the median over the views of one
+    Metrics are computed per picture and then averaged. Where a view does not count (see ``Split.masks``), PSNR leaves
+    the pixels out, and SSIM and LPIPS find the truth in both pictures. The latency is the median over the views of one
     ``render`` call, the first left out as warm-up where there are more.
 
     Args:
@@ -93,9 +95,10 @@ def evaluate(
                 f"evaluate: view {view.name}: the model gave a picture of shape {tuple(rgb.shape)}, "
                 f"the view has {tuple(target.shape)}."
             )
-        views.append({"name": view.name, **_measure(rgb, target), "seconds": seconds})
+        pictures = compared(rgb, view, background)
+        views.append({"name": view.name, **_measure(*pictures), "seconds": seconds})
         if times is not None:
-            views[-1] |= {"time": float(times[index]), **_measure_moving(rgb, target)}
+            views[-1] |= {"time": float(times[index]), **_measure_moving(*pictures[:2])}
         if folder is not None and index in sampled:
             name = f"{file_stem(view.name)}_prediction_truth_error.png"
             write_png(folder / "samples" / name, comparison(rgb, target))
@@ -191,13 +194,12 @@ def _finite(rgb: Tensor, where: str) -> Tensor:
     return rgb
 
 
-def _measure(rgb: Tensor, target: Tensor) -> dict[str, float | None]:
-    """Compute all metrics of one (H, W, 3) picture."""
-    images = rgb.permute(2, 0, 1)[None], target.permute(2, 0, 1)[None]
-    perceptual = metrics.lpips(*images)
+def _measure(rgb: Tensor, target: Tensor, mask: Tensor | None) -> dict[str, float | None]:
+    """Compute all metrics of one picture, of ``compared``."""
+    perceptual = metrics.lpips(rgb, target)
     return {
-        "psnr": min(float(metrics.psnr(*images)), _EQUAL_PICTURES_DB),
-        "ssim": float(metrics.ssim(*images)),
+        "psnr": min(float(metrics.psnr(rgb, target, mask)), _EQUAL_PICTURES_DB),
+        "ssim": float(metrics.ssim(rgb, target)),
         "lpips": None if perceptual is None else float(perceptual),
     }
 
@@ -218,10 +220,10 @@ def _summary(views: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _measure_moving(rgb: Tensor, target: Tensor) -> dict[str, float]:
-    """Compute what is measured of a (H, W, 3) picture with a time besides."""
-    if min(rgb.shape[:2]) < metrics.MS_SSIM_SIDE:
+    """Compute what is measured of a (1, 3, H, W) picture with a time besides."""
+    if min(rgb.shape[2:]) < metrics.MS_SSIM_SIDE:
         return {}
-    return {"ms_ssim": float(metrics.ms_ssim(rgb.permute(2, 0, 1)[None], target.permute(2, 0, 1)[None]))}
+    return {"ms_ssim": float(metrics.ms_ssim(rgb, target))}
 
 
 def _summary_moving(views: list[dict[str, Any]]) -> dict[str, float]:

@@ -37,6 +37,8 @@ class Student(System):
     place of a block. A light field with opacity is composited over the scene's background or, in half of the views that
     have alpha, over a random color.
 
+    What does not count in a view (see ``Split.masks``) has no weight.
+
     Training that after some hundred steps is no better than a single color ends with an error.
 
     Args:
@@ -111,33 +113,35 @@ class Student(System):
 
     def training_step(self, batch: ImageBatch | RayBatch, batch_idx: int) -> Tensor:
         """Fit the rays of a batch, or a window of each of its views."""
+        mask = None
         if self.batch == "rays":
             fresh = cast("RayBatch", batch)
             rays, rgba = fresh if self.hard_rays is None else self.hard_rays.extend(fresh)
             colors = self._backgrounds(len(rgba), rgba[:, 3] < 1)
         else:
             views = cast("ImageBatch", batch)
-            rays, rgba = self._window(views)
+            rays, rgba, mask = self._window(views)
             colors = self._backgrounds(len(rgba), (views.rgba[..., 3] < 255).flatten(1).any(1))[:, None, None]
         drawn = self.network(rays).float()
         target = composite_background(rgba, colors)
         if drawn.shape[-1] == 4:
             drawn = drawn[..., :3] + (1 - drawn[..., 3:]) * colors
-        loss = mse_loss(drawn, target)
+        loss = _squared_error(drawn, target, mask)
         if self.hard_rays is not None:
             self.hard_rays.update((drawn.detach() - target)[: len(fresh.rays)].square().mean(-1))
-        self._check_progress(loss.detach(), target)
+        self._check_progress(loss.detach(), target, mask)
         self.log("train/psnr", -10.0 * loss.detach().log10(), prog_bar=True)
         return loss
 
-    def _window(self, batch: ImageBatch) -> tuple[Rays, Tensor]:
-        """The rays (B, h, w) of a random window of each view, and its pixels (B, H, W, 4) in [0, 1]."""
+    def _window(self, batch: ImageBatch) -> tuple[Rays, Tensor, Tensor | None]:
+        """The rays (B, h, w) of a random window of each view, its pixels (B, H, W, 4) in [0, 1] and mask (B, H, W)."""
         block, crop = self.network.sr_factor, self.hparams["crop"]
         if self.hparams["whole_views"]:
             camera = batch.camera.padded(block)
-            right, below = camera.width - batch.camera.width, camera.height - batch.camera.height
-            pixels = pad(batch.rgba.movedim(-1, 1).float(), (0, right, 0, below), mode="replicate").movedim(1, -1)
-            return camera.rays(self.network.stride), pixels / 255
+            beyond = 0, camera.width - batch.camera.width, 0, camera.height - batch.camera.height
+            pixels = pad(batch.rgba.movedim(-1, 1).float(), beyond, mode="replicate").movedim(1, -1)
+            mask = None if batch.mask is None else pad(batch.mask[:, None].float(), beyond, mode="replicate")[:, 0] > 0
+            return camera.rays(self.network.stride), pixels / 255, mask
         sides = batch.rgba.shape[2], batch.rgba.shape[1]  # width, height
         size = [max(min(crop or side, side - block), block) // block * block for side in sides]
         corners = []
@@ -145,8 +149,13 @@ class Student(System):
             x0, y0, x1, y1 = self.network.extent(camera)
             corners.append([_place(x0, x1, size[0], sides[0]), _place(y0, y1, size[1], sides[1])])
         camera = batch.camera.window(torch.tensor(corners), *size)
-        cut = [view[y : y + size[1], x : x + size[0]] for view, (x, y) in zip(batch.rgba, corners, strict=True)]
-        return camera.rays(self.network.stride), torch.stack(cut).float() / 255
+
+        def cut(images: Tensor) -> Tensor:
+            parts = [each[y : y + size[1], x : x + size[0]] for each, (x, y) in zip(images, corners, strict=True)]
+            return torch.stack(parts)
+
+        mask = None if batch.mask is None else cut(batch.mask)
+        return camera.rays(self.network.stride), cut(batch.rgba).float() / 255, mask
 
     def _backgrounds(self, count: int, transparent: Tensor) -> Tensor:
         """A color (B, 3) for each of B views or rays; (B,) says which of them have alpha."""
@@ -156,7 +165,7 @@ class Student(System):
         free = transparent & (torch.rand(count, device=transparent.device) < RANDOM)
         return torch.where(free[:, None], torch.rand_like(color), color)
 
-    def _check_progress(self, error: Tensor, target: Tensor) -> None:
+    def _check_progress(self, error: Tensor, target: Tensor, mask: Tensor | None = None) -> None:
         """Stop a training whose pictures are no better than a single color, such as the background.
 
         Raises:
@@ -165,7 +174,8 @@ class Student(System):
         step = self.global_step - self.hparams["warmup_steps"]
         if not CHECKED - CHECKED_STEPS <= step < CHECKED:
             return
-        plain = (target - target.flatten(0, -2).mean(0)).square().mean()
+        seen = target.flatten(0, -2) if mask is None else target[mask]
+        plain = (seen - seen.mean(0)).square().mean() if len(seen) else error
         self._errors.append(torch.stack([error, plain]))
         if step < CHECKED - 1 or len(self._errors) < CHECKED_STEPS // 2:
             return
@@ -176,6 +186,13 @@ class Student(System):
                 f"student: after {self.global_step} steps its pictures ({found:.1f} dB) are no better than a single "
                 f"color ({trivial:.1f} dB), so it is stopped. Lower system.lr (it is {self.hparams['lr']})."
             )
+
+
+def _squared_error(drawn: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean squared error (..., C) over the pixels that a mask (...) leaves; zero where it leaves none."""
+    if mask is None:
+        return mse_loss(drawn, target)
+    return ((drawn - target).square().mean(-1) * mask).sum() / mask.sum().clamp(min=1)
 
 
 def _place(low: int, high: int, length: int, side: int) -> int:

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from nelf.errors import UserError
 from nelf.metrics import psnr, ssim
+from nelf.scene import compared
 
 if TYPE_CHECKING:
     from pytorch_lightning.utilities.types import OptimizerLRScheduler
@@ -92,15 +93,14 @@ class System(pl.LightningModule):
 
     def test_step(self, view: View, batch_idx: int) -> None:
         """Log PSNR, dB, and SSIM of one view."""
-        pictures = self._pictures(view)
-        for name, metric in (("psnr", psnr), ("ssim", ssim)):
-            self.log(f"test/{name}", metric(*pictures).mean(), batch_size=1, sync_dist=True)
+        rgb, target, mask = self._pictures(view)
+        for name, value in (("psnr", psnr(rgb, target, mask)), ("ssim", ssim(rgb, target))):
+            self.log(f"test/{name}", value.mean(), batch_size=1, sync_dist=True)
 
-    def _pictures(self, view: View) -> tuple[Tensor, Tensor]:
-        """What the network draws of a view, and the view itself: (1, 3, H, W) each."""
-        rgb = self.render(view.camera).rgb
-        pair = rgb.clamp(0.0, 1.0), view.rgb(self.background).to(rgb)
-        return pair[0].permute(2, 0, 1)[None], pair[1].permute(2, 0, 1)[None]
+    def _pictures(self, view: View) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What the network draws of a view, and the view itself: (1, 3, H, W) each; and what of it counts (1, H, W)."""
+        rgb = self.render(view.camera).rgb.clamp(0.0, 1.0)
+        return compared(rgb, view, self.background)
 
     def render(self, camera: Camera) -> Rendering:
         """Render one camera with the network."""

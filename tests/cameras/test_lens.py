@@ -130,8 +130,8 @@ def test_a_teacher_s_views_join_those_that_were_taken() -> None:
     assert torch.equal(Split.cat([taken, taken]).camera.view, torch.arange(3).repeat(2))
 
 
-def test_a_lens_is_not_written_to_a_format_that_states_none(tmp_path) -> None:
-    with pytest.raises(ValueError, match="pinhole cameras"):
+def test_skew_is_not_written_to_a_format_that_states_none(tmp_path) -> None:
+    with pytest.raises(ValueError, match="cameras without skew"):
         SceneWriter(tmp_path, some_cameras())
 
 

@@ -1,6 +1,5 @@
 import json
 import shutil
-import warnings
 
 import numpy as np
 import pytest
@@ -158,20 +157,9 @@ def test_box_and_depth_come_from_the_file_or_the_caller(tmp_path):
         read_scene(root, aabb=[1, 1, 1, 0, 0, 0])
 
 
-def test_scale_in_a_pose_is_dropped_and_distortion_is_told(tmp_path):
-    root = write_json(tmp_path / "s", [{"transform_matrix": np.diag([2.0, 2, 2, 1]).tolist()}] * 3, k1=0.1)
-    with pytest.warns(UserWarning, match=r"lens distortion \(k1\) is ignored"):
-        scene = read_scene(root)
-    assert torch.equal(scene.train.camera.c2w[0], torch.eye(3, 4))
-
-
-def test_an_aabb_scale_is_told_where_no_box_is_stated(tmp_path):
-    root = write_json(tmp_path / "s", [{}] * 3, aabb_scale=4)
-    with pytest.warns(UserWarning, match=r"aabb_scale 4 says nothing .*; pass data\.aabb="):
-        read_scene(root)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        read_scene(write_json(tmp_path / "t", [{}] * 3, aabb_scale=4, aabb=[-1, -1, -1, 1, 1, 1]))
+def test_scale_in_a_pose_is_dropped(tmp_path):
+    root = write_json(tmp_path / "s", [{"transform_matrix": np.diag([2.0, 2, 2, 1]).tolist()}] * 3)
+    assert torch.equal(read_scene(root).train.camera.c2w[0], torch.eye(3, 4))
 
 
 def test_pseudo_views_and_real_ones_are_one_split(tmp_path, tiny_scene):

@@ -57,7 +57,7 @@ def located(views: int, width: int, height: int) -> ImageBatch:
 @pytest.mark.parametrize(("crop", "size"), [(None, (36, 20)), (12, (12, 12)), (15, (12, 12)), (1000, (36, 20))])
 def test_rays_and_pixels_of_a_window_belong_together(crop: int | None, size: tuple[int, int]) -> None:
     views, student = located(8, 40, 24), Student(grid(sr_factor=4), crop=crop)
-    rays, rgba = student._window(views)
+    rays, rgba, _ = student._window(views)
     assert rgba.shape == (8, size[1], size[0], 4)
     assert rays.origins.shape == rays.directions.shape == (8, size[1], size[0], 3)
     column, row, view = (rgba[..., :3] * 255).round().long().unbind(-1)
@@ -72,7 +72,7 @@ def test_rays_and_pixels_of_a_window_belong_together(crop: int | None, size: tup
 
 def test_rays_of_whole_blocks_get_their_windows_too() -> None:
     mobile = MobileR2L(width=8, depth=4, sr_factor=4, sr_kernels=(8, 8))
-    rays, rgba = Student(mobile, crop=16)._window(located(3, 40, 24))
+    rays, rgba, _ = Student(mobile, crop=16)._window(located(3, 40, 24))
     assert rays.directions.shape == (3, 4, 4, 3)
     assert rgba.shape == (3, 16, 16, 4)
 
@@ -87,7 +87,7 @@ def test_every_pixel_of_the_extent_is_seen_about_as_often(rectangle: tuple[int, 
     student, views = Student(network, crop=crop), located(1, 40, 24)
     seen = torch.zeros(24, 40)
     for _ in range(3000):
-        _, rgba = student._window(views)
+        _, rgba, _ = student._window(views)
         x, y = (rgba[0, 0, 0, :2] * 255).round().long().tolist()
         seen[y : y + crop, x : x + crop] += 1
     x0, y0, x1, y1 = rectangle
@@ -129,8 +129,8 @@ def test_a_picture_that_is_right_has_no_loss_whatever_the_background() -> None:
     student = Student(Painted(width=8, depth=4, resolution=4, features=4))
     student.log = lambda *rest, **options: None  # type: ignore[method-assign]
     views = batch(views=16)
-    rays, rgba = student._window(views)
-    student._window = lambda _: (rays, rgba)  # type: ignore[method-assign]
+    rays, rgba, _ = student._window(views)
+    student._window = lambda _: (rays, rgba, None)  # type: ignore[method-assign]
     student._check_progress = lambda *_: None  # type: ignore[method-assign]
     student.network.picture = torch.cat([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]], -1)  # type: ignore[assignment]
     assert float(student.training_step(views, 0)) < 1e-12
@@ -277,7 +277,7 @@ def test_whole_views_are_drawn_on_the_grid_that_rendering_draws_on(tiny_scene: P
     data = BlenderDataModule(tiny_scene, width=width, batch="views", batch_size=2)
     batch = Batches(data.scene.train, "views", 2).batch(0)
     network = MobileR2L(width=16, depth=4, sr_factor=4)
-    rays, rgba = Student(network, whole_views=True)._window(batch)
+    rays, rgba, _ = Student(network, whole_views=True)._window(batch)
     expected = batch.camera.padded(4).rays(4)
     assert torch.equal(rays.origins, expected.origins)
     assert torch.equal(rays.directions, expected.directions)

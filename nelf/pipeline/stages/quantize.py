@@ -22,7 +22,7 @@ from nelf.pipeline.run import Run
 from nelf.pipeline.stage import stage
 from nelf.pipeline.stages.student import best_student, student_scene
 from nelf.rendering import Renderable
-from nelf.scene import Scene, Split
+from nelf.scene import Scene, Split, compared
 from nelf.storage import save
 
 __all__ = ["quantize"]
@@ -139,8 +139,7 @@ def _mean_psnr(model: Renderable, split: Split, background: str) -> float:
     values = []
     for index in np.linspace(0, len(split) - 1, min(_VALIDATION_VIEWS, len(split))).round().astype(int).tolist():
         view = split.view(index)
-        rgb = model.render(view.camera).rgb.permute(2, 0, 1)[None].clamp(0, 1)
-        values.append(float(psnr(rgb, view.rgb(background).to(rgb).permute(2, 0, 1)[None])))
+        values.append(float(psnr(*compared(model.render(view.camera).rgb.clamp(0, 1), view, background))))
     return sum(values) / len(values)
 
 

@@ -1,0 +1,126 @@
+"""Where a scene is: its box, and the depths at which its cameras may see something.
+
+Depths are z-depths, see ``nelf.cameras``; a box is six numbers, smallest xyz then largest xyz, in the scene's unit.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nelf.cameras import Camera
+from nelf.data.ply import read_ply
+from nelf.data.transforms import Transforms
+from nelf.errors import UserError
+
+__all__ = ["Bounds", "check_space", "find_bounds", "of_cube", "of_points"]
+
+Bounds = tuple[float, float, list[float]]
+"""Near, far and box."""
+
+_SYNTHETIC: Bounds = (2.0, 6.0, [-1.5, -1.5, -1.5, 1.5, 1.5, 1.5])  # NeRF's Blender scenes
+_OUTLIERS = 1.0  # percent of the points on each side
+_MARGIN = 0.1  # share of the longest side of the box
+_NEARER, _FARTHER = 0.8, 1.2
+_MOST = 50_000  # points that are looked at
+
+
+def find_bounds(
+    file: Transforms, camera: Camera, near: float | None, far: float | None, aabb: list[float] | None
+) -> Bounds:
+    """Near, far and box: what the caller says, else what the file states, else what it tells.
+
+    A file tells them by its points, else by ``aabb_scale``; one that does neither is taken for a scene of NeRF's.
+
+    Args:
+        file: the transforms file.
+        camera: the cameras of its frames.
+        near: the caller's; None for none. So for the next two.
+        far: see ``near``.
+        aabb: see ``near``.
+
+    Raises:
+        UserError: a depth range or box is empty, or the points are needed and cannot be read, or no camera sees them.
+    """
+    near, far, aabb = _either(near, file.near), _either(far, file.far), _either(aabb, file.aabb)
+    if near is None or far is None or aabb is None:
+        told = _told(file, camera, aabb)
+        near, far, aabb = _either(near, told[0]), _either(far, told[1]), _either(aabb, told[2])
+    check_space(file.path, (near, far), aabb)
+    return near, far, aabb
+
+
+def _either(one: Any, other: Any) -> Any:
+    return other if one is None else one
+
+
+def _told(file: Transforms, camera: Camera, aabb: list[float] | None) -> Bounds:
+    if file.cloud is not None:
+        if not file.cloud.is_file():
+            raise UserError(
+                f"{file.path}: no file {file.cloud.name} (ply_file_path); allowed: the file, or data.near=, data.far= "
+                "and data.aabb=."
+            )
+        return of_points(torch.from_numpy(read_ply(file.cloud) * file.cloud_scale).float(), camera, file.cloud)
+    return _SYNTHETIC if file.cube is None else of_cube(aabb or file.cube, camera, file.cube_near)
+
+
+def check_space(path: Path, depth: tuple[float, float], box: list[float]) -> None:
+    """Refuse a depth range or a box that is empty.
+
+    Args:
+        path: the file to name.
+        depth: near and far.
+        box: smallest xyz, largest xyz.
+
+    Raises:
+        UserError: either is.
+    """
+    if not 0 < depth[0] < depth[1] < float("inf"):
+        raise UserError(f"{path}: near {depth[0]} and far {depth[1]}; allowed: 0 < near < far.")
+    if len(box) != 6 or not all(low < high for low, high in zip(box[:3], box[3:], strict=True)):
+        raise UserError(f"{path}: aabb {box}; allowed: six numbers, smallest x y z, then largest x y z.")
+
+
+def of_points(points: Tensor, camera: Camera, path: Path) -> Bounds:
+    """What holds the points that cameras see, a hundredth of them on each side left out, with a margin.
+
+    Args:
+        points: (N, 3) scene unit, such as those of a reconstruction.
+        camera: a batch of cameras.
+        path: the points' file, to name.
+
+    Raises:
+        UserError: no camera has any point in its picture.
+    """
+    points = points[:: -(-len(points) // _MOST)]
+    seen, depths = torch.zeros(len(points), dtype=torch.bool), []
+    for index in range(len(camera)):
+        one = camera[index]
+        x, y, t = one.project(points)
+        here = (t > 0) & (x >= 0) & (x <= one.width) & (y >= 0) & (y <= one.height)
+        seen |= here
+        depths.append(t[here])
+    if not seen.any():
+        raise UserError(f"{path}: no camera has any of its points in the picture; allowed: points in the poses' space.")
+    near, far = np.percentile(torch.cat(depths).numpy(), [_OUTLIERS, 100 - _OUTLIERS])
+    low, high = np.percentile(points[seen].double().numpy(), [_OUTLIERS, 100 - _OUTLIERS], axis=0)
+    margin = _MARGIN * max((high - low).max(), 1e-6)
+    return _NEARER * float(near), _FARTHER * float(far), [*(low - margin).tolist(), *(high + margin).tolist()]
+
+
+def of_cube(box: list[float], camera: Camera, least: float) -> Bounds:
+    """The box of instant-ngp's ``aabb_scale``, with the depths at which the cameras may see something in it.
+
+    Args:
+        box: six numbers.
+        camera: a batch of cameras.
+        least: near is no smaller, such as where a camera stands in the box.
+    """
+    corners = torch.cartesian_prod(*torch.tensor(box).view(2, 3).unbind(1))
+    depths = ((camera.c2w[:, :, 3, None] - corners.T) * camera.c2w[:, :, 2, None]).sum(1)
+    return max(depths.min().item(), least), depths.max().item(), box

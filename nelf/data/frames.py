@@ -1,0 +1,188 @@
+"""The entries of a transforms file, one by one: files, pose, controls, intrinsics, lens."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nelf.data.lenses import coefficients
+from nelf.data.masks import MaskFile
+from nelf.errors import UserError
+
+__all__ = ["controls", "focal", "inside", "lens", "mask", "number", "numbers", "picture", "pose", "stated_lens"]
+
+_EXTENSIONS = ("", ".png", ".jpg", ".jpeg", ".webp", ".PNG", ".JPG", ".JPEG")
+_SIZE, _X, _Y = ("w", "h", "cx", "cy"), ("fl_x", "camera_angle_x"), ("fl_y", "camera_angle_y")
+_RADIAL = ("k1", "k2", "k3", "k4", "p1", "p2")  # the order of nerfstudio's distortion_params
+_COEFFICIENTS = (*_RADIAL, "k5", "k6")
+_OTHERWISE = ("is_fisheye", "ftheta_p0", "latlong", "equirectangular", "orthographic")  # instant-ngp's other cameras
+
+
+def inside(path: Path, where: str, stated: str) -> Path:
+    """A file that a transforms file names, relative to its folder.
+
+    Raises:
+        UserError: it lies outside of the folder.
+    """
+    root = Path(os.path.normpath(path.parent.absolute()))
+    # Compared by text, not resolved: a link inside the scene may point to another disk.
+    target = Path(os.path.normpath(root / stated.replace("\\", "/")))
+    if not target.is_relative_to(root):
+        raise UserError(f"{path}: {where} points outside {path.parent} ({stated}); allowed: files inside it.")
+    return target.relative_to(root)
+
+
+def picture(path: Path, index: int, frame: dict[str, Any]) -> tuple[Path, Path | None]:
+    """What ``file_path`` of a frame says, and the file, relative to the folder; None where there is none.
+
+    It may lack the extension.
+    """
+    stated = frame.get("file_path")
+    if not isinstance(stated, str) or not stated:
+        raise UserError(f"{path}: frame {index} has no key 'file_path'; each frame needs file_path, transform_matrix.")
+    target = inside(path, f"frame {index}", stated)
+    for extension in _EXTENSIONS:
+        image = target.with_name(target.name + extension)
+        if (path.parent / image).is_file():
+            return target, image
+    return target, None
+
+
+def mask(path: Path, index: int, frame: dict[str, Any], image: Path) -> MaskFile | None:
+    """The mask of a frame: ``mask_path``, or instant-ngp's file beside the image."""
+    stated = frame.get("mask_path")
+    if stated is None:
+        dynamic = path.parent / image.with_name(f"dynamic_mask_{image.stem}.png")
+        return MaskFile(dynamic, ignores=True) if dynamic.is_file() else None
+    if not isinstance(stated, str) or not stated:
+        raise UserError(f"{path}: frame {index}: mask_path is {stated!r}; allowed: the name of a file.")
+    file = path.parent / inside(path, f"frame {index}: mask_path", stated)
+    if not file.is_file():
+        raise UserError(f"{path}: frame {index}: no mask {stated} in {path.parent}.")
+    return MaskFile(file)
+
+
+def pose(path: Path, index: int, frame: dict[str, Any]) -> np.ndarray:
+    """(3, 4) float32 camera to world of one frame."""
+    where = f"{path}: frame {index} ({frame.get('file_path', 'no image')})"
+    if "transform_matrix" not in frame:
+        raise UserError(f"{where} has no key 'transform_matrix'; allowed: a 4x4 camera-to-world matrix.")
+    try:
+        matrix = np.array(frame["transform_matrix"], dtype=np.float64)
+    except (TypeError, ValueError):
+        raise UserError(f"{where}: transform_matrix is not a matrix of numbers; allowed: 4x4 or 3x4.") from None
+    if matrix.shape not in ((4, 4), (3, 4)):
+        raise UserError(f"{where}: transform_matrix has shape {matrix.shape}; allowed: 4x4 or 3x4.")
+    if not np.isfinite(matrix).all():
+        raise UserError(f"{where}: transform_matrix holds NaN or infinity; allowed: finite numbers.")
+    lengths = np.linalg.norm(matrix[:3, :3], axis=0)
+    if lengths.min() < 1e-6:
+        raise UserError(f"{where}: transform_matrix cannot be inverted; allowed: a rotation and a translation.")
+    if np.abs(lengths - 1).max() > 1e-3:
+        # Blender writes an object's scale into its matrix, but does not apply it to a camera's rays.
+        matrix[:3, :3] /= lengths
+    rotation = matrix[:3, :3]
+    if np.abs(rotation.T @ rotation - np.eye(3)).max() > 1e-2 or np.linalg.det(rotation) < 0:
+        kind = "cannot be inverted" if abs(np.linalg.det(rotation)) < 1e-6 else "is sheared or mirrored"
+        raise UserError(f"{where}: transform_matrix {kind}; allowed: a rotation and a translation.")
+    return matrix[:3].astype(np.float32)
+
+
+def controls(
+    path: Path, content: dict[str, Any], frames: dict[int, dict[str, Any]]
+) -> tuple[tuple[str, ...], np.ndarray | None]:
+    """Names and (N, K) float32 values: ``time`` of each frame, then its ``controls``, whose names stand at the top."""
+    untimed = [index for index, frame in frames.items() if "time" not in frame]
+    if len(untimed) == len(frames):
+        return (), None
+    if untimed:
+        raise UserError(f"{path}: frame {untimed[0]} has no key 'time', but others have; allowed: all or none.")
+    further = content.get("controls", [])
+    if not isinstance(further, list) or not all(isinstance(name, str) for name in further):
+        raise UserError(f"{path}: controls are {further!r}; allowed: a list of names.")
+    rows = []
+    for index, frame in frames.items():
+        values = frame.get("controls", [])
+        if not isinstance(values, list) or len(values) != len(further):
+            raise UserError(f"{path}: frame {index}: controls are {values!r}; allowed: {len(further)} numbers.")
+        row = [number(path, "time", frame["time"]), *(number(path, "controls", value) for value in values)]
+        for name, value in zip(("time", *further), row, strict=True):
+            if not 0 <= value <= 1:
+                raise UserError(f"{path}: frame {index}: {name} is {value}; allowed: 0 to 1.")
+        rows.append(row)
+    return ("time", *further), np.array(rows, dtype=np.float32)
+
+
+def stated_lens(path: Path, index: int, content: dict[str, Any], frame: dict[str, Any]) -> dict[str, Any]:
+    """The keys of one frame's camera: numbers, and ``camera_model``. What the frame states goes before the top's."""
+    where = Path(f"{path}: frame {index}")
+    merged: dict[str, Any] = {"camera_model": "OPENCV"}
+    for level in (content, frame):
+        own = {key: number(where, key, level[key]) for key in (*_SIZE, *_COEFFICIENTS) if level.get(key) is not None}
+        if level.get("distortion_params") is not None:
+            own |= zip(_RADIAL, numbers(where, "distortion_params", level["distortion_params"], 6), strict=True)
+        for (length, angle), degrees in ((_X, "x_fov"), (_Y, "y_fov")):
+            axis = {key: number(where, key, level[key]) for key in (length, angle) if level.get(key) is not None}
+            if level.get(degrees) is not None:  # instant-ngp's, before the others
+                axis = {angle: math.radians(number(where, degrees, level[degrees]))}
+            if axis:
+                merged = {key: value for key, value in merged.items() if key not in (length, angle)}
+            own |= axis
+        if level.get("camera_model") is not None:
+            own["camera_model"] = level["camera_model"]
+        merged |= own
+        merged |= {key: level[key] for key in _OTHERWISE if level.get(key)}
+    return merged
+
+
+def focal(stated: dict[str, Any], width: int, height: int, where: str) -> tuple[float, float, float, float]:
+    """``fx, fy, cx, cy`` of a camera of ``stated_lens`` at the size of the image."""
+    w, h = stated.get("w", float(width)), stated.get("h", float(height))
+    if (w - h) * (width - height) < 0:
+        raise UserError(
+            f"{where}: w {w:g} and h {h:g}, but its image is {width}x{height} as stored; allowed: images that lie as "
+            "their intrinsics do (rotation in EXIF is not applied, as in COLMAP; rotate the file)."
+        )
+    if "fl_x" in stated:
+        fx = stated["fl_x"]
+    elif "camera_angle_x" in stated and 0 < stated["camera_angle_x"] < math.pi:
+        fx = 0.5 * w / math.tan(0.5 * stated["camera_angle_x"])
+    else:
+        raise UserError(f"{where}: missing key 'camera_angle_x' (0 to pi) or 'fl_x' (pixels), per frame or at the top.")
+    if "fl_y" in stated:
+        fy = stated["fl_y"]
+    elif "fl_x" not in stated and "camera_angle_y" in stated:
+        fy = 0.5 * h / math.tan(0.5 * stated["camera_angle_y"])
+    else:
+        fy = fx
+    if min(fx, fy, w, h) <= 0:
+        raise UserError(f"{where}: fl_x {fx}, fl_y {fy}, w {w}, h {h}; allowed: above 0.")
+    scale_x, scale_y = width / w, height / h
+    return fx * scale_x, fy * scale_y, stated.get("cx", 0.5 * w) * scale_x, stated.get("cy", 0.5 * h) * scale_y
+
+
+def lens(stated: dict[str, Any], where: str) -> tuple[float, ...]:
+    """The coefficients of a camera of ``stated_lens``, see ``nelf.data.lenses.coefficients``."""
+    for key in _OTHERWISE:
+        if key in stated:
+            raise UserError(f"{where}: {key} is {stated[key]!r}; allowed: perspective cameras, see camera_model.")
+    return coefficients(stated["camera_model"], stated, where)
+
+
+def number(path: Path, key: str, value: Any) -> float:
+    """A finite number of the file."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"{path}: {key} is {value!r}; allowed: a finite number.")
+    return float(value)
+
+
+def numbers(path: Path, key: str, value: Any, count: int) -> Sequence[float]:
+    """So many finite numbers of the file, in a list."""
+    if not isinstance(value, list) or len(value) != count:
+        raise UserError(f"{path}: {key} is {value!r}; allowed: {count} numbers.")
+    return [number(path, key, each) for each in value]

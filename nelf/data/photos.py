@@ -4,10 +4,10 @@ What comes out is a folder ``nelf_colmap`` in that of the photographs (beside a 
 ``images/`` and ``sparse/0/``, which ``nelf.data.colmap`` and other programs read. It is made once: it gets its name
 when it is complete, a killed registration goes on where it was, and other photographs replace it.
 
-Copies: turned as EXIF says, reduced so that the longer side has at most 1600 pixels; PNG of PNG, else JPEG with the
-EXIF entries, of which COLMAP reads the focal length. Photographs of another size than most are left out, since all
-views of a scene have one size, and here one camera. Of a video, the sharpest frame of each of so many equal spans is
-taken: the one with the largest variance of its Laplacian.
+Copies: turned as EXIF says, reduced so that the longer side has at most 1600 pixels; PNG of PNG, else JPEG. Of the EXIF
+entries they keep the focal length, which COLMAP starts from. Photographs of another size than most are left out, since
+all views of a scene have one size, and here one camera. Of a video, the sharpest frame of each of so many equal spans
+is taken: the one with the largest variance of its Laplacian.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FEWEST = 5
 _PHOTOS = (".jpg", ".jpeg", ".png", ".webp", ".heic", ".heif")
 _VIDEOS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
 _TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
-_ORIENTATION = 0x0112
+_ORIENTATION, _EXIF, _FOCAL_35MM = 0x0112, 0x8769, 0xA405  # EXIF tags
 _HEAD = 2**16  # bytes of each file that tell one photograph from another, beside its name and size
 _EXHAUSTIVE = 200  # photographs of which each is compared with each; of more, and of frames, with those near in order
 _GRAY = 320  # width of the pictures whose sharpness is measured
@@ -96,16 +96,17 @@ def _make(source: Path, files: list[Path], root: Path, mark: str, frames: int, s
         shutil.rmtree(work)
     if root.exists():
         print(f"{source}: its photographs, or the settings, have changed: it is registered anew", flush=True)
-    copies = work / "images"
-    copies.mkdir(parents=True, exist_ok=True)
-    _note(work, mark, done=False)
-    if source.is_file():
-        _frames(source, copies, frames)
-    else:
-        _copies(source, files, copies)
-    register(source, work, sequential=source.is_file() or len(files) > _EXHAUSTIVE, fewest=FEWEST, seed=seed)
-    (work / "database.db").unlink(missing_ok=True)
-    _note(work, mark, done=True)
+    if _noted(work) != {"mark": mark, "done": True}:  # else it only lacks its name
+        copies = work / "images"
+        copies.mkdir(parents=True, exist_ok=True)
+        _note(work, mark, done=False)
+        if source.is_file():
+            _frames(source, copies, frames)
+        else:
+            _copies(source, files, copies)
+        register(source, work, sequential=source.is_file() or len(files) > _EXHAUSTIVE, fewest=FEWEST, seed=seed)
+        (work / "database.db").unlink(missing_ok=True)
+        _note(work, mark, done=True)
     if root.exists():
         shutil.rmtree(root)
     work.rename(root)
@@ -202,12 +203,20 @@ def _copy(path: Path, copy: Path) -> None:
     """Write one photograph upright and not too large."""
     try:
         with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            exif = upright.getexif()
-            pixels = np.asarray(upright.convert("RGB"))
+            exif = _focal_length(image.getexif())
+            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, SyntaxError, ValueError):
         raise UserError(f"{path}: cannot be decoded; the file is truncated or damaged.") from None
     _save(pixels, copy, exif)
+
+
+def _focal_length(exif: Image.Exif) -> Image.Exif:
+    """Of the EXIF entries, the one that COLMAP reads: the focal length on 35 mm film."""
+    kept = Image.Exif()
+    length = exif.get_ifd(_EXIF).get(_FOCAL_35MM)
+    if isinstance(length, int) and length > 0:
+        kept.get_ifd(_EXIF)[_FOCAL_35MM] = length
+    return kept
 
 
 def _save(pixels: np.ndarray, path: Path, exif: Image.Exif | None = None) -> None:

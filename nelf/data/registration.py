@@ -109,12 +109,19 @@ def pairs_of(count: int, sequential: bool) -> list[tuple[int, int]]:
 def _extract(pycolmap: Any, work: Path, names: list[str]) -> None:
     """Find features, of a few pictures at a time; those that have some are skipped."""
     database = work / "database.db"
-    pycolmap.Database.open(database).close()
+    opened = pycolmap.Database.open(database)
+    begun = opened.num_images()
+    opened.close()
+    if begun not in (0, len(names)):  # killed within a second of its beginning
+        database.unlink()
+        pycolmap.Database.open(database).close()
     _forget_halves(database)
     reading = pycolmap.ImageReaderOptions(camera_model=CAMERA_MODEL)
     options = pycolmap.FeatureExtractionOptions(use_gpu=False)
     options.sift.max_num_features = _FEATURES
     single = {"camera_mode": pycolmap.CameraMode.SINGLE, "reader_options": reading}
+    if begun != len(names):  # all at once, so that they share one camera
+        pycolmap.import_images(database, work / "images", pycolmap.CameraMode.SINGLE, names, reading)
     with progress_bar("features", len(names)) as progress:
         for some in _parts(names, _PICTURES_AT_A_TIME):
             _run(pycolmap.extract_features, database, work / "images", some, extraction_options=options, **single)

@@ -85,6 +85,7 @@ def test_cameras_stand_where_they_stood(registered: Path) -> None:
     views = [view for split in (scene.train, scene.val, scene.test) for view in (split[i] for i in range(len(split)))]
     views = sorted(views, key=lambda view: view.name)
     assert [view.name for view in views] == [f"images/{index:04d}_IMG_{index}" for index in range(VIEWS)]
+    assert len(pycolmap.Reconstruction(registered / "nelf_colmap/sparse/0").cameras) == 1
     truth = room_cameras()
     found = np.stack([view.camera.c2w[:, 3].double().numpy() for view in views])
     similarity = pycolmap.estimate_sim3d(found, truth.c2w[:, :, 3].double().numpy())
@@ -155,8 +156,8 @@ def test_pictures_are_turned_as_exif_says_and_reduced(
     folder = tmp_path / "turned"
     folder.mkdir()
     for index, picture in enumerate(pictures):
-        exif = Image.Exif()
-        stored = picture
+        exif, stored = Image.Exif(), picture
+        exif.get_ifd(0x8769)[0xA405] = 35
         if index:  # the camera was held upright: the sensor's rows are the picture's columns
             exif[0x0112] = 6
             stored = np.rot90(picture)
@@ -168,6 +169,9 @@ def test_pictures_are_turned_as_exif_says_and_reduced(
         with Image.open(copy) as image:
             assert image.size == (120, 90)
             assert image.getexif().get(0x0112, 1) == 1
+            camera = pycolmap.infer_camera_from_image(copy)
+            assert camera.has_prior_focal_length
+            assert camera.focal_length == pytest.approx(150 * 35 / np.hypot(36, 24), rel=0.01)  # of the diagonal
             half = picture.reshape(90, 2, 120, 2, 3).mean((1, 3))
             assert np.abs(np.asarray(image) - half).mean() < 5
 

@@ -129,6 +129,8 @@ def start(cfg: DictConfig) -> Run:
     root = os.path.relpath(HydraConfig.get().runtime.output_dir) if job else plain["run"]
     shared = [*([plain["run"]] if job else []), *([plain["base"]] if plain.get("base") else [])]
     run = Run(root, Recipe(plain, build), shared)
+    if planned := run.planned():  # said before the scene is read, which may take long, too
+        print(f"time: {planned}", flush=True)
     agree(lambda: _open(run, job))
     return run
 

@@ -2,6 +2,8 @@
 
 from nelf.data.batches import ImageBatch, RayBatch
 from nelf.data.blender import read_scene, read_views, with_pseudo_views
+from nelf.data.colmap import read_colmap
+from nelf.data.colmap_datamodules import ColmapDataModule, PhotosDataModule
 from nelf.data.datamodules import (
     BlenderDataModule,
     DemoDataModule,
@@ -14,12 +16,14 @@ from nelf.data.datamodules import (
 from nelf.data.hypernerf import read_capture
 from nelf.data.llff import read_llff
 from nelf.data.llff_datamodule import LLFFDataModule
+from nelf.data.photos import register_photos
 from nelf.data.writer import SceneWriter, write_scene
 from nelf.scene import BACKGROUNDS, Scene, Split, View, composite_background
 
 __all__ = [
     "BACKGROUNDS",
     "BlenderDataModule",
+    "ColmapDataModule",
     "DNeRFDataModule",
     "DemoDataModule",
     "DemoDynamicDataModule",
@@ -27,6 +31,7 @@ __all__ = [
     "HyperNeRFDataModule",
     "ImageBatch",
     "LLFFDataModule",
+    "PhotosDataModule",
     "RayBatch",
     "Scene",
     "SceneDataModule",
@@ -35,9 +40,11 @@ __all__ = [
     "View",
     "composite_background",
     "read_capture",
+    "read_colmap",
     "read_llff",
     "read_scene",
     "read_views",
+    "register_photos",
     "with_pseudo_views",
     "write_scene",
 ]

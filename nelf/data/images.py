@@ -308,7 +308,7 @@ def for_each(count: int, work: Callable[[int], None], text: str) -> None:
         try:
             for _ in pool.map(work, range(count)):
                 progress.advance(progress.task_ids[0])
-        except UserError:
+        except BaseException:  # Ctrl-C, too
             pool.shutdown(cancel_futures=True)
             raise
 

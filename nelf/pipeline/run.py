@@ -181,6 +181,17 @@ class Run:
             folder is not None and self._is_current(name, folder) for name, folder in zip(names, folders, strict=True)
         )
 
+    def planned(self) -> str:
+        """How long the stages that are left may train, in words; empty where none of them has a ``max_time``."""
+        left = [name for name in self.config.get("stages", ()) if not self.complete(name)]
+        times = {name: self.config["stage"][name].get("max_time") for name in left}
+        trained = {name: _minutes(time) for name, time in times.items() if isinstance(time, str)}
+        if not trained:
+            return ""
+        others = [name for name in left if name not in trained]
+        words = ", ".join(f"{name} {minutes:.3g} min" for name, minutes in trained.items())
+        return words + (f"; and what {', '.join(others)} take" if others else "")
+
     def folder(self, name: str) -> Path:
         """Where a stage of this run writes."""
         return self.root / name
@@ -312,6 +323,12 @@ def refuse_other_architecture(folder: Path, previous: dict[str, Any], settings: 
             f"{folder}: was trained with another network: {differing}. "
             "Choose another directory with run=, or delete this one to train anew."
         )
+
+
+def _minutes(time: str) -> float:
+    """Minutes of days:hours:minutes:seconds."""
+    days, hours, minutes, seconds = map(int, time.split(":"))
+    return (days * 24 + hours) * 60 + minutes + seconds / 60
 
 
 def _place(data: Any) -> str:

@@ -21,6 +21,11 @@ views = 6
 folder = {folder!r}
 """
 DYNAMIC = "folder, width, minutes, views = {folder!r}, 32, 0.1, 6"
+PHOTOS = """
+count, size, width, views = 9, 240, 32, 4
+teacher_time, student_time = "00:00:00:04", "00:00:00:04"
+photos, folder = Path({folder!r} + "/photographs"), {folder!r}
+"""
 LOOK_AROUND = "folder, width = {folder!r}, 32"
 
 
@@ -53,6 +58,14 @@ def test_a_light_field_that_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.slow
+def test_photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pycolmap", reason="photographs are registered by pycolmap: pip install 'nelf[colmap]'")
+    printed = printed_by("photos", PHOTOS, tmp_path, monkeypatch)
+    assert "student:" in printed
+    assert "dB on" in printed
+
+
+@pytest.mark.slow
 def test_looking_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NELF_CACHE", str(tmp_path / "cache"))
     scene = DemoDataModule(width=32).scene
@@ -71,4 +84,4 @@ def test_looking_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_every_notebook_is_run() -> None:
-    assert {path.stem for path in NOTEBOOKS.glob("*.ipynb")} == {"quickstart", "look_around", "dynamic"}
+    assert {path.stem for path in NOTEBOOKS.glob("*.ipynb")} == {"quickstart", "look_around", "dynamic", "photos"}

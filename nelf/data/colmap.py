@@ -1,0 +1,343 @@
+"""COLMAP's reconstructions: cameras, poses and points of photographs, in text or binary, read by pycolmap.
+
+A scene is a folder with ``images/`` and a model (``cameras``, ``images`` and ``points3D``, ``.bin`` or ``.txt``) in
+``sparse/0``, ``sparse`` or ``colmap/sparse/0``.
+
+Conventions of the files: poses are world to camera with OpenCV's axes (y down, z forward), the unit is arbitrary, pixel
+centers lie at +0.5. Pixels are as they are stored: neither COLMAP nor this reader turns a picture by its EXIF entry.
+Images of another size than the cameras', such as ``images_4``, have their intrinsics scaled along each axis.
+
+The scene's world, in this order:
+
+1. The mean of the cameras' up axes is turned to +z by the smallest rotation, and the mean of the cameras' positions
+   becomes the origin: nerfstudio's ``orientation_method="up"``, ``center_method="poses"``.
+2. It is scaled so that the median z-depth of a point in a picture that shows it is 4, which is how far the cameras of
+   the Blender scenes stand from their object. (nerfstudio scales the farthest camera coordinate to 1.)
+
+Depth: of the z-depths of all points in the pictures that show them, ``near`` is three quarters of the first percentile,
+``far`` four thirds of the 99th. Box: from the first percentile of the points to the 99th along each axis, plus a tenth
+of its longest side; a point counts once for each picture that shows it.
+
+Splits: of every ``holdout`` views, sorted by name, the first is for test and the second for val (LLFF's and mip-NeRF
+360's every eighth).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nelf.cameras import Camera
+from nelf.data import lenses
+from nelf.data.blender import check_space
+from nelf.data.images import MEMORY_LIMIT, check_width, image_headers, load_images
+from nelf.errors import UserError
+from nelf.paths import trajectory
+from nelf.scene import Scene, Split
+
+__all__ = ["load_pycolmap", "read_colmap"]
+
+_MODELS = ("sparse/0", "sparse", "colmap/sparse/0")
+_PARTS = ("cameras", "images", "points3D")
+_DEPTH = 4.0  # scene unit: of the median point
+_OUTLIERS, _MARGIN, _SLACK = 1.0, 0.1, 0.75  # percent on each side; share of the longest side; of near, and 1 / of far
+_ASPECT = 0.02  # by so much may the two scales of images and cameras differ
+
+
+class _Model(NamedTuple):
+    """What is taken from a reconstruction: N images sorted by name, and what they show.
+
+    Attributes:
+        names: N names, paths inside the folder of images.
+        c2w: (N, 3, 4) float64, OpenGL axes, the files' world.
+        intrinsics: (N, 4) ``fx, fy, cx, cy`` in pixels of ``sizes``.
+        lens: (N, 6) or (N, 9), see ``Camera``; None for pinholes.
+        sizes: (N, 2) width and height of the cameras.
+        seen: (P, 3) the points of all images, each as often as it is seen.
+        depths: (P,) their z-depths.
+    """
+
+    names: list[str]
+    c2w: np.ndarray
+    intrinsics: np.ndarray
+    lens: Tensor | None
+    sizes: np.ndarray
+    seen: np.ndarray
+    depths: np.ndarray
+
+
+def read_colmap(
+    root: str | Path,
+    *,
+    images: str = "images",
+    width: int | None = None,
+    holdout: int = 8,
+    skip_missing: bool = False,
+    near: float | None = None,
+    far: float | None = None,
+    aabb: list[float] | None = None,
+    memory_limit: int = MEMORY_LIMIT,
+) -> Scene:
+    """Read a COLMAP reconstruction with its photographs.
+
+    Args:
+        root: the scene's directory.
+        images: the folder of the photographs in it, such as ``images_4``.
+        width: images are reduced to this width by area averaging; None keeps theirs.
+        holdout: of every so many views one is held out for each of val and test.
+        skip_missing: leave out views whose image is missing, instead of refusing the scene.
+        near: instead of what the points say: smallest z-depth, scene unit.
+        far: largest z-depth.
+        aabb: box, smallest xyz then largest xyz.
+        memory_limit: bytes of images that one split may take in RAM before it is memory-mapped.
+
+    Returns:
+        The scene, in the world that the module's docstring describes. ``view`` of a training camera is its place among
+        the training views.
+
+    Raises:
+        UserError: pycolmap is not installed, the model or an image is missing or damaged, a camera model is unknown,
+            images differ in size, or an argument is out of range.
+    """
+    root = Path(root)
+    if holdout < 3:
+        raise UserError(f"data.holdout: is {holdout}; allowed: 3 or more (one test, one val, the rest train).")
+    folder = _model_folder(root)
+    model = _read(folder)
+    there, paths = _pictures(root, images, model.names, skip_missing)
+    if len(there) < 3:
+        raise UserError(f"{folder}: has {len(there)} images; allowed: 3 or more (one test, one val, the rest train).")
+    c2w, seen, scale = _oriented(model)
+    depth, box = _space(seen, model.depths * scale)
+    depth = depth[0] if near is None else near, depth[1] if far is None else far
+    box = box if aabb is None else aabb
+    check_space(folder, depth, box)
+    camera = _sized(model, c2w, there, paths)
+    if width is not None:
+        check_width(width, paths[0], camera.width)
+        camera = camera.resized(width)
+    train, val, test = _splits(root, camera, paths, holdout, memory_limit)
+    return Scene(
+        name=root.resolve().name,
+        root=root,
+        train=train,
+        val=val,
+        test=test,
+        aabb=torch.tensor(box, dtype=torch.float32),
+        near=depth[0],
+        far=depth[1],
+        background="black",
+        digest=_digest(model),
+        trajectory=trajectory(train.camera),
+    )
+
+
+def load_pycolmap() -> Any:
+    """The module pycolmap.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import pycolmap
+    except ImportError:
+        raise UserError("data: pycolmap is not installed, and COLMAP needs it: pip install 'nelf[colmap]'.") from None
+    return pycolmap
+
+
+# ------------------------------------------------------------------------------------------- the model
+
+
+def _model_folder(root: Path) -> Path:
+    """Where the model is; its parts are all there."""
+    if not root.is_dir():
+        raise UserError(f"data.root: {root} is not a directory; allowed: a folder with images/ and sparse/0/.")
+    found = [root / place for place in _MODELS if any(_parts(root / place, part) for part in _PARTS)]
+    if not found:
+        raise UserError(
+            f"data.root: {root} holds no COLMAP model; allowed: cameras, images and points3D (.bin or .txt) in "
+            f"{', '.join(_MODELS)}. A folder of mere photographs: data=photos."
+        )
+    for part in _PARTS:
+        if not _parts(found[0], part):
+            raise UserError(f"{found[0]}: has no {part}.bin or {part}.txt; allowed: a model with all three.")
+    return found[0]
+
+
+def _parts(folder: Path, part: str) -> bool:
+    return any((folder / f"{part}.{kind}").is_file() for kind in ("bin", "txt"))
+
+
+def _read(folder: Path) -> _Model:
+    """Parse a model."""
+    pycolmap = load_pycolmap()
+    try:
+        model = pycolmap.Reconstruction(folder)
+        images = sorted((image for image in model.images.values() if image.has_pose), key=lambda image: image.name)
+        if not images or not model.num_points3D():
+            raise UserError(f"{folder}: holds {len(images)} images and {model.num_points3D()} points; allowed: some.")
+        cameras = {key: _lens(camera, f"{folder}: camera {key}") for key, camera in model.cameras.items()}
+        c2w = np.stack([_pose(image) for image in images])
+        seen, depths = _observations(model, images, c2w)
+        if not len(seen):
+            raise UserError(f"{folder}: its images show none of its points, or its numbers are not finite.")
+    except UserError:
+        raise
+    except (ValueError, RuntimeError, IndexError, KeyError, MemoryError, OverflowError) as error:
+        reason = str(error).splitlines()[0].split("] ")[-1] if str(error) else type(error).__name__
+        if "Camera model" in reason:
+            allowed = ", ".join(lenses.PARAMETERS)
+            raise UserError(f"{folder}: names a camera model that COLMAP does not know; allowed: {allowed}.") from None
+        raise UserError(f"{folder}: is no COLMAP model that pycolmap reads ({reason}).") from None
+    known = [cameras[image.camera_id] for image in images]
+    sizes = [(model.cameras[image.camera_id].width, model.cameras[image.camera_id].height) for image in images]
+    return _Model(
+        [image.name for image in images],
+        c2w,
+        np.array([lens.intrinsics for lens in known]),
+        lenses.stack([lens.coefficients for lens in known]),
+        np.array(sizes),
+        seen,
+        depths,
+    )
+
+
+def _lens(camera: Any, where: str) -> lenses.Lens:
+    if min(camera.width, camera.height) < 1:
+        raise UserError(f"{where}: is {camera.width}x{camera.height} pixels; allowed: 1 or more.")
+    return lenses.from_parameters(camera.model.name, camera.params.tolist(), where)
+
+
+def _pose(image: Any) -> np.ndarray:
+    """(3, 4) camera to world, OpenGL axes: OpenCV's down and forward change their sign."""
+    pose = image.cam_from_world().inverse().matrix()
+    return pose * np.array([1.0, -1.0, -1.0, 1.0])
+
+
+def _observations(model: Any, images: list[Any], c2w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The points (P, 3) that images show, image by image, and their z-depths (P,); none behind a camera."""
+    points = {key: point.xyz for key, point in model.points3D.items()}
+    shown = [[points[spot.point3D_id] for spot in image.points2D if spot.has_point3D()] for image in images]
+    each = [np.array(some, np.float64).reshape(-1, 3) for some in shown]
+    depths = np.concatenate([(pose[:, 3] - some) @ pose[:, 2] for pose, some in zip(c2w, each, strict=True)])
+    seen = np.concatenate(each)
+    good = (depths > 0) & np.isfinite(seen).all(1) & np.isfinite(depths)
+    return seen[good], depths[good]
+
+
+# ------------------------------------------------------------------------------------------- the scene's world
+
+
+def _oriented(model: _Model) -> tuple[np.ndarray, np.ndarray, float]:
+    """Poses and points in the scene's world, and scene units per unit of the files."""
+    turn = _between(model.c2w[:, :, 1].mean(0), np.array([0.0, 0.0, 1.0]))
+    origin = model.c2w[:, :, 3].mean(0)
+    scale = _DEPTH / float(np.median(model.depths))
+    c2w = turn @ model.c2w
+    c2w[:, :, 3] = (model.c2w[:, :, 3] - origin) @ turn.T * scale
+    return c2w, (model.seen - origin) @ turn.T * scale, scale
+
+
+def _between(start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """The smallest rotation (3, 3) that takes the direction of one vector to that of a unit vector (Rodrigues)."""
+    length = np.linalg.norm(start)
+    if length < 1e-6:  # cameras that look all ways have no common up
+        return np.eye(3)
+    start = start / length
+    axis, cosine = np.cross(start, end), float(start @ end)
+    if cosine < -1 + 1e-9:  # any axis across them
+        across = np.cross(start, np.eye(3)[np.abs(start).argmin()])
+        across /= np.linalg.norm(across)
+        return 2 * np.outer(across, across) - np.eye(3)
+    cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
+    return np.eye(3) + cross + cross @ cross / (1 + cosine)
+
+
+def _space(seen: np.ndarray, depths: np.ndarray) -> tuple[tuple[float, float], list[float]]:
+    """Near and far, and the box, from what the images show."""
+    close, distant = np.percentile(depths, [_OUTLIERS, 100 - _OUTLIERS])
+    low, high = np.percentile(seen, [_OUTLIERS, 100 - _OUTLIERS], axis=0)
+    margin = _MARGIN * (high - low).max()
+    return (float(close * _SLACK), float(distant / _SLACK)), [*(low - margin).tolist(), *(high + margin).tolist()]
+
+
+# ------------------------------------------------------------------------------------------- the pictures
+
+
+def _pictures(root: Path, images: str, names: list[str], skip_missing: bool) -> tuple[list[int], list[Path]]:
+    """The places of the views whose image is there, and their files."""
+    folder = root / images
+    if not folder.is_dir():
+        there = sorted(path.name for path in root.glob("images*") if path.is_dir())
+        raise UserError(
+            f"data.images: {folder} is not a directory; allowed: a folder with the photographs of the model"
+            + (f": {', '.join(there)}." if there else ".")
+        )
+    for name in names:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
+            raise UserError(f"{root}: its model names the image {name!r}; allowed: a path inside {images}.")
+    paths = [folder / name for name in names]
+    places = [place for place, path in enumerate(paths) if path.is_file()]
+    missing = [path for path in paths if not path.is_file()]
+    if missing and not skip_missing:
+        raise UserError(
+            f"{missing[0]}: no such image file, {len(missing)} of {len(names)} are missing; allowed: all, or "
+            "data.skip_missing=true."
+        )
+    if missing:
+        print(f"{folder}: {len(missing)} of {len(names)} images are missing, and left out", flush=True)
+    return places, [paths[place] for place in places]
+
+
+def _sized(model: _Model, c2w: np.ndarray, there: list[int], paths: list[Path]) -> Camera:
+    """The cameras of some views, for images of the size of these files."""
+    width, height = image_headers(paths, "scene")[0][0]
+    scales = np.array([width, height]) / model.sizes[there]
+    for path, scale, size in zip(paths, scales, model.sizes[there].tolist(), strict=True):
+        if abs(scale[0] / scale[1] - 1) > max(_ASPECT, 1 / min(width, height)):
+            raise UserError(
+                f"{path}: is {width}x{height}, but its camera is {size[0]}x{size[1]}; allowed: the same shape. "
+                "Pixels count as they are stored, whatever their EXIF entry says."
+            )
+    lens = None if model.lens is None else model.lens[there].clone()
+    return Camera(
+        torch.from_numpy(c2w[there]).float(),
+        torch.from_numpy(model.intrinsics[there] * np.concatenate([scales, scales], 1)).float(),
+        width,
+        height,
+        lens=lens,
+    )
+
+
+def _splits(root: Path, camera: Camera, paths: list[Path], holdout: int, memory_limit: int) -> list[Split]:
+    """Train, val and test, decoded."""
+    train = [place for place in range(len(paths)) if place % holdout > 1]
+    val, test = ([*range(first, len(paths), holdout)] for first in (1, 0))
+    splits = []
+    for name, places in (("train", train), ("val", val), ("test", test)):
+        files = [paths[place] for place in places]
+        text = f"reading {name} views of {root.resolve().name}"
+        images = load_images(files, camera.width, camera.height, 3, root, text, memory_limit)
+        names = [path.relative_to(root).with_suffix("").as_posix() for path in files]
+        splits.append(Split(camera[torch.tensor(places)], images, names))
+    splits[0].camera = replace(splits[0].camera, view=torch.arange(len(train)))
+    return splits
+
+
+def _digest(model: _Model) -> str:
+    """Hash of names, poses and cameras: the same for text and binary, and for each folder of images."""
+    state = hashlib.sha256("\n".join(model.names).encode())
+    for numbers in (
+        model.c2w,
+        model.intrinsics,
+        model.sizes,
+        np.zeros(0) if model.lens is None else model.lens.numpy(),
+    ):
+        state.update(np.ascontiguousarray(numbers, np.float32).tobytes())
+    return state.hexdigest()[:16]

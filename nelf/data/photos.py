@@ -1,0 +1,290 @@
+"""Photographs, or a video, to a COLMAP scene: copies that are upright and of one size, registered, kept beside them.
+
+What comes out is a folder ``nelf_colmap`` in that of the photographs (beside a video: ``NAME_nelf_colmap``), with
+``images/`` and ``sparse/0/``, which ``nelf.data.colmap`` and other programs read. It is made once: it gets its name
+when it is complete, a killed registration goes on where it was, and other photographs replace it.
+
+Copies: turned as EXIF says, reduced so that the longer side has at most 1600 pixels; PNG of PNG, else JPEG. Of the EXIF
+entries they keep the focal length, which COLMAP starts from. Photographs of another size than most are left out, since
+all views of a scene have one size, and here one camera. Of a video, the sharpest frame of each of so many equal spans
+is taken: the one with the largest variance of its Laplacian.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import imageio_ffmpeg
+import numpy as np
+from PIL import Image, ImageOps
+
+from nelf.data.colmap import load_pycolmap
+from nelf.data.images import area_average, for_each, image_header, progress_bar
+from nelf.data.registration import register
+from nelf.errors import UserError, alone_in, atomic_path, unwritable
+
+__all__ = ["FEWEST", "LARGEST", "register_photos", "registration_folder"]
+
+LARGEST = 1600
+"""Pixels of the longer side of a copy, at most."""
+
+FEWEST = 5
+"""Photographs without which there is no scene."""
+
+_PHOTOS = (".jpg", ".jpeg", ".png", ".webp", ".heic", ".heif")
+_VIDEOS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
+_TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+_ORIENTATION, _EXIF, _FOCAL_35MM = 0x0112, 0x8769, 0xA405  # EXIF tags
+_HEAD = 2**16  # bytes of each file that tell one photograph from another, beside its name and size
+_EXHAUSTIVE = 200  # photographs of which each is compared with each; of more, and of frames, with those near in order
+_GRAY = 320  # width of the pictures whose sharpness is measured
+_VERSION = 1  # of the folder; another one is made anew
+
+
+def registration_folder(source: str | Path) -> Path:
+    """Where the registration of a folder of photographs, or of a video, is kept."""
+    source = Path(source)
+    return source / "nelf_colmap" if source.is_dir() else source.with_name(f"{source.stem}_nelf_colmap")
+
+
+def register_photos(source: str | Path, frames: int = 80, seed: int = 0) -> Path:
+    """Register photographs, unless it is done.
+
+    Several processes may ask for it: one does it, the others wait.
+
+    Args:
+        source: a folder of JPEG, PNG, WebP or HEIC files, or a video file.
+        frames: how many are taken of a video.
+        seed: of all that COLMAP draws at random.
+
+    Returns:
+        The folder of the registration, a scene for ``nelf.data.colmap.read_colmap``.
+
+    Raises:
+        UserError: there are no or too few photographs, one cannot be read, too few of them could be registered,
+            pycolmap (or for HEIC pillow-heif) is not installed, or the folder cannot be written.
+        KeyboardInterrupt: Ctrl-C; what is done is kept.
+    """
+    source = Path(source)
+    root = registration_folder(source)
+    files = [source] if source.is_file() else _photographs(source)
+    mark = _mark(files, frames if source.is_file() else 0, seed)
+    with alone_in(root.parent):
+        if _noted(root) == {"mark": mark, "done": True}:
+            return root
+        if root.exists() and _noted(root) is None:
+            raise UserError(f"{root}: holds something else; allowed: to move it away, its place is the registration's.")
+        load_pycolmap()
+        try:
+            _make(source, files, root, mark, frames, seed)
+        except OSError as error:
+            raise unwritable(error, root.parent) or error from error
+    return root
+
+
+def _make(source: Path, files: list[Path], root: Path, mark: str, frames: int, seed: int) -> None:
+    """Register into a folder beside, and give it its name."""
+    work = root.with_name(f".{root.name}.partial")
+    if work.exists() and (_noted(work) or {}).get("mark") != mark:
+        shutil.rmtree(work)
+    if root.exists():
+        print(f"{source}: its photographs, or the settings, have changed: it is registered anew", flush=True)
+    if _noted(work) != {"mark": mark, "done": True}:  # else it only lacks its name
+        copies = work / "images"
+        copies.mkdir(parents=True, exist_ok=True)
+        _note(work, mark, done=False)
+        if source.is_file():
+            _frames(source, copies, frames)
+        else:
+            _copies(source, files, copies)
+        register(source, work, sequential=source.is_file() or len(files) > _EXHAUSTIVE, fewest=FEWEST, seed=seed)
+        (work / "database.db").unlink(missing_ok=True)
+        _note(work, mark, done=True)
+    if root.exists():
+        shutil.rmtree(root)
+    work.rename(root)
+
+
+def _mark(files: list[Path], frames: int, seed: int) -> str:
+    """Hash of what a registration depends on; a copied or moved folder keeps it."""
+    state = hashlib.sha256(f"{_VERSION} {frames} {seed}".encode())
+    for path in files:
+        with path.open("rb") as file:
+            state.update(f"{path.name} {path.stat().st_size}\n".encode() + file.read(_HEAD))
+    return state.hexdigest()
+
+
+def _noted(folder: Path) -> Any:
+    """What ``_note`` has written; None where it has not."""
+    try:
+        noted = json.loads((folder / "photos.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return noted if isinstance(noted, dict) else None
+
+
+def _note(folder: Path, mark: str, done: bool) -> None:
+    with atomic_path(folder / "photos.json") as partial:
+        partial.write_text(json.dumps({"mark": mark, "done": done}), encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------------- photographs
+
+
+def _photographs(folder: Path) -> list[Path]:
+    """The photographs in a folder, sorted by name."""
+    if not folder.is_dir():
+        raise UserError(f"data.root: {folder} is not there; allowed: a folder of photographs, or a video file.")
+    found = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in _PHOTOS and path.is_file()]
+    found = [path for path in found if not path.name.startswith(".")]
+    if len(found) < FEWEST:
+        raise UserError(
+            f"data.root: {folder} holds {len(found)} photographs; allowed: {FEWEST} or more JPEG, PNG, WebP or HEIC "
+            "files, better 20 to 100; or a video file."
+        )
+    if any(path.suffix.lower() in (".heic", ".heif") for path in found):
+        _open_heic(next(path for path in found if path.suffix.lower() in (".heic", ".heif")))
+    return found
+
+
+def _open_heic(path: Path) -> None:
+    """Let Pillow read HEIC."""
+    try:
+        import pillow_heif
+    except ImportError:
+        raise UserError(f"{path}: pillow-heif is not installed, and HEIC needs it: pip install 'nelf[heic]'.") from None
+    pillow_heif.register_heif_opener()
+
+
+def _copies(source: Path, files: list[Path], folder: Path) -> None:
+    """Copy the photographs whose size is that of most."""
+    sizes = [_upright_size(path) for path in files]
+    usual, count = Counter(sizes).most_common(1)[0]
+    chosen = [path for path, size in zip(files, sizes, strict=True) if size == usual]
+    if count < FEWEST:
+        raise UserError(
+            f"data.root: {source} holds {len(files)} photographs, of which no more than {count} have one size "
+            f"({usual[0]}x{usual[1]}); allowed: {FEWEST} or more of one size."
+        )
+    if count < len(files):
+        other = next(path.name for path, size in zip(files, sizes, strict=True) if size != usual)
+        print(
+            f"{source}: {len(files) - count} of {len(files)} photographs are not {usual[0]}x{usual[1]}, and left out, "
+            f"such as {other}",
+            flush=True,
+        )
+    copies = [folder / f"{index:04d}_{_copy_name(path)}" for index, path in enumerate(files)]
+    missing = [(path, copy) for path, copy in zip(files, copies, strict=True) if path in chosen and not copy.is_file()]
+    if missing:
+        for_each(len(missing), lambda index: _copy(*missing[index]), f"copying {len(missing)} photographs, upright")
+
+
+def _copy_name(path: Path) -> str:
+    """A name that COLMAP's lists of pairs can state: without spaces."""
+    suffix = path.suffix.lower() if path.suffix.lower() in (".jpg", ".jpeg", ".png") else ".jpg"
+    return re.sub(r"\s", "_", path.stem) + suffix
+
+
+def _upright_size(path: Path) -> tuple[int, int]:
+    """Width and height once a photograph stands as EXIF says."""
+    size, _ = image_header(path)
+    with Image.open(path) as image:
+        return size[::-1] if image.getexif().get(_ORIENTATION) in _TRANSPOSED else size
+
+
+def _copy(path: Path, copy: Path) -> None:
+    """Write one photograph upright and not too large."""
+    try:
+        with Image.open(path) as image:
+            exif = _focal_length(image.getexif())
+            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, SyntaxError, ValueError):
+        raise UserError(f"{path}: cannot be decoded; the file is truncated or damaged.") from None
+    _save(pixels, copy, exif)
+
+
+def _focal_length(exif: Image.Exif) -> Image.Exif:
+    """Of the EXIF entries, the one that COLMAP reads: the focal length on 35 mm film."""
+    kept = Image.Exif()
+    length = exif.get_ifd(_EXIF).get(_FOCAL_35MM)
+    if isinstance(length, int) and length > 0:
+        kept.get_ifd(_EXIF)[_FOCAL_35MM] = length
+    return kept
+
+
+def _save(pixels: np.ndarray, path: Path, exif: Image.Exif | None = None) -> None:
+    """Write a picture (H, W, 3) uint8, reduced where it is too large."""
+    height, width = pixels.shape[:2]
+    ratio = min(1.0, LARGEST / max(width, height))
+    if ratio < 1:
+        pixels = area_average(pixels, max(1, round(width * ratio)), max(1, round(height * ratio)))
+    options: dict[str, Any] = {} if path.suffix.lower() == ".png" else {"quality": 95, "subsampling": 0}
+    with atomic_path(path) as partial:
+        Image.fromarray(pixels).save(partial, exif=exif or Image.Exif(), **options)
+
+
+# ------------------------------------------------------------------------------------------- video
+
+
+def _frames(video: Path, folder: Path, frames: int) -> None:
+    """Write the sharpest frame of each of ``frames`` equal spans of a video."""
+    if (folder / ".complete").exists():
+        return
+    if video.suffix.lower() not in _VIDEOS:
+        raise UserError(
+            f"data.root: {video} is neither a folder nor a video; allowed: a folder of photographs, or a "
+            f"file that ends in {', '.join(_VIDEOS)}."
+        )
+    try:
+        total, _ = imageio_ffmpeg.count_frames_and_secs(str(video))
+        if total < FEWEST:
+            raise UserError(f"{video}: has {total} frames; allowed: {FEWEST} or more, filmed on a walk around.")
+        frames = min(frames, total)
+        with progress_bar(f"looking for {frames} sharp frames", total) as progress:
+            images = progress.track(_decoded(video), task_id=progress.task_ids[0])
+            for span, frame in _sharpest(images, total, frames):
+                _save(frame, folder / f"frame_{span:04d}.jpg")
+    except (OSError, RuntimeError, IndexError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{video}: is no video that FFmpeg reads ({reason}).") from None
+    print(f"{video}: {frames} of {total} frames are taken, the sharpest of each {total / frames:.1f}", flush=True)
+    (folder / ".complete").touch()
+
+
+def _decoded(video: Path) -> Iterator[np.ndarray]:
+    """The frames of a video, (H, W, 3) uint8 each, upright."""
+    reader = imageio_ffmpeg.read_frames(str(video))
+    width, height = next(reader)["size"]
+    for frame in reader:
+        yield np.frombuffer(frame, np.uint8).reshape(height, width, 3)
+
+
+def _sharpest(images: Iterable[np.ndarray], total: int, spans: int) -> Iterator[tuple[int, np.ndarray]]:
+    """The sharpest of the images (H, W, 3) of each span of so many, with the span's number."""
+    last, best, picture = 0, -1.0, None
+    for index, image in enumerate(images):
+        span = min(index * spans // total, spans - 1)  # a container may count fewer frames than it has
+        if span != last and picture is not None:
+            yield last, picture
+            best = -1.0
+        sharpness = _sharpness(image)
+        if sharpness > best:
+            last, best, picture = span, sharpness, image
+    if picture is not None:
+        yield last, picture
+
+
+def _sharpness(image: np.ndarray) -> float:
+    """Variance of the Laplacian of an image's gray values, after reducing it: noise is not sharpness."""
+    step = max(1, image.shape[1] // _GRAY)
+    rows, columns = image.shape[0] // step * step, image.shape[1] // step * step
+    gray = image[:rows, :columns].mean(2).reshape(rows // step, step, columns // step, step).mean((1, 3))
+    laplacian = 4 * gray[1:-1, 1:-1] - gray[:-2, 1:-1] - gray[2:, 1:-1] - gray[1:-1, :-2] - gray[1:-1, 2:]
+    return float(laplacian.var())

@@ -33,12 +33,14 @@ def check_numbers(path: Path, document: Mapping[str, Any]) -> None:
     image, lens, box = document["image"], document["intrinsics"], document["aabb"]
     sides = [image.get("width"), image.get("height")] if isinstance(image, dict) else [None]
     lenses = [lens.get(key) for key in ("fx", "fy", "cx", "cy")] if isinstance(lens, dict) else [None]
+    shift = document["ray_shift"]
     finite = all(map(_is_number, [document["near"], document["far"], *(box if isinstance(box, list) else [None])]))
     good = {
         f"image: allowed: width and height from 1 to {_MOST_PIXELS}": all(_is_size(n, _MOST_PIXELS) for n in sides),
         "intrinsics: allowed: numbers fx, fy, cx and cy": all(map(_is_number, lenses)),
         f"sr_factor: allowed: 1 to {_MOST_BLOCK}": _is_size(document["sr_factor"], _MOST_BLOCK),
         "stride: allowed: 1 or sr_factor": document["stride"] in (1, document["sr_factor"]),
+        "ray_shift: allowed: a number from -1 to 1": _is_number(shift) and abs(shift) <= 1,
         "background_color: allowed: three numbers": _are_numbers(document["background_color"], 3),
         "near, far, aabb: allowed: numbers, six of them for aabb": finite and len(box) == 6,
     }

@@ -38,11 +38,11 @@ class _FromPose(nn.Module):
 
     directions: Tensor
 
-    def __init__(self, rays: _FromRays, stride: int, camera: Camera) -> None:
+    def __init__(self, rays: _FromRays, network: LightField, camera: Camera) -> None:
         super().__init__()
         self.rays = rays
         here = replace(camera, c2w=torch.eye(3, 4), controls=None)
-        self.register_buffer("directions", here.rays(stride).directions)
+        self.register_buffer("directions", network.rays(here).directions)
 
     def forward(self, c2w: Tensor, time: Tensor | None = None, controls: Tensor | None = None) -> Tensor:
         rays_d = self.directions @ c2w[:, None, :, :3].mT
@@ -162,9 +162,8 @@ def largest_difference(graph: InferenceSession, network: LightField, kind: str, 
     for index in range(len(cameras)):
         camera = with_controls(cameras[index], network.controls)
         feeds = feed_of(network, kind, camera)
-        rays = camera.padded(network.sr_factor).rays(network.stride)
         with torch.no_grad():
-            expected = network(rays[None]).movedim(-1, 1).numpy()
+            expected = network(network.rays(camera)[None]).movedim(-1, 1).numpy()
         differences.append(np.abs(graph.run(None, feeds)[0] - expected).max())
     return float(np.max(differences))
 
@@ -174,7 +173,7 @@ def graph_module(network: LightField, kind: str, camera: Camera) -> nn.Module:
     if kind == network.encoded:
         return _Decoder(network)
     rays = _FromRays(network)
-    return rays if kind == "rays" else _FromPose(rays, network.stride, camera.padded(network.sr_factor))
+    return rays if kind == "rays" else _FromPose(rays, network, camera)
 
 
 def _any_size(network: LightField, kind: str) -> tuple[dict[int, object] | None, ...]:

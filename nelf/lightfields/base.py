@@ -55,8 +55,8 @@ class LightField(nn.Module):
     #: How far beyond the blocks that meet something the picture may differ from the background, and the multiple that
     #: the sides of a rectangle should have, blocks; None where it has to be drawn everywhere.
     window: Mapping[str, int] | None = None
-    #: How far left of and above the centers of pixels its rays lie, image widths, if it learned from such; only
-    #: ``render`` looks at it.
+    #: How far left of and above the centers of pixels its rays lie, image widths, if it learned from such; see
+    #: ``Camera.shifted``. Training, rendering and exported graphs make its rays so.
     ray_shift: float = 0.0
     #: How many controls, such as the time, it takes beside each ray.
     controls: int = 0
@@ -178,9 +178,16 @@ class LightField(nn.Module):
         Returns:
             ``rgb`` (H, W, 3) in [0, 1] on the device of the weights; opacity and depth where the network has them.
         """
-        rays = camera.shifted(self.ray_shift).padded(self.sr_factor).to(self.near.device).rays(self.stride)
         with evaluating(self):
-            return self.draw(rays).cropped(camera.height, camera.width)
+            return self.draw(self.rays(camera.to(self.near.device))).cropped(camera.height, camera.width)
+
+    def rays(self, camera: Camera) -> Rays:
+        """The rays that it draws the whole image of a camera, or of a batch of cameras (...), from.
+
+        Returns:
+            A grid (..., h, w): of an image whose sides are rounded up to whole blocks.
+        """
+        return camera.shifted(self.ray_shift).padded(self.sr_factor).rays(self.stride)
 
     # ---------------------------------------------------------------------------------------- training, compression
 

@@ -151,6 +151,7 @@ class NeRF(RadianceField):
         disparity: even in 1 / t.
         infinite_end: the last sample of a ray reaches to infinity; meant for ``relu``.
         ray_shift: see ``RadianceField``; for weights of other projects, whose rays miss the centers of pixels.
+        euclidean: ``near`` and ``far`` are distances from the camera, not z-depths, as of nerf_pl's weights.
 
     Raises:
         ValueError: as of ``RadianceMLP`` and ``HierarchicalSampler``.
@@ -183,13 +184,14 @@ class NeRF(RadianceField):
         disparity: bool = False,
         infinite_end: bool = False,
         ray_shift: float = 0.0,
+        euclidean: bool = False,
     ) -> None:
         super().__init__(HierarchicalSampler(samples, fine_samples, disparity))
         layout = (depth, width, skips, frequencies, direction_frequencies, direction_depth, direction_width)
         options = (first_activation, feature_activation, pi, density_activation, noise_std, low_precision)
         self.coarse = RadianceMLP(*layout, *options)
         self.fine = RadianceMLP(*layout, *options) if fine_samples else None
-        self.pi, self.infinite_end, self.ray_shift = pi, infinite_end, ray_shift
+        self.pi, self.infinite_end, self.ray_shift, self.euclidean = pi, infinite_end, ray_shift, euclidean
         self.chunk = max(1, CHUNK_SAMPLES // (samples + fine_samples))
 
     @property
@@ -214,6 +216,14 @@ class NeRF(RadianceField):
         else:
             self.center.zero_()
             self.unit.fill_(1.0)
+
+    def to_field(self, rays: Rays) -> FieldRays:
+        """See ``RadianceField.to_field``."""
+        here = super().to_field(rays)
+        if not self.euclidean:
+            return here
+        near, far = ((depth / self.unit).expand_as(here.near) for depth in (self.near, self.far))
+        return here._replace(near=near, far=far)
 
     def render_rays(self, rays: Rays) -> list[Pass]:
         """See ``RadianceField.render_rays``; in evaluation mode the coarse network gives no color, and no pass."""

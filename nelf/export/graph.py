@@ -21,6 +21,7 @@ from nelf.compression.fold import fold_batch_norm
 from nelf.compression.quantization import restore_network
 from nelf.errors import UserError, atomic_path
 from nelf.export.inputs import KINDS, check_kind, feed_of, names_of, output_of, with_controls
+from nelf.export.linear import in_parts, linear_as_gemm
 from nelf.lightfields import LightField
 from nelf.rays import Rays
 
@@ -183,12 +184,15 @@ def _any_size(network: LightField, kind: str) -> tuple[dict[int, object] | None,
     return tuple(axes if name in KINDS[kind] else None for name in names_of(network, kind))
 
 
-def half_weights(path: Path | str, out: Path | str) -> Path:
+def half_weights(path: Path | str, out: Path | str, exact: Sequence[str] = ()) -> Path:
     """Store the weights of an ONNX file in 16 bits; it still computes in 32.
+
+    Constants that are no weights, such as the depths of points on a ray, stay in 32 bits.
 
     Args:
         path: the fp32 file.
         out: the file to write, of about half the size.
+        exact: parts of the network whose weights do, too, see ``LightField.exact_parts``.
 
     Returns:
         ``out``.
@@ -200,10 +204,13 @@ def half_weights(path: Path | str, out: Path | str) -> Path:
     from onnx import TensorProto, helper, numpy_helper
 
     model = onnx_format.load(path)
+    linear_as_gemm(model)  # gives weights the names of their layers
     casts = []
     for tensor in model.graph.initializer:
         if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < 16:
             continue  # a cast would take more room than it saves
+        if "." not in tensor.name or in_parts(tensor.name, exact):
+            continue  # only tensors of the network, not those that the exporter has folded, are below a module
         values = numpy_helper.to_array(tensor).astype(np.float16)
         name, half = tensor.name, f"{tensor.name}_fp16"
         tensor.CopyFrom(numpy_helper.from_array(values, half))

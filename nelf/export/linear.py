@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,10 +12,15 @@ import numpy as np
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["linear_as_gemm"]
+__all__ = ["in_parts", "linear_as_gemm"]
 
 # At its end, where a node comes from: the module, its class, and the operation.
 _LINEAR = re.compile(r"([^/:]*): [^/]*/[^/]*: aten\.linear\.default$")
+
+
+def in_parts(name: str, parts: Sequence[str]) -> bool:
+    """Whether a tensor of that name in a graph belongs to some parts of a network, see ``LightField.exact_parts``."""
+    return any(f".{part}." in f".{name}" for part in parts)  # wrapping modules may have put their names before
 
 
 def linear_as_gemm(model: onnx.ModelProto) -> None:

@@ -66,6 +66,8 @@ class LightField(nn.Module):
     #: Small parts that compression leaves as they are. They compute in 32 bits whatever the others do, because what
     #: they give is multiplied before it is looked at, as a point is by the highest frequency of an embedding.
     exact_parts: tuple[str, ...] = ()
+    #: Further parts that stay in 32 bits where the others compute in 8: what rounding costs there outweighs the time.
+    exact_in_8_bits: tuple[str, ...] = ()
 
     near: Tensor
     far: Tensor

@@ -132,10 +132,11 @@ def export(
     feeds = cache(lambda: window_feeds(exact(bundle.drawn["model.onnx"]), kinds[0], views))
     quantized = _artifacts(run, "quantize")
     ranges = _ranges(recipe.load(quantized["int8 static"])) if "int8 static" in quantized else None
+    exact_parts = (*student.exact_parts, *student.exact_in_8_bits)
     makers: dict[str, Callable[[Path], Path]] = {
-        "fp16": partial(half_weights, model),
-        "int8 dynamic": partial(quantize_dynamic, model, exact=student.exact_parts),
-        "int8 static": lambda out: quantize_static(model, out, feeds(), ranges, exact=student.exact_parts),
+        "fp16": partial(half_weights, model, exact=student.exact_parts),
+        "int8 dynamic": partial(quantize_dynamic, model, exact=exact_parts),
+        "int8 static": lambda out: quantize_static(model, out, feeds(), ranges, exact=exact_parts),
     }
     if "int8 QAT" in quantized:
         makers["int8 QAT"] = lambda out: _export_trained(

@@ -20,7 +20,7 @@ from nelf.data import demo, demo_dynamic, demo_handheld
 from nelf.data.batches import Batches
 from nelf.data.blender import read_scene
 from nelf.data.hypernerf import read_capture
-from nelf.errors import UserError, did_you_mean
+from nelf.errors import Count, ImageWidth, UserError, did_you_mean
 from nelf.scene import Scene, Split, View, background_color
 
 __all__ = [
@@ -168,7 +168,7 @@ class BlenderDataModule(SceneDataModule):
         self,
         root: str | Path,
         *,
-        width: int | None = None,
+        width: ImageWidth | None = None,
         background: str | None = None,
         holdout: int = 8,
         near: float | None = None,
@@ -215,7 +215,7 @@ class DNeRFDataModule(BlenderDataModule):
         root: str | Path,
         *,
         evaluate: Literal["test", "val"] = "test",
-        time_curriculum: int | None = None,
+        time_curriculum: Count | None = None,
         **options: Any,
     ) -> None:
         super().__init__(root, **options)
@@ -251,7 +251,7 @@ class DemoDataModule(BlenderDataModule):
         root: str | Path | None = None,
         *,
         scene: str = "blocks",
-        width: int | None = None,
+        width: ImageWidth | None = None,
         **options: Any,
     ) -> None:
         _choose("scene", scene, tuple(demo.SCENES))
@@ -285,9 +285,9 @@ class HyperNeRFDataModule(SceneDataModule):
         self,
         root: str | Path,
         *,
-        image_scale: int = 4,
+        image_scale: Count = 4,
         split: Literal["auto", "vrig", "interp"] = "auto",
-        width: int | None = None,
+        width: ImageWidth | None = None,
         near: float | None = None,
         far: float | None = None,
         aabb: list[float] | None = None,
@@ -344,7 +344,7 @@ class DemoDynamicDataModule(DNeRFDataModule):
         root: str | Path | None = None,
         *,
         scene: str = "robot",
-        width: int | None = None,
+        width: ImageWidth | None = None,
         **options: Any,
     ) -> None:
         _choose("scene", scene, tuple(demo_dynamic.SCENES))

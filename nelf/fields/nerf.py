@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nelf.encodings import frequency_encoding
+from nelf.errors import Count, CountOrZero, NonNegative
 from nelf.fields.base import FieldRays, RadianceField
 from nelf.fields.hierarchical import HierarchicalSampler, ask
 from nelf.fields.samplers import OccupancySampler
@@ -52,18 +53,18 @@ class RadianceMLP(nn.Module):
 
     def __init__(
         self,
-        depth: int = 8,
-        width: int = 256,
+        depth: Count = 8,
+        width: Count = 256,
         skips: Sequence[int] = (4,),
-        frequencies: int = 10,
-        direction_frequencies: int = 4,
-        direction_depth: int = 1,
-        direction_width: int = 128,
+        frequencies: CountOrZero = 10,
+        direction_frequencies: CountOrZero = 4,
+        direction_depth: CountOrZero = 1,
+        direction_width: Count = 128,
         first_activation: bool = True,
         feature_activation: bool = False,
         pi: bool = False,
         density_activation: Literal["softplus", "relu"] = "softplus",
-        noise_std: float = 0.0,
+        noise_std: NonNegative = 0.0,
         low_precision: bool | None = None,
     ) -> None:
         super().__init__()
@@ -166,21 +167,21 @@ class NeRF(RadianceField):
 
     def __init__(
         self,
-        depth: int = 8,
-        width: int = 256,
+        depth: Count = 8,
+        width: Count = 256,
         skips: Sequence[int] = (4,),
-        frequencies: int = 10,
-        direction_frequencies: int = 4,
-        direction_depth: int = 1,
-        direction_width: int = 128,
+        frequencies: CountOrZero = 10,
+        direction_frequencies: CountOrZero = 4,
+        direction_depth: CountOrZero = 1,
+        direction_width: Count = 128,
         first_activation: bool = True,
         feature_activation: bool = False,
         pi: bool = False,
         density_activation: Literal["softplus", "relu"] = "softplus",
-        noise_std: float = 0.0,
+        noise_std: NonNegative = 0.0,
         low_precision: bool | None = None,
-        samples: int = 64,
-        fine_samples: int = 128,
+        samples: CountOrZero = 64,
+        fine_samples: CountOrZero = 128,
         disparity: bool = False,
         infinite_end: bool = False,
         ray_shift: float = 0.0,

@@ -13,7 +13,7 @@ import torch
 from nelf.cameras import Camera
 from nelf.compression.quantization import Ranges, activation_ranges
 from nelf.data import Scene, read_views
-from nelf.errors import UserError, did_you_mean
+from nelf.errors import Count, Positive, UserError, did_you_mean
 from nelf.export.bundle import artifact, files_beside, write_bundle
 from nelf.export.coreml import check_installed as coreml_installed
 from nelf.export.coreml import mlpackage
@@ -83,8 +83,8 @@ def export(
     inputs: Sequence[Literal["pose", "rays", "points", "features"]] | None = None,
     fixed_size: bool = False,
     precisions: Sequence[str] = PRECISIONS,
-    calibration_views: int = 16,
-    tolerance: float = 1e-4,
+    calibration_views: Count = 16,
+    tolerance: Positive = 1e-4,
     executorch: bool = False,
     coreml: bool = False,
     tar: bool = False,

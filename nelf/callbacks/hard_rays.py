@@ -1,4 +1,4 @@
-"""Hard rays are seen again."""
+"""Hard rays: those with large errors are trained on again."""
 
 from __future__ import annotations
 

@@ -234,7 +234,7 @@ def _devices(cfg: DictConfig) -> int:
 
 
 def _recall(command: str, file: Path, overrides: list[str], config_dir: str | None) -> list[str]:
-    """The overrides of a run directory that still count; a stranger's may be data only."""
+    """The overrides of a run directory that still apply; those of an untrusted one may be data only."""
     kept = _still_meant(remembered.read(file), overrides)
     folders = [CONF, *([Path(config_dir)] if config_dir else [])]
     choices = [text for text in first_job(overrides) if any((folder / _key(text)).is_dir() for folder in folders)]

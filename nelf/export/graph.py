@@ -251,7 +251,7 @@ def session(path: Path | str, threads: int | None = None) -> InferenceSession:
 
 @contextmanager
 def quiet(loggers: Sequence[str] = ("torch.onnx", "onnxscript", "onnx_ir")) -> Iterator[None]:
-    """Keep the exporter's remarks to itself."""
+    """Suppress the exporter's warnings and log messages."""
     levels = {name: logging.getLogger(name).level for name in loggers}
     for name in loggers:
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -48,7 +48,7 @@ def linear_as_gemm(model: onnx.ModelProto) -> None:
 
 
 class _Graph:
-    """A graph in the making.
+    """A graph under construction.
 
     Attributes:
         nodes: so far.

@@ -169,7 +169,7 @@ def export(
 
 
 class _Bundle:
-    """A bundle in the making: its folder, what its graphs are checked with, and the entries so far.
+    """A bundle under construction: its folder, what its graphs are checked with, and the entries so far.
 
     A file that the journal knows, since an earlier attempt was killed after it, is not made again.
     """

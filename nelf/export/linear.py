@@ -45,6 +45,9 @@ def linear_as_gemm(model: onnx.ModelProto) -> None:
             graph.add_layer(layer, node)
     del model.graph.node[:]
     model.graph.node.extend(graph.nodes)
+    used = {name for node in graph.nodes for name in node.input}
+    for name in graph.replaced - used:
+        model.graph.initializer.remove(graph.constants[name])
 
 
 class _Graph:
@@ -54,12 +57,14 @@ class _Graph:
         nodes: so far.
         constants: of the old graph and the new one, by name.
         merged: outputs of nodes of the old graph that are part of a layer already.
+        replaced: weights of the old graph that a layer has transposed.
     """
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
         self.merged: set[str] = set()
+        self.replaced: set[str] = set()
         self._initializers = graph.initializer
         self._rows: dict[str, str] = {}  # tensors (..., C) that are there as (N, C), too
         self._readers: dict[str, list[onnx.NodeProto | None]] = defaultdict(list)
@@ -76,6 +81,7 @@ class _Graph:
         (x, weight), output = product.input, product.output[0]
         values = np.ascontiguousarray(numpy_helper.to_array(self.constants[weight]).T)
         width_out, width_in = values.shape
+        self.replaced.add(weight)
         inputs = [self._constant(f"{layer}.weight", values)]
         bias = self._only_reader(output, "Add")
         if bias is not None and _layer(bias) == layer:

@@ -5,13 +5,16 @@ This module stands below everything else in nelf and imports nothing but the sta
 
 import difflib
 import errno
+import math
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 try:
     import fcntl
@@ -42,6 +45,43 @@ class UserError(Exception):
 
     The scripts print its text as one line and end with exit code 2. Everything else keeps its traceback.
     """
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that an argument may be, stated in its annotation; configurations are checked against it.
+
+    Attributes:
+        low: the smallest.
+        high: the largest.
+        above: ``low`` itself is excluded.
+
+    Example:
+        >>> str(Range(0, above=True)), str(Range(1)), str(Range(0, 1))
+        ('above 0', 'of 1 or more', 'from 0 to 1')
+    """
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether a number lies in it."""
+        return (self.low < value if self.above else self.low <= value) and value <= self.high
+
+    def __str__(self) -> str:
+        """In words, to follow those for the kind of number."""
+        if self.high < math.inf:
+            return f"above {self.low}, at most {self.high}" if self.above else f"from {self.low} to {self.high}"
+        return f"above {self.low}" if self.above else f"of {self.low} or more"
+
+
+Count = Annotated[int, Range(1)]
+CountOrZero = Annotated[int, Range(0)]
+Positive = Annotated[float, Range(0, above=True)]
+NonNegative = Annotated[float, Range(0)]
+Share = Annotated[float, Range(0, 1)]
+ImageWidth = Annotated[int, Range(1, 2**14)]
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:

@@ -91,7 +91,7 @@ class IterativePruning(pl.Callback):
         self._hold()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Set the learning rates, watch the optimizers and begin the round that is due."""
+        """Set the learning rates, hook into the optimizers and begin the round that is due."""
         if self._first_step is None:
             self._first_step = trainer.global_step
         self._check_budget(trainer)
@@ -119,7 +119,7 @@ class IterativePruning(pl.Callback):
             rank_zero_warn(f"IterativePruning: training ended in round {self.round} of {self.rounds}.")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Let the optimizers go, however the training ended."""
+        """Remove the hooks from the optimizers, however the training ended."""
         while self._hooks:
             self._hooks.pop().remove()
 

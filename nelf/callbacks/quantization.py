@@ -55,7 +55,7 @@ class QuantizationAwareTraining(pl.Callback):
             quantize_network(fold_batch_norm(network, inplace=True), self._given or {})
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Follow what passes through the layers."""
+        """Begin to observe the inputs and outputs of layers."""
         for layer in quantizers(_network(pl_module)).values():
             if self._given is None or layer.ranges:
                 layer.watch = self._follow(layer.ranges, pl_module)
@@ -68,7 +68,7 @@ class QuantizationAwareTraining(pl.Callback):
                 layer.ranges.update(trainer.strategy.broadcast(dict(layer.ranges)))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop following."""
+        """Stop observing."""
         for layer in quantizers(_network(pl_module)).values():
             layer.watch = None
 
@@ -82,13 +82,13 @@ class QuantizationAwareTraining(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Go on with them."""
+        """Restore the ranges of a checkpoint."""
         kept = checkpoint.get("quantization", {"ranges": {}, "frozen": False})
         self.frozen = kept["frozen"]
         quantize_network(_network(pl_module), kept["ranges"])
 
     def _follow(self, ranges: dict[str, Tensor], module: pl.LightningModule) -> Any:
-        """What a layer shows its values to: moves its ranges while the module trains."""
+        """The observer of a layer: updates its ranges while the module is in training mode."""
 
         def watch(side: str, values: Tensor) -> None:
             if not module.training or self.frozen:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import types
 import typing
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import InstantiationException, MissingConfigException
 from hydra.utils import get_object
 from omegaconf import DictConfig
 
-from nelf.errors import UserError, did_you_mean
+from nelf.errors import Range, UserError, did_you_mean
 from nelf.pipeline.recipe import PLACES
 
 __all__ = ["accepts", "check_types", "explain", "parameters"]
@@ -32,7 +33,7 @@ def check_types(node: Any, where: str = "") -> None:
         where: the path of that part.
 
     Raises:
-        UserError: a key that its class does not take, or a value of the wrong type.
+        UserError: a key that its class does not take, or a value of the wrong type or out of range.
     """
     if isinstance(node, list):
         for index, item in enumerate(node):
@@ -78,8 +79,13 @@ def accepts(annotation: Any, value: Any) -> bool:
     Example:
         >>> accepts(int | None, None), accepts(int, 3.5), accepts(Literal["a", "b"], "c")
         (True, False, False)
+        >>> accepts(float, math.nan), accepts(Annotated[int, Range(1)] | None, 0)
+        (False, False)
     """
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        ranges = [each for each in inner[1:] if isinstance(each, Range)]
+        return accepts(inner[0], value) and all(each.holds(value) for each in ranges)
     if origin in (Union, types.UnionType):
         return any(accepts(part, value) for part in inner)
     if origin is Literal:
@@ -88,7 +94,7 @@ def accepts(annotation: Any, value: Any) -> bool:
         return value is None
     if annotation in (int, float):
         allowed = (int,) if annotation is int else (int, float)
-        return isinstance(value, allowed) and not isinstance(value, bool)
+        return isinstance(value, allowed) and not isinstance(value, bool) and math.isfinite(value)
     if annotation in (str, Path):
         return isinstance(value, str)
     if annotation is bool:
@@ -173,12 +179,15 @@ def _annotated(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     for name, parameter in found.items():
         alone = types.SimpleNamespace(__annotations__={name: parameter.annotation})
         with suppress(NameError, AttributeError, TypeError, SyntaxError):
-            found[name] = parameter.replace(annotation=typing.get_type_hints(alone, known)[name])
+            found[name] = parameter.replace(annotation=typing.get_type_hints(alone, known, include_extras=True)[name])
     return found
 
 
 def _in_words(annotation: Any) -> str:
     """Describe what a value may be."""
+    if typing.get_origin(annotation) is Annotated:
+        kind, *more = typing.get_args(annotation)
+        return " ".join([_in_words(kind), *(str(each) for each in more if isinstance(each, Range))])
     if typing.get_origin(annotation) is Literal:
         return ", ".join(map(str, typing.get_args(annotation)))
     if typing.get_origin(annotation) in (Union, types.UnionType):

@@ -10,7 +10,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -22,10 +22,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nelf.cli import remembered
-from nelf.cli.check import check_types, explain
+from nelf.cli.check import accepts, check_types, explain
 from nelf.cli.sweeps import first_job, shared_stages, swept_keys, write_table
 from nelf.cli.threads import let_idle_threads_sleep
-from nelf.errors import UserError, unwritable
+from nelf.errors import Range, UserError, unwritable
 from nelf.pipeline.documents import hash_of, write_yaml
 from nelf.pipeline.processes import adopt_launcher, agree, is_first, launch, world
 from nelf.pipeline.quiet import quiet_lightning
@@ -43,6 +43,7 @@ _SCRIPTS = _HERE / "scripts" if (_HERE / "scripts").is_dir() else _HERE.parent
 #: Said anew in each command, never carried over from the last one.
 _FORGET = ("run", "base", "stages", "sweep", "hydra")
 #: What the name of a sweep's job need not say, unless it is swept.
+_SEEDS = Range(0, 2**32 - 1)
 _UNNAMED = ("run", "base", "stages", "sweep", "trainer", "experiment", "data", "data.root")
 #: A choice in these groups decides the keys of these sections.
 _FOLLOWERS = {"data": ("data",), "model": ("model", "system"), "teacher": ("teacher",)}
@@ -144,6 +145,9 @@ def _checked(cfg: DictConfig) -> dict[str, Any]:
     if "stages" in plain:
         check_stages(plain["stages"], plain["stage"])
     check_types(plain)
+    seed = plain.get("seed", 0)
+    if not accepts(Annotated[int, _SEEDS], seed):
+        raise UserError(f"seed: is {seed!r}; allowed: a whole number {_SEEDS}.")
     from nelf.pipeline.fit import check_trainer  # torch, which a wrong word on the command line need not wait for
 
     check_trainer(Recipe(plain, build))
@@ -232,7 +236,7 @@ def _devices(cfg: DictConfig) -> int:
 
 
 def _recall(command: str, file: Path, overrides: list[str], config_dir: str | None) -> list[str]:
-    """The overrides of a run directory that still count; a stranger's may be data only."""
+    """The overrides of a run directory that still apply; those of an untrusted one may be data only."""
     kept = _still_meant(remembered.read(file), overrides)
     folders = [CONF, *([Path(config_dir)] if config_dir else [])]
     choices = [text for text in first_job(overrides) if any((folder / _key(text)).is_dir() for folder in folders)]

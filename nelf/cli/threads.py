@@ -8,7 +8,7 @@ __all__ = ["let_idle_threads_sleep"]
 
 
 def let_idle_threads_sleep() -> None:
-    """Let OpenMP's threads wait for work asleep, but for some microseconds at first.
+    """Let OpenMP's idle threads sleep after some microseconds of spinning.
 
     GNU's library, which comes with PyTorch and serves Numba too, else lets them spin for milliseconds. Where other
     programs compute on the same cores, that takes the cores from those who have work, and a training step several times

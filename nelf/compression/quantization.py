@@ -157,13 +157,15 @@ def quantized_layers(network: nn.Module) -> dict[str, nn.Module]:
     return {
         name: layer
         for name, layer in network.named_modules()
-        if type(layer) in (*_QUANTIZED, *_PLAIN) and not is_exact(network, name)
+        if type(layer) in (*_QUANTIZED, *_PLAIN) and not is_exact(network, name, in_8_bits=True)
     }
 
 
-def is_exact(network: nn.Module, name: str) -> bool:
-    """Whether a layer or tensor of that name belongs to the ``exact_parts`` of a light field, which stay in 32 bits."""
-    return name.partition(".")[0] in getattr(network, "exact_parts", ())
+def is_exact(network: nn.Module, name: str, in_8_bits: bool = False) -> bool:
+    """Whether a layer or tensor of that name stays in 32 bits where the others have 16, or 8, see ``LightField``."""
+    part = name.partition(".")[0]
+    exact = getattr(network, "exact_parts", ())
+    return part in exact or (in_8_bits and part in getattr(network, "exact_in_8_bits", ()))
 
 
 def quantizers(network: nn.Module) -> dict[str, Quantizer]:

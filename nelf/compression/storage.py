@@ -23,7 +23,7 @@ _SCALE = "{}.scale"
 def pack(network: nn.Module, tensors: Mapping[str, Tensor], scheme: str) -> dict[str, Tensor]:
     """Turn the parameters among a network's tensors into what a scheme stores.
 
-    Buffers stay as they are, and so do the ``exact_parts`` of a light field.
+    Buffers stay as they are, and so do the ``exact_parts`` of a light field, and its ``exact_in_8_bits`` in 8 bits.
 
     ``int8_per_tensor`` stores every parameter in 8 bits, with one scale each; ``int8_per_channel`` those of two and
     more dimensions, with a scale for each output channel, and the densities of a volume with one; it leaves biases and
@@ -47,7 +47,7 @@ def pack(network: nn.Module, tensors: Mapping[str, Tensor], scheme: str) -> dict
     limits = {f"{name}.weight": quantizer.limit for name, quantizer in quantizers(network).items()}
     packed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if name not in parameters or is_exact(network, name):
+        if name not in parameters or is_exact(network, name, scheme.startswith("int8")):
             packed[name] = tensor
         elif scheme in _DTYPES:
             packed[name] = tensor.to(_DTYPES[scheme])

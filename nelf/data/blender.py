@@ -170,8 +170,7 @@ def with_pseudo_views(
     pseudo.camera = replace(pseudo.camera, ndc=camera.ndc)
     train = Split.cat([pseudo, scene.train] if real_views else [pseudo])
     if for_rays:
-        mark = f"{fingerprint(views.paths)} {scene.digest} {scene.train.names}"
-        train = shuffled(train, Path(root), mark)
+        train = shuffled(train, Path(root), fingerprint(views.paths), f"{scene.digest} {scene.train.names}")
     return replace(scene, train=train)
 
 

@@ -20,7 +20,7 @@ from nelf.data import demo, demo_dynamic, demo_handheld
 from nelf.data.batches import Batches
 from nelf.data.blender import read_scene
 from nelf.data.hypernerf import read_capture
-from nelf.errors import UserError, did_you_mean
+from nelf.errors import Count, ImageWidth, UserError, did_you_mean
 from nelf.scene import Scene, Split, View, background_color
 
 __all__ = [
@@ -46,6 +46,8 @@ class SceneDataModule(pl.LightningDataModule):
         batch: what a training batch is made of: ``rays`` (``RayBatch``) or ``views`` (``ImageBatch``). A system says
             what it wants: ``SceneDataModule(..., **system.batches)``.
         batch_size: rays, or views, of a training batch and process.
+        ray_shift: how far left of and above the centers of pixels the rays of training batches lie, image widths, see
+            ``LightField.ray_shift``. The cameras of validation and test views are left to what renders them.
         sampling: ``all_images`` draws the view of each ray anew, ``same_image`` one view for all rays of a batch.
         num_workers: loader processes; batches are the same for any number.
         seed: which stream of training batches.
@@ -64,6 +66,7 @@ class SceneDataModule(pl.LightningDataModule):
         *,
         batch: Literal["rays", "views"] = "rays",
         batch_size: int = 8192,
+        ray_shift: float = 0.0,
         sampling: Literal["all_images", "same_image"] = "all_images",
         num_workers: int = 0,
         seed: int = 0,
@@ -74,7 +77,7 @@ class SceneDataModule(pl.LightningDataModule):
         _choose("sampling", sampling, ("all_images", "same_image"))
         _choose("batch", batch, ("rays", "views"))
         self.batch, self.batch_size, self.sampling = batch, batch_size, sampling
-        self.num_workers, self.seed = num_workers, seed
+        self.ray_shift, self.num_workers, self.seed = ray_shift, num_workers, seed
         self._scene = scene
 
     def read(self) -> Scene:
@@ -90,18 +93,24 @@ class SceneDataModule(pl.LightningDataModule):
         return self._scene
 
     def drawing(
-        self, batch: Literal["rays", "views"], batch_size: int, scene: Scene | None = None, stream: int = 0
+        self,
+        batch: Literal["rays", "views"],
+        batch_size: int,
+        ray_shift: float = 0.0,
+        scene: Scene | None = None,
+        stream: int = 0,
     ) -> SceneDataModule:
         """The same datamodule with other training batches; the scene is read once for both.
 
         Args:
             batch: see the class.
             batch_size: see the class.
+            ray_shift: see the class.
             scene: to draw from instead, all moments from the first batch on.
             stream: added to the seed.
         """
         other = copy(self)
-        other.batch, other.batch_size, other.seed = batch, batch_size, self.seed + stream
+        other.batch, other.batch_size, other.ray_shift, other.seed = batch, batch_size, ray_shift, self.seed + stream
         other._scene = self.scene if scene is None else scene
         if scene is not None:  # a student's: its teacher knows all moments, and so do a teacher's views
             other.time_curriculum = None
@@ -115,8 +124,9 @@ class SceneDataModule(pl.LightningDataModule):
         """Training batches without end, from the first one that this run has not drawn yet."""
         trainer = self.trainer
         per_step = trainer.accumulate_grad_batches if trainer else 1
+        split = self.scene.train
         batches = Batches(
-            self.scene.train,
+            replace(split, camera=split.camera.shifted(self.ray_shift)),
             self.batch,
             self.batch_size,
             sampling=self.sampling,
@@ -159,7 +169,7 @@ class BlenderDataModule(SceneDataModule):
         self,
         root: str | Path,
         *,
-        width: int | None = None,
+        width: ImageWidth | None = None,
         background: str | None = None,
         holdout: int = 8,
         near: float | None = None,
@@ -207,7 +217,7 @@ class DNeRFDataModule(BlenderDataModule):
         root: str | Path,
         *,
         evaluate: Literal["test", "val"] = "test",
-        time_curriculum: int | None = None,
+        time_curriculum: Count | None = None,
         **options: Any,
     ) -> None:
         super().__init__(root, **options)
@@ -243,7 +253,7 @@ class DemoDataModule(BlenderDataModule):
         root: str | Path | None = None,
         *,
         scene: str = "blocks",
-        width: int | None = None,
+        width: ImageWidth | None = None,
         **options: Any,
     ) -> None:
         _choose("scene", scene, tuple(demo.SCENES))
@@ -277,9 +287,9 @@ class HyperNeRFDataModule(SceneDataModule):
         self,
         root: str | Path,
         *,
-        image_scale: int = 4,
+        image_scale: Count = 4,
         split: Literal["auto", "vrig", "interp"] = "auto",
-        width: int | None = None,
+        width: ImageWidth | None = None,
         near: float | None = None,
         far: float | None = None,
         aabb: list[float] | None = None,
@@ -336,7 +346,7 @@ class DemoDynamicDataModule(DNeRFDataModule):
         root: str | Path | None = None,
         *,
         scene: str = "robot",
-        width: int | None = None,
+        width: ImageWidth | None = None,
         **options: Any,
     ) -> None:
         _choose("scene", scene, tuple(demo_dynamic.SCENES))

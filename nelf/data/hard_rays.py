@@ -64,6 +64,10 @@ class HardRayPool:
         """Go on with the pool of a checkpoint."""
         self.rays, self.full, self.steps = state["rays"], state["full"], state["steps"]
 
+    def clear(self) -> None:
+        """Begin to fill it again; the number of steps goes on."""
+        self.rays, self.full = self.rays[:0], False
+
     def extend(self, batch: RayBatch) -> RayBatch:
         """Put rays of the pool behind those of a batch, if it is full.
 

@@ -138,14 +138,17 @@ class ShuffledSplit(Split):
         return rays, torch.from_numpy(rgba)
 
 
-def shuffled(split: Split, root: Path, mark: str) -> ShuffledSplit:
+def shuffled(split: Split, root: Path, state: str, mark: str = "") -> ShuffledSplit:
     """Give a split the file of its pixels, which is written where there is none.
+
+    When it is written, files in the set's directory that are of another state of the set are deleted.
 
     Args:
         split: the views. They are decoded once, if at all.
         root: the set's directory; the file is in ``.nelf_cache`` in it, or in the system's temporary directory where
             that cannot be written.
-        mark: tells these views from all others, of other files or sizes.
+        state: of the set's own files, see ``nelf.data.images.fingerprint``.
+        mark: tells these views from others of the same state.
 
     Returns:
         The same views with the file.
@@ -155,13 +158,22 @@ def shuffled(split: Split, root: Path, mark: str) -> ShuffledSplit:
     """
     shape: tuple[int, int, int, int] = split.images.shape  # type: ignore[assignment]
     name = hashlib.sha256(f"{mark} {shape} {BLOCK} {BUCKET}".encode()).hexdigest()[:16]
-    path = cache_directory(root) / f"rays_{name}.npy"
+    path = cache_directory(root) / f"rays_{state}_{name}.npy"
     with alone_in(path.parent):
         file = _opened(path, shape)
         if file is None:
             PixelFile.write(path, split, f"shuffling the pixels of {len(split)} views (to {path.parent})")
             file = PixelFile(path, shape)
+            _remove_outdated(path.parent, root, state)
     return ShuffledSplit(split.camera, split.images, split.names, file, masks=split.masks)
+
+
+def _remove_outdated(folder: Path, root: Path, state: str) -> None:
+    """Delete the files of a set as it was; elsewhere than in the set's directory there are those of other sets, too."""
+    for path in folder.glob("rays_*.npy") if folder.parent == root else ():
+        if not path.name.startswith(f"rays_{state}_"):
+            with suppress(OSError):
+                path.unlink()
 
 
 def _opened(path: Path, shape: tuple[int, int, int, int]) -> PixelFile | None:

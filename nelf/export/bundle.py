@@ -3,7 +3,8 @@
 ``bundle.json`` (version 4) says how to make rays, where a camera may go, and which files hold the network:
 
 - ``image`` {width, height}, ``intrinsics`` {fx, fy, cx, cy} in pixels of that size, ``near``, ``far``, ``aabb`` (6),
-  ``sr_factor`` and ``stride`` (pixels along a side of a block, and from one ray to the next), ``background`` and
+  ``sr_factor`` and ``stride`` (pixels along a side of a block, and from one ray to the next), ``ray_shift`` (image
+  widths that rays lie left of and above ``pixel_center``; 0 where it is left out), ``background`` and
   ``background_color`` (3), ``axes``, ``pixel_center``, ``name``, ``license``, ``network``;
 - ``ndc`` {near, half_width, half_height}, of ``nelf.rays.NDC``, where points and volumes lie in these; null or left out
   where they lie in the scene, as poses and the rays that a graph is given always do;
@@ -97,6 +98,7 @@ def write_bundle(folder: Path | str, scene: Scene, network: LightField, artifact
         "aabb": network.aabb.tolist(),
         "sr_factor": network.sr_factor,
         "stride": network.stride,
+        "ray_shift": network.ray_shift,
         "background": scene.background,
         "background_color": (scene.background_color if network.background is None else network.background).tolist(),
         "time": _control(scene, 0) if network.controls else None,
@@ -190,6 +192,7 @@ def read_bundle(folder: Path | str) -> dict[str, Any]:
     missing = [key for key in _KEYS if key not in document]
     if missing:
         raise UserError(f"{path}: lacks {', '.join(missing)}.")
+    document.setdefault("ray_shift", 0.0)
     check_numbers(path, document)
     _check_artifacts(path, document["artifacts"])
     return document

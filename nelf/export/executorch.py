@@ -15,6 +15,7 @@ from nelf.cameras import Camera
 from nelf.errors import UserError, atomic_path
 from nelf.export.graph import exact, graph_module, quiet
 from nelf.export.inputs import KINDS, check_kind, feed_of
+from nelf.export.linear import in_parts
 from nelf.lightfields import LightField
 
 __all__ = ["Program", "check_installed", "pte"]
@@ -40,7 +41,8 @@ def pte(network: LightField, path: Path | str, cameras: Camera, kind: str | None
         path: the file, ``.pte``.
         cameras: a batch of cameras of one size: the size, and for ``int8`` the views to find the ranges with.
         kind: where the program begins, see ``nelf.export.inputs``; None for the one that suits a viewer.
-        int8: weights (per channel) and activations in 8 bits.
+        int8: weights (per channel) and activations in 8 bits, but for ``LightField.exact_parts`` and
+            ``exact_in_8_bits``.
 
     Returns:
         The file.
@@ -63,7 +65,7 @@ def pte(network: LightField, path: Path | str, cameras: Camera, kind: str | None
     with quiet(), torch.no_grad():
         module: Any = torch.export.export(graph_module(network, kind, cameras[0]), examples[0]).module()
         if int8:
-            module = _quantized(module, examples)
+            module = _quantized(module, examples, (*network.exact_parts, *network.exact_in_8_bits))
         program = to_edge_transform_and_lower(
             torch.export.export(module, examples[0]), partitioner=[XnnpackPartitioner()]
         ).to_executorch()
@@ -72,8 +74,8 @@ def pte(network: LightField, path: Path | str, cameras: Camera, kind: str | None
     return Path(path)
 
 
-def _quantized(module: Any, examples: Sequence[tuple[torch.Tensor, ...]]) -> Any:
-    """Post-training quantization as XNNPACK wants it, its ranges from the examples."""
+def _quantized(module: Any, examples: Sequence[tuple[torch.Tensor, ...]], exact_parts: Sequence[str]) -> Any:
+    """Post-training quantization as XNNPACK wants it, its ranges from the examples; some parts stay in 32 bits."""
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
         get_symmetric_quantization_config,
@@ -81,10 +83,17 @@ def _quantized(module: Any, examples: Sequence[tuple[torch.Tensor, ...]]) -> Any
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+    quantizer.set_filter_function(lambda node: not _in_parts(node, exact_parts))
     prepared = prepare_pt2e(module, quantizer)
     for example in examples:
         prepared(*example)
     return convert_pt2e(prepared)
+
+
+def _in_parts(node: torch.fx.Node, parts: Sequence[str]) -> bool:
+    """Whether a node of an exported program comes from some parts of a network."""
+    modules = node.meta.get("nn_module_stack", {}).values()  # path and class of each, the outermost first
+    return any(in_parts(f"{path}.", parts) for path, _ in modules)
 
 
 class Program:

@@ -34,6 +34,7 @@ def check_numbers(path: Path, document: Mapping[str, Any]) -> None:
     sides = [image.get("width"), image.get("height")] if isinstance(image, dict) else [None]
     lenses = [lens.get(key) for key in ("fx", "fy", "cx", "cy")] if isinstance(lens, dict) else [None]
     ndc = document.get("ndc")
+    shift = document["ray_shift"]
     sizes = [ndc.get(key) for key in ("near", "half_width", "half_height")] if isinstance(ndc, dict) else [None]
     finite = all(map(_is_number, [document["near"], document["far"], *(box if isinstance(box, list) else [None])]))
     good = {
@@ -41,6 +42,7 @@ def check_numbers(path: Path, document: Mapping[str, Any]) -> None:
         "intrinsics: allowed: numbers fx, fy, cx and cy": all(map(_is_number, lenses)),
         f"sr_factor: allowed: 1 to {_MOST_BLOCK}": _is_size(document["sr_factor"], _MOST_BLOCK),
         "stride: allowed: 1 or sr_factor": document["stride"] in (1, document["sr_factor"]),
+        "ray_shift: allowed: a number from -1 to 1": _is_number(shift) and abs(shift) <= 1,
         "background_color: allowed: three numbers": _are_numbers(document["background_color"], 3),
         "ndc: allowed: null, or near, half_width and half_height above 0": ndc is None
         or all(_is_number(size) and size > 0 for size in sizes),

@@ -21,6 +21,7 @@ from nelf.compression.fold import fold_batch_norm
 from nelf.compression.quantization import restore_network
 from nelf.errors import UserError, atomic_path
 from nelf.export.inputs import KINDS, check_kind, feed_of, names_of, output_of, with_controls
+from nelf.export.linear import in_parts, linear_as_gemm
 from nelf.lightfields import LightField
 from nelf.rays import NDC, Rays
 
@@ -38,11 +39,11 @@ class _FromPose(nn.Module):
 
     directions: Tensor
 
-    def __init__(self, rays: _FromRays, stride: int, camera: Camera) -> None:
+    def __init__(self, rays: _FromRays, network: LightField, camera: Camera) -> None:
         super().__init__()
         self.rays = rays
         here = replace(camera, c2w=torch.eye(3, 4), controls=None, ndc=None)
-        self.register_buffer("directions", here.rays(stride).directions)
+        self.register_buffer("directions", network.rays(here).directions)
 
     def forward(self, c2w: Tensor, time: Tensor | None = None, controls: Tensor | None = None) -> Tensor:
         rays_d = self.directions @ c2w[:, None, :, :3].mT
@@ -163,9 +164,8 @@ def largest_difference(graph: InferenceSession, network: LightField, kind: str, 
     for index in range(len(cameras)):
         camera = with_controls(cameras[index], network.controls)
         feeds = feed_of(network, kind, camera)
-        rays = camera.padded(network.sr_factor).rays(network.stride)
         with torch.no_grad():
-            expected = network(rays[None]).movedim(-1, 1).numpy()
+            expected = network(network.rays(camera)[None]).movedim(-1, 1).numpy()
         differences.append(np.abs(graph.run(None, feeds)[0] - expected).max())
     return float(np.max(differences))
 
@@ -175,7 +175,7 @@ def graph_module(network: LightField, kind: str, camera: Camera) -> nn.Module:
     if kind == network.encoded:
         return _Decoder(network)
     rays = _FromRays(network, camera.ndc)
-    return rays if kind == "rays" else _FromPose(rays, network.stride, camera.padded(network.sr_factor))
+    return rays if kind == "rays" else _FromPose(rays, network, camera)
 
 
 def _any_size(network: LightField, kind: str) -> tuple[dict[int, object] | None, ...]:
@@ -185,12 +185,15 @@ def _any_size(network: LightField, kind: str) -> tuple[dict[int, object] | None,
     return tuple(axes if name in KINDS[kind] else None for name in names_of(network, kind))
 
 
-def half_weights(path: Path | str, out: Path | str) -> Path:
+def half_weights(path: Path | str, out: Path | str, exact: Sequence[str] = ()) -> Path:
     """Store the weights of an ONNX file in 16 bits; it still computes in 32.
+
+    Constants that are no weights, such as the depths of points on a ray, stay in 32 bits.
 
     Args:
         path: the fp32 file.
         out: the file to write, of about half the size.
+        exact: parts of the network whose weights do, too, see ``LightField.exact_parts``.
 
     Returns:
         ``out``.
@@ -202,10 +205,13 @@ def half_weights(path: Path | str, out: Path | str) -> Path:
     from onnx import TensorProto, helper, numpy_helper
 
     model = onnx_format.load(path)
+    linear_as_gemm(model)  # gives weights the names of their layers
     casts = []
     for tensor in model.graph.initializer:
         if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < 16:
             continue  # a cast would take more room than it saves
+        if "." not in tensor.name or in_parts(tensor.name, exact):
+            continue  # only tensors of the network, not those that the exporter has folded, are below a module
         values = numpy_helper.to_array(tensor).astype(np.float16)
         name, half = tensor.name, f"{tensor.name}_fp16"
         tensor.CopyFrom(numpy_helper.from_array(values, half))
@@ -246,7 +252,7 @@ def session(path: Path | str, threads: int | None = None) -> InferenceSession:
 
 @contextmanager
 def quiet(loggers: Sequence[str] = ("torch.onnx", "onnxscript", "onnx_ir")) -> Iterator[None]:
-    """Keep the exporter's remarks to itself."""
+    """Suppress the exporter's warnings and log messages."""
     levels = {name: logging.getLogger(name).level for name in loggers}
     for name in loggers:
         logging.getLogger(name).setLevel(logging.ERROR)

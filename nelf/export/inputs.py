@@ -4,8 +4,8 @@
 kind      inputs, float32; s is ``sr_factor``, h and w are the image's sides over s, rounded up
 ========  ==========================================================================================
 pose      ``c2w`` (1, 3, 4); size and intrinsics are inside the graph
-rays      ``rays_o``, ``rays_d`` (1, ., ., 3), of ``Camera.rays(stride)``; those of the scene, NDC are
-          inside the graph
+rays      ``rays_o``, ``rays_d`` (1, ., ., 3), of ``LightField.rays``; those of the scene, NDC are inside the
+          graph
 points    ``points`` (1, 3 P, h, w): linear in t from near to far, channel ``point * 3 + coordinate``
 features  ``features`` (1, (C + 1) s^2 + 16, h, w): a volume's, composited along the s^2 rays of each
           block, their opacities, and the block's direction
@@ -31,6 +31,7 @@ from nelf.cameras import Camera
 from nelf.errors import UserError
 from nelf.lightfields import LightField
 from nelf.lightfields.grid_r2l import decoder_window
+from nelf.rays import Rays
 
 __all__ = [
     "KINDS",
@@ -80,30 +81,28 @@ def check_kind(network: LightField, kind: str) -> None:
 
 @torch.no_grad()
 def feed(
-    kind: str, camera: Camera, sr_factor: int, stride: int, encode: Callable[[Camera], Tensor] | None = None
+    kind: str, camera: Camera, rays: Callable[[Camera], Rays], encode: Callable[[Rays], Tensor] | None = None
 ) -> dict[str, np.ndarray]:
     """Make the inputs of a graph for one camera.
 
     Args:
         kind: where the graph begins.
         camera: a single camera.
-        sr_factor: pixels along one side of a block.
-        stride: pixels from one ray to the next.
-        encode: makes ``points`` or ``features`` for a camera whose sides are multiples of ``sr_factor``.
+        rays: gives the rays (h, w) that the network draws the picture of a camera from, see ``LightField.rays``.
+        encode: makes ``points`` or ``features`` of rays (1, h, w).
 
     Returns:
         Arrays by the names of the inputs; with ``time`` and ``controls`` where the camera has any, but for features.
     """
     arrays: dict[str, Tensor]
-    padded = camera.padded(sr_factor)
     if kind == "pose":
         arrays = {"c2w": camera.c2w[None]}
     elif kind == "rays":
-        rays = replace(padded, ndc=None).rays(stride)
-        arrays = {"rays_o": rays.origins[None], "rays_d": rays.directions[None]}
+        of_scene = rays(replace(camera, ndc=None))
+        arrays = {"rays_o": of_scene.origins[None], "rays_d": of_scene.directions[None]}
     else:
         assert encode is not None
-        arrays = {kind: encode(padded)}
+        arrays = {kind: encode(rays(camera)[None])}
     if camera.controls is not None and kind != "features":
         arrays["time"] = camera.controls[:1]
         arrays |= {"controls": camera.controls[None, 1:]} if len(camera.controls) > 1 else {}
@@ -113,9 +112,7 @@ def feed(
 def feed_of(network: LightField, kind: str, camera: Camera) -> dict[str, np.ndarray]:
     """``feed`` with what a network knows of itself; controls that it does not take are left out."""
     camera = with_controls(camera, network.controls)
-    return feed(
-        kind, camera, network.sr_factor, network.stride, lambda view: network.encode(view.rays(network.stride)[None])
-    )
+    return feed(kind, camera, network.rays, network.encode)
 
 
 def with_controls(camera: Camera, count: int) -> Camera:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from nelf.errors import UserError, atomic_path
-from nelf.export.linear import linear_as_gemm
+from nelf.export.linear import in_parts, linear_as_gemm
 
 if TYPE_CHECKING:
     import onnx
@@ -44,7 +44,7 @@ def quantize_dynamic(path: Path | str, out: Path | str, exact: Sequence[str] = (
     Args:
         path: the fp32 file.
         out: the file to write.
-        exact: parts of the network that stay in 32 bits, see ``LightField.exact_parts``.
+        exact: parts of the network that stay in 32 bits, see ``LightField.exact_parts`` and ``exact_in_8_bits``.
 
     Returns:
         ``out``.
@@ -86,7 +86,7 @@ def quantize_static(
         method: how to find them: all that occurs, without ``100 - percentile`` % on each side, or by least entropy.
         percentile: for that method.
         keep: layers that stay in 32 bits: the first, the last.
-        exact: parts of the network that do, see ``LightField.exact_parts``.
+        exact: parts of the network that do, see ``LightField.exact_parts`` and ``exact_in_8_bits``.
 
     Returns:
         ``out``.
@@ -169,8 +169,7 @@ def _nodes(path: Path, *kinds: str) -> dict[str, onnx.NodeProto]:
 
 def _in_parts(nodes: Mapping[str, onnx.NodeProto], parts: Sequence[str]) -> list[str]:
     """The layers among some nodes that belong to parts of a network."""
-    # An exporter may put the name of a wrapping module before the part's.
-    return [name for name, node in nodes.items() if any(f".{part}." in f".{node.input[1]}" for part in parts)]
+    return [name for name, node in nodes.items() if in_parts(node.input[1], parts)]
 
 
 def _overrides(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,10 +12,15 @@ import numpy as np
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["linear_as_gemm"]
+__all__ = ["in_parts", "linear_as_gemm"]
 
 # At its end, where a node comes from: the module, its class, and the operation.
 _LINEAR = re.compile(r"([^/:]*): [^/]*/[^/]*: aten\.linear\.default$")
+
+
+def in_parts(name: str, parts: Sequence[str]) -> bool:
+    """Whether a tensor of that name in a graph belongs to some parts of a network, see ``LightField.exact_parts``."""
+    return any(f".{part}." in f".{name}" for part in parts)  # wrapping modules may have put their names before
 
 
 def linear_as_gemm(model: onnx.ModelProto) -> None:
@@ -39,21 +45,26 @@ def linear_as_gemm(model: onnx.ModelProto) -> None:
             graph.add_layer(layer, node)
     del model.graph.node[:]
     model.graph.node.extend(graph.nodes)
+    used = {name for node in graph.nodes for name in node.input}
+    for name in graph.replaced - used:
+        model.graph.initializer.remove(graph.constants[name])
 
 
 class _Graph:
-    """A graph in the making.
+    """A graph under construction.
 
     Attributes:
         nodes: so far.
         constants: of the old graph and the new one, by name.
         merged: outputs of nodes of the old graph that are part of a layer already.
+        replaced: weights of the old graph that a layer has transposed.
     """
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
         self.merged: set[str] = set()
+        self.replaced: set[str] = set()
         self._initializers = graph.initializer
         self._rows: dict[str, str] = {}  # tensors (..., C) that are there as (N, C), too
         self._readers: dict[str, list[onnx.NodeProto | None]] = defaultdict(list)
@@ -70,6 +81,7 @@ class _Graph:
         (x, weight), output = product.input, product.output[0]
         values = np.ascontiguousarray(numpy_helper.to_array(self.constants[weight]).T)
         width_out, width_in = values.shape
+        self.replaced.add(weight)
         inputs = [self._constant(f"{layer}.weight", values)]
         bias = self._only_reader(output, "Add")
         if bias is not None and _layer(bias) == layer:

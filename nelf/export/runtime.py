@@ -102,7 +102,7 @@ class ExportedLightField:
         self._check(camera)
         kind = self.entry["input"]
         camera = replace(with_controls(camera.to("cpu"), self._controls), ndc=self._ndc)
-        arrays = feed(kind, camera, self.sr_factor, self.bundle["stride"], self._encode)
+        arrays = feed(kind, camera, self._rays, self._encode)
         about = self.entry["window"]
         if about is None or self.entry["size"] is not None or kind != "features":
             return arrays, None
@@ -111,9 +111,12 @@ class ExportedLightField:
             arrays["features"] = cut(arrays["features"], window)
         return arrays, window
 
-    def _encode(self, camera: Camera) -> Tensor:
-        """The points or features of a camera's rays."""
-        rays = camera.rays(self.bundle["stride"])[None]
+    def _rays(self, camera: Camera) -> Rays:
+        """The rays (h, w) of a picture, see ``LightField.rays``."""
+        return camera.shifted(self.bundle["ray_shift"]).padded(self.sr_factor).rays(self.bundle["stride"])
+
+    def _encode(self, rays: Rays) -> Tensor:
+        """The points or features of rays (1, h, w)."""
         if self.entry["input"] == "points":
             near, far = (torch.tensor(self.bundle[key]) for key in ("near", "far"))
             return ray_points(rays, near, far, self._graph.get_inputs()[0].shape[1] // 3, jitter=False)

@@ -58,7 +58,8 @@ class RadianceField(nn.Module):
     early_stop: float = 1e-4
     #: Rays that are rendered together.
     chunk: int = 2**18
-    #: How far left of and above the centers of pixels its rays lie, image widths, if it learned from such.
+    #: How far left of and above the centers of pixels its rays lie, image widths, if it learned from such; see
+    #: ``Camera.shifted``. Training and rendering make its rays so.
     ray_shift: float = 0.0
     #: How many controls, such as the time, it takes beside a position.
     controls: int = 0

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nelf.encodings import frequency_encoding
+from nelf.errors import Count, CountOrZero
 from nelf.fields.base import RadianceField
 from nelf.fields.hierarchical import HierarchicalSampler, ask
 from nelf.fields.nerf import CHUNK_SAMPLES, RadianceMLP
@@ -89,18 +90,18 @@ class DNeRF(RadianceField):
 
     def __init__(
         self,
-        depth: int = 8,
-        width: int = 256,
+        depth: Count = 8,
+        width: Count = 256,
         skips: Sequence[int] = (5,),
-        frequencies: int = 10,
-        time_frequencies: int = 10,
-        direction_frequencies: int = 4,
-        direction_width: int = 128,
+        frequencies: CountOrZero = 10,
+        time_frequencies: CountOrZero = 10,
+        direction_frequencies: CountOrZero = 4,
+        direction_width: Count = 128,
         zero_canonical: bool = True,
         density_activation: Literal["softplus", "relu"] = "relu",
         low_precision: bool | None = None,
-        samples: int = 64,
-        fine_samples: int = 128,
+        samples: CountOrZero = 64,
+        fine_samples: CountOrZero = 128,
         infinite_end: bool = True,
         ray_shift: float = 0.0,
     ) -> None:

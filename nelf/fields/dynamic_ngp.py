@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nelf.encodings import frequency_encoding
+from nelf.errors import Count, CountOrZero, NonNegative, Positive
 from nelf.fields.displacement import DisplacementGrid, DisplacementNetwork
 from nelf.fields.moving import MovingNGP, filled, padded
 from nelf.fields.ngp import mlp
@@ -53,22 +54,22 @@ class DynamicNGP(MovingNGP):
         self,
         controls: int = 1,
         motion: Literal["grid", "network"] = "grid",
-        motion_cells: int = 16,
-        motion_times: int = 16,
-        motion_lr: float = 0.1,
-        control_frequencies: int = 4,
-        levels: int = 16,
-        features: int = 2,
-        log2_table: int = 19,
-        base_resolution: int = 16,
-        finest_resolution: int = 2048,
-        hidden: int = 64,
-        color_layers: int = 2,
-        scale: float = 0.5,
-        grid_resolution: int = 128,
-        grid_slices: int | None = None,
-        max_samples: int = 1024,
-        early_stop: float = 1e-4,
+        motion_cells: Count = 16,
+        motion_times: Count = 16,
+        motion_lr: NonNegative = 0.1,
+        control_frequencies: CountOrZero = 4,
+        levels: Count = 16,
+        features: Count = 2,
+        log2_table: Count = 19,
+        base_resolution: Count = 16,
+        finest_resolution: Count = 2048,
+        hidden: Count = 64,
+        color_layers: CountOrZero = 2,
+        scale: Positive = 0.5,
+        grid_resolution: Count = 128,
+        grid_slices: Count | None = None,
+        max_samples: Count = 1024,
+        early_stop: NonNegative = 1e-4,
         low_precision: bool | None = None,
     ) -> None:
         if motion not in ("grid", "network"):

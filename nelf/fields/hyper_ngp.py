@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nelf.encodings import coarse_to_fine, spherical_harmonics
-from nelf.errors import UserError
+from nelf.errors import Count, CountOrZero, NonNegative, Positive, UserError
 from nelf.fields.codes import TimeCodes, ViewCodes
 from nelf.fields.displacement import DisplacementGrid
 from nelf.fields.moving import MovingNGP, filled, padded
@@ -85,32 +85,32 @@ class HyperNGP(MovingNGP):
 
     def __init__(
         self,
-        codes: int = 8,
-        appearance: int = 0,
+        codes: CountOrZero = 8,
+        appearance: CountOrZero = 0,
         warp: Literal["se3", "translation", "grid", "none"] = "se3",
-        warp_width: int = 128,
-        warp_depth: int = 6,
-        ambient: int = 2,
-        ambient_width: int = 64,
-        ambient_depth: int = 6,
-        frequencies: int = 6,
-        motion_cells: int = 16,
-        motion_times: int = 16,
-        motion_lr: float = 0.1,
-        window_steps: int = 5000,
-        background_points: int = 16384,
-        levels: int = 16,
-        features: int = 2,
-        log2_table: int = 19,
-        base_resolution: int = 16,
-        finest_resolution: int = 2048,
-        hidden: int = 64,
-        color_layers: int = 2,
-        scale: float = 0.5,
-        grid_resolution: int = 128,
-        grid_slices: int | None = None,
-        max_samples: int = 1024,
-        early_stop: float = 1e-4,
+        warp_width: Count = 128,
+        warp_depth: Count = 6,
+        ambient: CountOrZero = 2,
+        ambient_width: Count = 64,
+        ambient_depth: Count = 6,
+        frequencies: CountOrZero = 6,
+        motion_cells: Count = 16,
+        motion_times: Count = 16,
+        motion_lr: NonNegative = 0.1,
+        window_steps: CountOrZero = 5000,
+        background_points: CountOrZero = 16384,
+        levels: Count = 16,
+        features: Count = 2,
+        log2_table: Count = 19,
+        base_resolution: Count = 16,
+        finest_resolution: Count = 2048,
+        hidden: Count = 64,
+        color_layers: CountOrZero = 2,
+        scale: Positive = 0.5,
+        grid_resolution: Count = 128,
+        grid_slices: Count | None = None,
+        max_samples: Count = 1024,
+        early_stop: NonNegative = 1e-4,
         low_precision: bool | None = None,
     ) -> None:
         if warp not in WARPS:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nelf.encodings import frequency_encoding
+from nelf.errors import Count, CountOrZero, NonNegative
 from nelf.fields.base import FieldRays, RadianceField
 from nelf.fields.hierarchical import HierarchicalSampler, ask
 from nelf.fields.samplers import OccupancySampler
@@ -52,18 +53,18 @@ class RadianceMLP(nn.Module):
 
     def __init__(
         self,
-        depth: int = 8,
-        width: int = 256,
+        depth: Count = 8,
+        width: Count = 256,
         skips: Sequence[int] = (4,),
-        frequencies: int = 10,
-        direction_frequencies: int = 4,
-        direction_depth: int = 1,
-        direction_width: int = 128,
+        frequencies: CountOrZero = 10,
+        direction_frequencies: CountOrZero = 4,
+        direction_depth: CountOrZero = 1,
+        direction_width: Count = 128,
         first_activation: bool = True,
         feature_activation: bool = False,
         pi: bool = False,
         density_activation: Literal["softplus", "relu"] = "softplus",
-        noise_std: float = 0.0,
+        noise_std: NonNegative = 0.0,
         low_precision: bool | None = None,
     ) -> None:
         super().__init__()
@@ -151,6 +152,7 @@ class NeRF(RadianceField):
         disparity: even in 1 / t.
         infinite_end: the last sample of a ray reaches to infinity; meant for ``relu``.
         ray_shift: see ``RadianceField``; for weights of other projects, whose rays miss the centers of pixels.
+        euclidean: ``near`` and ``far`` are distances from the camera, not z-depths, as of nerf_pl's weights.
 
     Raises:
         ValueError: as of ``RadianceMLP`` and ``HierarchicalSampler``.
@@ -165,31 +167,32 @@ class NeRF(RadianceField):
 
     def __init__(
         self,
-        depth: int = 8,
-        width: int = 256,
+        depth: Count = 8,
+        width: Count = 256,
         skips: Sequence[int] = (4,),
-        frequencies: int = 10,
-        direction_frequencies: int = 4,
-        direction_depth: int = 1,
-        direction_width: int = 128,
+        frequencies: CountOrZero = 10,
+        direction_frequencies: CountOrZero = 4,
+        direction_depth: CountOrZero = 1,
+        direction_width: Count = 128,
         first_activation: bool = True,
         feature_activation: bool = False,
         pi: bool = False,
         density_activation: Literal["softplus", "relu"] = "softplus",
-        noise_std: float = 0.0,
+        noise_std: NonNegative = 0.0,
         low_precision: bool | None = None,
-        samples: int = 64,
-        fine_samples: int = 128,
+        samples: CountOrZero = 64,
+        fine_samples: CountOrZero = 128,
         disparity: bool = False,
         infinite_end: bool = False,
         ray_shift: float = 0.0,
+        euclidean: bool = False,
     ) -> None:
         super().__init__(HierarchicalSampler(samples, fine_samples, disparity))
         layout = (depth, width, skips, frequencies, direction_frequencies, direction_depth, direction_width)
         options = (first_activation, feature_activation, pi, density_activation, noise_std, low_precision)
         self.coarse = RadianceMLP(*layout, *options)
         self.fine = RadianceMLP(*layout, *options) if fine_samples else None
-        self.pi, self.infinite_end, self.ray_shift = pi, infinite_end, ray_shift
+        self.pi, self.infinite_end, self.ray_shift, self.euclidean = pi, infinite_end, ray_shift, euclidean
         self.chunk = max(1, CHUNK_SAMPLES // (samples + fine_samples))
 
     @property
@@ -214,6 +217,14 @@ class NeRF(RadianceField):
         else:
             self.center.zero_()
             self.unit.fill_(1.0)
+
+    def to_field(self, rays: Rays) -> FieldRays:
+        """See ``RadianceField.to_field``."""
+        here = super().to_field(rays)
+        if not self.euclidean:
+            return here
+        near, far = ((depth / self.unit).expand_as(here.near) for depth in (self.near, self.far))
+        return here._replace(near=near, far=far)
 
     def render_rays(self, rays: Rays) -> list[Pass]:
         """See ``RadianceField.render_rays``; in evaluation mode the coarse network gives no color, and no pass."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from nelf.encodings import HashEncoding, spherical_harmonics
+from nelf.errors import Count, CountOrZero, NonNegative, Positive
 from nelf.fields.base import FieldRays, RadianceField
 from nelf.fields.samplers import OccupancySampler
 from nelf.kernels import HashGrid, multiplies_bfloat16
@@ -55,18 +56,18 @@ class NGP(RadianceField):
 
     def __init__(
         self,
-        levels: int = 16,
-        features: int = 2,
-        log2_table: int = 19,
-        base_resolution: int = 16,
-        finest_resolution: int = 2048,
-        hidden: int = 64,
-        color_layers: int = 2,
-        scale: float = 0.5,
-        grid_resolution: int = 128,
-        grid_slices: int | None = None,
-        max_samples: int = 1024,
-        early_stop: float = 1e-4,
+        levels: Count = 16,
+        features: Count = 2,
+        log2_table: Count = 19,
+        base_resolution: Count = 16,
+        finest_resolution: Count = 2048,
+        hidden: Count = 64,
+        color_layers: CountOrZero = 2,
+        scale: Positive = 0.5,
+        grid_resolution: Count = 128,
+        grid_slices: Count | None = None,
+        max_samples: Count = 1024,
+        early_stop: NonNegative = 1e-4,
         low_precision: bool | None = None,
         z_steps: bool = False,
     ) -> None:

@@ -55,8 +55,8 @@ class Options(NamedTuple):
 
     Attributes:
         width: of the images that it was trained with, pixels.
-        near: smallest z-depth of samples, scene unit.
-        far: largest z-depth.
+        near: smallest z-depth of samples, scene unit; of nerf_pl, whose rays have unit length, smallest distance.
+        far: largest one.
         background: ``white`` or ``black``.
         samples: even ones of a ray.
         fine_samples: those drawn by weight.

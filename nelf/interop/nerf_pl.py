@@ -1,7 +1,6 @@
 """Checkpoints of nerf_pl, whole (Lightning's) or of the weights alone.
 
-Its near and far are distances along unit rays. Here they are z-depths, so that towards the corners of a picture samples
-lie up to an eighth farther; the field is the same.
+Its near and far are distances along rays of unit length; ``euclidean`` of ``nelf.fields.NeRF`` has them so.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def convert(checkpoint: Checkpoint, **options: Any) -> Conversion:
         own = {name.removeprefix(prefix): values for name, values in state.items() if name.startswith(prefix)}
         if own:
             parts[key] = _parts(checkpoint.path, own)
-    return convert_parts(checkpoint.path, _NAME, parts, Options(**options))
+    return convert_parts(checkpoint.path, _NAME, parts, Options(**options), euclidean=True)
 
 
 def _parts(path: Path, state: dict[str, Tensor]) -> Parts:

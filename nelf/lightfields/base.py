@@ -55,8 +55,8 @@ class LightField(nn.Module):
     #: How far beyond the blocks that meet something the picture may differ from the background, and the multiple that
     #: the sides of a rectangle should have, blocks; None where it has to be drawn everywhere.
     window: Mapping[str, int] | None = None
-    #: How far left of and above the centers of pixels its rays lie, image widths, if it learned from such; only
-    #: ``render`` looks at it.
+    #: How far left of and above the centers of pixels its rays lie, image widths, if it learned from such; see
+    #: ``Camera.shifted``. Training, rendering and exported graphs make its rays so.
     ray_shift: float = 0.0
     #: How many controls, such as the time, it takes beside each ray.
     controls: int = 0
@@ -66,6 +66,8 @@ class LightField(nn.Module):
     #: Small parts that compression leaves as they are. They compute in 32 bits whatever the others do, because what
     #: they give is multiplied before it is looked at, as a point is by the highest frequency of an embedding.
     exact_parts: tuple[str, ...] = ()
+    #: Further parts that stay in 32 bits where the others compute in 8: what rounding costs there outweighs the time.
+    exact_in_8_bits: tuple[str, ...] = ()
 
     near: Tensor
     far: Tensor
@@ -178,9 +180,17 @@ class LightField(nn.Module):
         Returns:
             ``rgb`` (H, W, 3) in [0, 1] on the device of the weights; opacity and depth where the network has them.
         """
-        rays = camera.shifted(self.ray_shift).padded(self.sr_factor).to(self.near.device).rays(self.stride)
         with evaluating(self):
-            return self.draw(rays).cropped(camera.height, camera.width).in_scene(camera)
+            drawn = self.draw(self.rays(camera.to(self.near.device)))
+        return drawn.cropped(camera.height, camera.width).in_scene(camera)
+
+    def rays(self, camera: Camera) -> Rays:
+        """The rays that it draws the whole image of a camera, or of a batch of cameras (...), from.
+
+        Returns:
+            A grid (..., h, w): of an image whose sides are rounded up to whole blocks.
+        """
+        return camera.shifted(self.ray_shift).padded(self.sr_factor).rays(self.stride)
 
     # ---------------------------------------------------------------------------------------- training, compression
 

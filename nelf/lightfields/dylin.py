@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
+from nelf.errors import Count, CountOrZero
 from nelf.lightfields.base import LightField
 from nelf.lightfields.residual import colors, embed, points_along, residual_layers
 from nelf.rays import Rays
@@ -118,15 +119,15 @@ class DyLiN(LightField):
 
     def __init__(
         self,
-        width: int = 256,
-        depth: int = 88,
-        points: int = 16,
-        multires: int = 10,
-        offset_width: int = 128,
-        offset_depth: int = 7,
-        hyper_width: int = 64,
-        hyper_depth: int = 6,
-        hyper_dim: int = 8,
+        width: Count = 256,
+        depth: Count = 88,
+        points: Count = 16,
+        multires: CountOrZero = 10,
+        offset_width: Count = 128,
+        offset_depth: Count = 7,
+        hyper_width: Count = 64,
+        hyper_depth: Count = 6,
+        hyper_dim: CountOrZero = 8,
         controls: int = 1,
         ray_shift: float = 0.0,
     ) -> None:

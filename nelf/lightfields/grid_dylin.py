@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_max_pool3d, interpolate
 
-from nelf.errors import UserError
+from nelf.errors import Count, NonNegative, UserError
 from nelf.kernels import reference
 from nelf.kernels.lookup import RayFeatures, most_points, ray_features
 from nelf.lightfields.base import LightField
@@ -76,18 +76,18 @@ class GridDyLiN(GridR2L):
 
     def __init__(
         self,
-        width: int = 32,
-        depth: int = 6,
-        resolution: int | None = None,
-        features: int = 8,
+        width: Count = 32,
+        depth: Count = 6,
+        resolution: Count | None = None,
+        features: Count = 8,
         sr_factor: int = 2,
         activation: str = "relu",
-        feature_lr: float = 4.0,
-        density_lr: float = 20.0,
+        feature_lr: NonNegative = 4.0,
+        density_lr: NonNegative = 20.0,
         controls: int = 1,
-        motion_cells: int = 16,
-        motion_times: int = 16,
-        motion_lr: float = 0.1,
+        motion_cells: Count = 16,
+        motion_times: Count = 16,
+        motion_lr: NonNegative = 0.1,
     ) -> None:
         if controls < 1:
             raise ValueError(f"Expected argument `controls` to be 1 or more, but got {controls}.")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, max_pool2d, normalize, pad, pixel_shuffle, pixel_unshuffle
 
 from nelf.encodings import spherical_harmonics
+from nelf.errors import Count, NonNegative
 from nelf.kernels import multiplies_bfloat16, reference
 from nelf.kernels.lookup import RayFeatures, most_points
 from nelf.lightfields.base import LightField
@@ -34,8 +35,7 @@ __all__ = ["GridR2L", "decoder_inputs", "decoder_window"]
 MIN_ALPHA, MIN_ALPHA_RENDERING = 2e-4, 3e-3
 BOX_CELLS = 64  # along each side of the scene's box, to find what is in it
 VOXELS = (0.33, 0.67)  # sides of the smallest and largest voxel, in blocks as seen from the cameras' mean distance
-CORNERS = (32, 256)  # smallest and largest number of corners along the longest side that is chosen
-UNKNOWN = 72  # largest number where no teacher says which corners there are
+CORNERS, UNKNOWN = (32, 256), 72  # corners along the longest side: limits of a choice; the most without a teacher
 ROWS = 800_000  # of the volume, if a resolution is chosen: in 8 bits, with four features, 4 MB
 ROWS_PER_PIXEL = 6.5  # of the images, which a volume of smaller voxels may have
 GROWTH = 2.4  # rows grow with this power of the resolution, somewhat faster than a surface
@@ -96,14 +96,14 @@ class GridR2L(LightField):
 
     def __init__(
         self,
-        width: int = 32,
-        depth: int = 4,
-        resolution: int | None = None,
-        features: int = 4,
+        width: Count = 32,
+        depth: Count = 4,
+        resolution: Count | None = None,
+        features: Count = 4,
         sr_factor: int = 2,
         activation: str = "relu",
-        feature_lr: float = 4.0,
-        density_lr: float = 20.0,
+        feature_lr: NonNegative = 4.0,
+        density_lr: NonNegative = 20.0,
     ) -> None:
         if depth < 2 or depth % 2:
             raise ValueError(f"Expected argument `depth` to be an even number from 2 on, but got {depth}.")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from nelf.errors import Count, CountOrZero
 from nelf.lightfields.base import LightField
 from nelf.rays import Rays
 
@@ -166,10 +167,10 @@ class MobileR2L(LightField):
 
     def __init__(
         self,
-        width: int = 256,
-        depth: int = 60,
-        points: int = 8,
-        multires: int = 6,
+        width: Count = 256,
+        depth: Count = 60,
+        points: Count = 8,
+        multires: CountOrZero = 6,
         activation: str = "gelu",
         sr_factor: int = 8,
         sr_kernels: Sequence[int] = (64, 64, 16),

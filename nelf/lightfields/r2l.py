@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from nelf.errors import Count, CountOrZero
 from nelf.lightfields.base import LightField
 from nelf.lightfields.residual import colors, embed, points_along, residual_layers
 from nelf.rays import Rays
@@ -46,14 +47,15 @@ class R2L(LightField):
     batch = "rays"
     chunk = 2**14  # 66 MB of embedded points
     low_precision = True
+    exact_in_8_bits = ("tail",)  # half of what 8 bits cost is lost in its three rows of weights
 
     def __init__(
         self,
-        width: int = 256,
-        depth: int = 88,
+        width: Count = 256,
+        depth: Count = 88,
         inputs: Literal["points", "plucker"] = "points",
-        points: int = 16,
-        multires: int = 10,
+        points: Count = 16,
+        multires: CountOrZero = 10,
         skip: bool = True,
         block_scale: float = 1.0,
         ray_shift: float = 0.0,

@@ -1,4 +1,4 @@
-"""The checkpoint that a training goes on from; it may be damaged, or a stranger's."""
+"""The checkpoint that a training goes on from; it may be damaged, or from an untrusted source."""
 
 from __future__ import annotations
 

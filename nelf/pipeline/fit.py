@@ -56,7 +56,8 @@ def fit(
         KeyboardInterrupt: Ctrl-C; the state is saved.
     """
     pl.seed_everything(recipe.seed, verbose=False)
-    trainer = recipe.trainer(folder, callbacks, max_steps, max_time)
+    last = _LastValidation()
+    trainer = recipe.trainer(folder, [*callbacks, last], max_steps, max_time)
     checkpoint = agree(lambda: last_good_checkpoint(folder / "checkpoints", system))
     if checkpoint is not None:
         print(f"{folder}: goes on from {checkpoint.name}", flush=True)
@@ -66,15 +67,33 @@ def fit(
         pl.seed_everything(recipe.seed + rank(), verbose=False)
     with leaving_with_others():
         _uninterrupted(trainer, system, data, checkpoint)
+        metrics = last.metrics if last.step == trainer.global_step else None
         if end is not None:
             end(system)
-        validated = trainer.validate(system, datamodule=data, verbose=False)
+        if end is not None or metrics is None:
+            validated = trainer.validate(system, datamodule=data, verbose=False)
+            metrics = dict(validated[0]) if validated else {}
     if trainer.is_global_zero:
         config = {**recipe.model_config(name), **getattr(system.network, "arguments", {})}
         save(system.network, folder / "model.safetensors", config, data.scene.digest)
     wait_for_all()  # nobody reads the file before it is there
     system.to(trainer.strategy.root_device)
-    return {**(validated[0] if validated else {}), "steps": trainer.global_step}
+    return {**metrics, "steps": trainer.global_step}
+
+
+class _LastValidation(pl.Callback):
+    """Keeps what the last validation has found, and after which step: a training often ends with one."""
+
+    def __init__(self) -> None:
+        self.step: int | None = None
+        self.metrics: dict[str, Any] = {}
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note step and metrics, unless the validation is that before the first step."""
+        if not trainer.sanity_checking:
+            self.step = trainer.global_step
+            found = trainer.callback_metrics.items()
+            self.metrics = {name: float(value) for name, value in found if name.startswith("val/")}
 
 
 @quiet_lightning()

@@ -40,7 +40,7 @@ class Lock:
         self._stopped: threading.Event | None = None  # a released lock is plain data: a sweep's job sends its run back
 
     def refuse(self) -> None:
-        """Refuse to begin where somebody else writes; takes nothing.
+        """Raise an error if another process holds the lock; does not take it.
 
         Raises:
             UserError: says who and since when.
@@ -53,7 +53,7 @@ class Lock:
             )
 
     def acquire(self) -> None:
-        """Take the lock, from a writer that is gone too.
+        """Take the lock, also one whose holder has ended.
 
         Raises:
             UserError: somebody else holds it; or the directory cannot be written.
@@ -89,7 +89,7 @@ class Lock:
             raise UserError(f"{self.folder}: {_words(holder)} has taken over; this process stops.")
 
     def release(self) -> None:
-        """Give it back; nothing if it is not held, or in a process that was forked from the holder."""
+        """Release the lock; does nothing if it is not held, or in a process forked from the holder."""
         if self._stopped is None or not self._is_held_here():
             return
         self._stopped.set()
@@ -139,7 +139,7 @@ def _is_own(holder: dict[str, Any]) -> bool:
 
 
 def _is_gone(holder: dict[str, Any], path: Path) -> bool:
-    """Whether a writer has ended without giving its lock back."""
+    """Whether a holder has ended without releasing its lock."""
     own = _identity()
     if holder["host"] == own["host"] and holder.get("system") == own["system"]:
         return not _is_alive(holder["pid"], holder.get("started"))

@@ -98,7 +98,7 @@ def agree(decide: Callable[[], T]) -> T:
 
 
 def wait_for_all() -> None:
-    """Go on once all processes have come here."""
+    """A barrier: wait until all processes have called it."""
     if world() > 1:
         from torch.distributed import barrier
 
@@ -109,7 +109,7 @@ def wait_for_all() -> None:
 
 @contextmanager
 def leaving_with_others() -> Iterator[None]:
-    """End without a word where another process has ended, as whoever started them says which; for what communicates."""
+    """Exit silently if communication fails because another process has ended; the launcher reports which one."""
     try:
         yield
     except RuntimeError as error:
@@ -121,7 +121,7 @@ def leaving_with_others() -> Iterator[None]:
 
 
 def _connect() -> None:
-    """Join the processes of this training; Lightning finds them joined."""
+    """Initialize the process group; Lightning uses the one that exists."""
     import torch
     from torch import distributed
 
@@ -132,7 +132,7 @@ def _connect() -> None:
 
 
 def _disconnect() -> None:
-    """Leave in good order: connections that are open while the interpreter ends can abort the process."""
+    """Destroy the process group: connections that are open while the interpreter exits can abort the process."""
     from torch import distributed
 
     with suppress(RuntimeError):
@@ -219,7 +219,7 @@ def _signal(processes: Sequence[subprocess.Popen[bytes]], number: signal.Signals
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """End those that still run, at last by force."""
+    """Terminate those that still run; kill those that do not end."""
     _signal(processes, signal.SIGTERM)
     end = time.monotonic() + _GRACE
     for each in processes:

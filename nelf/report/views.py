@@ -100,7 +100,7 @@ def html_view(view: Comparison) -> str:
 
 
 def _worst_window(view: Comparison) -> tuple[slice, slice]:
-    """Find the quarter-sized window in which the last artifact errs most."""
+    """Find the quarter-sized window in which the error of the last artifact is largest."""
     height, width = view.truth.shape[:2]
     rows, columns = max(height // 4, 1), max(width // 4, 1)
     last = list(view.predictions.values())[-1] if view.predictions else view.truth

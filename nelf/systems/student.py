@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss, pad
 
-from nelf.errors import UserError
+from nelf.errors import Count, CountOrZero, NonNegative, Positive, UserError
 from nelf.scene import background_color, composite_background
 from nelf.systems.schedule import cosine_decay, exponential_decay, training_progress, warmup
 from nelf.systems.system import System
@@ -69,15 +69,15 @@ class Student(System):
     def __init__(
         self,
         network: LightField,
-        lr: float = 5e-4,
-        warmup_lr: float = 1e-4,
-        warmup_steps: int = 200,
+        lr: Positive = 5e-4,
+        warmup_lr: NonNegative = 1e-4,
+        warmup_steps: CountOrZero = 200,
         schedule: Literal["exponential", "cosine"] = "exponential",
-        decay_steps: int = 500_000,
+        decay_steps: Count = 500_000,
         optimizer: Literal["adamw", "adam"] = "adamw",
-        weight_decay: float = 0.01,
-        batch_size: int = 4,
-        crop: int | None = None,
+        weight_decay: NonNegative = 0.01,
+        batch_size: Count = 4,
+        crop: Count | None = None,
         whole_views: bool = False,
     ) -> None:
         super().__init__(network, batch_size)

@@ -53,8 +53,8 @@ class System(pl.LightningModule):
 
     @property
     def batches(self) -> dict[str, Any]:
-        """The arguments ``batch`` and ``batch_size`` of a datamodule for it."""
-        return {"batch": self.batch, "batch_size": self.batch_size}
+        """The arguments ``batch``, ``batch_size`` and ``ray_shift`` of a datamodule for it."""
+        return {"batch": self.batch, "batch_size": self.batch_size, "ray_shift": self.network.ray_shift}
 
     def setup(self, stage: str) -> None:
         """Take background, box and depth range from the scene of the datamodule.

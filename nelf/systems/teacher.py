@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss, smooth_l1_loss
 
+from nelf.errors import Count, CountOrZero, NonNegative, Positive, Share
 from nelf.scene import background_color, composite_background
 from nelf.systems.schedule import cosine_decay, polynomial_decay, step_decay, training_progress, warmup
 from nelf.systems.system import System
@@ -87,22 +88,22 @@ class Teacher(System):
     def __init__(
         self,
         network: RadianceField,
-        lr: float = 1e-2,
+        lr: Positive = 1e-2,
         optimizer: Literal["ngp", "ngp_pl", "adam", "radam", "sgd"] = "ngp",
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
+        momentum: Share = 0.9,
+        weight_decay: NonNegative = 0.0,
         schedule: Literal["cosine", "exponential", "steplr", "poly"] = "cosine",
-        lr_end: float = 1 / 30,
+        lr_end: Share = 1 / 30,
         milestones: Sequence[float] = (0.125, 0.25, 0.5),
-        gamma: float = 0.5,
-        power: float = 0.9,
-        warmup_steps: int = 0,
-        rate_every: int = 1,
+        gamma: Share = 0.5,
+        power: Positive = 0.9,
+        warmup_steps: CountOrZero = 0,
+        rate_every: Count = 1,
         loss: Literal["mse", "huber"] = "mse",
         regularizers: Mapping[str, float] | None = None,
         background: Literal["random", "scene"] = "random",
-        batch_size: int = 8192,
-        samples_per_step: int | None = 2**18,
+        batch_size: Count = 8192,
+        samples_per_step: Count | None = 2**18,
     ) -> None:
         super().__init__(network, batch_size)
         for name, word, allowed in (

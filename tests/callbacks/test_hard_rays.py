@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -81,6 +83,16 @@ def test_killed_and_resumed_the_pool_is_the_same(tiny_scene, tmp_path, monkeypat
         assert hard.pool.steps == 9
         for a, b in zip(whole.network.parameters(), resumed.network.parameters(), strict=True):
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(("rank", "kept"), [(0, 64), (1, 0)])
+def test_of_several_processes_only_the_first_goes_on_with_the_pool_of_a_checkpoint(rank: int, kept: int) -> None:
+    """It is the first one's: rays that all processes had would count as many times as there are processes."""
+    hard, student = HardRays(), Student(R2L(width=8, depth=4, points=3, multires=2), batch_size=64)
+    hard.load_state_dict({"rays": torch.zeros(64, 10), "full": True, "steps": 7})
+    hard.on_fit_start(SimpleNamespace(global_rank=rank), student)  # type: ignore[arg-type]
+    assert student.hard_rays is hard.pool
+    assert (len(hard.pool.rays), hard.pool.full, hard.pool.steps) == (kept, kept > 0, 7)
 
 
 def test_who_has_no_rays_of_its_own_is_told(tmp_path) -> None:

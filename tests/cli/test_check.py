@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 from typing import Literal
 
 import pytest
 
 from nelf.cli.check import check_types, parameters
-from nelf.errors import UserError
+from nelf.errors import Count, Share, UserError
 
 BASE = """
 from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
+from nelf.errors import Count, Share
 if TYPE_CHECKING:
     from elsewhere import Field
 Mode = Literal["fast", "slow"]
 class Base:
-    def __init__(self, mode: Mode = "fast", rays: int | None = None, untold=3): ...
+    def __init__(self, mode: Mode = "fast", rays: Count | None = None, part: Share = 1.0, untold=3): ...
 """
 CHILD = """
 from __future__ import annotations
@@ -58,7 +60,8 @@ def test_annotations_are_looked_up_where_they_are_written() -> None:
         "field": "Field | None",  # exists for type checkers only, and leaves the others as they are
         "width": int,
         "mode": Literal["fast", "slow"],
-        "rays": int | None,
+        "rays": Count | None,
+        "part": Share,
         "untold": inspect.Parameter.empty,
     }
     wrapped = importlib.import_module("nelf_test_wrapped").run
@@ -74,7 +77,11 @@ def test_what_fits_or_cannot_be_judged_is_accepted(values: dict[str, object]) ->
     ("values", "message"),
     [
         ({"mode": "quick"}, r"model\.mode: is 'quick'; allowed: fast, slow"),
-        ({"rays": 1.5}, r"model\.rays: is 1\.5; allowed: a whole number, null"),
+        ({"rays": 1.5}, r"model\.rays: is 1\.5; allowed: a whole number of 1 or more, null"),
+        ({"rays": 0}, r"model\.rays: is 0; allowed: a whole number of 1 or more, null"),
+        ({"part": 1.5}, r"model\.part: is 1\.5; allowed: a number from 0 to 1"),
+        ({"part": math.nan}, r"model\.part: is nan; allowed: a number from 0 to 1"),
+        ({"part": -math.inf}, r"model\.part: is -inf; allowed: a number from 0 to 1"),
         ({"width": True}, r"model\.width: is True; allowed: a whole number"),
     ],
 )

@@ -26,7 +26,7 @@ EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
 
 #: What a datamodule is told by the system that is trained with it.
-BATCHES = ("batch", "batch_size")
+BATCHES = ("batch", "batch_size", "ray_shift")
 
 
 def plain(command: str, *overrides: str) -> dict[str, Any]:

@@ -51,6 +51,22 @@ def fit(probe, data, steps, tmp_path, checkpoint=None):
     return trainer
 
 
+def test_rays_of_a_model_that_learned_from_corners_go_through_them(tiny_scene):
+    """They meet the image in the upper left corners of the pixels whose colors they carry."""
+    width = 16
+    data = BlenderDataModule(tiny_scene, batch_size=200, ray_shift=0.5 / width)
+    split, batch = data.scene.train, take(data.train_dataloader(), 1)[0]
+    assert torch.equal(split.camera.intrinsics[:, 2:], torch.full((8, 2), width / 2))  # the scene is as it was
+    for ray in range(200):
+        rays_o, rays_d = batch.rays.origins[ray], batch.rays.directions[ray]
+        view = int((split.camera.c2w[:, :, 3] - rays_o).norm(dim=-1).argmin())
+        x, y, _ = (float(value) for value in split.camera[view].project((rays_o + rays_d)[None]))
+        column, row = round(x), round(y)
+        assert (x, y) == pytest.approx((column, row), abs=1e-3)
+        pixel = split.images[view, row, column] / 255
+        assert batch.rgba[ray].tolist() == pytest.approx(pixel.tolist(), abs=1e-6)
+
+
 @pytest.mark.parametrize("sampling", ["all_images", "same_image"])
 def test_a_ray_carries_the_color_of_its_pixel(tiny_scene, sampling):
     split = BlenderDataModule(tiny_scene).scene.train

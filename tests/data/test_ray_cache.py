@@ -149,9 +149,18 @@ def test_the_file_is_written_once_and_holds_nothing_but_colors(tmp_path) -> None
     again = shuffled(split, tmp_path, "")
     assert path.stat().st_mtime_ns == stamp
     assert not again.file.colors.flags.writeable
-    shuffled(located(12, 40, 41), tmp_path, "of other files")
+    shuffled(located(12, 40, 41), tmp_path, "", "beside other real views")
     shuffled(located(12, 41, 40), tmp_path, "")
     assert len(list((tmp_path / ".nelf_cache").iterdir())) == 3
+
+
+def test_files_of_a_set_that_has_changed_are_deleted(tmp_path) -> None:
+    for mark in ("", "beside other real views"):
+        shuffled(located(12, 40, 41), tmp_path, "before", mark)
+    other = tmp_path / ".nelf_cache" / "40x41x4_0123.npy"
+    other.touch()
+    changed = shuffled(located(12, 40, 41), tmp_path, "after").file.path
+    assert set((tmp_path / ".nelf_cache").iterdir()) == {changed, other}
 
 
 def _shorter(path: Path) -> None:
@@ -265,6 +274,7 @@ def test_a_changed_image_makes_another_file(tiny_scene, tmp_path) -> None:
     os.utime(image, ns=(1, 1))
     second = with_pseudo_views(scene, root, for_rays=True).train
     assert first.file.path != second.file.path  # type: ignore[attr-defined]
+    assert [path.exists() for path in (first.file.path, second.file.path)] == [False, True]  # type: ignore[attr-defined]
 
 
 def test_memory_does_not_grow_with_the_views(tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,20 @@ from nelf.errors import UserError
 from nelf.export import graph, onnx
 from nelf.export.graph import exact, half_weights
 from nelf.export.inputs import KINDS, feed_of, output_of
-from nelf.lightfields import MobileR2L
+from nelf.lightfields import LightField, MobileR2L
+from nelf.rays import Rays
 
 NAMES = ["features", "rays", "points", "pose"]
 
 
 def run(path: Path, feeds: dict[str, np.ndarray]) -> np.ndarray:
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, feeds)[0]
+
+
+def rays_of(network: LightField, camera: Camera) -> Rays:
+    """The rays of a camera: those of one whose principal point lies as far to the right and below."""
+    shift = network.ray_shift * camera.width * torch.tensor([0.0, 0.0, 1.0, 1.0])
+    return replace(camera, intrinsics=camera.intrinsics + shift).rays(network.stride)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -33,7 +41,7 @@ def test_a_graph_has_the_names_and_the_colors_of_its_kind(bundles, scene, name: 
     assert tuple(value.name for value in declared.input) == KINDS[kind]
     assert [value.name for value in declared.output] == [output_of(network)]
     camera = scene.train.camera[3]
-    rays = camera.rays(network.stride)
+    rays = rays_of(network, camera)
     network = exact(network)
     with torch.no_grad():
         expected = network(rays[None]).movedim(-1, 1).numpy()
@@ -51,7 +59,7 @@ def test_a_graph_draws_other_sizes(bundles, scene, name: str) -> None:
     camera = scene.train.camera[2].resized(24)
     network = exact(network)
     drawn = run(path, feed_of(network, kind, camera))[0]
-    rays = camera.rays(network.stride)
+    rays = rays_of(network, camera)
     with torch.no_grad():
         expected = network(rays[None])[0].movedim(-1, 0).numpy()
     np.testing.assert_allclose(drawn, expected, atol=1e-4)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nelf.cameras import Camera
 from nelf.compression.integers import LARGEST_MULTIPLIED
 from nelf.compression.quantization import Ranges, calibrate, quantize_network
+from nelf.export.graph import half_weights
 from nelf.export.graph import onnx as write
 from nelf.export.inputs import feed_of
 from nelf.export.int8 import quantize_dynamic, quantize_static
@@ -77,6 +78,22 @@ def fp32(network: Residual, tmp_path_factory: pytest.TempPathFactory) -> Path:
     kinds = {node.op_type for node in onnx.load(path).graph.node}
     assert ("Gemm" in kinds) is network.in_rows
     return path
+
+
+def test_16_bits_hold_every_weight_once(network: Residual, fp32: Path, tmp_path: Path) -> None:
+    """Those of layers that torch's exporter has transposed, too, and nothing that no node reads."""
+    path = half_weights(fp32, tmp_path / "half.onnx")
+    graph = onnx.load(path).graph
+    read = {name for node in graph.node for name in node.input}
+    assert {each.name for each in graph.initializer} <= read
+    halves = {
+        each.name.removesuffix("_fp16") for each in graph.initializer if each.data_type == onnx.TensorProto.FLOAT16
+    }
+    weights = {f"network.{name}" for name, values in network.named_parameters() if values.numel() >= 16}
+    assert weights <= halves
+    feed = feeds(network)[0]
+    difference = np.abs(run(path, feed) - run(fp32, feed)).max()
+    assert 0 < difference < 5e-3
 
 
 @pytest.fixture(scope="module")

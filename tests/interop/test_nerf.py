@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nelf.cameras import Camera
 from nelf.errors import UserError
 from nelf.interop import nerf_pl, nerf_pytorch, nerf_pytorch_krrish94
 from nelf.interop.conversion import Conversion
@@ -202,6 +204,26 @@ def test_an_import_computes_what_the_original_computes(tmp_path, case, suffix) -
         assert torch.allclose(ours_rgb, rgb, atol=1e-5)
         assert torch.allclose(ours_sigma, sigma, atol=1e-5)
         assert float(sigma.max()) > 0.01
+
+
+def test_nerf_pl_samples_between_distances_from_the_camera(tmp_path) -> None:
+    """Its ``get_ray_directions``, ``get_rays`` and ``render_rays`` restated: unit directions, no half pixel."""
+    width, height, focal, near, far, count = 6, 4, 3.0, 2.0, 6.0, 5
+    state = {f"nerf_coarse.{key}": values.float() for key, values in nerf_pl_state().items()}
+    options = {"width": width, "near": near, "far": far, "samples": count}
+    field = converted(tmp_path / "x.ckpt", nerf_pl, state, **options).network(tmp_path / "x.ckpt")
+    c2w = torch.cat([torch.linalg.qr(torch.randn(3, 3)).Q, torch.tensor([[0.3], [-1.0], [2.0]])], 1)
+    asked: list[Tensor] = []
+    density = type(field.coarse).density
+    with patch.object(type(field.coarse), "density", lambda net, at: (asked.append(at), density(net, at))[1]):
+        field.render(Camera(c2w, torch.tensor([focal, focal, width / 2, height / 2]), width, height))
+
+    j, i = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    rays_d = torch.stack([(i - width / 2) / focal, -(j - height / 2) / focal, -torch.ones(height, width)], -1)
+    rays_d = F.normalize(rays_d.double() @ c2w[:, :3].double().T, dim=-1)
+    z_vals = torch.linspace(near, far, count, dtype=torch.float64)
+    expected = c2w[:, 3].double() + rays_d[:, :, None] * z_vals[:, None]
+    torch.testing.assert_close(torch.cat(asked).view_as(expected).double(), expected, atol=1e-5, rtol=0)
 
 
 def test_what_no_file_tells_is_in_the_arguments(tmp_path) -> None:

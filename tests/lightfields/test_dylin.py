@@ -22,6 +22,7 @@ from nelf.data import SceneDataModule, Split
 from nelf.errors import UserError
 from nelf.export import onnx
 from nelf.export.bundle import artifact, write_bundle
+from nelf.export.graph import half_weights
 from nelf.export.inputs import feed_of
 from nelf.export.int8 import quantize_dynamic, quantize_static
 from nelf.export.runtime import load
@@ -312,7 +313,7 @@ def test_8_bits_are_for_the_trunk() -> None:
         assert set(quantizers(quantize_network(small(), chosen))) == trunk  # type: ignore[arg-type]
 
 
-def test_files_of_8_bits_leave_what_moves_a_ray(tmp_path) -> None:
+def test_files_of_8_and_16_bits_leave_what_moves_a_ray(tmp_path) -> None:
     network = wild(small(), 0.2)
     c2w = torch.cat([torch.eye(3), torch.tensor([[0.0], [0.0], [4.0]])], 1)
     cameras = Camera.from_fov(c2w.expand(2, 3, 4), 0.7, 8, 8, time=torch.tensor([0.2, 0.8]))
@@ -320,6 +321,7 @@ def test_files_of_8_bits_leave_what_moves_a_ray(tmp_path) -> None:
     feeds = [feed_of(network, "rays", cameras[index]) for index in (0, 1)]
     made = {
         "dynamic": quantize_dynamic(tmp_path / "model.onnx", tmp_path / "dynamic.onnx", network.exact_parts),
+        "half": half_weights(tmp_path / "model.onnx", tmp_path / "half.onnx", network.exact_parts),
         "static": quantize_static(tmp_path / "model.onnx", tmp_path / "static.onnx", feeds, exact=network.exact_parts),
         "ranged": quantize_static(
             tmp_path / "model.onnx", tmp_path / "ranged.onnx", feeds, calibrate(network, [cameras[0], cameras[1]])
@@ -331,6 +333,11 @@ def test_files_of_8_bits_leave_what_moves_a_ray(tmp_path) -> None:
         single = {name for name, kind in kinds.items() if kind == onnx_format.TensorProto.FLOAT}
         assert len(single) == 7 + 2 + 6 + 1, path  # the layers of offset and hyper
         assert len(kinds) - len(single) == 6, path  # those of the trunk
+        if path is made["half"]:  # the depths of points are multiplied by the highest frequency, too
+            constants = [
+                each for each in held if "." not in each.name and each.data_type != onnx_format.TensorProto.INT64
+            ]
+            assert {each.data_type for each in constants} == {onnx_format.TensorProto.FLOAT}
 
 
 # ------------------------------------------------------------------------------------------ pruning, export, files

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import onnx as onnx_format
 import pytest
 import torch
+from onnx import numpy_helper
 
 from nelf.cameras import Camera
 from nelf.compression.inference import optimize_for_inference
 from nelf.compression.pruning import choose_weights
+from nelf.compression.quantization import calibrate
+from nelf.compression.storage import pack
 from nelf.compression.structured import prune_channels
 from nelf.errors import UserError
 from nelf.export import onnx
 from nelf.export.bundle import artifact, write_bundle
 from nelf.export.inputs import feed_of
+from nelf.export.int8 import quantize_dynamic, quantize_static
 from nelf.export.runtime import load
 from nelf.lightfields import R2L
 from nelf.rays import Rays
@@ -281,3 +288,26 @@ def test_its_file_of_weights_describes_it(tmp_path) -> None:
     again = load_network(tmp_path)
     assert again.arguments == network.arguments
     assert torch.equal(again(along), network(along))
+
+
+def test_8_bits_leave_the_layer_that_draws(tmp_path: Path) -> None:
+    """Its error would be the picture's. All other weights stay so small that two products fit into 16 bits."""
+    torch.manual_seed(0)
+    network = R2L(width=32, depth=6, points=4, multires=4).eval()
+    c2w = torch.cat([torch.eye(3), torch.tensor([[0.0], [0.0], [4.0]])], 1)
+    cameras = Camera.from_fov(c2w.expand(2, 3, 4), 0.7, 8, 8)
+    ranges = calibrate(network, [cameras[0], cameras[1]])
+    assert {key.partition(".")[0] for key in ranges} == {"head", "body"}
+    assert pack(network, network.state_dict(), "int8_per_channel")["tail.0.weight"].dtype == torch.float32
+    assert pack(network, network.state_dict(), "fp16")["tail.0.weight"].dtype == torch.float16
+    onnx(network, tmp_path / "model.onnx", cameras)
+    feeds = [feed_of(network, "points", cameras[index]) for index in (0, 1)]
+    static = quantize_static(tmp_path / "model.onnx", tmp_path / "static.onnx", feeds, exact=network.exact_in_8_bits)
+    dynamic = quantize_dynamic(tmp_path / "model.onnx", tmp_path / "dynamic.onnx", network.exact_in_8_bits)
+    for path in (static, dynamic, quantize_static(tmp_path / "model.onnx", tmp_path / "ranged.onnx", feeds, ranges)):
+        held = [each for each in onnx_format.load(path).graph.initializer if len(each.dims) == 2 and min(each.dims) > 1]
+        single = [tuple(sorted(each.dims)) for each in held if each.data_type == onnx_format.TensorProto.FLOAT]
+        assert single == [(3, 32)], path
+        integers = [numpy_helper.to_array(each) for each in held if each.data_type == onnx_format.TensorProto.INT8]
+        assert len(integers) == (0 if path is dynamic else 5)
+        assert all(2 * 255 * int(abs(values.astype(int)).max()) < 2**15 for values in integers)

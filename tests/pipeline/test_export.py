@@ -179,7 +179,7 @@ class Power:
         self.done: list[str] = []
         self.left = 0
         monkeypatch.setattr(stage, "onnx", lambda network, path, *rest: self.step("fp32", path, 0.0))
-        monkeypatch.setattr(stage, "half_weights", lambda model, path: self.step("fp16", path, path))
+        monkeypatch.setattr(stage, "half_weights", lambda model, path, **_: self.step("fp16", path, path))
         monkeypatch.setattr(stage, "quantize_dynamic", lambda model, path, **_: self.step("int8", path, path))
         monkeypatch.setattr(stage, "load", lambda path: path)
         monkeypatch.setattr(stage, "check_drawn", lambda *_: None)

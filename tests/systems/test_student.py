@@ -1,6 +1,8 @@
 """Student: its windows and backgrounds, its learning rates, and that it learns, stops and goes on."""
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,11 +16,12 @@ from pytorch_lightning.callbacks import timer
 
 from nelf import paths
 from nelf.cameras import Camera
-from nelf.data import BlenderDataModule, ImageBatch
+from nelf.data import BlenderDataModule, ImageBatch, SceneDataModule, read_scene
 from nelf.data.batches import Batches
 from nelf.errors import UserError
-from nelf.lightfields import GridR2L, MobileR2L
+from nelf.lightfields import GridR2L, LightField, MobileR2L
 from nelf.rays import Rays
+from nelf.scene import Split
 from nelf.systems import Student
 from nelf.systems.schedule import training_progress
 
@@ -283,3 +286,30 @@ def test_whole_views_are_drawn_on_the_grid_that_rendering_draws_on(tiny_scene: P
     assert torch.equal(rays.directions, expected.directions)
     assert rgba.shape == (2, 16, 16, 4)
     assert torch.equal((rgba[:, :width, :width] * 255).round().byte(), batch.rgba)
+
+
+class Plane(LightField):
+    """Draws where each ray goes, and learns nothing."""
+
+    def __init__(self, batch: str, ray_shift: float) -> None:
+        super().__init__()
+        self.batch, self.ray_shift = batch, ray_shift  # type: ignore[assignment]
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, rays: Rays) -> torch.Tensor:
+        return (0.5 + 0.5 * rays.directions).clamp(0, 1) + 0 * self.unused
+
+
+@pytest.mark.parametrize("kind", ["rays", "views"])
+def test_a_network_learns_from_the_rays_that_it_draws_with(kind: str, tiny_scene: Path, tmp_path: Path) -> None:
+    """Its own pictures leave it nothing to learn: their error is that of 8 bits, 1 / 12 of a squared level."""
+    network = Plane(kind, 0.5 / 16)
+    scene = read_scene(tiny_scene)
+    drawn = [network.render(scene.train.camera[index]).rgb for index in range(len(scene.train))]
+    views = Split(scene.train.camera, (torch.stack(drawn) * 255).round().byte().numpy(), scene.train.names)
+    student = Student(network, batch_size=8)
+    found: list[float] = []
+    student.log = lambda name, value, **_: found.append(float(value))  # type: ignore[method-assign]
+    data = SceneDataModule(replace(scene, train=views), **student.batches)
+    trainer(max_steps=1, limit_val_batches=0, default_root_dir=tmp_path).fit(student, data)
+    assert found[0] > 10 * math.log10(12 * 255**2) - 2

@@ -13,7 +13,7 @@ import torch
 from nelf.cameras import Camera
 from nelf.compression.quantization import Ranges, activation_ranges
 from nelf.data import Scene, read_views
-from nelf.errors import UserError, did_you_mean
+from nelf.errors import Count, Positive, UserError, did_you_mean
 from nelf.export.bundle import artifact, files_beside, write_bundle
 from nelf.export.coreml import check_installed as coreml_installed
 from nelf.export.coreml import mlpackage
@@ -83,8 +83,8 @@ def export(
     inputs: Sequence[Literal["pose", "rays", "points", "features"]] | None = None,
     fixed_size: bool = False,
     precisions: Sequence[str] = PRECISIONS,
-    calibration_views: int = 16,
-    tolerance: float = 1e-4,
+    calibration_views: Count = 16,
+    tolerance: Positive = 1e-4,
     executorch: bool = False,
     coreml: bool = False,
     tar: bool = False,
@@ -132,10 +132,11 @@ def export(
     feeds = cache(lambda: window_feeds(exact(bundle.drawn["model.onnx"]), kinds[0], views))
     quantized = _artifacts(run, "quantize")
     ranges = _ranges(recipe.load(quantized["int8 static"])) if "int8 static" in quantized else None
+    exact_parts = (*student.exact_parts, *student.exact_in_8_bits)
     makers: dict[str, Callable[[Path], Path]] = {
-        "fp16": partial(half_weights, model),
-        "int8 dynamic": partial(quantize_dynamic, model, exact=student.exact_parts),
-        "int8 static": lambda out: quantize_static(model, out, feeds(), ranges, exact=student.exact_parts),
+        "fp16": partial(half_weights, model, exact=student.exact_parts),
+        "int8 dynamic": partial(quantize_dynamic, model, exact=exact_parts),
+        "int8 static": lambda out: quantize_static(model, out, feeds(), ranges, exact=exact_parts),
     }
     if "int8 QAT" in quantized:
         makers["int8 QAT"] = lambda out: _export_trained(
@@ -168,7 +169,7 @@ def export(
 
 
 class _Bundle:
-    """A bundle in the making: its folder, what its graphs are checked with, and the entries so far.
+    """A bundle under construction: its folder, what its graphs are checked with, and the entries so far.
 
     A file that the journal knows, since an earlier attempt was killed after it, is not made again.
     """

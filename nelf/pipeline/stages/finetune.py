@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from nelf.errors import UserError, atomic_path
+from nelf.errors import Positive, UserError, atomic_path
 from nelf.pipeline.documents import write_json
 from nelf.pipeline.processes import agree
 from nelf.pipeline.recipe import Recipe
@@ -38,7 +38,7 @@ def check(recipe: Recipe) -> None:
     check=check,
 )
 def finetune(
-    run: Run, *, lr: float | None = None, max_steps: int | None = 10_000, max_time: str | None = None
+    run: Run, *, lr: Positive | None = None, max_steps: int | None = 10_000, max_time: str | None = None
 ) -> dict[str, Any]:
     """Train the student on, without the teacher's views.
 

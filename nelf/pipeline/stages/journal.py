@@ -1,4 +1,4 @@
-"""What a stage has made so far, file by file, so that one that is killed again and again still comes to its end."""
+"""What a stage has written so far, file by file, so that a killed one resumes after its last whole file."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from nelf.compression.structured import prune_channels
-from nelf.errors import UserError
+from nelf.errors import Count, Positive, UserError
 from nelf.pipeline.documents import write_json
 from nelf.pipeline.processes import is_first
 from nelf.pipeline.recipe import Recipe
@@ -39,8 +39,8 @@ def narrow(
     run: Run,
     *,
     ratio: float = 0.5,
-    round_to: int = 8,
-    lr: float | None = None,
+    round_to: Count = 8,
+    lr: Positive | None = None,
     max_steps: int | None = None,
     max_time: str | None = None,
 ) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from nelf.compression.pruning import (
     sparsities,
     sparsity_after,
 )
-from nelf.errors import UserError, atomic_path
+from nelf.errors import Count, Positive, UserError, atomic_path
 from nelf.pipeline.documents import read_json, write_json
 from nelf.pipeline.fit import fit
 from nelf.pipeline.processes import agree, is_first
@@ -53,11 +53,11 @@ def prune(
     run: Run,
     *,
     amount: float = 0.3,
-    rounds: int = 3,
+    rounds: Count = 3,
     schedule: Literal["geometric", "uniform", "cubic", "constant"] = "geometric",
     layers: Sequence[str] = ("head", "body", "norms"),
     masks: bool = True,
-    lr: float | None = 5e-6,
+    lr: Positive | None = 5e-6,
     max_steps: int | None = 50_000,
     max_time: str | None = None,
 ) -> dict[str, Any]:

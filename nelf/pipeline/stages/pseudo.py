@@ -12,7 +12,7 @@ from nelf.cameras import Camera
 from nelf.data import Scene, SceneWriter, with_pseudo_views
 from nelf.data.images import progress_bar
 from nelf.data.writer import stated
-from nelf.errors import UserError
+from nelf.errors import Count, UserError
 from nelf.paths import FOLLOWING, Poses, random_cameras, rolled
 from nelf.pipeline.processes import agree, rank, wait_for_all, world
 from nelf.pipeline.recipe import Recipe
@@ -50,7 +50,7 @@ def check(recipe: Recipe) -> None:
 def pseudo(
     run: Run,
     *,
-    views: int = 10_000,
+    views: Count = 10_000,
     poses: Poses | None = None,
     root: str | None = None,
 ) -> dict[str, Any]:

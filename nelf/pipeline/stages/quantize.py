@@ -12,7 +12,7 @@ from nelf.callbacks.quantization import QuantizationAwareTraining
 from nelf.compression.fold import fold_batch_norm
 from nelf.compression.quantization import Ranges, calibrate, quantize_network, quantized_layers
 from nelf.compression.storage import Scheme
-from nelf.errors import UserError
+from nelf.errors import Count, CountOrZero, Positive, UserError
 from nelf.metrics import psnr
 from nelf.pipeline.documents import write_json
 from nelf.pipeline.fit import fit
@@ -39,11 +39,11 @@ _VALIDATION_VIEWS = 8
 def quantize(
     run: Run,
     *,
-    views: int = 16,
+    views: Count = 16,
     method: Literal["minmax", "percentile", "mse"] = "percentile",
-    qat_steps: int | None = 1000,
+    qat_steps: CountOrZero | None = 1000,
     qat_time: str | None = None,
-    qat_lr: float = 5e-4,
+    qat_lr: Positive = 5e-4,
 ) -> dict[str, Any]:
     """Write the student in 16 and 8 bits, and measure each file on the validation views.
 

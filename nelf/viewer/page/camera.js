@@ -83,6 +83,17 @@ export function cameraOf(bundle, c2w, scale) {
 }
 
 /**
+ * The same image, seen by rays so many image widths to the left of its pixels and above them.
+ * @param {Camera} camera
+ * @param {number} widths
+ * @returns {Camera}
+ */
+export function shifted(camera, widths) {
+  const pixels = widths * camera.width;
+  return { ...camera, cx: camera.cx + pixels, cy: camera.cy + pixels };
+}
+
+/**
  * Rays of the scene through the centers of the image's blocks of stride x stride pixels.
  * @param {Camera} camera
  * @param {number} stride

@@ -1,7 +1,7 @@
 // Draws: owns the ONNX session and the volume's look-up, so that the page never waits. It answers {type: "draw"} with
 // {type: "frame"}, and tells {type: "progress" | "ready" | "failed"} of what it opens.
 
-import { inNdc, raysOf } from "./camera.js";
+import { inNdc, raysOf, shifted } from "./camera.js";
 import { load } from "./files.js";
 import { openKernels } from "./kernels.js";
 import { Lookup } from "./lookup.js";
@@ -211,7 +211,8 @@ function moveTo(controls) {
 }
 
 /** The inputs of the artifact's kind, see nelf/export/inputs.py, and the pixels that they are for. */
-function inputs(ort, session, camera) {
+function inputs(ort, session, asked) {
+  const camera = shifted(asked, bundle.ray_shift ?? 0);
   const tensor = (data, ...shape) => new ort.Tensor("float32", data, shape);
   const window = { top: 0, left: 0, width: camera.width, height: camera.height };
   if (artifact.input === "pose") return { feeds: { c2w: tensor(camera.c2w, 1, 3, 4) }, window };

@@ -1,0 +1,44 @@
+"""Training in a folder: what is validated, and how often."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+import nelf
+from nelf import cli
+from nelf.pipeline.fit import fit
+from nelf.pipeline.recipe import Recipe
+from nelf.systems.system import System
+
+SMALL = ("model.width=8", "model.depth=4", "model.points=3", "model.multires=2", "system.batch_size=64")
+
+
+@pytest.mark.parametrize("changed_at_the_end", [False, True])
+@pytest.mark.parametrize(("steps", "validated"), [(3, [2, 3]), (4, [2, 4])])
+def test_what_training_has_validated_last_is_not_validated_again(
+    tmp_path, tiny_scene: Path, monkeypatch, steps: int, validated: list[int], changed_at_the_end: bool
+) -> None:
+    """Training validates after each second step; afterwards only what it has not seen, or what is changed then."""
+    seen: list[int] = []
+    step = System.validation_step
+
+    def counted(system: System, view: Any, batch_idx: int) -> None:
+        seen.append(system.trainer.global_step)
+        step(system, view, batch_idx)
+
+    monkeypatch.setattr(System, "validation_step", counted)
+    overrides = ["data=blender", f"data.root={tiny_scene}", "model=r2l_small", *SMALL, "trainer=cpu", "logger=null"]
+    composed = nelf.config("distill", [*overrides, "trainer.val_check_interval=2"])
+    plain: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
+    recipe = Recipe(plain, cli.build)
+    system = recipe.system()
+    end = (lambda _: None) if changed_at_the_end else None
+    found = fit(recipe, system, recipe.data(system), tmp_path / "run", end=end, max_steps=steps)
+    again = [4] if steps == 4 and changed_at_the_end else []
+    assert seen == [each for each in [*validated, *again] for _ in range(2)]  # the scene has two views
+    expected = nelf.evaluate(system.network, recipe.scene.val)["psnr"]
+    assert found == {"val/psnr": pytest.approx(expected, abs=1e-3), "steps": steps}

@@ -98,7 +98,7 @@ class OccupancySampler(Sampler):
         super().__init__()
         self.scale = scale
         self.step = math.sqrt(3) / max_samples
-        self.cone = 0.0 if scale <= 0.5 else 1 / 256
+        self.cone = 0.0 if scale <= 0.5 else 4 / max_samples  # 1 / 256 for the 1024 samples of Instant-NGP
         self.max_step = math.sqrt(3) * 2 * scale / grid_resolution
         self.max_samples = max_samples
         self.at_start = at_start

@@ -1,10 +1,10 @@
-"""Fit a scene without bounds with teachers that differ in how they reach far, and with students; write a table and JSON.
+"""Fit a scene without bounds with teachers that reach far in different ways, and with students; write table and JSON.
 
     python benchmarks/unbounded.py [SCENE] [--aabb X Y Z X Y Z] [--width 128] [--steps 1500] [--seeds 0 1 2]
         [--variants WORD ...] [--set KEY=VALUE ...] [--out PATH]
 
-SCENE is a folder in the Blender format; without one it is a built-in scene: the toy blocks in the middle of a plain with
-buildings up to 30 units away and a sky at 60, seen by cameras that look around the blocks, in opaque pictures. PSNR is
+SCENE is a folder in the Blender format; without one it is a built-in scene: the toy blocks in the middle of a plain,
+with buildings up to 30 units away and a sky at 60, seen by cameras around the blocks, in opaque pictures. PSNR is
 of the views that are held out. Steps are limited, not minutes, so that the figures do not depend on the machine; how
 long they took stands beside them.
 """

@@ -138,8 +138,9 @@ def find_gaps(volume: SparseVolume, teacher: Any, aabb: Tensor, cameras: Camera,
         opacity, depth = picture.opacity.reshape(-1), picture.depth.reshape(-1)
         gap = ((opacity > OPAQUE) & (own.opacity < opacity - GAP)).nonzero()[:, 0]
         ends = flat.origins[gap] + (depth[gap] / opacity[gap])[:, None] * flat.directions[gap]
-        points.append(ends)
-        colors.append(picture.rgb.reshape(-1, 3)[gap])
+        inside = ((ends >= aabb[:3]) & (ends <= aabb[3:])).all(-1)  # a teacher may see beyond the box
+        points.append(ends[inside])
+        colors.append(picture.rgb.reshape(-1, 3)[gap][inside])
     if not points:
         return Gaps(aabb.new_zeros(0, 3), aabb.new_zeros(0, 3))
     return Gaps(torch.cat(points), torch.cat(colors))

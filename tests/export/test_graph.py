@@ -19,7 +19,7 @@ from nelf.export.graph import exact, half_weights
 from nelf.export.inputs import KINDS, feed_of, output_of
 from nelf.lightfields import MobileR2L
 
-NAMES = ["features", "rays", "points", "pose"]
+NAMES = ["features", "environment", "rays", "points", "pose"]
 
 
 def run(path: Path, feeds: dict[str, np.ndarray]) -> np.ndarray:

@@ -35,8 +35,9 @@ class Environment(nn.Module):
     def forward(self, directions: Tensor) -> Tensor:
         """The colors (B, 3, h, w) in directions (B, 3, h, w) of any length."""
         at = octahedral(directions.movedim(1, -1))
+        # In 32 bits as the directions are, whatever the texels are stored in.
         return grid_sample(
-            self.texels.expand(len(at), -1, -1, -1), at, "bilinear", padding_mode="border", align_corners=False
+            self.texels.float().expand(len(at), -1, -1, -1), at, "bilinear", padding_mode="border", align_corners=False
         )
 
     def of_blocks(self, directions: Tensor, size: int) -> Tensor:

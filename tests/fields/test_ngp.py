@@ -199,7 +199,7 @@ def test_what_is_far_is_found_in_few_samples_whatever_the_scale(contract: bool) 
     for step in (0, 16, 32):
         field.before_step(step)  # what is near is known to be empty
     directions = torch.nn.functional.normalize(torch.randn(200, 3), dim=-1)
-    (out,) = field.render_rays(Rays(0.2 * torch.randn(200, 3), directions))
+    (out,) = field.render_rays(Rays(0.1 * torch.randn(200, 3), directions))
     assert torch.bincount(out.samples.ray_indices).max() <= 128
     torch.testing.assert_close(out.opacity, torch.ones(200), atol=1e-3, rtol=0)
     torch.testing.assert_close(out.rgb, 0.5 + 0.5 * directions, atol=0.05, rtol=0)

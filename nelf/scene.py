@@ -255,6 +255,10 @@ class Split:
         """View ``index``; the same as ``split[index]``."""
         return self[index]
 
+    def numbered(self) -> Split:
+        """The same views with their numbers in their cameras, for what a field learns of each photograph."""
+        return replace(self, camera=replace(self.camera, view=torch.arange(len(self))))
+
     @staticmethod
     def cat(splits: Sequence[Split]) -> Split:
         """Join splits of one image size; where only some have controls, none are kept, and so with ``view``.

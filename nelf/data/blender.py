@@ -105,6 +105,7 @@ def read_scene(
     splits = _split(stated.path, views, holdout)
     width = splits["train"].camera.width if width is None else width
     loaded = {name: _load(views, name, width, Path(root), memory_limit) for name, views in splits.items()}
+    loaded["train"] = loaded["train"].numbered()
     return Scene(
         name=stated.path.parent.resolve().name,
         root=Path(root),

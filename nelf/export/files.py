@@ -35,7 +35,9 @@ def check_numbers(path: Path, document: Mapping[str, Any]) -> None:
     lenses = [lens.get(key) for key in ("fx", "fy", "cx", "cy")] if isinstance(lens, dict) else [None]
     ndc = document.get("ndc")
     shift = document["ray_shift"]
-    sizes = [ndc.get(key) for key in ("near", "half_width", "half_height")] if isinstance(ndc, dict) else [None]
+    sizes: list[Any] = (
+        [ndc.get(key) for key in ("near", "half_width", "half_height")] if isinstance(ndc, dict) else [None]
+    )
     finite = all(map(_is_number, [document["near"], document["far"], *(box if isinstance(box, list) else [None])]))
     good = {
         f"image: allowed: width and height from 1 to {_MOST_PIXELS}": all(_is_size(n, _MOST_PIXELS) for n in sides),

@@ -30,7 +30,7 @@ from torch import Tensor
 from nelf.cameras import Camera
 from nelf.errors import UserError
 from nelf.lightfields import LightField
-from nelf.lightfields.grid_r2l import decoder_window
+from nelf.lightfields.decoder import decoder_window
 from nelf.rays import Rays
 
 __all__ = [
@@ -134,7 +134,7 @@ def window_in(features: np.ndarray, sr_factor: int, window: dict[str, int]) -> W
         window: ``margin`` and ``multiple``, see ``LightField.window``.
 
     Returns:
-        See ``nelf.lightfields.grid_r2l.decoder_window``.
+        See ``nelf.lightfields.decoder.decoder_window``.
     """
     opacity = features[:, features.shape[1] - 16 - sr_factor**2 : features.shape[1] - 16]
     return decoder_window(torch.from_numpy(opacity), window["margin"], window["multiple"])

@@ -22,7 +22,7 @@ from nelf.export.inputs import Window, cut, feed, window_in, with_controls
 from nelf.export.motion import MovingVolume, read_motion
 from nelf.export.volume import Volume, read_volume
 from nelf.kernels.lookup import RayFeatures, ray_features
-from nelf.lightfields.grid_r2l import decoder_inputs
+from nelf.lightfields.decoder import decoder_inputs
 from nelf.lightfields.mobile_r2l import ray_points
 from nelf.rays import Rays
 from nelf.rendering import Rendering

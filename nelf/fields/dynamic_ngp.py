@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from nelf.encodings import frequency_encoding
 from nelf.errors import Count, CountOrZero, NonNegative, Positive
 from nelf.fields.displacement import DisplacementGrid, DisplacementNetwork
-from nelf.fields.moving import MovingNGP, filled, padded
-from nelf.fields.ngp import mlp
+from nelf.fields.moving import MovingNGP
+from nelf.fields.ngp import filled, mlp, padded
 
 __all__ = ["DynamicNGP"]
 

@@ -7,19 +7,18 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from nelf.encodings import coarse_to_fine, spherical_harmonics
-from nelf.errors import Count, CountOrZero, NonNegative, Positive, UserError
-from nelf.fields.codes import TimeCodes, ViewCodes
+from nelf.encodings import coarse_to_fine
+from nelf.errors import Count, CountOrZero, NonNegative, Positive
+from nelf.fields.codes import TimeCodes
 from nelf.fields.displacement import DisplacementGrid
-from nelf.fields.moving import MovingNGP, filled, padded
-from nelf.fields.ngp import mlp
+from nelf.fields.moving import MovingNGP
+from nelf.fields.ngp import filled, mlp, padded
 from nelf.fields.warp import SE3Warp, SlicingSurface, TranslationWarp, robust
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nelf.fields.volume import Pass
-    from nelf.rays import Rays
     from nelf.scene import Geometry
 
 __all__ = ["HyperNGP"]
@@ -42,8 +41,7 @@ class HyperNGP(MovingNGP):
 
     Args:
         codes: numbers of the code of a moment.
-        appearance: numbers of a code of each training view in the color network, for views of different exposure; 0 has
-            none. Where no training view is meant, it is the mean.
+        appearance: see NGP.
         warp: ``se3`` for a rotation and translation of each point, ``translation``, ``none``, all of networks; ``grid``
             for displacements on a grid of space and time, the quickest on a processor.
         warp_width: of the layers of the warp's network.
@@ -117,12 +115,10 @@ class HyperNGP(MovingNGP):
             raise ValueError(f"Expected argument `warp` to be one of {WARPS}, but got {warp!r}.")
         super().__init__(
             motion_lr, levels, features, log2_table, base_resolution, finest_resolution, hidden, color_layers, scale,
-            grid_resolution, grid_slices, max_samples, early_stop, low_precision,
+            grid_resolution, grid_slices, max_samples, early_stop, low_precision, appearance=appearance,
         )  # fmt: skip
         self.density_net = mlp(padded(self.encoding.out_features + 2 * ambient), hidden, 1, 16)
-        self.color_net = mlp(32 + padded(appearance), hidden, color_layers, 3)
         self.codes = TimeCodes(codes)
-        self.appearance = ViewCodes(appearance) if appearance else None
         self.warp: TranslationWarp | DisplacementGrid | None = None
         if warp == "grid":
             self.warp = DisplacementGrid(motion_cells, motion_times)
@@ -138,18 +134,10 @@ class HyperNGP(MovingNGP):
         self.register_buffer("points", torch.empty(0, 3), persistent=False)
 
     def prepare(self, geometry: Geometry) -> None:
-        """See ``RadianceField.prepare``; each moment of the training views gets a code, and so does each of them.
-
-        Raises:
-            UserError: there are to be codes of views, but the scene does not number them.
-        """
+        """See ``NGP.prepare``; each moment of the training views gets a code, too."""
         super().prepare(geometry)
-        cameras = geometry.cameras
-        self.codes.prepare(torch.zeros(1) if cameras.time is None else cameras.time)
-        if self.appearance is not None:
-            if cameras.view is None:
-                raise UserError("model.appearance: the views of this scene have no numbers; allowed: 0.")
-            self.appearance.prepare(cameras.view)
+        times = geometry.cameras.time
+        self.codes.prepare(torch.zeros(1) if times is None else times)
         if geometry.points is not None:
             self.points = (geometry.points.to(self.center) - self.center) / self.unit
 
@@ -186,22 +174,6 @@ class HyperNGP(MovingNGP):
     def moving_parts(self) -> list[nn.Module]:
         """See ``MovingNGP.moving_parts``."""
         return [part for part in (self.warp, self.slices) if part is not None]
-
-    def color(self, features: Tensor, viewdirs: Tensor, view: Tensor | None = None) -> Tensor:
-        """See ``RadianceField.color``."""
-        return self._shade(features, self._around(viewdirs, view).to(features.dtype))
-
-    def color_along(self, features: Tensor, rays: Rays, ray_indices: Tensor) -> Tensor:
-        """See ``RadianceField.color_along``; directions are encoded once for each ray."""
-        around = self._around(rays.viewdirs, rays.view).to(features.dtype)
-        return self._shade(features, around.index_select(0, ray_indices))
-
-    def _around(self, viewdirs: Tensor, view: Tensor | None) -> Tensor:
-        """What the color network sees of N rays: their directions, and the codes of their views."""
-        harmonics = spherical_harmonics(viewdirs)
-        if self.appearance is None:
-            return harmonics
-        return torch.cat([harmonics, filled(self.appearance(view, len(viewdirs)))], 1)
 
     @property
     def regularizers(self) -> dict[str, Callable[[Pass], Tensor]]:

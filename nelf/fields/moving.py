@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from nelf.fields.displacement import DisplacementGrid
 from nelf.fields.ngp import NGP
@@ -19,10 +17,9 @@ if TYPE_CHECKING:
 
     from nelf.fields.volume import Pass
 
-__all__ = ["AtRest", "MovingNGP", "filled", "padded"]
+__all__ = ["AtRest", "MovingNGP"]
 
 CHUNK = 2**18
-MULTIPLE = 16  # matrix kernels in bfloat16 are slow where a row has another number of values
 LOOKS = 12  # at an occupied cell, each at another moment: what passes through it is there for a short time
 
 
@@ -34,12 +31,13 @@ class MovingNGP(NGP):
     Args:
         motion_lr: learning rate of what moves the scene, as a multiple of the field's.
         *sizes: NGP's arguments, in their order.
+        appearance: see NGP.
     """
 
     controls = 1
 
-    def __init__(self, motion_lr: float, *sizes: Any) -> None:
-        super().__init__(*sizes)
+    def __init__(self, motion_lr: float, *sizes: Any, appearance: int = 0) -> None:
+        super().__init__(*sizes, appearance=appearance)  # type: ignore[misc]
         self.motion_lr = motion_lr
         self.sampler.grid.looks = LOOKS  # type: ignore[union-attr]
 
@@ -151,13 +149,3 @@ class AtRest:
         sigma, features = field.density_at_rest(at.clamp(0.0, 1.0), at, middle)
         outside = ((at < 0) | (at > 1)).any(-1)
         return sigma.masked_fill(outside, 0.0), features
-
-
-def padded(width: int) -> int:
-    """So many inputs that rows of them are quick to multiply."""
-    return math.ceil(width / MULTIPLE) * MULTIPLE
-
-
-def filled(inputs: Tensor) -> Tensor:
-    """Inputs (S, C) with zeros behind them: (S, ``padded(C)``)."""
-    return pad(inputs, (0, padded(inputs.shape[1]) - inputs.shape[1]))

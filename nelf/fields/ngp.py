@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -12,14 +13,19 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from nelf.encodings import HashEncoding, spherical_harmonics
-from nelf.errors import Count, CountOrZero, NonNegative, Positive
+from nelf.errors import Count, CountOrZero, NonNegative, Positive, UserError
 from nelf.fields.base import FieldRays, RadianceField
+from nelf.fields.codes import ViewCodes
 from nelf.fields.samplers import OccupancySampler
 from nelf.kernels import HashGrid, multiplies_bfloat16
 from nelf.rays import Rays
 
-__all__ = ["NGP", "mlp", "run_padded"]
+if TYPE_CHECKING:
+    from nelf.scene import Geometry
 
+__all__ = ["NGP", "contracted", "filled", "mlp", "padded", "run_padded"]
+
+MULTIPLE = 16  # matrix kernels in bfloat16 are slow where a row has another number of values
 _ROWS = 2048
 
 
@@ -28,7 +34,11 @@ class NGP(RadianceField):
 
     The field lives in its own units: the scene's box (``Scene.aabb``) becomes the unit cube round the origin, with
     one scale for the whole scene. ``scale`` is the half-size of what the field covers in these units: 0.5 is the
-    box alone; 1, 2, 4, ... reach beyond it, with a cascade of the occupancy grid for each doubling.
+    box alone; 1, 2, 4, ... reach beyond it, with a cascade of the occupancy grid for each doubling, and steps that grow
+    with the distance from the camera.
+
+    A scene without bounds has a large ``scale``, and ``contract``: the hash grid then is that of the box and of as much
+    around it, whatever the scale, and what is far shares few cells.
 
     Args:
         levels: levels of the hash grid.
@@ -47,9 +57,16 @@ class NGP(RadianceField):
             where the processor multiplies it natively.
         z_steps: count steps and density along directions of camera z -1, as ngp_pl does and as its weights mean it,
             instead of along unit ones; a sample then lies where its step begins, not in its middle.
+        contract: see ``contracted``: the hash grid covers the scene's box as it is, and all that is around it.
+        appearance: numbers of a code of each training view in the color network, for views of different exposure; 0 has
+            none. Where no training view is meant, as in held-out ones, it is the mean of all codes.
+
+    Raises:
+        ValueError: there is nothing to contract at a ``scale`` of 0.5.
 
     Source:
-        Instant-NGP (Müller et al. 2022, arXiv 2201.05989); ngp_pl, ``models/networks.py`` and ``rendering.py``.
+        Instant-NGP (Müller et al. 2022, arXiv 2201.05989); ngp_pl, ``models/networks.py`` and ``rendering.py``. Codes
+        in the color network alone: NeRF in the Wild, section 4.1 (arXiv 2008.02268).
     """
 
     training_state = ("sampler.grid.density", "sampler.grid.updates")
@@ -70,16 +87,35 @@ class NGP(RadianceField):
         early_stop: NonNegative = 1e-4,
         low_precision: bool | None = None,
         z_steps: bool = False,
+        contract: bool = False,
+        appearance: CountOrZero = 0,
     ) -> None:
+        if contract and scale <= 0.5:
+            raise ValueError(f"Expected argument `scale` to be above 0.5 with `contract`, but got {scale}.")
         super().__init__(OccupancySampler(scale, grid_resolution, grid_slices, max_samples, at_start=z_steps))
-        growth = (finest_resolution * scale / base_resolution) ** (1 / (levels - 1)) if levels > 1 else 1.0
+        self.covered = 1.0 if contract else scale  # half-size of the hash grid
+        growth = (finest_resolution * self.covered / base_resolution) ** (1 / (levels - 1)) if levels > 1 else 1.0
         self.encoding = HashEncoding(HashGrid(levels, features, log2_table, base_resolution, growth))
         self.density_net = mlp(self.encoding.out_features, hidden, 1, 16)
-        self.color_net = mlp(32, hidden, color_layers, 3)
+        self.color_net = mlp(32 + padded(appearance), hidden, color_layers, 3)
+        self.appearance = ViewCodes(appearance) if appearance else None
         self.scale = scale
+        self.contract = contract
         self.early_stop = early_stop
         self.low_precision = low_precision
         self.z_steps = z_steps
+
+    def prepare(self, geometry: Geometry) -> None:
+        """See ``RadianceField.prepare``; each training view gets a code.
+
+        Raises:
+            UserError: there are to be codes of views, but the scene does not number them.
+        """
+        super().prepare(geometry)
+        if self.appearance is not None:
+            if geometry.cameras.view is None:
+                raise UserError("model.appearance: the views of this scene have no numbers; allowed: 0.")
+            self.appearance.prepare(geometry.cameras.view)
 
     def to_field(self, rays: Rays) -> FieldRays:
         """See ``RadianceField.to_field``; with ``z_steps``, directions keep their camera z of -1."""
@@ -99,7 +135,8 @@ class NGP(RadianceField):
         Returns:
             ``sigma`` (S,) per unit of the field, and ``features`` (S, 16), whose first is ``log(sigma)``.
         """
-        return self._from_inputs(self.encoding((positions / (2 * self.scale) + 0.5).clamp(0.0, 1.0)))
+        positions = contracted(positions) if self.contract else positions
+        return self._from_inputs(self.encoding((positions / (2 * self.covered) + 0.5).clamp(0.0, 1.0)))
 
     def _from_inputs(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Density and features from the inputs (S, C) of the density network."""
@@ -107,19 +144,59 @@ class NGP(RadianceField):
         return _TruncatedExp.apply(features[:, 0].float()), features  # type: ignore[no-untyped-call]
 
     def color(self, features: Tensor, viewdirs: Tensor, view: Tensor | None = None) -> Tensor:
-        """See ``RadianceField.color``; the same in every view."""
-        return self._shade(features, spherical_harmonics(viewdirs).to(features.dtype))
+        """See ``RadianceField.color``."""
+        return self._shade(features, self._around(viewdirs, view).to(features.dtype))
 
     def color_along(self, features: Tensor, rays: Rays, ray_indices: Tensor) -> Tensor:
         """See ``RadianceField.color_along``; directions are encoded once for each ray."""
-        harmonics = spherical_harmonics(rays.viewdirs).to(features.dtype)
-        return self._shade(features, harmonics.index_select(0, ray_indices))
+        around = self._around(rays.viewdirs, rays.view).to(features.dtype)
+        return self._shade(features, around.index_select(0, ray_indices))
 
-    def _shade(self, features: Tensor, harmonics: Tensor) -> Tensor:
-        return torch.sigmoid(self._run(self.color_net, torch.cat([harmonics, features], dim=1)).float())
+    def _around(self, viewdirs: Tensor, view: Tensor | None) -> Tensor:
+        """What the color network sees of N rays: their directions, and the codes of their views."""
+        harmonics = spherical_harmonics(viewdirs)
+        if self.appearance is None:
+            return harmonics
+        return torch.cat([harmonics, filled(self.appearance(view, len(viewdirs)))], 1)
+
+    def _shade(self, features: Tensor, around: Tensor) -> Tensor:
+        return torch.sigmoid(self._run(self.color_net, torch.cat([around, features], dim=1)).float())
 
     def _run(self, network: nn.Module, inputs: Tensor) -> Tensor:
         return run_padded(network, inputs, self.low_precision)
+
+
+def contracted(positions: Tensor) -> Tensor:
+    """Draw all of space into the cube of half-size 1; what lies in that of half-size 0.5 stays.
+
+    ``(1 - 1 / (4 r)) x / r`` for a largest coordinate ``r`` of 0.5 or more, so that cubes stay cubes.
+
+    Args:
+        positions: (..., 3) in the field's space.
+
+    Returns:
+        (..., 3) in (-1, 1).
+
+    Source:
+        Mip-NeRF 360, eq. 10 (arXiv 2111.12077), with the norm that keeps the scene's box whole, as nerfstudio takes it.
+
+    Example:
+        >>> contracted(torch.tensor([[0.25, 0.5, 0.0], [0.0, 1.0, 2.0]]))
+        tensor([[0.2500, 0.5000, 0.0000],
+                [0.0000, 0.4375, 0.8750]])
+    """
+    radius = positions.abs().amax(-1, keepdim=True).clamp(min=0.5)
+    return positions * ((1.0 - 0.25 / radius) / radius)
+
+
+def padded(width: int) -> int:
+    """So many inputs that rows of them are quick to multiply."""
+    return math.ceil(width / MULTIPLE) * MULTIPLE
+
+
+def filled(inputs: Tensor) -> Tensor:
+    """Inputs (S, C) with zeros behind them: (S, ``padded(C)``)."""
+    return F.pad(inputs, (0, padded(inputs.shape[1]) - inputs.shape[1]))
 
 
 def run_padded(network: Callable[[Tensor], Tensor], inputs: Tensor, low_precision: bool | None) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from nelf.cameras import Camera
 
+NEAREST = 0.01  # of a sample to its camera, in the grid's units
 _FAR = 0.25  # share of the cells far from all matter that are looked at when their turn comes, where a scene moves
 
 
@@ -87,13 +88,15 @@ class OccupancyGrid(nn.Module):
 
     @torch.no_grad()
     def mark_invisible(self, cameras: Camera, to_scene: Callable[[Tensor], Tensor]) -> None:
-        """Exclude the cells whose center no camera sees.
+        """Exclude the cells whose center no camera sees, or only from nearer than rays begin.
 
         Args:
             cameras: the training cameras, batched.
             to_scene: maps points (N, 3) of this grid to scene units.
         """
         cameras = cameras.to(self.density.device)
+        ends = to_scene(torch.tensor([[0.0, 0.0, 0.0], [NEAREST, 0.0, 0.0]], device=self.density.device))
+        nearest = (ends[1] - ends[0]).norm()
         cells = torch.arange(self.resolution**3, device=self.density.device)
         for cascade in range(len(self.density)):
             points = to_scene(self.cell_positions(cascade, cells, jitter=False))
@@ -103,7 +106,7 @@ class OccupancyGrid(nn.Module):
                 if not len(hidden):
                     break
                 x, y, t = camera.project(points[hidden])
-                seen[hidden] = (t > 0.01) & (x >= 0) & (x <= camera.width) & (y >= 0) & (y <= camera.height)
+                seen[hidden] = (t > nearest) & (x >= 0) & (x <= camera.width) & (y >= 0) & (y <= camera.height)
             self.density[cascade].view(-1)[~seen] = -1.0
         self.occupied.copy_(self.density >= 0)
 

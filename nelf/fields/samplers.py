@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from nelf.fields.occupancy import OccupancyGrid
+from nelf.fields.occupancy import NEAREST, OccupancyGrid
 from nelf.fields.volume import render_wavefront
 from nelf.kernels import Samples, march
 from nelf.rays import intersect_aabb
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["OccupancySampler", "Sampler", "StratifiedSampler"]
 
-_NEAREST = 0.01  # of a sample to its camera, field unit
 _EVERY, _WARM_UP = 16, 256  # training steps between two refreshes of an occupancy grid, and those that visit all cells
 
 
@@ -98,7 +97,7 @@ class OccupancySampler(Sampler):
         super().__init__()
         self.scale = scale
         self.step = math.sqrt(3) / max_samples
-        self.cone = 0.0 if scale <= 0.5 else 1 / 256
+        self.cone = 0.0 if scale <= 0.5 else 4 / max_samples  # 1 / 256 for the 1024 samples of Instant-NGP
         self.max_step = math.sqrt(3) * 2 * scale / grid_resolution
         self.max_samples = max_samples
         self.at_start = at_start
@@ -141,7 +140,7 @@ class OccupancySampler(Sampler):
     def _range(self, rays: FieldRays) -> tuple[Tensor, Tensor]:
         cube = rays.origins.new_tensor([-self.scale] * 3 + [self.scale] * 3)
         t_min, t_max = intersect_aabb(rays.origins, rays.directions, cube)
-        t_min = t_min.clamp(min=_NEAREST)
+        t_min = t_min.clamp(min=NEAREST)
         if self.at_start:  # where the lattice has to begin for its first mid-point to lie there
             before = torch.minimum(t_min - 0.5 * self.step, t_min / (1.0 + 0.5 * self.cone))
             t_min = torch.maximum(before, t_min - 0.5 * self.max_step)

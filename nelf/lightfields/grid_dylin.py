@@ -13,8 +13,9 @@ from nelf.errors import Count, NonNegative, UserError
 from nelf.kernels import reference
 from nelf.kernels.lookup import RayFeatures, most_points, ray_features
 from nelf.lightfields.base import LightField
+from nelf.lightfields.decoder import decoder_inputs
 from nelf.lightfields.frames import EMPTY, Frame, FrameGrid, grid_at, motion_at, see_through, window_at
-from nelf.lightfields.grid_r2l import BOX_CELLS, MIN_ALPHA, MIN_ALPHA_RENDERING, GridR2L, decoder_inputs
+from nelf.lightfields.grid_r2l import BOX_CELLS, MIN_ALPHA, MIN_ALPHA_RENDERING, GridR2L
 from nelf.lightfields.moving_start import AtMoments, at_rest, lit_corners, moments_of
 from nelf.lightfields.visual_hull import tight_box
 from nelf.lightfields.volume import MOST_CORNERS, around, cells_at, corners_of
@@ -69,6 +70,7 @@ class GridDyLiN(GridR2L):
         positions: D-NeRF (arXiv 2011.13961). All else: see GridR2L.
     """
 
+    background: Tensor
     motion: Tensor
     motion_aabb: Tensor
     canonical_aabb: Tensor

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, max_pool2d, normalize, pad, pixel_shuffle, pixel_unshuffle
+from torch.nn.functional import max_pool2d, pad, pixel_shuffle
 
-from nelf.encodings import spherical_harmonics
-from nelf.errors import Count, NonNegative
+from nelf.errors import Count, CountOrZero, NonNegative, Positive
 from nelf.kernels import multiplies_bfloat16, reference
 from nelf.kernels.lookup import RayFeatures, most_points
 from nelf.lightfields.base import LightField
+from nelf.lightfields.decoder import decoder_inputs, decoder_window
+from nelf.lightfields.environment import Environment
 from nelf.lightfields.mobile_r2l import activation_layer
 from nelf.lightfields.visual_hull import pixel_size, tight_box, visual_hull
 from nelf.lightfields.volume import MOST_CORNERS, SparseVolume, around, corners_of
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from nelf.rays import Rays
     from nelf.scene import Geometry, Silhouettes
 
-__all__ = ["GridR2L", "decoder_inputs", "decoder_window"]
+__all__ = ["GridR2L"]
 
 # A point that absorbs less is empty: while learning, since what is empty learns no more, and while rendering.
 MIN_ALPHA, MIN_ALPHA_RENDERING = 2e-4, 3e-3
@@ -68,6 +69,10 @@ class GridR2L(LightField):
     What a teacher knows need not be learned: the volume starts with its density and its color, and has corners only
     where it has matter that light reaches. Without a teacher, all corners in the visual hull exist.
 
+    In a scene without bounds, the volume fills ``reach`` times the scene's box, and an environment is behind it, which
+    knows the direction of a ray alone: what moves against the sky as the camera moves has to be in the volume, and its
+    voxels are all of one size. Pictures then are opaque, and are drawn everywhere.
+
     Args:
         width: channels of head and body.
         depth: layers of head, body and final layer: ``(depth - 2) / 2`` residual blocks.
@@ -79,6 +84,9 @@ class GridR2L(LightField):
         activation: ``gelu`` or ``relu``.
         feature_lr: learning rate of the features, as a multiple of the network's.
         density_lr: learning rate of the density, as a multiple of the network's.
+        environment: texels along each side of a map of all directions that is behind the volume; 0 has none, and
+            leaves the background out.
+        reach: with an environment, how many times as large as the scene's box the volume's is.
 
     Raises:
         ValueError: an argument is outside what is listed above.
@@ -92,7 +100,7 @@ class GridR2L(LightField):
     stride = 1
     encoded = "features"
     low_precision = True
-    background: Tensor
+    environment: Environment | None
 
     def __init__(
         self,
@@ -104,6 +112,8 @@ class GridR2L(LightField):
         activation: str = "relu",
         feature_lr: NonNegative = 4.0,
         density_lr: NonNegative = 20.0,
+        environment: CountOrZero = 0,
+        reach: Positive = 1.0,
     ) -> None:
         if depth < 2 or depth % 2:
             raise ValueError(f"Expected argument `depth` to be an even number from 2 on, but got {depth}.")
@@ -111,13 +121,19 @@ class GridR2L(LightField):
             raise ValueError(f"Expected argument `features` to be 3 or more, but got {features}.")
         if resolution is not None and not 2 <= resolution <= 512:
             raise ValueError(f"Expected argument `resolution` to be from 2 to 512, or None, but got {resolution}.")
+        if environment < 0:
+            raise ValueError(f"Expected argument `environment` to be 0 or more, but got {environment}.")
+        if reach < 1 or (reach > 1 and not environment):
+            raise ValueError(f"Expected argument `reach` to be 1, or more with an environment, but got {reach}.")
         super().__init__(sr_factor)
         self.resolution = resolution
+        self.reach = reach
         self.lr_factors = (feature_lr, density_lr)
         # Blocks: one for each 3x3 convolution, one for the neighbors' opacity.
-        self.window = {"margin": depth // 2 + 1, "multiple": WINDOW}
+        self.window = None if environment else {"margin": depth // 2 + 1, "multiple": WINDOW}
         self.volume = SparseVolume(features)
-        self.register_buffer("background", torch.ones(3))
+        self.environment = Environment(environment) if environment else None
+        self.register_buffer("background", None if environment else torch.ones(3))
         self.encoded_channels = (features + 1) * sr_factor**2 + 16
         self.head = nn.Sequential(nn.Conv2d(self.encoded_channels, width, 1), activation_layer(activation))
         self.body = nn.Sequential(*(_Block(width, activation) for _ in range((depth - 2) // 2)))
@@ -142,7 +158,10 @@ class GridR2L(LightField):
         if self.prepared:
             return
         super().prepare(geometry)
-        self.background.copy_(geometry.background)
+        if self.background is not None:
+            self.background.copy_(geometry.background)
+        low, high = geometry.aabb.to(self.aabb).view(2, 3)
+        self.aabb.copy_(torch.cat([low, high]) + (self.reach - 1) / 2 * torch.cat([low - high, high - low]))
         known = (silhouettes, teacher)
         self.aabb.copy_(tight_box(self._matter((BOX_CELLS,) * 3, *known), self.aabb))
         most = ROWS if self.resolution is None else MOST_CORNERS
@@ -150,6 +169,8 @@ class GridR2L(LightField):
         fine = min(ROWS_PER_PIXEL * cameras.width * cameras.height / ROWS, 1.0)
         start = partial(self._start, cameras=cameras, silhouettes=silhouettes, teacher=teacher, most=most)
         self._try_resolutions(cameras, teacher is not None, start, fine)
+        if self.environment is not None and hasattr(teacher, "render"):
+            self.environment.paint(self.volume, teacher, self.aabb, cameras, self.voxel, MIN_ALPHA_RENDERING)
 
     def _try_resolutions(self, cameras: Camera, known: bool, start: Callable[[int], float], fine: float = 0.0) -> None:
         """Start with as many corners along the longest side as the images ask for, then fewer until it is not large.
@@ -238,10 +259,11 @@ class GridR2L(LightField):
         """Give the volume its own, higher learning rates; it learns from few rays at a time, so without decay."""
         volume = {"weight_decay": 0.0, "eps": 1e-12, "betas": (0.9, 0.99)}
         feature_lr, density_lr = self.lr_factors
-        network = [p for name, p in self.named_parameters() if not name.startswith("volume.")]
+        beyond = [] if self.environment is None else list(self.environment.parameters())
+        network = [p for name, p in self.named_parameters() if not name.startswith(("volume.", "environment."))]
         return [
             {"params": network, "lr": lr, "weight_decay": weight_decay},
-            {"params": [self.volume.features], "lr": lr * feature_lr, **volume},
+            {"params": [self.volume.features, *beyond], "lr": lr * feature_lr, **volume},
             {"params": [self.volume.density], "lr": lr * density_lr, **volume},
         ]
 
@@ -252,6 +274,8 @@ class GridR2L(LightField):
 
     def extent(self, camera: Camera) -> tuple[int, int, int, int]:
         """The rectangle of pixels that the box of the volume covers, see ``LightField.extent``."""
+        if self.environment is not None:
+            return super().extent(camera)
         camera, (low, high) = camera.to("cpu"), self.aabb.cpu().view(2, 3)
         steps = torch.linspace(0, 1, 2 if camera.lens is None else 9)[:, None]  # a lens bends edges beyond corners
         x, y, t = camera.project(torch.cartesian_prod(*(low + (high - low) * steps).unbind(1)))
@@ -280,7 +304,8 @@ class GridR2L(LightField):
             rays: (B, h, w), both sides multiples of ``sr_factor``.
 
         Returns:
-            (B, h, w, 4): rgb on black and opacity. In [0, 1] but while training, where what lies beyond has a gradient.
+            (B, h, w, 4): rgb on black and opacity; (B, h, w, 3) with an environment. In [0, 1] but while training,
+            where what lies beyond has a gradient.
         """
         return self._decode_window(self.encode(rays)).movedim(1, -1)
 
@@ -292,10 +317,9 @@ class GridR2L(LightField):
 
     def _decode_window(self, inputs: Tensor) -> Tensor:
         """``decode`` where there is something, and nothing around it."""
-        if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
+        if self.window is None or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
             return self.decode(inputs)
         height, width = inputs.shape[-2:]
-        assert self.window is not None
         top, bottom, left, right = decoder_window(inputs[:, self._opacity], **self.window)
         if top == bottom and self.training:  # nothing to learn from, but a loss must have a gradient
             bottom, right = min(WINDOW, height), min(WINDOW, width)
@@ -318,7 +342,8 @@ class GridR2L(LightField):
             inputs: (B, (C + 1) * sr_factor^2 + 16, h, w), see ``decoder_inputs``.
 
         Returns:
-            (B, 4, h * sr_factor, w * sr_factor): rgb on black and opacity, as ``forward``.
+            (B, 4, h * sr_factor, w * sr_factor): rgb on black and opacity, as ``forward``; (B, 3, ...) with an
+            environment.
         """
         # A trained network draws the same in bfloat16; learning in it is the Trainer's choice.
         low = self.low_precision and not self.training and multiplies_bfloat16(inputs.device)
@@ -328,10 +353,15 @@ class GridR2L(LightField):
         near = max_pool2d(2.0 * opacity.amax(1, keepdim=True), 3, 1, 1).clamp(max=1.0)
         first = torch.cat([inputs[:, : 3 * self.sr_factor**2], opacity], 1)
         drawn = pixel_shuffle(first + near * x.float(), self.sr_factor)
-        if self.training:
+        if not self.training:
+            drawn = drawn.clamp(0.0, 1.0)
+            drawn = torch.minimum(drawn, drawn[:, 3:])
+        if self.environment is None:
             return drawn
-        drawn = drawn.clamp(0.0, 1.0)
-        return torch.minimum(drawn, drawn[:, 3:])
+        y, z, x = inputs[:, -15:-12].unbind(1)  # what is linear of the harmonics: up to one factor the direction
+        behind = self.environment.of_blocks(torch.stack([-x, -y, z], 1), self.sr_factor)
+        over = drawn[:, :3] + (1.0 - drawn[:, 3:]) * behind
+        return over if self.training else over.clamp(0.0, 1.0)
 
     # ---------------------------------------------------------------------------------------- export, compression
 
@@ -367,52 +397,6 @@ class _Traceable(nn.Module):
             self.step, MIN_ALPHA_RENDERING, self.points,
         )  # fmt: skip
         return self.network.decode(decoder_inputs(rays, along, self.network.sr_factor)).movedim(1, -1)
-
-
-def decoder_inputs(rays: Rays, along: RayFeatures, sr_factor: int) -> Tensor:
-    """What the network of ``GridR2L`` sees of rays.
-
-    Args:
-        rays: (B, H, W).
-        along: what lies along the B * H * W rays, C features each.
-        sr_factor: s, rays along one side of a block.
-
-    Returns:
-        (B, (C + 1) * s^2 + 16, H / s, W / s): composited features and opacity of the rays of each block, as
-        ``torch.nn.functional.pixel_unshuffle`` orders them, and the 16 spherical harmonics of its mean direction.
-    """
-    looked_up = torch.cat([along.features, along.opacity[:, None]], dim=-1)
-    looked_up = looked_up.view(*rays.shape, -1).permute(0, 3, 1, 2)
-    directions = rays.directions if rays.world_directions is None else rays.world_directions
-    middle = normalize(avg_pool2d(directions.float().permute(0, 3, 1, 2), sr_factor), dim=1).permute(0, 2, 3, 1)
-    harmonics = spherical_harmonics(middle.reshape(-1, 3)).view(*middle.shape[:3], -1)
-    return torch.cat([pixel_unshuffle(looked_up, sr_factor), harmonics.permute(0, 3, 1, 2)], 1)
-
-
-def decoder_window(opacity: Tensor, margin: int, multiple: int) -> tuple[int, int, int, int]:
-    """Find the rectangle of blocks outside which a network of ``GridR2L`` would draw nothing.
-
-    Args:
-        opacity: (B, s^2, h, w) of the rays of each block.
-        margin: blocks around the rectangle of those that are hit.
-        multiple: the sides of the rectangle are multiples of it, or all there is.
-
-    Returns:
-        First and last row, first and last column, the last ones excluded; all the same where nothing is hit.
-    """
-    hit = (opacity > 0).flatten(0, 1).any(0)
-    rows, columns = hit.any(1).nonzero()[:, 0].tolist(), hit.any(0).nonzero()[:, 0].tolist()
-    if not rows:
-        return 0, 0, 0, 0
-    return (*_grown(rows, hit.shape[0], margin, multiple), *_grown(columns, hit.shape[1], margin, multiple))
-
-
-def _grown(hit: list[int], size: int, margin: int, multiple: int) -> tuple[int, int]:
-    """A range with a margin, of a length that is a multiple of ``multiple`` or all there is."""
-    first, last = max(hit[0] - margin, 0), min(hit[-1] + 1 + margin, size)
-    length = min(-(-(last - first) // multiple) * multiple, size)
-    first = min(first, size - length)
-    return first, first + length
 
 
 def _within(values: Tensor, side: int) -> tuple[int, int]:

@@ -138,9 +138,10 @@ def find_gaps(volume: SparseVolume, teacher: Any, aabb: Tensor, cameras: Camera,
         own = volume.composite(flat.origins.contiguous(), flat.directions.contiguous(), aabb, middle, step, min_alpha)
         opacity, depth = picture.opacity.reshape(-1), picture.depth.reshape(-1)
         gap = ((opacity > OPAQUE) & (own.opacity < opacity - GAP)).nonzero()[:, 0]
-        ends = camera.unproject((depth / opacity.clamp(min=OPAQUE)).view(rays.shape))
-        points.append(ends.view(-1, 3)[gap])
-        colors.append(picture.rgb.reshape(-1, 3)[gap])
+        ends = camera.unproject((depth / opacity.clamp(min=OPAQUE)).view(rays.shape)).view(-1, 3)[gap]
+        inside = ((ends >= aabb[:3]) & (ends <= aabb[3:])).all(-1)  # a teacher may see beyond the box
+        points.append(ends[inside])
+        colors.append(picture.rgb.reshape(-1, 3)[gap][inside])
     if not points:
         return Gaps(aabb.new_zeros(0, 3), aabb.new_zeros(0, 3))
     return Gaps(torch.cat(points), torch.cat(colors))

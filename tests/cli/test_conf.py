@@ -25,6 +25,8 @@ FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
 
+#: Models that state other numbers than the signature.
+VARIANTS = ("_small", "_unbounded")
 #: What a datamodule is told by the system that is trained with it.
 BATCHES = ("batch", "batch_size", "ray_shift")
 
@@ -65,19 +67,20 @@ def stated(path: Path) -> set[str]:
     """The keys of a file, and of those that it builds on, up to what stands for the signature."""
     content = yaml.safe_load((CONF / path).read_text())
     before = [name for name in content.pop("defaults", []) if name not in ("_self_", "teacher", "student")]
-    return set(content).union(*(stated(path.with_name(f"{name}.yaml")) for name in before if path.parts[0] == "system"))
+    before = [name for name in before if path.parts[0] == "system" or name.endswith(VARIANTS)]
+    return set(content).union(*(stated(path.with_name(f"{name}.yaml")) for name in before))
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.parts[0] in ("model", "system", "stage")], ids=str)
 def test_defaults_are_those_of_the_signature(path: Path) -> None:
     """A number lives twice, in the signature and in the file: they are the same number.
 
-    The recipe of one model (``system/MODEL.yaml``), and a small model, may state others; what they do not state is the
-    signature's.
+    The recipe of one model (``system/MODEL.yaml``), and a small model or one of a scene without bounds, may state
+    others; what they do not state is the signature's.
     """
     group, name = path.parts[0], path.stem
     own = set()
-    if (group == "system" and name not in ("teacher", "student")) or name.endswith("_small"):
+    if (group == "system" and name not in ("teacher", "student")) or name.endswith(VARIANTS):
         own = stated(path)
     if (group, name) in (("system", "teacher"), ("system", "student")):
         node = yaml.safe_load((CONF / path).read_text())

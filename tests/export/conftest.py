@@ -39,10 +39,10 @@ def scene(tiny_scene: Path) -> Scene:
     return read_scene(tiny_scene)
 
 
-def grid_network() -> GridR2L:
+def grid_network(**changes: object) -> GridR2L:
     """Neither empty nor opaque, some of its corners missing; its network draws something of its own."""
     torch.manual_seed(3)
-    network = GridR2L(width=8, depth=4, resolution=12, features=4)
+    network = GridR2L(**{"width": 8, "depth": 4, "resolution": 12, "features": 4, **changes})  # type: ignore[arg-type]
     exists = torch.ones(12, 12, 12, dtype=torch.bool)
     exists[:3] = False
     exists[9:, 4:] = False
@@ -52,6 +52,8 @@ def grid_network() -> GridR2L:
     torch.nn.init.normal_(network.volume.features, mean=0.3, std=0.5)
     torch.nn.init.normal_(network.tail.weight, std=0.05)
     torch.nn.init.normal_(network.tail.bias, std=0.05)
+    if network.environment is not None:
+        torch.nn.init.uniform_(network.environment.texels)
     return network.eval()
 
 
@@ -73,6 +75,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory, scene: Scene) -> dict[str,
     for name, network, kind in (
         ("features", grid_network(), "features"),
         ("rays", grid_network(), "rays"),
+        ("environment", grid_network(environment=16), "features"),
         ("points", mobile_network(), "points"),
         ("pose", mobile_network(activation="relu", upsampling="shuffle"), "pose"),
     ):

@@ -36,7 +36,7 @@ def test_a_bundle_says_what_it_holds(bundles, scene) -> None:
         assert entry["input"] == kind
         assert entry["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
         assert entry["max_abs_error"] == error
-        volume = (path.parent / "volume.bin.gz").stat().st_size if name == "features" else 0
+        volume = (path.parent / "volume.bin.gz").stat().st_size if kind == "features" else 0
         assert entry["bytes"] == path.stat().st_size + volume
 
 

@@ -21,7 +21,7 @@ from nelf.export.inputs import KINDS, feed_of, output_of
 from nelf.lightfields import LightField, MobileR2L
 from nelf.rays import Rays
 
-NAMES = ["features", "rays", "points", "pose"]
+NAMES = ["features", "environment", "rays", "points", "pose"]
 
 
 def run(path: Path, feeds: dict[str, np.ndarray]) -> np.ndarray:

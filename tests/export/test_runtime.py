@@ -16,7 +16,7 @@ from nelf.export import load
 from nelf.export.graph import exact
 
 
-@pytest.mark.parametrize("name", ["features", "rays", "points", "pose"])
+@pytest.mark.parametrize("name", ["features", "environment", "rays", "points", "pose"])
 def test_a_bundle_renders_what_its_network_renders(bundles, scene, name: str) -> None:
     network, path, _, _ = bundles[name]
     camera = scene.test.camera[1]

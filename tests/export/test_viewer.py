@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 SOFTWARE_WEBGPU = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
 
 
-@pytest.mark.parametrize("name", ["features", "rays", "points", "pose"])
+@pytest.mark.parametrize("name", ["features", "environment", "rays", "points", "pose"])
 def test_the_canvas_shows_what_pytorch_renders(tab, bundles, name: str) -> None:
     network, path, _, _ = bundles[name]
     opened = tab(path.parent).go("?runtime=wasm").drawn()

@@ -38,6 +38,21 @@ def test_cells_that_no_camera_sees_are_never_occupied() -> None:
     assert grid.occupied[0, 7:9, 8:, 7:9].all()
 
 
+def test_how_near_a_camera_sees_is_in_the_units_of_the_grid() -> None:
+    """The scene is a tenth, or ten times, as large as the grid: the same cells are seen."""
+    c2w = paths.look_at(torch.tensor([[0.0, -0.2, 0.0]]), torch.tensor([[0.0, 1.0, 0.0]]))
+    marks = []
+    for scale in (1.0, 0.02, 50.0):
+        grid = OccupancyGrid(16)
+        moved = c2w.clone()
+        moved[..., 3] *= scale
+        grid.mark_invisible(Camera.from_fov(moved, fov_x=1.0, width=8, height=8), lambda points, s=scale: s * points)
+        marks.append(grid.density)
+    assert torch.equal(marks[0], marks[1])
+    assert torch.equal(marks[0], marks[2])
+    assert 0 < int((marks[0] == 0).sum()) < 16**3 / 2
+
+
 def test_update_finds_matter_and_forgets_it() -> None:
     grid = OccupancyGrid(8, threshold=5.0, decay=0.5)
     grid.update(lambda positions: (positions[:, 0] > 0) * 40.0, warm_up=True)

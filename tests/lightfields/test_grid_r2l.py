@@ -11,7 +11,8 @@ from nelf import paths
 from nelf.cameras import Camera
 from nelf.data import Scene, Split, read_scene
 from nelf.lightfields import GridR2L
-from nelf.lightfields.grid_r2l import CORNERS, ROWS_PER_PIXEL, UNKNOWN, VOXELS, decoder_inputs, decoder_window
+from nelf.lightfields.decoder import decoder_inputs, decoder_window
+from nelf.lightfields.grid_r2l import CORNERS, ROWS_PER_PIXEL, UNKNOWN, VOXELS
 from nelf.rays import Rays, intersect_aabb
 from nelf.rendering import Rendering
 

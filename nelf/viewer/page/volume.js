@@ -87,7 +87,7 @@ export function decoderInputs(lookup, camera, s, about) {
   return { ...window, inputs };
 }
 
-/** The rectangle around the blocks that are hit, as decoder_window of nelf/lightfields/grid_r2l.py finds it. */
+/** The rectangle around the blocks that are hit, as decoder_window of nelf/lightfields/decoder.py finds it. */
 function windowOf({ top, bottom, left, right }, height, width, { margin, multiple }) {
   if (top > bottom) return null;
   const grown = (low, high, size) => {

@@ -1,0 +1,63 @@
+"""Around the convolutional network of ``GridR2L``: what it sees of rays, and where it has to be run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, normalize, pixel_unshuffle
+
+from nelf.encodings import spherical_harmonics
+
+if TYPE_CHECKING:
+    from nelf.kernels.lookup import RayFeatures
+    from nelf.rays import Rays
+
+__all__ = ["decoder_inputs", "decoder_window"]
+
+
+def decoder_inputs(rays: Rays, along: RayFeatures, sr_factor: int) -> Tensor:
+    """What the network of ``GridR2L`` sees of rays.
+
+    Args:
+        rays: (B, H, W).
+        along: what lies along the B * H * W rays, C features each.
+        sr_factor: s, rays along one side of a block.
+
+    Returns:
+        (B, (C + 1) * s^2 + 16, H / s, W / s): composited features and opacity of the rays of each block, as
+        ``torch.nn.functional.pixel_unshuffle`` orders them, and the 16 spherical harmonics of its mean direction.
+    """
+    looked_up = torch.cat([along.features, along.opacity[:, None]], dim=-1)
+    looked_up = looked_up.view(*rays.shape, -1).permute(0, 3, 1, 2)
+    directions = rays.directions if rays.world_directions is None else rays.world_directions
+    middle = normalize(avg_pool2d(directions.float().permute(0, 3, 1, 2), sr_factor), dim=1).permute(0, 2, 3, 1)
+    harmonics = spherical_harmonics(middle.reshape(-1, 3)).view(*middle.shape[:3], -1)
+    return torch.cat([pixel_unshuffle(looked_up, sr_factor), harmonics.permute(0, 3, 1, 2)], 1)
+
+
+def decoder_window(opacity: Tensor, margin: int, multiple: int) -> tuple[int, int, int, int]:
+    """Find the rectangle of blocks outside which a network of ``GridR2L`` would draw nothing.
+
+    Args:
+        opacity: (B, s^2, h, w) of the rays of each block.
+        margin: blocks around the rectangle of those that are hit.
+        multiple: the sides of the rectangle are multiples of it, or all there is.
+
+    Returns:
+        First and last row, first and last column, the last ones excluded; all the same where nothing is hit.
+    """
+    hit = (opacity > 0).flatten(0, 1).any(0)
+    rows, columns = hit.any(1).nonzero()[:, 0].tolist(), hit.any(0).nonzero()[:, 0].tolist()
+    if not rows:
+        return 0, 0, 0, 0
+    return (*_grown(rows, hit.shape[0], margin, multiple), *_grown(columns, hit.shape[1], margin, multiple))
+
+
+def _grown(hit: list[int], size: int, margin: int, multiple: int) -> tuple[int, int]:
+    """A range with a margin, of a length that is a multiple of ``multiple`` or all there is."""
+    first, last = max(hit[0] - margin, 0), min(hit[-1] + 1 + margin, size)
+    length = min(-(-(last - first) // multiple) * multiple, size)
+    first = min(first, size - length)
+    return first, first + length

@@ -21,7 +21,7 @@ LAYERS = [
     {"kernels", "rendering", "paths", "scene"},
     {"encodings"},
     {"fields", "lightfields", "data"},
-    {"systems", "data.datamodules", "data.llff_datamodule", "data.colmap_datamodules"},
+    {"systems", "data.datamodules"},
     {"compression"},
     {"callbacks", "report", "storage"},
     {"export"},

@@ -3,19 +3,20 @@
 from nelf.data.batches import ImageBatch, RayBatch
 from nelf.data.blender import read_scene, read_views, with_pseudo_views
 from nelf.data.colmap import read_colmap
-from nelf.data.colmap_datamodules import ColmapDataModule, PhotosDataModule
 from nelf.data.datamodules import (
     BlenderDataModule,
+    ColmapDataModule,
     DemoDataModule,
     DemoDynamicDataModule,
     DemoHandheldDataModule,
     DNeRFDataModule,
     HyperNeRFDataModule,
+    LLFFDataModule,
+    PhotosDataModule,
     SceneDataModule,
 )
 from nelf.data.hypernerf import read_capture
 from nelf.data.llff import read_llff
-from nelf.data.llff_datamodule import LLFFDataModule
 from nelf.data.photos import register_photos
 from nelf.data.writer import SceneWriter, write_scene
 from nelf.scene import BACKGROUNDS, Scene, Split, View, composite_background

@@ -1,20 +1,35 @@
-"""Around the convolutional network of ``GridR2L``: what it sees of rays, and where it has to be run."""
+"""The convolutional network of ``GridR2L``: its blocks, what it sees of rays, and where it has to be run."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, normalize, pixel_unshuffle
 
 from nelf.encodings import spherical_harmonics
+from nelf.lightfields.mobile_r2l import activation_layer
 
 if TYPE_CHECKING:
     from nelf.kernels.lookup import RayFeatures
     from nelf.rays import Rays
 
-__all__ = ["decoder_inputs", "decoder_window"]
+__all__ = ["ResidualBlock", "decoder_inputs", "decoder_window"]
+
+
+class ResidualBlock(nn.Module):
+    """A residual block: 3x3 convolution, activation, 1x1 convolution."""
+
+    def __init__(self, width: int, activation: str) -> None:
+        super().__init__()
+        self.conv_block = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1), activation_layer(activation), nn.Conv2d(width, width, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """From (B, C, h, w) to the same shape."""
+        return x + self.conv_block(x)
 
 
 def decoder_inputs(rays: Rays, along: RayFeatures, sr_factor: int) -> Tensor:

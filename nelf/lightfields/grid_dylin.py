@@ -50,8 +50,8 @@ class GridDyLiN(GridR2L):
     Args:
         width: this and what follows are GridR2L's.
         depth: see GridR2L.
-        resolution: voxel corners along the longest side of a frame. None chooses it as GridR2L does, or a smaller one
-            where a frame would have over 100,000 corners, or the volume at rest over 200,000 rows.
+        resolution: voxel corners along the longest side of a frame. None: a voxel is two thirds of a block of pixels,
+            or larger where a frame would have over 100,000 corners, or the volume at rest over 200,000 rows.
         features: see GridR2L.
         sr_factor: see GridR2L.
         activation: see GridR2L.
@@ -142,13 +142,12 @@ class GridDyLiN(GridR2L):
         if teacher is not None:
             self.aabb.copy_(tight_box(self._matter_in(teacher, 1)[0], self.aabb))
             windows = self._matter_in(teacher, WINDOWS, around(self._matter_in(teacher, 1)[0]))
-        free = self.resolution is None
 
         def start(resolution: int) -> float:
             self._start_frames(resolution, geometry.cameras, teacher, windows)
             self._start_at_rest(geometry.cameras, teacher)
             largest = max(len(self.frames.window(window)[1]) for window in range(len(self.frames)))
-            rows = len(self.volume.density)
+            rows, free = len(self.volume.density), self.resolution is None
             return max(rows / ROWS, largest / FRAME) if free else max(rows, largest) / MOST_CORNERS
 
         self._try_resolutions(geometry.cameras, teacher is not None, start)

@@ -14,7 +14,7 @@ from nelf.errors import Count, CountOrZero, NonNegative, Positive
 from nelf.kernels import multiplies_bfloat16, reference
 from nelf.kernels.lookup import RayFeatures, most_points
 from nelf.lightfields.base import LightField
-from nelf.lightfields.decoder import decoder_inputs, decoder_window
+from nelf.lightfields.decoder import ResidualBlock, decoder_inputs, decoder_window
 from nelf.lightfields.environment import Environment
 from nelf.lightfields.mobile_r2l import activation_layer
 from nelf.lightfields.visual_hull import pixel_size, tight_box, visual_hull
@@ -42,19 +42,6 @@ ROWS_PER_PIXEL = 6.5  # of the images, which a volume of smaller voxels may have
 GROWTH = 2.4  # rows grow with this power of the resolution, somewhat faster than a surface
 FINER = 1.15  # a smaller gain in resolution is not worth a second start
 WINDOW = 16  # blocks; the decoder's windows have sides of whole multiples, since its kernels are built for each size
-
-
-class _Block(nn.Module):
-    """A residual block: 3x3 convolution, activation, 1x1 convolution."""
-
-    def __init__(self, width: int, activation: str) -> None:
-        super().__init__()
-        self.conv_block = nn.Sequential(
-            nn.Conv2d(width, width, 3, padding=1), activation_layer(activation), nn.Conv2d(width, width, 1)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv_block(x)
 
 
 class GridR2L(LightField):
@@ -136,7 +123,7 @@ class GridR2L(LightField):
         self.register_buffer("background", None if environment else torch.ones(3))
         self.encoded_channels = (features + 1) * sr_factor**2 + 16
         self.head = nn.Sequential(nn.Conv2d(self.encoded_channels, width, 1), activation_layer(activation))
-        self.body = nn.Sequential(*(_Block(width, activation) for _ in range((depth - 2) // 2)))
+        self.body = nn.Sequential(*(ResidualBlock(width, activation) for _ in range((depth - 2) // 2)))
         self.tail = nn.Conv2d(width, 4 * sr_factor**2, 3, padding=1)
         for values in (self.tail.weight, self.tail.bias):
             nn.init.zeros_(values)  # type: ignore[arg-type]  # the first picture is that of the volume

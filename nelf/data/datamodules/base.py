@@ -1,0 +1,167 @@
+"""What every LightningDataModule of nelf is: a scene as batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from copy import copy
+from dataclasses import replace
+from typing import Any, Literal, TypeVar
+
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader, Dataset
+
+from nelf.data.batches import Batches
+from nelf.errors import UserError, did_you_mean
+from nelf.scene import Scene, Split, View
+
+__all__ = ["SceneDataModule", "check_choice", "check_option"]
+
+T = TypeVar("T")
+
+
+class SceneDataModule(pl.LightningDataModule):
+    """A scene as batches. A subclass implements ``read``; or the scene is given.
+
+    Args:
+        scene: what to draw from; None for what ``read`` returns.
+        batch: what a training batch is made of: ``rays`` (``RayBatch``) or ``views`` (``ImageBatch``). A system says
+            what it wants: ``SceneDataModule(..., **system.batches)``.
+        batch_size: rays, or views, of a training batch and process.
+        ray_shift: how far left of and above the centers of pixels the rays of training batches lie, image widths, see
+            ``LightField.ray_shift``. The cameras of validation and test views are left to what renders them.
+        sampling: ``all_images`` draws the view of each ray anew, ``same_image`` one view for all rays of a batch.
+        num_workers: loader processes; batches are the same for any number.
+        seed: which stream of training batches.
+
+    Raises:
+        UserError: an argument is out of range; on ``scene``, whatever ``read`` raises.
+    """
+
+    #: Steps over which a training comes to know the moments of its scene one after the other, see ``Batches``.
+    time_curriculum: int | None = None
+
+    def __init__(
+        self,
+        scene: Scene | None = None,
+        /,
+        *,
+        batch: Literal["rays", "views"] = "rays",
+        batch_size: int = 8192,
+        ray_shift: float = 0.0,
+        sampling: Literal["all_images", "same_image"] = "all_images",
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_option("batch_size", batch_size, batch_size >= 1, "1 or more")
+        check_option("num_workers", num_workers, num_workers >= 0, "0 or more")
+        check_choice("sampling", sampling, ("all_images", "same_image"))
+        check_choice("batch", batch, ("rays", "views"))
+        self.batch, self.batch_size, self.sampling = batch, batch_size, sampling
+        self.ray_shift, self.num_workers, self.seed = ray_shift, num_workers, seed
+        self._scene = scene
+
+    def read(self) -> Scene:
+        """Read the scene from disk."""
+        raise NotImplementedError(f"{type(self).__name__}: has no method `read`, and no scene was given.")
+
+    @property
+    def scene(self) -> Scene:
+        """The scene; read from disk when it is first asked for."""
+        if self._scene is None:
+            self.prepare_data()
+            self._scene = self.read()
+        return self._scene
+
+    def drawing(
+        self,
+        batch: Literal["rays", "views"],
+        batch_size: int,
+        ray_shift: float = 0.0,
+        scene: Scene | None = None,
+        stream: int = 0,
+    ) -> SceneDataModule:
+        """The same datamodule with other training batches; the scene is read once for both.
+
+        Args:
+            batch: see the class.
+            batch_size: see the class.
+            ray_shift: see the class.
+            scene: to draw from instead, all moments from the first batch on.
+            stream: added to the seed.
+        """
+        other = copy(self)
+        other.batch, other.batch_size, other.ray_shift, other.seed = batch, batch_size, ray_shift, self.seed + stream
+        other._scene = self.scene if scene is None else scene
+        if scene is not None:  # a student's: its teacher knows all moments, and so do a teacher's views
+            other.time_curriculum = None
+        return other
+
+    def setup(self, stage: str) -> None:
+        """Read the scene before the first batch is needed."""
+        _ = self.scene
+
+    def train_dataloader(self) -> Iterable[Any]:
+        """Training batches without end, from the first one that this run has not drawn yet."""
+        trainer = self.trainer
+        per_step = trainer.accumulate_grad_batches if trainer else 1
+        split = self.scene.train
+        batches = Batches(
+            replace(split, camera=split.camera.shifted(self.ray_shift)),
+            self.batch,
+            self.batch_size,
+            sampling=self.sampling,
+            seed=self.seed,
+            first=trainer.global_step * per_step if trainer else 0,
+            time_curriculum=self.time_curriculum and self.time_curriculum * per_step,
+            rank=trainer.global_rank if trainer else 0,
+            world=trainer.world_size if trainer else 1,
+        )
+        return _loader(batches, self.num_workers)
+
+    def val_dataloader(self) -> Iterable[View]:
+        """Validation views, one at a time."""
+        return _loader(_Views(self.scene.val), 0)
+
+    def test_dataloader(self) -> Iterable[View]:
+        """Test views, one at a time."""
+        return _loader(_Views(self.scene.test), 0)
+
+
+class _Views(Dataset[View]):
+    """The views of a split as a map-style dataset."""
+
+    def __init__(self, split: Split) -> None:
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> View:
+        return self.split[index]
+
+
+def _loader(dataset: Dataset[Any], num_workers: int) -> DataLoader[Any]:
+    """A loader that passes on what the dataset yields as it is."""
+    return DataLoader(dataset, batch_size=None, collate_fn=_same, num_workers=num_workers)
+
+
+def _same(item: T) -> T:
+    """Collate nothing: an item is a batch already."""
+    return item
+
+
+def check_option(key: str, value: object, good: bool, allowed: str) -> None:
+    """Refuse an argument that is out of range."""
+    if not good:
+        raise UserError(f"data.{key}: is {value}; allowed: {allowed}.")
+
+
+def check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a word that is none of the choices."""
+    check_option(
+        key,
+        repr(value),
+        value in choices,
+        f"{', '.join(choices)}.{did_you_mean(str(value), choices)}".rstrip("."),
+    )

@@ -102,9 +102,9 @@ def trajectory(camera: Camera) -> Trajectory:
 def up_axis(camera: Camera) -> np.ndarray:
     """(3,) float64 unit direction that appears upwards in the images of cameras.
 
-    It is +z where they stand level in it, to 5 degrees, and upright, to 60 degrees, on average. Else it is the direction that is most nearly
-    perpendicular to their right axes; and of cameras whose right axes are parallel, the mean of their up axes. Where
-    that says nothing, it is +z.
+    It is +z where they stand level in it, to 5 degrees, and upright, to 60 degrees, on average. Else it is the
+    direction that is most nearly perpendicular to their right axes; and of cameras whose right axes are parallel, the
+    mean of their up axes. Where that says nothing, it is +z.
 
     Args:
         camera: a batch of cameras.

@@ -226,7 +226,7 @@ def test_the_camera_stays_where_training_cameras_stood(scene) -> None:
 
 
 def test_the_camera_turns_around_the_axis_that_is_up_in_the_pictures(scene) -> None:
-    """A world whose up is -y, and moved: limits and what is looked at go with it."""
+    """A world whose up is +y, and moved: limits and what is looked at go with it."""
     camera = scene.train.camera
     turn, move = torch.tensor([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]]).T, torch.tensor([1.0, 2.0, 3.0])
     other = torch.cat([turn @ camera.c2w[:, :, :3], turn @ camera.c2w[:, :, 3:] + move[:, None]], -1)

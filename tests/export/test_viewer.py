@@ -133,7 +133,7 @@ def test_the_camera_turns_around_any_axis(browser, up) -> None:
     page = browser.new_page()
     source = (Path(viewer.__file__).parent / "page" / "camera.js").read_text()
     page.add_script_tag(type="module", content=f"{source}\nwindow.Orbit = Orbit;")
-    page.wait_for_function("window.Orbit")
+    page.wait_for_function("window.Orbit !== undefined")
     pose = np.reshape(page.evaluate("(limits) => Array.from(new Orbit(limits).pose())", limits), (3, 4))
     page.close()
     axes = np.column_stack([frame(axis), limits["target"]])

@@ -105,8 +105,9 @@ def compared(rgb: Tensor, view: View, background: str = "white") -> tuple[Tensor
         None. PSNR is taken of these pixels; measures of windows, such as SSIM, of the whole pictures.
     """
     target, mask = view.rgb(background).to(rgb), None
-    if view.mask is not None:
-        mask = torch.from_numpy(view.mask).to(rgb.device)
+    counts = getattr(view, "mask", None)  # whatever has ``rgb`` can be compared with
+    if counts is not None:
+        mask = torch.from_numpy(counts).to(rgb.device)
         rgb, mask = torch.where(mask[..., None], rgb, target), mask[None]
     return rgb.permute(2, 0, 1)[None], target.permute(2, 0, 1)[None], mask
 

@@ -25,6 +25,7 @@ Bounds = tuple[float, float, list[float]]
 _SYNTHETIC: Bounds = (2.0, 6.0, [-1.5, -1.5, -1.5, 1.5, 1.5, 1.5])  # NeRF's Blender scenes
 _OUTLIERS = 1.0  # percent of the points on each side
 _MARGIN = 0.1  # share of the longest side of the box
+_SMALLEST = 0.01  # side of the box, share of the depth
 _NEARER, _FARTHER = 0.8, 1.2
 _MOST = 50_000  # points that are looked at
 
@@ -109,7 +110,7 @@ def of_points(points: Tensor, camera: Camera, path: Path) -> Bounds:
         raise UserError(f"{path}: no camera has any of its points in the picture; allowed: points in the poses' space.")
     near, far = np.percentile(torch.cat(depths).numpy(), [_OUTLIERS, 100 - _OUTLIERS])
     low, high = np.percentile(points[seen].double().numpy(), [_OUTLIERS, 100 - _OUTLIERS], axis=0)
-    margin = _MARGIN * max((high - low).max(), 1e-6)
+    margin = _MARGIN * max((high - low).max(), _SMALLEST * far)
     return _NEARER * float(near), _FARTHER * float(far), [*(low - margin).tolist(), *(high + margin).tolist()]
 
 

@@ -136,7 +136,7 @@ def stated_lens(path: Path, index: int, content: dict[str, Any], frame: dict[str
         if level.get("camera_model") is not None:
             own["camera_model"] = level["camera_model"]
         merged |= own
-        merged |= {key: level[key] for key in _OTHERWISE if level.get(key)}
+        merged |= {key: level[key] for key in _OTHERWISE if level.get(key) is not None and level[key] is not False}
     return merged
 
 

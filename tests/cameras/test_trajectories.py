@@ -68,6 +68,12 @@ def test_up_of_an_array_is_its_cameras_up():
     np.testing.assert_allclose(known.up_axis(lens(array(1))), [0, 1, 0], atol=1e-7)
 
 
+@pytest.mark.parametrize("degrees", [-2.0, 2.0, 20.0])
+def test_up_of_cameras_that_look_along_z_is_not_z(degrees):
+    turn = rotation((1, 0, 0), degrees)
+    np.testing.assert_allclose(known.up_axis(lens(moved(array(), turn))), turn.numpy() @ [0, 1, 0], atol=1e-6)
+
+
 def test_a_hand_that_is_not_quite_steady_leaves_z_up():
     left, _ = demo_handheld.rig()
     assert known.up_axis(left).tolist() == [0, 0, 1]

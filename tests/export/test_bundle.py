@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -222,6 +223,20 @@ def test_the_camera_stays_where_training_cameras_stood(scene) -> None:
     assert limits["elevation"]["min"] == pytest.approx(elevation.min() - 2)
     assert limits["elevation"]["min"] <= limits["elevation"]["value"] <= limits["elevation"]["max"]
     assert limits["azimuth"]["min"] == -180
+
+
+def test_the_camera_turns_around_the_axis_that_is_up_in_the_pictures(scene) -> None:
+    """A world whose up is -y, and moved: limits and what is looked at go with it."""
+    camera = scene.train.camera
+    turn, move = torch.tensor([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]]).T, torch.tensor([1.0, 2.0, 3.0])
+    other = torch.cat([turn @ camera.c2w[:, :, :3], turn @ camera.c2w[:, :, 3:] + move[:, None]], -1)
+    train = replace(scene.train, camera=replace(camera, c2w=other))
+    own, limits = orbit_limits(scene), orbit_limits(replace(scene, train=train))
+    up = turn @ torch.tensor([0.0, 0.0, 1.0])
+    np.testing.assert_allclose(limits["up"], up, atol=1e-4)
+    np.testing.assert_allclose(limits["target"], turn @ torch.tensor(own["target"]).float() + move, atol=1e-3)
+    for key in ("radius", "elevation"):
+        assert limits[key] == pytest.approx(own[key], abs=0.05)
 
 
 @pytest.mark.parametrize("first", [-40.0, 100.0, 150.0])

@@ -20,12 +20,15 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from nelf import viewer
 from nelf.cameras import Camera
 from nelf.export.bundle import artifact, read_bundle, write_bundle
 from nelf.export.graph import exact
 from nelf.export.inputs import output_of
 from nelf.export.volume import rounded, write_volume
+from nelf.paths.trajectories import frame, viewpoints
 from nelf.viewer.static import write
+from tests.export.conftest import orbit_pose
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -116,6 +119,29 @@ def test_a_drag_turns_the_camera_and_a_double_click_brings_it_back(tab, bundles)
     opened.drawn(f"d.azimuth === '{before['azimuth']}'")
     assert (opened.pixels() != pixels).any()
     assert opened.complaints == []
+
+
+@pytest.mark.parametrize("up", [(0.0, 0.0, 1.0), (0.1, -0.7, -0.7), (0.99, 0.1, 0.0), (0.0, -1.0, 0.0)])
+def test_the_camera_turns_around_any_axis(browser, up) -> None:
+    """Of an orbit around ``up``, as nelf's own poses have it, and from its definition where that is +z."""
+    axis = np.array(up) / np.linalg.norm(up)
+    limits = {"target": [1.0, 2.0, 3.0], "up": axis.tolist()}
+    limits |= {
+        name: {"min": -180.0, "max": 180.0, "value": value}
+        for name, value in (("azimuth", 70.0), ("elevation", 25.0), ("radius", 4.0))
+    }
+    page = browser.new_page()
+    source = (Path(viewer.__file__).parent / "page" / "camera.js").read_text()
+    page.add_script_tag(type="module", content=f"{source}\nwindow.Orbit = Orbit;")
+    page.wait_for_function("window.Orbit !== undefined")
+    pose = np.reshape(page.evaluate("(limits) => Array.from(new Orbit(limits).pose())", limits), (3, 4))
+    page.close()
+    axes = np.column_stack([frame(axis), limits["target"]])
+    expected = axes[:, :3] @ orbit_pose([0.0, 0.0, 0.0], 70.0, 25.0, 4.0).numpy()
+    expected[:, 3] += axes[:, 3]
+    np.testing.assert_allclose(pose, expected, atol=1e-5)
+    stand = viewpoints(Camera.from_fov(torch.eye(3, 4)[None], 0.7, 8, 8))._replace(target=axes[:, 3], up=axis)
+    np.testing.assert_allclose(pose, stand.poses(*np.array([[70.0], [25.0], [4.0]]))[0], atol=1e-5)
 
 
 def test_keys_and_wheel_move_within_the_limits(tab, bundles) -> None:

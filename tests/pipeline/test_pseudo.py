@@ -164,6 +164,23 @@ def test_cameras_that_are_held_on_their_side_are_not_put_upright(scene, tmp_path
         pseudo.pseudo(run, views=2)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("trajectory", "poses"), [("orbit", "hemisphere"), ("between", "interpolate")])
+def test_poses_follow_the_scene_s_trajectory(scene, monkeypatch, trajectory, poses) -> None:
+    """Nothing is drawn: what would be rendered is seen, and the stage left."""
+    asked = []
+
+    def seen(camera: Camera, views: int, poses: str, seed: int) -> None:
+        asked.append((len(camera), views, poses))
+        raise UserError("enough")
+
+    monkeypatch.setattr(pseudo, "random_cameras", seen)
+    run = SimpleNamespace(recipe=SimpleNamespace(scene=replace(scene, trajectory=trajectory), seed=0))
+    for chosen, expected in ((None, poses), ("r2l", "r2l")):
+        with pytest.raises(UserError, match="enough"):
+            pseudo.pseudo(run, views=2, poses=chosen)  # type: ignore[arg-type]
+        assert asked.pop() == (len(scene.train), 2, expected)
+
+
 def test_views_of_a_capture_are_drawn_without_its_lens(tmp_path) -> None:
     root = demo_handheld.write(tmp_path / "capture", moments=4, width=24)
     capture = read_capture(root, image_scale=2)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from nelf import paths
 from nelf.data import Scene, read_scene
 from nelf.pipeline.stages import report
 
@@ -57,6 +58,23 @@ def test_a_still_scene_has_one_video(tiny_scene: Path) -> None:
     assert film[0] == "orbit"
     assert film[1].controls is None
     assert len(film[1]) == 4
+
+
+def test_a_film_goes_where_the_cameras_stood(tiny_scene: Path) -> None:
+    """LLFF's spiral in front of what lies ahead; of a capture from one side, a loop on this side."""
+    scene = read_scene(tiny_scene)
+    ahead = torch.eye(3, 4).repeat(8, 1, 1)
+    ahead[:, 0, 3], ahead[:, 1, 3] = torch.arange(8) % 4 / 4.0, torch.arange(8) // 4 / 4.0
+    train = replace(scene.train, camera=replace(scene.train.camera, c2w=ahead))
+    forward = replace(scene, train=train, trajectory="forward")
+    expected = paths.llff_spiral(train.camera, scene.near, scene.far, 6)
+    torch.testing.assert_close(report.film_cameras(forward, 6).c2w, expected.c2w)
+    side = paths.orbit(8, 4.0, 20.0, turns=0.3)
+    train = replace(scene.train, camera=replace(scene.train.camera, c2w=side))
+    film = report.film_cameras(replace(scene, train=train, trajectory="between"), 12).c2w[:, :, 3]
+    azimuth = torch.rad2deg(torch.atan2(film[:, 1], film[:, 0]))
+    assert -0.1 < azimuth.min() < 15  # of 0 to 94.5, where they stand
+    assert 80 < azimuth.max() < 94.6
 
 
 def test_a_moving_scene_is_filmed_in_three_ways(tiny_scene: Path) -> None:

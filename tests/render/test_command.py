@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from nelf import storage
+from nelf import paths, storage
 from nelf.cameras import Camera
 from nelf.data import capture, demo_handheld, read_capture, read_scene
+from nelf.errors import UserError
 from nelf.fields import NGP
 from nelf.lightfields import MobileR2L
 from nelf.pipeline.documents import write_json, write_yaml
-from nelf.render.command import _options, _path, main
+from nelf.render.command import _options, _path, _stated, main
 from nelf.report.pictures import to_uint8
 
 SMALL = {"levels": 2, "log2_table": 10, "finest_resolution": 32, "hidden": 16, "grid_resolution": 16, "max_samples": 32}
@@ -101,6 +103,33 @@ def test_somebody_s_path_is_followed(run: Path, tiny_scene: Path, tmp_path: Path
     expected = model.render(replace(scene.test.camera, view=None)[0])
     depth = np.load(written[0])
     np.testing.assert_allclose(depth, expected.depth.masked_fill(expected.opacity < 0.5, float("nan")).numpy())
+
+
+def test_a_path_of_nerfstudio_is_followed(run: Path, tiny_scene: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """With a note of what nerfstudio did to the poses they come back; without one they are the scene's."""
+    films = []
+    monkeypatch.setattr("nelf.report.evaluation.orbit_video", lambda _, *rest: films.append(rest) or [])
+    scene = read_scene(tiny_scene)
+    corner = torch.tensor([[0.0, 0.0, 0.0, 1.0]])
+    turn = torch.cat([paths.look_at(torch.tensor([1.0, 2.0, 3.0]), torch.zeros(3)), corner])
+    poses = torch.stack([turn @ torch.cat([each, corner]) for each in scene.test.camera.c2w])
+    poses[:, :3, 3] *= 0.5
+    frames = [{"camera_to_world": each.flatten().tolist(), "fov": 60, "aspect": 2} for each in poses]
+    path = tmp_path / "way.json"
+    path.write_text(json.dumps({"camera_path": frames, "render_width": 64, "render_height": 32, "fps": 12}))
+    start = [str(run / "teacher"), "--path", str(path)]
+    main(start)
+    assert "has no dataparser_transforms.json beside it" in capsys.readouterr().out
+    (tmp_path / "dataparser_transforms.json").write_text(json.dumps({"transform": turn[:3].tolist(), "scale": 0.5}))
+    main(start)
+    (apart, _, _), (back, name, fps) = films
+    torch.testing.assert_close(apart.c2w, poses[:, :3])
+    torch.testing.assert_close(back.c2w, scene.test.camera.c2w, atol=1e-5, rtol=0)
+    assert (back.width, back.height, name.name, fps) == (16, 8, "way", 12)
+    torch.testing.assert_close(back.intrinsics[0, :2], torch.full((2,), 4 / math.tan(math.radians(30))))
+    other = replace(scene, root=tmp_path)
+    with pytest.raises(UserError, match="but those of sphere are from none"):
+        _path(_options(start), other, _stated(_options(start)))
 
 
 def test_a_path_of_a_capture_is_followed_while_time_goes_by(tmp_path: Path) -> None:

@@ -129,11 +129,14 @@ class NDC:
         forward = -rays.directions[..., 2:].clamp(max=-_SIDEWAYS)
         slope = rays.directions[..., :2] / forward
         start = (rays.origins[..., :2] + (self.near + rays.origins[..., 2:]) * slope) / self.near
-        half = start.new_tensor([self.half_width, self.half_height])
         one = torch.ones_like(forward)
-        origins = torch.cat([start / half, -one], dim=-1)
-        directions = torch.cat([(slope - start) / half, 2 * one], dim=-1)
+        origins = torch.cat([self._spread(start), -one], dim=-1)
+        directions = torch.cat([self._spread(slope - start), 2 * one], dim=-1)
         return Rays(origins, directions, rays.controls, rays.view, rays.directions)
+
+    def _spread(self, slopes: Tensor) -> Tensor:
+        """Slopes (..., 2) of x and y in the scene as multiples of those at the edges of the image."""
+        return torch.cat([slopes[..., :1] / self.half_width, slopes[..., 1:] / self.half_height], dim=-1)
 
 
 def intersect_aabb(rays_o: Tensor, rays_d: Tensor, aabb: Tensor) -> tuple[Tensor, Tensor]:

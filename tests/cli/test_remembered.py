@@ -75,7 +75,7 @@ CODE = "allowed in a run directory: classes that conf/ names"
         ("hydra.run.dir=/tmp", "concerns Hydra itself"),
         ("--config-dir=/tmp", "is not an override"),
         ("-m", "is not an override"),
-        ("data=../../x", "none of nelf's own choices (blender, demo, "),
+        ("data=../../x", "none of nelf's own choices (blender, colmap, "),
         ("data=/tmp/x", "none of nelf's own choices"),
         ("stage=[teacher,'../../x']", "none of nelf's own choices"),
         ("model@data=ngp", "is not one value for one key"),

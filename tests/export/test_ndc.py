@@ -47,14 +47,14 @@ def test_a_bundle_makes_rays_in_its_ndc(bundles, cameras, tmp_path, name: str) -
 @pytest.mark.parametrize(("name", "kind"), [("rays", "rays"), ("points", "rays"), ("pose", "pose")])
 def test_graphs_are_given_rays_and_poses_of_the_scene(bundles, cameras, name: str, kind: str) -> None:
     network = exact(bundles[name].network)
-    arrays = feed(kind, cameras[1], network.sr_factor, network.stride)
+    arrays = feed(kind, cameras[1], network.rays)
     if kind == "rays":
         torch.testing.assert_close(
             torch.from_numpy(arrays["rays_o"]), cameras[1].c2w[:, 3].expand(arrays["rays_o"].shape)
         )
     with torch.no_grad():
         drawn = graph_module(network, kind, cameras[0])(*map(torch.from_numpy, arrays.values()))
-        expected = network(cameras[1].rays(network.stride)[None]).movedim(-1, 1)
+        expected = network(network.rays(cameras[1])[None]).movedim(-1, 1)
     torch.testing.assert_close(drawn, expected, atol=1e-4, rtol=0)
 
 

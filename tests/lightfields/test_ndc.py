@@ -84,7 +84,7 @@ def test_voxels_are_two_thirds_of_a_block_wherever_they_are(cameras, geometry):
     network = GridR2L(width=8, depth=4, sr_factor=2)
     network.aabb.copy_(geometry.aabb)
     # The image is two units of NDC wide, so a block of two pixels is 1/12; the box's longest side is 3.6.
-    assert network._sharp(cameras, 256) == round(3.6 / (0.67 * 2 * 2 / WIDTH))
+    assert network._sharp(cameras, 0.67, 256) == round(3.6 / (0.67 * 2 * 2 / WIDTH))
 
 
 def test_only_what_the_box_covers_is_learned(network, cameras):

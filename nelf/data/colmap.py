@@ -326,7 +326,7 @@ def _splits(root: Path, camera: Camera, paths: list[Path], holdout: int, memory_
         images = load_images(files, camera.width, camera.height, 3, root, text, memory_limit)
         names = [path.relative_to(root).with_suffix("").as_posix() for path in files]
         splits.append(Split(camera[torch.tensor(places)], images, names))
-    splits[0].camera = replace(splits[0].camera, view=torch.arange(len(train)))
+    splits[0] = splits[0].numbered()
     return splits
 
 

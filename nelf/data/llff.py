@@ -108,7 +108,7 @@ def read_llff(
     return Scene(
         name=root.resolve().name,
         root=root,
-        train=splits["train"],
+        train=splits["train"].numbered(),
         val=splits["val"],
         test=splits["test"],
         aabb=torch.tensor(box, dtype=torch.float32),

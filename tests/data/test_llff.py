@@ -234,5 +234,6 @@ def test_the_data_module_reads_what_the_reader_reads(small):
     assert batch.rays.world_directions.shape == (32, 3)
     torch.testing.assert_close(batch.rays.origins[:, 2], -torch.ones(32))
     assert module.scene.name == "small"
+    assert module.scene.train.camera.view.tolist() == list(range(len(module.scene.train)))
     with pytest.raises(UserError, match=r"data\.width: is 0"):
         LLFFDataModule(small, width=0)

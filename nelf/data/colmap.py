@@ -25,7 +25,6 @@ Splits: of every ``holdout`` views, sorted by name, the first is for test and th
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from nelf.kernels.lookup import RayFeatures
     from nelf.rays import Rays
 
-__all__ = ["ResidualBlock", "decoder_inputs", "decoder_window"]
+__all__ = ["ResidualBlock", "decoder_inputs", "decoder_window", "whole_pixels"]
 
 
 class ResidualBlock(nn.Module):
@@ -76,3 +76,9 @@ def _grown(hit: list[int], size: int, margin: int, multiple: int) -> tuple[int, 
     length = min(-(-(last - first) // multiple) * multiple, size)
     first = min(first, size - length)
     return first, first + length
+
+
+def whole_pixels(values: Tensor, side: int) -> tuple[int, int]:
+    """The whole pixels from the smallest to the largest of some places, at least one, within the image."""
+    first = min(max(int(values.min().floor()), 0), side - 1)
+    return first, max(min(int(values.max().ceil()), side), first + 1)

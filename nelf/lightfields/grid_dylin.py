@@ -15,7 +15,7 @@ from nelf.kernels.lookup import RayFeatures, most_points, ray_features
 from nelf.lightfields.base import LightField
 from nelf.lightfields.decoder import decoder_inputs
 from nelf.lightfields.frames import EMPTY, Frame, FrameGrid, grid_at, motion_at, see_through, window_at
-from nelf.lightfields.grid_r2l import BOX_CELLS, MIN_ALPHA, MIN_ALPHA_RENDERING, GridR2L
+from nelf.lightfields.grid_r2l import BOX_CELLS, CORNERS, MIN_ALPHA, MIN_ALPHA_RENDERING, UNKNOWN, GridR2L
 from nelf.lightfields.moving_start import AtMoments, at_rest, lit_corners, moments_of
 from nelf.lightfields.visual_hull import tight_box
 from nelf.lightfields.volume import MOST_CORNERS, around, cells_at, corners_of
@@ -150,7 +150,7 @@ class GridDyLiN(GridR2L):
             rows, free = len(self.volume.density), self.resolution is None
             return max(rows / ROWS, largest / FRAME) if free else max(rows, largest) / MOST_CORNERS
 
-        self._try_resolutions(geometry.cameras, teacher is not None, start)
+        self._try_resolutions(geometry.cameras, UNKNOWN if teacher is None else CORNERS[1], start)
 
     def _matter_in(self, teacher: Density, windows: int, among: Tensor | None = None) -> Tensor:
         """The cells (windows, z, y, x) of the box in which the teacher has matter at some moment of each window."""

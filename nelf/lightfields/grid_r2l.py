@@ -14,12 +14,12 @@ from nelf.errors import Count, CountOrZero, NonNegative, Positive
 from nelf.kernels import multiplies_bfloat16, reference
 from nelf.kernels.lookup import RayFeatures, most_points
 from nelf.lightfields.base import LightField
-from nelf.lightfields.decoder import ResidualBlock, decoder_inputs, decoder_window
+from nelf.lightfields.decoder import ResidualBlock, decoder_inputs, decoder_window, whole_pixels
 from nelf.lightfields.environment import Environment
 from nelf.lightfields.mobile_r2l import activation_layer
 from nelf.lightfields.visual_hull import pixel_size, tight_box, visual_hull
 from nelf.lightfields.volume import MOST_CORNERS, SparseVolume, around, corners_of
-from nelf.lightfields.warm_start import bake, cells_holding, dense_cells, fill_gaps, find_gaps, lit_cells
+from nelf.lightfields.warm_start import Reached, bake, close_gaps, dense_cells, lit_cells
 from nelf.rendering import Rendering
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ CORNERS, UNKNOWN = (32, 256), 72  # corners along the longest side: limits of a 
 ROWS = 800_000  # of the volume, if a resolution is chosen: in 8 bits, with four features, 4 MB
 ROWS_PER_PIXEL = 6.5  # of the images, which a volume of smaller voxels may have
 GROWTH = 2.4  # rows grow with this power of the resolution, somewhat faster than a surface
+SMALLER = 0.97  # than what would just be small enough: a start takes seconds, and the next one is to be the last
 FINER = 1.15  # a smaller gain in resolution is not worth a second start
 WINDOW = 16  # blocks; the decoder's windows have sides of whole multiples, since its kernels are built for each size
 
@@ -149,67 +150,75 @@ class GridR2L(LightField):
             self.background.copy_(geometry.background)
         low, high = geometry.aabb.to(self.aabb).view(2, 3)
         self.aabb.copy_(torch.cat([low, high]) + (self.reach - 1) / 2 * torch.cat([low - high, high - low]))
-        known = (silhouettes, teacher)
-        self.aabb.copy_(tight_box(self._matter((BOX_CELLS,) * 3, *known), self.aabb))
-        most = ROWS if self.resolution is None else MOST_CORNERS
-        cameras = geometry.cameras
+        self.aabb.copy_(tight_box(self._matter((BOX_CELLS,) * 3, silhouettes, teacher), self.aabb))
+        most, cameras = ROWS if self.resolution is None else MOST_CORNERS, geometry.cameras
         fine = min(ROWS_PER_PIXEL * cameras.width * cameras.height / ROWS, 1.0)
         start = partial(self._start, cameras=cameras, silhouettes=silhouettes, teacher=teacher, most=most)
-        self._try_resolutions(cameras, teacher is not None, start, fine)
+        corners = UNKNOWN
+        if teacher is not None and (self.resolution is None or self.resolution > BOX_CELLS):
+            reached, size = self._reached(start)
+            start = partial(start, reached=reached)
+            corners = min(CORNERS[1], int(BOX_CELLS / size**0.5))  # most scenes are shells
+        self._try_resolutions(cameras, corners, start, fine if teacher is not None else 0.0)
         if self.environment is not None and hasattr(teacher, "render"):
             self.environment.paint(self.volume, teacher, self.aabb, cameras, self.voxel, MIN_ALPHA_RENDERING)
 
-    def _try_resolutions(self, cameras: Camera, known: bool, start: Callable[[int], float], fine: float = 0.0) -> None:
+    def _try_resolutions(self, cameras: Camera, corners: int, start: Callable[[int], float], fine: float = 0.0) -> None:
         """Start with as many corners along the longest side as the images ask for, then fewer until it is not large.
 
         Where it is small, it starts again with more.
 
         Args:
             cameras: of the training views.
-            known: whether a teacher says which corners there are.
+            corners: along the longest side, that are tried at the most.
             start: gives the size of the volume as a multiple of the largest one.
             fine: the size up to which smaller voxels are chosen, likewise.
         """
         box = self.aabb.clone()
-        resolution = self.resolution or self._sharp(cameras, VOXELS[1], CORNERS[1] if known else UNKNOWN)
+        resolution = self.resolution or self._sharp(cameras, VOXELS[1], corners)
         size = start(resolution)
-        if self.resolution is None and known and size < fine:
+        if self.resolution is None and size < fine:
             finer = int(resolution * (fine / size) ** (1 / GROWTH))
-            finer = min(finer, self._sharp(cameras, VOXELS[0], CORNERS[1]))
+            finer = min(finer, self._sharp(cameras, VOXELS[0], corners))
             if finer >= FINER * resolution:
                 resolution = finer
                 self.aabb.copy_(box)
                 size = start(resolution)
         while size > 1 and resolution > CORNERS[0]:
-            resolution = max(int(resolution / size**0.5), CORNERS[0])  # most scenes are shells
+            resolution = max(int(SMALLER * resolution / size**0.5), CORNERS[0])
             self.aabb.copy_(box)
             size = start(resolution)
 
+    def _reached(self, start: Callable[..., float]) -> tuple[Reached, float]:
+        """What light reaches in a coarse volume, as a finer one has matter that counts nowhere else; and its size."""
+        box = self.aabb.clone()
+        size = start(BOX_CELLS, fill=False)
+        reached = Reached(around(self.volume.cells), self.voxel)
+        self.aabb.copy_(box)
+        return reached, size
+
     def _start(
-        self, resolution: int, cameras: Camera, silhouettes: Silhouettes | None, teacher: Density | None, most: int
+        self,
+        resolution: int,
+        cameras: Camera,
+        silhouettes: Silhouettes | None,
+        teacher: Density | None,
+        most: int,
+        reached: Reached | None = None,
+        fill: bool = True,
     ) -> float:
         """Find which corners of a volume exist, and give them what the teacher knows; its rows, over ``most``."""
         shape = self._divide(resolution)
-        cells = self._matter(shape, silhouettes, teacher)
+        cells = self._matter(shape, silhouettes, teacher, reached)
         if teacher is None:
             self.volume.resize(corners_of(cells if cells.any() else torch.ones_like(cells)))
             return len(self.volume.density) / most
         self.volume.resize(corners_of(around(cells) if cells.any() else torch.ones_like(cells)))
         bake(self.volume, teacher, self.aabb, cameras)
         self.volume.keep(lit_cells(self.volume, self.aabb, cameras, self.voxel, MIN_ALPHA_RENDERING))
-        if hasattr(teacher, "render") and len(self.volume.density) <= most:
-            self._fill(teacher, cameras)
+        if fill and hasattr(teacher, "render") and len(self.volume.density) <= most:
+            close_gaps(self.volume, teacher, self.aabb, cameras, self.voxel, MIN_ALPHA_RENDERING)
         return len(self.volume.density) / most
-
-    def _fill(self, teacher: Any, cameras: Camera) -> None:
-        """Put something where rays end in the teacher's pictures, but not in the volume with its density."""
-        gaps = find_gaps(self.volume, teacher, self.aabb, cameras, self.voxel, MIN_ALPHA_RENDERING)
-        if not len(gaps.points):
-            return
-        shape = tuple(side - 1 for side in self.volume.shape.tolist())
-        new = self.volume.extend(corners_of(around(cells_holding(gaps.points, self.aabb, shape))))
-        bake(self.volume, teacher, self.aabb, cameras, new)
-        fill_gaps(self.volume, gaps, self.aabb)
 
     @torch.no_grad()
     def trim(self, cameras: Camera) -> None:
@@ -222,11 +231,14 @@ class GridR2L(LightField):
         lit = lit_cells(self.volume, self.aabb, cameras, self.voxel, MIN_ALPHA_RENDERING)
         self.volume.keep(visible & lit)
 
-    def _matter(self, shape: tuple[int, ...], silhouettes: Silhouettes | None, teacher: Density | None) -> Tensor:
+    def _matter(
+        self, shape: tuple[int, ...], silhouettes: Silhouettes | None, teacher: Any, reached: Reached | None = None
+    ) -> Tensor:
         """The cells of the box (z, y, x) that teacher and silhouettes allow."""
         cells = torch.ones(shape, dtype=torch.bool)
         if teacher is not None:
-            cells = dense_cells(teacher, self.aabb, shape)  # type: ignore[arg-type]
+            among = None if reached is None else reached.finer(shape, float(self.aabb[3] - self.aabb[0]) / shape[2])
+            cells = dense_cells(teacher, self.aabb, shape, among)
         return cells if silhouettes is None else visual_hull(silhouettes, self.aabb, cells)
 
     def _sharp(self, camera: Camera, voxel: float, most: int) -> int:
@@ -268,7 +280,7 @@ class GridR2L(LightField):
         x, y, t = camera.project(torch.cartesian_prod(*(low + (high - low) * steps).unbind(1)))
         if (t < 1e-3).any() or x.isinf().any():  # the camera stands inside or beside it, or the lens folds it back
             return super().extent(camera)
-        ranges = [_within(values, side) for values, side in ((x, camera.width), (y, camera.height))]
+        ranges = [whole_pixels(values, side) for values, side in ((x, camera.width), (y, camera.height))]
         return ranges[0][0], ranges[1][0], ranges[0][1], ranges[1][1]
 
     # ---------------------------------------------------------------------------------------- the picture
@@ -384,9 +396,3 @@ class _Traceable(nn.Module):
             self.step, MIN_ALPHA_RENDERING, self.points,
         )  # fmt: skip
         return self.network.decode(decoder_inputs(rays, along, self.network.sr_factor)).movedim(1, -1)
-
-
-def _within(values: Tensor, side: int) -> tuple[int, int]:
-    """The whole pixels from the smallest to the largest of some places, at least one, within the image."""
-    first = min(max(int(values.min().floor()), 0), side - 1)
-    return first, max(min(int(values.max().ceil()), side), first + 1)

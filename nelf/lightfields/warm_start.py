@@ -9,12 +9,25 @@ from torch import Tensor
 from torch.nn.functional import avg_pool3d, normalize
 
 from nelf.kernels.lookup import ray_features
+from nelf.lightfields.volume import around, corners_of
 
 if TYPE_CHECKING:
     from nelf.cameras import Camera
     from nelf.lightfields.volume import SparseVolume
 
-__all__ = ["Density", "Gaps", "bake", "cells_holding", "dense_cells", "fill_gaps", "find_gaps", "light_on", "lit_cells"]
+__all__ = [
+    "Density",
+    "Gaps",
+    "Reached",
+    "bake",
+    "cells_holding",
+    "close_gaps",
+    "dense_cells",
+    "fill_gaps",
+    "find_gaps",
+    "light_on",
+    "lit_cells",
+]
 
 DENSE = 0.03  # optical depth of a voxel, anywhere in it, from which on it is not empty
 SAMPLES = 8  # in a cell, or around a corner
@@ -37,7 +50,7 @@ class Density(Protocol):
 
 
 @torch.no_grad()
-def dense_cells(teacher: Density, aabb: Tensor, shape: tuple[int, int, int], among: Tensor | None = None) -> Tensor:
+def dense_cells(teacher: Density, aabb: Tensor, shape: tuple[int, ...], among: Tensor | None = None) -> Tensor:
     """Find the cells of a grid in which a teacher has matter, at any of a few random places.
 
     Args:
@@ -105,6 +118,19 @@ def _spread(weighted: Tensor, volume: SparseVolume) -> Tensor:
     return mixed[:, :3] / mixed[:, 3:].clamp(min=1e-6)
 
 
+class Reached(NamedTuple):
+    """Cells (D, H, W) of a coarse grid that light reaches, and the side of one, scene unit."""
+
+    cells: Tensor
+    voxel: float
+
+    def finer(self, shape: tuple[int, ...], voxel: float) -> Tensor:
+        """The cells (z, y, x) of a grid with the same first corner and such voxels whose centers lie in them."""
+        place = [((torch.arange(side) + 0.5) * voxel / self.voxel).long() for side in shape]
+        z, y, x = (each.clamp(max=most - 1) for each, most in zip(place, self.cells.shape, strict=True))
+        return self.cells[z][:, y][:, :, x]
+
+
 class Gaps(NamedTuple):
     """Where rays end in the teacher's pictures, but go on in the volume: ``points`` (N, 3) and ``rgb`` (N, 3)."""
 
@@ -154,6 +180,29 @@ def cells_holding(points: Tensor, aabb: Tensor, shape: tuple[int, ...]) -> Tenso
     x, y, z = _cells_of(points, aabb, shape).unbind(-1)
     cells[z, y, x] = True
     return cells
+
+
+@torch.no_grad()
+def close_gaps(
+    volume: SparseVolume, teacher: Any, aabb: Tensor, cameras: Camera, step: float, min_alpha: float
+) -> None:
+    """Put something where rays end in the teacher's pictures, but not in the volume with its density.
+
+    Args:
+        volume: this and what follows are those of ``find_gaps``.
+        teacher: see there.
+        aabb: see there.
+        cameras: see there.
+        step: see there.
+        min_alpha: see there.
+    """
+    gaps = find_gaps(volume, teacher, aabb, cameras, step, min_alpha)
+    if not len(gaps.points):
+        return
+    shape = tuple(side - 1 for side in volume.shape.tolist())
+    new = volume.extend(corners_of(around(cells_holding(gaps.points, aabb, shape))))
+    bake(volume, teacher, aabb, cameras, new)
+    fill_gaps(volume, gaps, aabb)
 
 
 @torch.no_grad()

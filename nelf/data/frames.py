@@ -54,7 +54,20 @@ def picture(path: Path, index: int, frame: dict[str, Any]) -> tuple[Path, Path |
 
 
 def mask(path: Path, index: int, frame: dict[str, Any], image: Path) -> MaskFile | None:
-    """The mask of a frame: ``mask_path``, or instant-ngp's file beside the image."""
+    """The mask of a frame: ``mask_path``, or instant-ngp's file beside the image.
+
+    Args:
+        path: the transforms file.
+        index: of the frame in it.
+        frame: its entry.
+        image: its image, as the entry names it.
+
+    Returns:
+        The file; None where the frame has no mask.
+
+    Raises:
+        UserError: the file that is named does not exist, or lies outside the scene.
+    """
     stated = frame.get("mask_path")
     if stated is None:
         dynamic = path.parent / image.with_name(f"dynamic_mask_{image.stem}.png")

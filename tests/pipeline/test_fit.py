@@ -31,7 +31,7 @@ def test_what_training_has_validated_last_is_not_validated_again(
         step(system, view, batch_idx)
 
     monkeypatch.setattr(System, "validation_step", counted)
-    overrides = ["data=blender", f"data.root={tiny_scene}", "model=r2l_small", *SMALL, "trainer=cpu", "logger=null"]
+    overrides = ["data=blender", f"data.root={tiny_scene}", "model=r2l_small", *SMALL, "trainer=cpu"]
     composed = nelf.config("distill", [*overrides, "trainer.val_check_interval=2"])
     plain: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
     recipe = Recipe(plain, cli.build)

@@ -181,7 +181,7 @@ def filmed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Camera, str]]:
     """The cameras of the videos that would be made, and their names."""
     made: list[tuple[Camera, str]] = []
 
-    def film(model: object, cameras: Camera, stem: Path) -> tuple[Path]:
+    def film(model: object, cameras: Camera, stem: Path, fps: float) -> tuple[Path]:
         made.append((cameras, stem.name))
         return (stem,)
 

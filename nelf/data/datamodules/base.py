@@ -152,7 +152,17 @@ def _same(item: T) -> T:
 
 
 def check_option(key: str, value: object, good: bool, allowed: str) -> None:
-    """Refuse an argument that is out of range."""
+    """Refuse an argument that is out of range.
+
+    Args:
+        key: its name.
+        value: what it is.
+        good: whether that is allowed.
+        allowed: what is, in words.
+
+    Raises:
+        UserError: it is not.
+    """
     if not good:
         raise UserError(f"data.{key}: is {value}; allowed: {allowed}.")
 

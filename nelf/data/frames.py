@@ -132,7 +132,17 @@ def controls(
 
 
 def stated_lens(path: Path, index: int, content: dict[str, Any], frame: dict[str, Any]) -> dict[str, Any]:
-    """The keys of one frame's camera: numbers, and ``camera_model``. What the frame states goes before the top's."""
+    """The keys of one frame's camera: numbers, and ``camera_model``. What the frame states goes before the top's.
+
+    Args:
+        path: the transforms file.
+        index: of the frame in it.
+        content: the file's own keys.
+        frame: the frame's.
+
+    Raises:
+        UserError: a value is not a finite number.
+    """
     where = Path(f"{path}: frame {index}")
     merged: dict[str, Any] = {"camera_model": "OPENCV"}
     for level in (content, frame):

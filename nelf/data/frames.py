@@ -164,7 +164,17 @@ def stated_lens(path: Path, index: int, content: dict[str, Any], frame: dict[str
 
 
 def focal(stated: dict[str, Any], width: int, height: int, where: str) -> tuple[float, float, float, float]:
-    """``fx, fy, cx, cy`` of a camera of ``stated_lens`` at the size of the image."""
+    """``fx, fy, cx, cy`` of a camera at the size of its image.
+
+    Args:
+        stated: its keys, see ``stated_lens``.
+        width: of the image, pixels.
+        height: of the image.
+        where: the frame, for messages.
+
+    Raises:
+        UserError: there is no focal length, or the image lies otherwise than the keys say.
+    """
     w, h = stated.get("w", float(width)), stated.get("h", float(height))
     if (w - h) * (width - height) < 0:
         raise UserError(
@@ -205,7 +215,17 @@ def number(path: Path, key: str, value: Any) -> float:
 
 
 def numbers(path: Path, key: str, value: Any, count: int) -> Sequence[float]:
-    """So many finite numbers of the file, in a list."""
+    """So many finite numbers of the file, in a list.
+
+    Args:
+        path: the file.
+        key: what is read.
+        value: its value.
+        count: how many.
+
+    Raises:
+        UserError: it holds anything else.
+    """
     if not isinstance(value, list) or len(value) != count:
         raise UserError(f"{path}: {key} is {value!r}; allowed: {count} numbers.")
     return [number(path, key, each) for each in value]

@@ -142,6 +142,7 @@ def _checked(cfg: DictConfig) -> dict[str, Any]:
     if missing:
         raise UserError(f"{missing[0]}: is not set. Add {missing[0]}=VALUE to the command.")
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    _check_words(plain)
     if "stages" in plain:
         check_stages(plain["stages"], plain["stage"])
     check_types(plain)
@@ -152,6 +153,17 @@ def _checked(cfg: DictConfig) -> dict[str, Any]:
 
     check_trainer(Recipe(plain, build))
     return plain
+
+
+def _check_words(plain: dict[str, Any]) -> None:
+    """Refuse what no class of ours takes, and so no annotation describes."""
+    run, stages, length = plain["run"], plain.get("stages", []), plain["trainer"].get("max_time")
+    if not isinstance(run, str) or not run:
+        raise UserError(f"run: is {run!r}; allowed: a directory.")
+    if not isinstance(stages, list) or not all(isinstance(name, str) for name in stages):
+        raise UserError(f"stages: is {stages!r}; allowed: a list of names, as in stages=[teacher,report].")
+    if not isinstance(length, str | None):
+        raise UserError(f"trainer.max_time: is {length!r}; allowed: days:hours:minutes:seconds, or null.")
 
 
 def _open(run: Run, job: bool) -> None:
@@ -300,6 +312,10 @@ def _job(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
 
 def _compose(command: str, overrides: list[str], config_dir: str | None, hydra_too: bool = False) -> DictConfig:
     searched = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
+    for key in (_key(text) for text in overrides if text.endswith("=null")):
+        if (CONF / key).is_dir():  # Hydra ends with a traceback
+            choices = ", ".join(sorted(file.stem for file in (CONF / key).glob("*.yaml")))
+            raise UserError(f"{key}: is null; allowed: {choices}.")
     try:
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
             cfg = hydra.compose(command, [*overrides, *searched], return_hydra_config=hydra_too)

@@ -47,6 +47,10 @@ TABLE = [
     (TRAIN + "model=mobile_r2l model.activation=tanh", "'gelu' or 'relu', but got 'tanh'"),
     (TRAIN + "trainer.max_steps=-1", "trainer.max_steps: is -1, and trainer.max_time is null"),
     (TRAIN + "trainer.max_time=2min", "DD:HH:MM:SS"),
+    (TRAIN + "trainer.max_time=5", "trainer.max_time: is 5; allowed: days:hours:minutes:seconds"),
+    (TRAIN + "trainer=null", "trainer: is null; allowed: cpu, ddp, default, gpu"),
+    (TRAIN + "run=", "run: is ''; allowed: a directory"),
+    (CHAIN + "stages=[[teacher]]", "stages: is [['teacher']]; allowed: a list of names"),
     (TRAIN + "trainer.precision=banana", "trainer.precision: is 'banana'; allowed: 64, 32, 16"),
     (
         CHAIN + "stages=[foo]",

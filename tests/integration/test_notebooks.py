@@ -22,7 +22,7 @@ folder = {folder!r}
 """
 DYNAMIC = "folder, width, minutes, views = {folder!r}, 32, 0.1, 6"
 PHOTOS = """
-count, size, width, views = 9, 240, 32, 4
+count, size, width, views = 10, 400, 32, 4
 teacher_time, student_time = "00:00:00:04", "00:00:00:04"
 photos, folder = Path({folder!r} + "/photographs"), {folder!r}
 """

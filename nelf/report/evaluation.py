@@ -39,6 +39,7 @@ files of whole bytes, rounded down; here nothing is rounded.)"""
 _EQUAL_PICTURES_DB = 100.0  # JSON has no infinity
 _VISIBLE = 0.5  # the opacity from which a pixel's depth means something
 _GIF_WIDTH = 640
+_FARTHEST = 65_504.0  # that half precision holds
 
 
 def evaluate(
@@ -242,7 +243,7 @@ def _visible_depth(depth: Tensor, opacity: Tensor | None) -> np.ndarray:
     if opacity is not None:
         depth = depth.masked_fill(opacity < _VISIBLE, torch.nan)
     # Half precision keeps a depth to one part in two thousand; its picture has 256 colors.
-    return depth.cpu().numpy().astype(np.float16)
+    return depth.clamp(max=_FARTHEST).cpu().numpy().astype(np.float16)
 
 
 def _put_beside(frames: list[np.ndarray], depths: list[np.ndarray]) -> None:

@@ -139,11 +139,12 @@ def test_presets_for_a_processor_have_a_small_teacher() -> None:
     small = [plain("train", f"model={name}") for name in names]
     large = [plain("train", f"model={name.removesuffix('_small')}")["model"] for name in names]
     assert not any(each["model"] in large for each in small)
+    known = [({**each["model"], "max_samples": None}, each["system"]) for each in small]
     for name in EXPERIMENTS:
         composed = plain("distill", f"experiment={name}", "data.root=/x")
-        teacher = (composed["teacher"]["model"], composed["teacher"]["system"])
-        on_cpu = composed["trainer"]["accelerator"] == "cpu"
-        assert (teacher in [(each["model"], each["system"]) for each in small]) == on_cpu
+        # How finely rays are sampled is the scene's to say; the networks are the same.
+        teacher = ({**composed["teacher"]["model"], "max_samples": None}, composed["teacher"]["system"])
+        assert (teacher in known) == (composed["trainer"]["accelerator"] == "cpu")
 
 
 def test_the_preset_of_a_classic_nerf_is_nerf_pls_command() -> None:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import grid_sample, interpolate
 
 if TYPE_CHECKING:
-    from nelf.cameras import Camera
     from nelf.lightfields.volume import SparseVolume
+    from nelf.lightfields.warm_start import Looks
 
 __all__ = ["Environment", "octahedral"]
 
-LOOKS = 40  # pictures of the teacher that are laid into it
 UNSEEN = 0.5  # color of directions before anything is known of them
 
 
@@ -45,31 +44,24 @@ class Environment(nn.Module):
         return self(interpolate(directions, scale_factor=float(size), mode="bilinear", align_corners=False))
 
     @torch.no_grad()
-    def paint(
-        self, volume: SparseVolume, teacher: Any, aabb: Tensor, cameras: Camera, step: float, min_alpha: float
-    ) -> None:
+    def paint(self, volume: SparseVolume, looks: Looks, aabb: Tensor, step: float, min_alpha: float) -> None:
         """Take from a teacher's pictures what is missing in those of a volume; unseen directions get the mean color.
 
         Args:
             volume: what stands before the environment, with three colors first.
-            teacher: something with ``render(camera)``.
+            looks: the teacher's pictures.
             aabb: (6,) the box that the volume fills.
-            cameras: at most 40 of them, evenly chosen, look, at half of their size.
             step: see ``nelf.kernels.lookup``.
             min_alpha: likewise.
         """
         side = self.texels.shape[-1]
         sums = torch.zeros(side * side, 4, device=aabb.device)
-        for index in torch.linspace(0, len(cameras) - 1, min(LOOKS, len(cameras))).round().long().tolist():
-            camera = cameras[index].resized(max(cameras.width // 2, 1)).to(aabb.device)
-            flat = camera.rays().reshape(-1)
-            middle = torch.full_like(flat.origins[:, 0], 0.5)
-            rays_o, rays_d = flat.origins.contiguous(), flat.directions.contiguous()
-            along = volume.composite(rays_o, rays_d, aabb, middle, step, min_alpha)
+        for camera, picture, along in looks.beside(volume, aabb, step, min_alpha):
             rest = 1.0 - along.opacity[:, None]
             # The least squares of rgb + rest * color against the picture.
-            missing = teacher.render(camera).rgb.reshape(-1, 3) - along.features[:, :3]
-            texel = ((octahedral(rays_d) * 0.5 + 0.5) * side).long().clamp(0, side - 1)
+            missing = picture.rgb.reshape(-1, 3) - along.features[:, :3]
+            at = octahedral(camera.rays().directions.reshape(-1, 3))
+            texel = ((at * 0.5 + 0.5) * side).long().clamp(0, side - 1)
             sums.index_add_(0, texel[:, 1] * side + texel[:, 0], torch.cat([rest * missing, rest.square()], 1))
         seen = sums[:, 3] > 1e-2
         if seen.any():

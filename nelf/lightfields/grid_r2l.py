@@ -19,7 +19,7 @@ from nelf.lightfields.environment import Environment
 from nelf.lightfields.mobile_r2l import activation_layer
 from nelf.lightfields.visual_hull import pixel_size, tight_box, visual_hull
 from nelf.lightfields.volume import MOST_CORNERS, SparseVolume, around, corners_of
-from nelf.lightfields.warm_start import Reached, bake, close_gaps, dense_cells, lit_cells
+from nelf.lightfields.warm_start import Looks, Reached, bake, close_gaps, dense_cells, lit_cells
 from nelf.rendering import Rendering
 
 if TYPE_CHECKING:
@@ -153,15 +153,16 @@ class GridR2L(LightField):
         self.aabb.copy_(tight_box(self._matter((BOX_CELLS,) * 3, silhouettes, teacher), self.aabb))
         most, cameras = ROWS if self.resolution is None else MOST_CORNERS, geometry.cameras
         fine = min(ROWS_PER_PIXEL * cameras.width * cameras.height / ROWS, 1.0)
+        looks = Looks(teacher, cameras) if hasattr(teacher, "render") else None
         start = partial(self._start, cameras=cameras, silhouettes=silhouettes, teacher=teacher, most=most)
-        corners = UNKNOWN
+        corners, reached = UNKNOWN, None
         if teacher is not None and (self.resolution is None or self.resolution > BOX_CELLS):
             reached, size = self._reached(start)
-            start = partial(start, reached=reached)
             corners = min(CORNERS[1], int(BOX_CELLS / size**0.5))  # most scenes are shells
+        start = partial(start, reached=reached, looks=looks)
         self._try_resolutions(cameras, corners, start, fine if teacher is not None else 0.0)
-        if self.environment is not None and hasattr(teacher, "render"):
-            self.environment.paint(self.volume, teacher, self.aabb, cameras, self.voxel, MIN_ALPHA_RENDERING)
+        if self.environment is not None and looks is not None:
+            self.environment.paint(self.volume, looks, self.aabb, self.voxel, MIN_ALPHA_RENDERING)
 
     def _try_resolutions(self, cameras: Camera, corners: int, start: Callable[[int], float], fine: float = 0.0) -> None:
         """Start with as many corners along the longest side as the images ask for, then fewer until it is not large.
@@ -189,10 +190,10 @@ class GridR2L(LightField):
             self.aabb.copy_(box)
             size = start(resolution)
 
-    def _reached(self, start: Callable[..., float]) -> tuple[Reached, float]:
+    def _reached(self, start: Callable[[int], float]) -> tuple[Reached, float]:
         """What light reaches in a coarse volume, as a finer one has matter that counts nowhere else; and its size."""
         box = self.aabb.clone()
-        size = start(BOX_CELLS, fill=False)
+        size = start(BOX_CELLS)
         reached = Reached(around(self.volume.cells), self.voxel)
         self.aabb.copy_(box)
         return reached, size
@@ -205,7 +206,7 @@ class GridR2L(LightField):
         teacher: Density | None,
         most: int,
         reached: Reached | None = None,
-        fill: bool = True,
+        looks: Looks | None = None,
     ) -> float:
         """Find which corners of a volume exist, and give them what the teacher knows; its rows, over ``most``."""
         shape = self._divide(resolution)
@@ -216,8 +217,8 @@ class GridR2L(LightField):
         self.volume.resize(corners_of(around(cells) if cells.any() else torch.ones_like(cells)))
         bake(self.volume, teacher, self.aabb, cameras)
         self.volume.keep(lit_cells(self.volume, self.aabb, cameras, self.voxel, MIN_ALPHA_RENDERING))
-        if fill and hasattr(teacher, "render") and len(self.volume.density) <= most:
-            close_gaps(self.volume, teacher, self.aabb, cameras, self.voxel, MIN_ALPHA_RENDERING)
+        if looks is not None and len(self.volume.density) <= most:
+            close_gaps(self.volume, looks, self.aabb, cameras, self.voxel, MIN_ALPHA_RENDERING)
         return len(self.volume.density) / most
 
     @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
@@ -13,11 +14,14 @@ from nelf.lightfields.volume import around, corners_of
 
 if TYPE_CHECKING:
     from nelf.cameras import Camera
+    from nelf.kernels.lookup import RayFeatures
     from nelf.lightfields.volume import SparseVolume
+    from nelf.rendering import Rendering
 
 __all__ = [
     "Density",
     "Gaps",
+    "Looks",
     "Reached",
     "bake",
     "cells_holding",
@@ -131,6 +135,41 @@ class Reached(NamedTuple):
         return self.cells[z][:, y][:, :, x]
 
 
+class Looks:
+    """A teacher's pictures, which its volume is compared with; each is rendered when it is first asked for.
+
+    Args:
+        teacher: something with ``render(camera)``.
+        cameras: at most 40 of them, evenly chosen, look, at half of their size.
+    """
+
+    def __init__(self, teacher: Any, cameras: Camera) -> None:
+        self.teacher = teacher
+        chosen = torch.linspace(0, len(cameras) - 1, min(LOOKS, len(cameras))).round().long().tolist()
+        self._cameras = [cameras[index].resized(max(cameras.width // 2, 1)) for index in chosen]
+        self._pictures: list[Rendering] = []
+
+    def beside(
+        self, volume: SparseVolume, aabb: Tensor, step: float, min_alpha: float
+    ) -> Iterator[tuple[Camera, Rendering, RayFeatures]]:
+        """Give each camera, the teacher's picture, and what lies along the picture's rays, flattened, in a volume.
+
+        Args:
+            volume: see ``nelf.kernels.lookup``, and so on.
+            aabb: (6,) the box that it fills.
+            step: see there.
+            min_alpha: see there.
+        """
+        for index, camera in enumerate(self._cameras):
+            camera = camera.to(aabb.device)
+            if index == len(self._pictures):
+                self._pictures.append(self.teacher.render(camera))
+            rays = camera.rays().reshape(-1)
+            middle = torch.full_like(rays.origins[:, 0], 0.5)
+            rays_o, rays_d = rays.origins.contiguous(), rays.directions.contiguous()
+            yield camera, self._pictures[index], volume.composite(rays_o, rays_d, aabb, middle, step, min_alpha)
+
+
 class Gaps(NamedTuple):
     """Where rays end in the teacher's pictures, but go on in the volume: ``points`` (N, 3) and ``rgb`` (N, 3)."""
 
@@ -139,7 +178,7 @@ class Gaps(NamedTuple):
 
 
 @torch.no_grad()
-def find_gaps(volume: SparseVolume, teacher: Any, aabb: Tensor, cameras: Camera, step: float, min_alpha: float) -> Gaps:
+def find_gaps(volume: SparseVolume, looks: Looks, aabb: Tensor, step: float, min_alpha: float) -> Gaps:
     """Find what a teacher shows and a volume with its density does not.
 
     A radiance field may draw an opaque mirror as fog that lies behind its surface, too thin anywhere to be found by its
@@ -147,29 +186,21 @@ def find_gaps(volume: SparseVolume, teacher: Any, aabb: Tensor, cameras: Camera,
 
     Args:
         volume: with the teacher's density.
-        teacher: something with ``render(camera)``.
+        looks: the teacher's pictures; those without depth or opacity tell nothing.
         aabb: (6,) the box that the volume fills.
-        cameras: at most 40 of them, evenly chosen, look, at half of their size.
         step: see ``nelf.kernels.lookup``.
         min_alpha: likewise.
     """
-    points, colors = [], []
-    for index in torch.linspace(0, len(cameras) - 1, min(LOOKS, len(cameras))).round().long().tolist():
-        camera = cameras[index].resized(max(cameras.width // 2, 1)).to(aabb.device)
-        picture, rays = teacher.render(camera), camera.rays()
+    points, colors = [aabb.new_zeros(0, 3)], [aabb.new_zeros(0, 3)]
+    for camera, picture, own in looks.beside(volume, aabb, step, min_alpha):
         if picture.opacity is None or picture.depth is None:
             break
-        flat = rays.reshape(-1)
-        middle = torch.full_like(flat.origins[:, 0], 0.5)
-        own = volume.composite(flat.origins.contiguous(), flat.directions.contiguous(), aabb, middle, step, min_alpha)
         opacity, depth = picture.opacity.reshape(-1), picture.depth.reshape(-1)
         gap = ((opacity > OPAQUE) & (own.opacity < opacity - GAP)).nonzero()[:, 0]
-        ends = camera.unproject((depth / opacity.clamp(min=OPAQUE)).view(rays.shape)).view(-1, 3)[gap]
+        ends = camera.unproject((depth / opacity.clamp(min=OPAQUE)).view_as(picture.depth)).view(-1, 3)[gap]
         inside = ((ends >= aabb[:3]) & (ends <= aabb[3:])).all(-1)  # a teacher may see beyond the box
         points.append(ends[inside])
         colors.append(picture.rgb.reshape(-1, 3)[gap][inside])
-    if not points:
-        return Gaps(aabb.new_zeros(0, 3), aabb.new_zeros(0, 3))
     return Gaps(torch.cat(points), torch.cat(colors))
 
 
@@ -184,24 +215,24 @@ def cells_holding(points: Tensor, aabb: Tensor, shape: tuple[int, ...]) -> Tenso
 
 @torch.no_grad()
 def close_gaps(
-    volume: SparseVolume, teacher: Any, aabb: Tensor, cameras: Camera, step: float, min_alpha: float
+    volume: SparseVolume, looks: Looks, aabb: Tensor, cameras: Camera, step: float, min_alpha: float
 ) -> None:
     """Put something where rays end in the teacher's pictures, but not in the volume with its density.
 
     Args:
-        volume: this and what follows are those of ``find_gaps``.
-        teacher: see there.
+        volume: see ``find_gaps``, and so on.
+        looks: see there.
         aabb: see there.
-        cameras: see there.
-        step: see there.
+        cameras: from where colors are seen, see ``bake``.
+        step: see ``find_gaps``.
         min_alpha: see there.
     """
-    gaps = find_gaps(volume, teacher, aabb, cameras, step, min_alpha)
+    gaps = find_gaps(volume, looks, aabb, step, min_alpha)
     if not len(gaps.points):
         return
     shape = tuple(side - 1 for side in volume.shape.tolist())
     new = volume.extend(corners_of(around(cells_holding(gaps.points, aabb, shape))))
-    bake(volume, teacher, aabb, cameras, new)
+    bake(volume, looks.teacher, aabb, cameras, new)
     fill_gaps(volume, gaps, aabb)
 
 

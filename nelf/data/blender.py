@@ -25,17 +25,18 @@ from pathlib import Path
 import torch
 
 from nelf.cameras import Camera
-from nelf.data.bounds import check_space, find_bounds
+from nelf.data.bounds import find_bounds
 from nelf.data.images import MEMORY_LIMIT, ImageFiles, check_width, fingerprint, image_headers, load_images
 from nelf.data.lenses import check_rays, stack
 from nelf.data.masks import MaskFile, load_masks, tell_scaled
 from nelf.data.ray_cache import shuffled
+from nelf.data.splits import check_holdout, held_out
 from nelf.data.transforms import SPLITS, Transforms, read_transforms
 from nelf.errors import UserError
 from nelf.paths import trajectory
 from nelf.scene import BACKGROUNDS, ImageStack, Scene, Split, background_color
 
-__all__ = ["check_space", "read_scene", "read_views", "with_pseudo_views"]
+__all__ = ["read_scene", "read_views", "with_pseudo_views"]
 
 
 @dataclass
@@ -93,8 +94,7 @@ def read_scene(
     """
     if background is not None:
         background_color(background)
-    if holdout < 3:
-        raise UserError(f"data.holdout: is {holdout}; allowed: 3 or more (one test, one val, the rest train).")
+    check_holdout(holdout)
     files = read_transforms(Path(root), moving, skip_missing)
     _check_controls(files)
     stated = files["train"]
@@ -203,16 +203,14 @@ def _split(path: Path, views: dict[str, _Views], holdout: int) -> dict[str, _Vie
     absent = [name for name in ("test", "val") if name not in views]
     if not absent:
         return views
-    train, places = views["train"], {"test": 0, "val": 1}
-    held = {name: [i for i in range(len(train)) if i % holdout == places[name]] for name in absent}
-    taken = {places[name] for name in absent}
-    rest = [i for i in range(len(train)) if i % holdout not in taken]
-    if not rest or not all(held.values()):
+    train = views["train"]
+    places = held_out(len(train), holdout, absent)
+    if not all(places.values()):
         raise UserError(
             f"{path}: {len(train)} views are too few to hold out {' and '.join(absent)} views; "
             f"allowed: {len(absent) + 1} or more, or a transforms file for each of {', '.join(SPLITS)}."
         )
-    return {**views, **{name: train.pick(held[name]) for name in absent}, "train": train.pick(rest)}
+    return {**views, **{name: train.pick(chosen) for name, chosen in places.items()}}
 
 
 def _views(transforms: Transforms) -> _Views:

@@ -34,11 +34,12 @@ from torch import Tensor
 
 from nelf.cameras import Camera
 from nelf.data import lenses
-from nelf.data.blender import check_space
-from nelf.data.images import MEMORY_LIMIT, check_width, image_headers, load_images
+from nelf.data.bounds import check_space
+from nelf.data.images import MEMORY_LIMIT, check_width, image_headers
+from nelf.data.splits import check_holdout, held_out, load_splits
 from nelf.errors import UserError
 from nelf.paths import trajectory
-from nelf.scene import Scene, Split
+from nelf.scene import Scene
 
 __all__ = ["load_pycolmap", "read_colmap"]
 
@@ -105,8 +106,7 @@ def read_colmap(
             images differ in size, or an argument is out of range.
     """
     root = Path(root)
-    if holdout < 3:
-        raise UserError(f"data.holdout: is {holdout}; allowed: 3 or more (one test, one val, the rest train).")
+    check_holdout(holdout)
     folder = _model_folder(root)
     model = _read(folder)
     there, paths = _pictures(root, images, model.names, skip_missing)
@@ -121,19 +121,19 @@ def read_colmap(
     if width is not None:
         check_width(width, paths[0], camera.width)
         camera = camera.resized(width)
-    train, val, test = _splits(root, camera, paths, holdout, memory_limit)
+    splits = load_splits(root, paths, camera, held_out(len(paths), holdout), memory_limit)
     return Scene(
         name=root.resolve().name,
         root=root,
-        train=train,
-        val=val,
-        test=test,
+        train=splits["train"],
+        val=splits["val"],
+        test=splits["test"],
         aabb=torch.tensor(box, dtype=torch.float32),
         near=depth[0],
         far=depth[1],
         background="black",
         digest=_digest(model),
-        trajectory=trajectory(train.camera),
+        trajectory=trajectory(splits["train"].camera),
     )
 
 
@@ -312,21 +312,6 @@ def _sized(model: _Model, c2w: np.ndarray, there: list[int], paths: list[Path]) 
         height,
         lens=lens,
     )
-
-
-def _splits(root: Path, camera: Camera, paths: list[Path], holdout: int, memory_limit: int) -> list[Split]:
-    """Train, val and test, decoded."""
-    train = [place for place in range(len(paths)) if place % holdout > 1]
-    val, test = ([*range(first, len(paths), holdout)] for first in (1, 0))
-    splits = []
-    for name, places in (("train", train), ("val", val), ("test", test)):
-        files = [paths[place] for place in places]
-        text = f"reading {name} views of {root.resolve().name}"
-        images = load_images(files, camera.width, camera.height, 3, root, text, memory_limit)
-        names = [path.relative_to(root).with_suffix("").as_posix() for path in files]
-        splits.append(Split(camera[torch.tensor(places)], images, names))
-    splits[0] = splits[0].numbered()
-    return splits
 
 
 def _digest(model: _Model) -> str:

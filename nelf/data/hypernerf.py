@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from nelf.cameras import Camera
-from nelf.data.blender import check_space
+from nelf.data.bounds import check_space
 from nelf.data.capture import Moments, Space, read_cameras, read_dataset, read_moments, read_points, read_space
 from nelf.data.images import MEMORY_LIMIT, check_width, image_headers, load_images
 from nelf.errors import UserError

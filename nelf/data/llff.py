@@ -24,13 +24,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from nelf.cameras import Camera
-from nelf.data.blender import check_space
-from nelf.data.images import MEMORY_LIMIT, check_width, image_headers, load_images
+from nelf.data.bounds import check_space
+from nelf.data.images import MEMORY_LIMIT, check_width, image_headers
+from nelf.data.splits import check_holdout, held_out, load_splits
 from nelf.errors import UserError
+from nelf.paths import average_pose, focus, look_at
 from nelf.rays import NDC
-from nelf.scene import Scene, Split
+from nelf.scene import Scene
 
 __all__ = ["read_llff"]
 
@@ -38,7 +41,6 @@ _BOUND = 0.75  # NeRF's ``bd_factor``: the nearest bound is so much of what it b
 _NEAR = 0.9  # of the smallest bound
 _PLANE = 1.0  # near plane of NDC, scene unit: between the average camera and the nearest bound, 1.33
 _SUFFIXES = (".jpg", ".jpeg", ".png")
-_PLACES = {"test": 0, "val": 1}  # in each run of ``holdout`` views
 _MOST_ROWS = 100_000
 
 
@@ -83,8 +85,7 @@ def read_llff(
     root = Path(root)
     if ndc and spherify:
         raise UserError("data.spherify: is true, and so is data.ndc; allowed: one of them.")
-    if holdout < 3:
-        raise UserError(f"data.holdout: is {holdout}; allowed: 3 or more (one test, one val, the rest train).")
+    check_holdout(holdout)
     if not root.is_dir():
         raise UserError(f"data.root: {root} is not a directory; allowed: a folder with poses_bounds.npy.")
     path = root / "poses_bounds.npy"
@@ -102,13 +103,16 @@ def read_llff(
         fx, fy = camera.intrinsics[0, :2].tolist()
         camera = _in_ndc(path, camera, NDC(_PLANE, camera.width / (2 * fx), camera.height / (2 * fy)))
     depth = _NEAR * float(bounds.min()) if near is None else near, float(bounds.max()) if far is None else far
-    splits = {name: _load(root, paths, camera, rows, memory_limit) for name, rows in _split(path, table, holdout)}
+    rows = held_out(len(table), holdout)
+    if not all(rows.values()):
+        raise UserError(f"{path}: has {len(table)} rows; allowed: 3 or more, one each for test, val and train.")
+    splits = load_splits(root, paths, camera, rows, memory_limit)
     box = _reach(splits["train"].camera, depth) if aabb is None else aabb
     check_space(path, depth, box)
     return Scene(
         name=root.resolve().name,
         root=root,
-        train=splits["train"].numbered(),
+        train=splits["train"],
         val=splits["val"],
         test=splits["test"],
         aabb=torch.tensor(box, dtype=torch.float32),
@@ -143,6 +147,8 @@ def _read_table(path: Path) -> np.ndarray:
         raise UserError(
             f"{path}: row {int(turned.argmax())} has a pose whose axes are not orthonormal; allowed: rotations."
         )
+    if np.linalg.norm(matrix[:, :, 2].mean(0)) < 1e-6:
+        raise UserError(f"{path}: its cameras look all ways, so none is their average; allowed: a common direction.")
     empty = ~((bounds[:, 0] > 0) & (bounds[:, 0] < bounds[:, 1]))
     if empty.any():
         row = int(empty.argmax())
@@ -196,25 +202,6 @@ def _in_ndc(path: Path, camera: Camera, ndc: NDC) -> Camera:
     return Camera(camera.c2w, camera.intrinsics, camera.width, camera.height, ndc=ndc)
 
 
-def _split(path: Path, table: np.ndarray, holdout: int) -> list[tuple[str, list[int]]]:
-    """Which rows belong to each split."""
-    rows = range(len(table))
-    split = [(name, [row for row in rows if row % holdout == place]) for name, place in _PLACES.items()]
-    split.append(("train", [row for row in rows if row % holdout not in _PLACES.values()]))
-    if not all(held for _, held in split):
-        raise UserError(f"{path}: has {len(table)} rows; allowed: 3 or more, one each for test, val and train.")
-    return split
-
-
-def _load(root: Path, paths: list[Path], camera: Camera, rows: list[int], memory_limit: int) -> Split:
-    """The views of some rows."""
-    chosen = [paths[row] for row in rows]
-    text = f"reading {len(rows)} views of {root.resolve().name}"
-    images = load_images(chosen, camera.width, camera.height, 3, root, text, memory_limit)
-    names = [each.relative_to(root).with_suffix("").as_posix() for each in chosen]
-    return Split(camera[torch.tensor(rows)], images, names)
-
-
 # ------------------------------------------------------------------------------------------- space
 
 
@@ -224,35 +211,26 @@ def _recentered(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     down, right, back, position = (matrix[:, :, column] for column in range(4))
     scale = 1.0 / (_BOUND * bounds.min())
     c2w = np.stack([right, -down, back, position * scale], axis=-1)
-    middle = _pose(back.sum(0), -down.sum(0), c2w[:, :, 3].mean(0))
-    return _seen_from(middle, c2w), bounds * scale
+    return _seen_from(average_pose(torch.from_numpy(c2w)), c2w), bounds * scale
 
 
 def _spherified(c2w: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Poses around the point that the cameras look at, and bounds, in another unit."""
-    back, position = c2w[:, :, 2], c2w[:, :, 3]
-    across = np.eye(3) - back[:, :, None] * back[:, None, :]
-    center = np.linalg.lstsq(across.mean(0), (across @ position[..., None]).mean(0)[:, 0], rcond=None)[0]
-    up = position.mean(0) - center
+    center = focus(c2w)[0]
+    up = c2w[:, :, 3].mean(0) - center
     right = np.cross((0.1, 0.2, 0.3), up)
-    c2w = _seen_from(_pose(up, np.cross(up, right), center), c2w)
+    at, above, top = map(torch.from_numpy, (center, up, np.cross(up, right)))
+    c2w = _seen_from(look_at(at, at - above, top), c2w)
     scale = 1.0 / np.sqrt((c2w[:, :, 3] ** 2).sum(-1).mean())
     c2w[:, :, 3] *= scale
     return c2w, bounds * scale
 
 
-def _pose(back: np.ndarray, up: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """(3, 4) at a position, with this back, and up as near to ``up`` as it goes."""
-    back = back / np.linalg.norm(back)
-    right = np.cross(up, back)
-    right /= np.linalg.norm(right)
-    return np.stack([right, np.cross(back, right), back, position], axis=-1)
-
-
-def _seen_from(pose: np.ndarray, c2w: np.ndarray) -> np.ndarray:
+def _seen_from(pose: Tensor, c2w: np.ndarray) -> np.ndarray:
     """Poses (N, 3, 4) with a pose (3, 4) as the world's axes."""
-    turned = pose[:, :3].T @ c2w
-    turned[:, :, 3] -= pose[:, :3].T @ pose[:, 3]
+    axes, position = pose[:, :3].numpy(), pose[:, 3].numpy()
+    turned = axes.T @ c2w
+    turned[:, :, 3] -= axes.T @ position
     return turned
 
 

@@ -19,7 +19,7 @@ from nelf.paths.random_poses import (
     random_mobile_r2l,
     random_r2l,
 )
-from nelf.paths.trajectories import Trajectory, Viewpoints, rolled, trajectory, viewpoints
+from nelf.paths.trajectories import Trajectory, Viewpoints, focus, rolled, trajectory, viewpoints
 
 __all__ = [
     "BLENDER_RADIUS",
@@ -33,6 +33,7 @@ __all__ = [
     "around",
     "average_pose",
     "dnerf",
+    "focus",
     "hemisphere",
     "in_motion",
     "llff_spiral",

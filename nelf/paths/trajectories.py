@@ -66,7 +66,7 @@ def viewpoints(
     """
     c2w = camera.c2w.cpu().double().numpy()
     back, position = c2w[:, :, 2], c2w[:, :, 3]
-    target, miss = _focus(c2w)
+    target, miss = focus(c2w)
     if trajectory == "forward" and depth is not None:
         middle = average_pose(camera.c2w.cpu().double()).numpy()
         target = middle[:, 3] - focus_distance(*depth) * middle[:, 2]
@@ -90,7 +90,7 @@ def trajectory(camera: Camera) -> Trajectory:
         or they were aimed by a program; ``forward``: side by side, their view axes within 30 degrees of the mean;
         ``between``: neither, as of a hand-held capture, so only what lies between them has been seen.
     """
-    miss = _focus(camera.c2w.cpu().double().numpy())[1]
+    miss = focus(camera.c2w.cpu().double().numpy())[1]
     meet = np.median(miss) < _AIMED and covered_arc(viewpoints(camera).azimuth, AROUND)[1] == 360.0
     if (meet or miss.max() < _EXACT) and rolled(camera) < _ROLL:
         return "orbit"
@@ -156,10 +156,15 @@ def covered_arc(azimuth: np.ndarray, gap: float) -> tuple[float, float]:
     return float(ordered[(widest + 1) % len(ordered)]), float(360.0 - gaps[widest])
 
 
-def _focus(c2w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(3,) point nearest to all view axes in the least-squares sense, and how far each passes it (N,).
+def focus(c2w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the view axes of cameras meet.
 
-    The latter is a share of the point's z-depth; infinite where it is behind the camera.
+    Args:
+        c2w: (N, 3, 4) float64 poses.
+
+    Returns:
+        (3,) point nearest to all axes in the least-squares sense, and how far each passes it (N,): a share of its
+        z-depth, infinite where it is behind the camera.
     """
     back = c2w[:, :, 2]
     across = np.eye(3) - back[:, :, None] * back[:, None, :]

@@ -184,9 +184,20 @@ def spoiled(root: Path, **changes: float) -> None:
     np.save(root / "poses_bounds.npy", table)
 
 
+def turned_around(root: Path) -> None:
+    """The cameras look to all sides, evenly."""
+    table = np.load(root / "poses_bounds.npy")
+    matrix = table[:, :15].reshape(-1, 3, 5)
+    for angle, each in zip(2 * np.pi * np.arange(len(matrix)) / len(matrix), matrix, strict=True):
+        right, back = (np.cos(angle), 0.0, -np.sin(angle)), (np.sin(angle), 0.0, np.cos(angle))
+        each[:, :3] = np.stack([(0.0, -1.0, 0.0), right, back], 1)
+    np.save(root / "poses_bounds.npy", np.concatenate([matrix.reshape(-1, 15), table[:, 15:]], 1))
+
+
 @pytest.mark.parametrize(
     ("spoil", "options", "words"),
     [
+        (turned_around, {"ndc": False}, "look all ways"),
         (lambda root: (root / "images_4" / "003.png").unlink(), {}, r"has 8 images, but poses_bounds.npy has 9 rows"),
         (lambda root: (root / "poses_bounds.npy").unlink(), {}, r"poses_bounds.npy: no such file"),
         (lambda root: (root / "poses_bounds.npy").write_bytes(b"\x93NUMPY"), {}, "is not whole, or no array"),

@@ -83,8 +83,8 @@ class LLFFDataModule(SceneDataModule):
         self,
         root: str | Path,
         *,
-        factor: int = 8,
-        width: int | None = None,
+        factor: Count = 8,
+        width: ImageWidth | None = None,
         ndc: bool = True,
         spherify: bool = False,
         holdout: int = 8,
@@ -94,10 +94,8 @@ class LLFFDataModule(SceneDataModule):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if factor < 1:
-            raise UserError(f"data.factor: is {factor}; allowed: 1 or more.")
-        if width is not None and width < 1:
-            raise UserError(f"data.width: is {width}; allowed: 1 or more, or null.")
+        check_option("factor", factor, factor >= 1, "1 or more")
+        check_option("width", width, width is None or width >= 1, "1 or more, or null")
         if ndc and spherify:
             raise UserError("data.spherify: is true, and so is data.ndc; allowed: one of them.")
         self.root = Path(root)
@@ -132,7 +130,7 @@ class ColmapDataModule(SceneDataModule):
         root: str | Path,
         *,
         images: str = "images",
-        width: int | None = None,
+        width: ImageWidth | None = None,
         holdout: int = 8,
         skip_missing: bool = False,
         near: float | None = None,
@@ -171,8 +169,8 @@ class PhotosDataModule(SceneDataModule):
         self,
         root: str | Path,
         *,
-        frames: int = 80,
-        width: int | None = None,
+        frames: Count = 80,
+        width: ImageWidth | None = None,
         holdout: int = 8,
         near: float | None = None,
         far: float | None = None,
@@ -180,8 +178,7 @@ class PhotosDataModule(SceneDataModule):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if frames < 5:
-            raise UserError(f"data.frames: is {frames}; allowed: 5 or more.")
+        check_option("frames", frames, frames >= 5, "5 or more")
         self.root, self.frames = Path(root), frames
         self._reading: dict[str, Any] = {"width": width, "holdout": holdout, "near": near, "far": far, "aabb": aabb}
 

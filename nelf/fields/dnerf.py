@@ -100,7 +100,7 @@ class DNeRF(RadianceField):
         zero_canonical: bool = True,
         density_activation: Literal["softplus", "relu"] = "relu",
         low_precision: bool | None = None,
-        samples: CountOrZero = 64,
+        samples: Count = 64,
         fine_samples: CountOrZero = 128,
         infinite_end: bool = True,
         ray_shift: float = 0.0,

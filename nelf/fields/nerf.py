@@ -180,7 +180,7 @@ class NeRF(RadianceField):
         density_activation: Literal["softplus", "relu"] = "softplus",
         noise_std: NonNegative = 0.0,
         low_precision: bool | None = None,
-        samples: CountOrZero = 64,
+        samples: Count = 64,
         fine_samples: CountOrZero = 128,
         disparity: bool = False,
         infinite_end: bool = False,

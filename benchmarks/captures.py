@@ -11,22 +11,15 @@ do not depend on the machine; how long they took stands beside them.
 from __future__ import annotations
 
 import argparse
-import statistics
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from _machine import RESULTS, seconds, write  # before torch, since it says how idle threads wait
+from _machine import RESULTS, write  # before torch, since it says how idle threads wait
 
 # isort: split
-import pytorch_lightning as pl
-from hydra.utils import instantiate
-from rich.console import Console
-from rich.table import Table
+from _fitting import fit, show
 
-import nelf
-from nelf.data import DemoHandheldDataModule, HyperNeRFDataModule, SceneDataModule
-from nelf.report.evaluation import evaluate
+from nelf.data import DemoHandheldDataModule, HyperNeRFDataModule
 from nelf.scene import Scene, Split
 
 
@@ -37,19 +30,6 @@ def without_lens(scene: Scene) -> Scene:
         return replace(split, camera=split.camera.pinhole())
 
     return replace(scene, train=pinholes(scene.train), val=pinholes(scene.val), test=pinholes(scene.test))
-
-
-def fit(scene: Scene, model: str, steps: int, seed: int, more: list[str]) -> dict[str, Any]:
-    """Train a model by its recipe for so many steps; PSNR and SSIM of the held-out views, and the seconds it took."""
-    pl.seed_everything(seed, verbose=False)
-    config = nelf.config("train", [f"model={model}", *more])
-    system = instantiate(config.system, network=instantiate(config.model))
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    trainer = pl.Trainer(max_steps=steps, max_epochs=-1, accelerator="cpu", limit_val_batches=0, **quiet)
-    data = SceneDataModule(scene, seed=seed, **system.batches)
-    took = seconds(lambda: trainer.fit(system, data))
-    figures = evaluate(system, scene.test, scene.background)
-    return {"psnr": round(figures["psnr"], 3), "ssim": round(figures["ssim"], 4), "seconds": round(took, 1)}
 
 
 def main() -> None:
@@ -75,22 +55,12 @@ def main() -> None:
     for seed in options.seeds:
         for lens, each in lenses.items():
             for model in options.models:
-                rows.append(
-                    {"model": model, "lens": lens, "seed": seed, **fit(each, model, options.steps, seed, options.set)}
-                )
+                figures, _ = fit(each, [f"model={model}", *options.set], options.steps, seed)
+                rows.append({"model": model, "lens": lens, "seed": seed, **figures})
                 print(rows[-1], flush=True)
 
-    table = Table(title=f"{scene.name}, {scene.train.camera.width}x{scene.train.camera.height}, {options.steps} steps")
-    for title in ("model", "lens", "PSNR", "lowest", "highest", "SSIM", "seconds"):
-        table.add_column(title)
-    for lens in lenses:
-        for model in options.models:
-            own = [row for row in rows if (row["model"], row["lens"]) == (model, lens)]
-            psnr = [row["psnr"] for row in own]
-            ssim, took = (statistics.mean(row[key] for row in own) for key in ("ssim", "seconds"))
-            decibels = [f"{value:.2f}" for value in (statistics.mean(psnr), min(psnr), max(psnr))]
-            table.add_row(model, lens, *decibels, f"{ssim:.3f}", f"{took:.0f}")
-    Console(width=110).print(table)
+    title = f"{scene.name}, {scene.train.camera.width}x{scene.train.camera.height}, {options.steps} steps"
+    show(rows, title, model="model", lens="lens")
     settings = {"image_scale": options.image_scale, "steps": options.steps, "set": options.set}
     write(options.out or RESULTS / f"captures_{scene.name}.json", scene=scene.name, settings=settings, rows=rows)
 

@@ -11,15 +11,12 @@ teacher is measured by ``chain.py experiment=llff_cpu data.root=CAPTURE``.
 from __future__ import annotations
 
 import argparse
-import statistics
 from pathlib import Path
 
 from _machine import RESULTS, write  # before torch, since it says how idle threads wait
 
 # isort: split
-from captures import fit
-from rich.console import Console
-from rich.table import Table
+from _fitting import fit, show
 
 from nelf.data import read_llff
 
@@ -47,22 +44,13 @@ def main() -> None:
     for seed in options.seeds:
         for space, scene in scenes.items():
             for model in options.models:
-                figures = fit(scene, model, options.steps, seed, options.set)
+                figures, _ = fit(scene, [f"model={model}", *options.set], options.steps, seed)
                 rows.append({"model": model, "space": space, "seed": seed, **figures})
                 print(rows[-1], flush=True)
 
     scene = scenes["NDC"]
-    table = Table(title=f"{scene.name}, {scene.train.camera.width}x{scene.train.camera.height}, {options.steps} steps")
-    for title in ("model", "rays in", "PSNR", "lowest", "highest", "SSIM", "seconds"):
-        table.add_column(title)
-    for space in SPACES:
-        for model in options.models:
-            own = [row for row in rows if (row["model"], row["space"]) == (model, space)]
-            psnr = [row["psnr"] for row in own]
-            ssim, took = (statistics.mean(row[key] for row in own) for key in ("ssim", "seconds"))
-            decibels = [f"{value:.2f}" for value in (statistics.mean(psnr), min(psnr), max(psnr))]
-            table.add_row(model, space, *decibels, f"{ssim:.3f}", f"{took:.0f}")
-    Console(width=110).print(table)
+    title = f"{scene.name}, {scene.train.camera.width}x{scene.train.camera.height}, {options.steps} steps"
+    show(rows, title, model="model", space="rays in")
     settings = {**place, "steps": options.steps, "set": options.set}
     write(options.out or RESULTS / f"forward_{scene.name}.json", scene=scene.name, settings=settings, rows=rows)
 

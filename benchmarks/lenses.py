@@ -11,7 +11,6 @@ pinholes, too, as in programs that ignore distortion.
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 from dataclasses import replace
 from functools import partial
@@ -21,9 +20,8 @@ from _machine import RESULTS, write  # before torch, since it says how idle thre
 
 # isort: split
 import torch
-from captures import fit, without_lens
-from rich.console import Console
-from rich.table import Table
+from _fitting import fit, show
+from captures import without_lens
 
 from nelf.cameras import Camera
 from nelf.data import demo, read_scene
@@ -74,16 +72,12 @@ def main() -> None:
     rows = []
     for seed in options.seeds:
         for name, scene in scenes.items():
-            rows.append({"cameras": name, "seed": seed, **fit(scene, options.model, options.steps, seed, [])})
+            figures, _ = fit(scene, [f"model={options.model}"], options.steps, seed)
+            rows.append({"cameras": name, "seed": seed, **figures})
             print(rows[-1], flush=True)
 
     title = f"{options.scene}, {options.width}x{options.width}, {options.model}, {options.steps} steps"
-    table = Table("cameras", "PSNR", "SSIM", "seconds", title=title)
-    for name in scenes:
-        own = [row for row in rows if row["cameras"] == name]
-        means = [statistics.mean(row[key] for row in own) for key in ("psnr", "ssim", "seconds")]
-        table.add_row(name, f"{means[0]:.2f}", f"{means[1]:.3f}", f"{means[2]:.0f}")
-    Console(width=100).print(table)
+    show(rows, title, cameras="cameras")
     settings = {key: getattr(options, key) for key in ("scene", "width", "model", "steps", "lens")}
     write(options.out, settings=settings, moved_pixels=round(most, 2), rows=rows)
 

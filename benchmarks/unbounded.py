@@ -12,27 +12,22 @@ limited, not minutes, so that the figures do not depend on the machine; how long
 from __future__ import annotations
 
 import argparse
-import statistics
 from pathlib import Path
 from typing import Any
 
-from _machine import RESULTS, seconds, write  # before torch, since it says how idle threads wait
+from _machine import RESULTS, write  # before torch, since it says how idle threads wait
 
 # isort: split
 import numpy as np
-import pytorch_lightning as pl
 import torch
-from hydra.utils import instantiate
-from rich.console import Console
-from rich.table import Table
+from _fitting import fit, show
 
 import nelf
 from nelf.cameras import Camera
-from nelf.data import BlenderDataModule, SceneDataModule
+from nelf.data import BlenderDataModule
 from nelf.data.demo import SCENES, draw
 from nelf.data.shapes import circle, solid
 from nelf.data.solids import BOX, CONE, CYLINDER, Material, Solid, pack
-from nelf.report.evaluation import evaluate
 from nelf.scene import Scene, Split
 
 TEACHERS = {
@@ -86,21 +81,6 @@ def built_in(width: int) -> Scene:
     return Scene("surroundings", None, **splits, aabb=box, near=0.5, far=100.0)
 
 
-def fit(scene: Scene, words: list[str], steps: int, seed: int, teacher: Any = None) -> tuple[dict[str, Any], Any]:
-    """Train a model by its recipe for so many steps; PSNR and SSIM of the held-out views, and the seconds it took."""
-    pl.seed_everything(seed, verbose=False)
-    config = nelf.config("train", words)
-    system = instantiate(config.system, network=instantiate(config.model))
-    if teacher is not None:
-        system.network.prepare(scene.geometry, scene.train.silhouettes(), teacher)
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    trainer = pl.Trainer(max_steps=steps, max_epochs=-1, accelerator="cpu", limit_val_batches=0, **quiet)
-    data = SceneDataModule(scene, seed=seed, **system.batches)
-    took = seconds(lambda: trainer.fit(system, data))
-    figures = evaluate(system, scene.test, scene.background)
-    return {"psnr": round(figures["psnr"], 3), "ssim": round(figures["ssim"], 4), "seconds": round(took, 1)}, system
-
-
 def main() -> None:
     """Fit all, and table the mean and the spread of the seeds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -139,16 +119,8 @@ def main() -> None:
             rows.append({"model": "grid_r2l_unbounded", "variant": name, "seed": seed, **figures})
             print(rows[-1], flush=True)
 
-    table = Table(title=f"{scene.name}, {scene.train.camera.width}x{scene.train.camera.height}, {options.steps} steps")
-    for title in ("model", "variant", "PSNR", "lowest", "highest", "SSIM", "seconds"):
-        table.add_column(title)
-    for model, name in dict.fromkeys((row["model"], row["variant"]) for row in rows):
-        own = [row for row in rows if (row["model"], row["variant"]) == (model, name)]
-        psnr = [row["psnr"] for row in own]
-        ssim, took = (statistics.mean(row[key] for row in own) for key in ("ssim", "seconds"))
-        decibels = [f"{value:.2f}" for value in (statistics.mean(psnr), min(psnr), max(psnr))]
-        table.add_row(model, name, *decibels, f"{ssim:.3f}", f"{took:.0f}")
-    Console(width=110).print(table)
+    title = f"{scene.name}, {scene.train.camera.width}x{scene.train.camera.height}, {options.steps} steps"
+    show(rows, title, model="model", variant="variant")
     settings = {key: getattr(options, key) for key in ("width", "steps", "student_steps", "set")}
     write(options.out or RESULTS / f"unbounded_{scene.name}.json", scene=scene.name, settings=settings, rows=rows)
 

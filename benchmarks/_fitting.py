@@ -1,0 +1,66 @@
+"""Train a model on a scene for so many steps, and table what came of it over several seeds."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from _machine import seconds  # before torch, since it says how idle threads wait
+
+# isort: split
+import pytorch_lightning as pl
+from hydra.utils import instantiate
+from rich.console import Console
+from rich.table import Table
+
+import nelf
+from nelf.data import SceneDataModule
+from nelf.report.evaluation import evaluate
+from nelf.scene import Scene
+from nelf.systems.system import System
+
+Row = dict[str, Any]
+
+
+def fit(scene: Scene, words: list[str], steps: int, seed: int, teacher: Any = None) -> tuple[Row, System]:
+    """Train a model by its recipe, a student from its teacher.
+
+    Args:
+        scene: to learn from.
+        words: of train.py, which name the model.
+        steps: how many.
+        seed: of everything that is drawn at random.
+        teacher: what a student starts from.
+
+    Returns:
+        PSNR and SSIM of the held-out views and the seconds that training took; and the trained system.
+    """
+    pl.seed_everything(seed, verbose=False)
+    config = nelf.config("train", words)
+    system = instantiate(config.system, network=instantiate(config.model))
+    if teacher is not None:
+        system.network.prepare(scene.geometry, scene.train.silhouettes(), teacher)
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = pl.Trainer(max_steps=steps, max_epochs=-1, accelerator="cpu", limit_val_batches=0, **quiet)
+    data = SceneDataModule(scene, seed=seed, **system.batches)
+    took = seconds(lambda: trainer.fit(system, data))
+    figures = evaluate(system, scene.test, scene.background)
+    return {"psnr": round(figures["psnr"], 3), "ssim": round(figures["ssim"], 4), "seconds": round(took, 1)}, system
+
+
+def show(rows: list[Row], title: str, **by: str) -> None:
+    """Print the mean and the spread of rows that differ in their seed alone.
+
+    Args:
+        rows: figures of ``fit``, and what they are of.
+        title: of the table.
+        **by: what they are of: the keys of rows, and the titles of their columns.
+    """
+    table = Table(*by.values(), "PSNR", "lowest", "highest", "SSIM", "seconds", title=title)
+    for kind in dict.fromkeys(tuple(row[key] for key in by) for row in rows):
+        own = [row for row in rows if tuple(row[key] for key in by) == kind]
+        psnr = [row["psnr"] for row in own]
+        ssim, took = (statistics.mean(row[key] for row in own) for key in ("ssim", "seconds"))
+        decibels = [f"{value:.2f}" for value in (statistics.mean(psnr), min(psnr), max(psnr))]
+        table.add_row(*kind, *decibels, f"{ssim:.3f}", f"{took:.0f}")
+    Console(width=110).print(table)

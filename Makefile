@@ -24,12 +24,12 @@ test-long: $(VENV)/installed-dev
 # The stamps remember what is installed; another pyproject.toml installs anew.
 $(VENV)/installed: pyproject.toml
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --editable .
+	$(RUN) -m pip install --quiet --no-compile --editable .
 	touch $@
 
 $(VENV)/installed-dev: pyproject.toml
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --editable '.[dev]'
+	$(RUN) -m pip install --quiet --no-compile --editable '.[dev]'
 	touch $@ $(VENV)/installed
 
 clean:

@@ -27,6 +27,7 @@ from nelf.pipeline.lock import Lock
 from nelf.pipeline.memory import peak_memory, reset_peak_memory
 from nelf.pipeline.processes import agree
 from nelf.pipeline.recipe import Recipe
+from nelf.pipeline.settings import with_new_defaults
 
 __all__ = ["Run", "check_stages", "refuse_other_architecture"]
 
@@ -239,7 +240,7 @@ class Run:
         folder = self.folder(name)
         settings = self._settings(name)
         previous = read_yaml(folder / "config.yaml")
-        if previous is not None and previous != settings:
+        if previous is not None and with_new_defaults(previous, settings) != settings:
             refuse_other_architecture(folder, previous, settings)
             print(f"{name}: its settings or inputs have changed, so it is redone", flush=True)
             shutil.rmtree(folder)
@@ -258,8 +259,15 @@ class Run:
 
     def _is_current(self, name: str, folder: Path) -> bool:
         """Whether a finished stage was made with the present configuration and inputs."""
-        done = read_json(folder / "done.json") or {}
-        return all(done.get(key) == value for key, value in self._state(name).items())
+        done, state = read_json(folder / "done.json") or {}, self._state(name)
+        if done.get("inputs") != state["inputs"]:
+            return False
+        if done.get("config") == state["config"]:
+            return True
+        earlier, settings = read_yaml(folder / "config.yaml") or {}, self._settings(name)
+        earlier.pop("inputs", None)
+        settings.pop("inputs")
+        return done.get("config") == hash_of(earlier) and with_new_defaults(earlier, settings) == settings
 
     def _settings(self, name: str) -> dict[str, Any]:
         """All that the stage's result depends on, as it stands in the stage's config.yaml."""
@@ -313,6 +321,7 @@ def refuse_other_architecture(folder: Path, previous: dict[str, Any], settings: 
         UserError: there are weights, and the networks differ; names the keys with both values.
     """
     weights = [*folder.glob("checkpoints/*.ckpt"), *folder.glob("model.safetensors")]
+    previous = with_new_defaults(previous, settings)
     for path in (("model",), ("teacher", "model")):
         old, new = _dig(previous, path), _dig(settings, path)
         if not weights or old == new:

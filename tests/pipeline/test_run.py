@@ -92,6 +92,24 @@ def test_a_changed_stage_is_redone_with_those_after_it(chain, change: dict[str, 
     assert chain(**change) == []
 
 
+def test_an_argument_that_a_later_version_adds_changes_nothing_at_its_default(chain) -> None:
+    field = {"_target_": "nelf.fields.NGP", "levels": 8}
+    chain(teacher__model=field)
+    assert chain(teacher__model={**field, "contract": False, "appearance": 0}) == []
+    with pytest.raises(UserError, match=r"network: teacher\.model\.appearance was None and is 4\."):
+        chain(teacher__model={**field, "appearance": 4})
+    (chain.root / "teacher" / "done.json").unlink()
+    (chain.root / "teacher" / "kept").touch()
+    assert chain("teacher", teacher__model={**field, "contract": False}) == ["teacher"]
+    assert (chain.root / "teacher" / "kept").exists()
+
+
+def test_an_option_that_a_later_version_adds_redoes_a_stage_at_another_value_than_its_default(chain) -> None:
+    chain()
+    assert chain(stage__report={"frames": 60}) == []
+    assert chain(stage__report={"frames": 59}) == ["report"]
+
+
 def test_a_redone_teacher_has_other_views_even_with_the_same_settings(chain) -> None:
     chain()
     (chain.root / "teacher" / "done.json").unlink()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import re
 import types
 import typing
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
@@ -19,8 +17,9 @@ from omegaconf import DictConfig
 
 from nelf.errors import Range, UserError, did_you_mean
 from nelf.pipeline.recipe import PLACES
+from nelf.pipeline.settings import parameters
 
-__all__ = ["accepts", "check_types", "explain", "parameters"]
+__all__ = ["accepts", "check_types", "explain"]
 
 _WORDS = {int: "a whole number", float: "a number", str: "a word", bool: "true or false", Path: "a path"}
 
@@ -44,33 +43,6 @@ def check_types(node: Any, where: str = "") -> None:
         _check_node(node, where)
     for key, value in node.items():
         check_types(value, f"{where}.{key}" if where else str(key))
-
-
-def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Arguments that can be passed by name, with those of base classes that ``**options`` are passed on to.
-
-    Args:
-        target: a class or a function.
-
-    Returns:
-        Parameters by name, without ``self``; ``**options`` is there only if it goes nowhere. Their annotations are
-        types, but for those whose names exist for type checkers only, which stay strings.
-    """
-    if not isinstance(target, type):
-        return _annotated(target)
-    found: dict[str, inspect.Parameter] = {}
-    for kind in target.__mro__:
-        if "__init__" not in vars(kind) or kind is object:
-            continue
-        arguments = list(_annotated(kind.__init__).items())[1:]  # type: ignore[misc]
-        own = {name: value for name, value in arguments if value.kind is not value.POSITIONAL_ONLY}
-        found = {
-            **own,
-            **{name: value for name, value in found.items() if value.kind is not value.VAR_KEYWORD},
-        }
-        if not any(value.kind is value.VAR_KEYWORD for value in own.values()):
-            break
-    return found
 
 
 def accepts(annotation: Any, value: Any) -> bool:
@@ -170,17 +142,6 @@ def _check_node(node: dict[str, Any], where: str) -> None:
         if not nested and not accepts(annotation, value):
             shown = "null" if value is None else repr(value)
             raise UserError(f"{where}.{key}: is {shown}; allowed: {_in_words(annotation)}.")
-
-
-def _annotated(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """A function's parameters, each annotation looked up by itself: one that cannot be leaves the others."""
-    known = getattr(inspect.unwrap(function), "__globals__", {})
-    found = dict(inspect.signature(function).parameters)
-    for name, parameter in found.items():
-        alone = types.SimpleNamespace(__annotations__={name: parameter.annotation})
-        with suppress(NameError, AttributeError, TypeError, SyntaxError):
-            found[name] = parameter.replace(annotation=typing.get_type_hints(alone, known, include_extras=True)[name])
-    return found
 
 
 def _in_words(annotation: Any) -> str:

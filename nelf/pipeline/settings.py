@@ -1,13 +1,16 @@
-"""Settings of a finished stage, read by a later version of nelf, whose classes take more arguments."""
+"""What classes and functions take; and settings of a finished stage, read by a version of nelf that takes more."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import types
+import typing
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
-__all__ = ["with_new_defaults"]
+__all__ = ["parameters", "with_new_defaults"]
 
 
 def with_new_defaults(earlier: Any, present: Any) -> Any:
@@ -22,8 +25,8 @@ def with_new_defaults(earlier: Any, present: Any) -> Any:
         A copy of the earlier settings. Work that they describe is what the present ones describe where both are equal.
 
     Example:
-        >>> with_new_defaults({"_target_": "collections.Counter"}, {"_target_": "collections.Counter", "iterable": None})
-        {'_target_': 'collections.Counter', 'iterable': None}
+        >>> with_new_defaults({"_target_": "builtins.sum"}, {"_target_": "builtins.sum", "start": 0})
+        {'_target_': 'builtins.sum', 'start': 0}
     """
     if not isinstance(earlier, Mapping) or not isinstance(present, Mapping):
         return earlier
@@ -36,8 +39,46 @@ def with_new_defaults(earlier: Any, present: Any) -> Any:
     return {**known, **{key: present[key] for key in new if defaults[key] == present[key]}}
 
 
+def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Arguments that can be passed by name, with those of base classes that ``**options`` are passed on to.
+
+    Args:
+        target: a class or a function.
+
+    Returns:
+        Parameters by name, without ``self``; ``**options`` is there only if it goes nowhere. Their annotations are
+        types, but for those whose names exist for type checkers only, which stay strings.
+    """
+    if not isinstance(target, type):
+        return _annotated(target)
+    found: dict[str, inspect.Parameter] = {}
+    for kind in target.__mro__:
+        if "__init__" not in vars(kind) or kind is object:
+            continue
+        arguments = list(_annotated(kind.__init__).items())[1:]  # type: ignore[misc]
+        own = {name: value for name, value in arguments if value.kind is not value.POSITIONAL_ONLY}
+        found = {
+            **own,
+            **{name: value for name, value in found.items() if value.kind is not value.VAR_KEYWORD},
+        }
+        if not any(value.kind is value.VAR_KEYWORD for value in own.values()):
+            break
+    return found
+
+
 def _defaults(target: str) -> dict[str, Any]:
     """The default of each argument of a class or function that has one."""
     module, _, name = target.rpartition(".")
-    parameters = inspect.signature(getattr(import_module(module), name)).parameters.values()
-    return {each.name: each.default for each in parameters if each.default is not each.empty}
+    known = parameters(getattr(import_module(module), name))
+    return {name: each.default for name, each in known.items() if each.default is not each.empty}
+
+
+def _annotated(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """A function's parameters, each annotation looked up by itself: one that cannot be leaves the others."""
+    known = getattr(inspect.unwrap(function), "__globals__", {})
+    found = dict(inspect.signature(function).parameters)
+    for name, parameter in found.items():
+        alone = types.SimpleNamespace(__annotations__={name: parameter.annotation})
+        with suppress(NameError, AttributeError, TypeError, SyntaxError):
+            found[name] = parameter.replace(annotation=typing.get_type_hints(alone, known, include_extras=True)[name])
+    return found

@@ -15,10 +15,10 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 import nelf
-from nelf.cli.check import parameters
 from nelf.cli.command import CONF, _slug, _still_meant
 from nelf.cli.sweeps import first_job, swept_keys
 from nelf.errors import UserError
+from nelf.pipeline.settings import parameters
 from nelf.systems.teacher import REGULARIZERS
 
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))

@@ -12,12 +12,12 @@ import pytest
 from hydra.utils import get_object
 
 from nelf.cli import command as cli
-from nelf.cli.check import parameters
 from nelf.cli.command import CONF, _recall
 from nelf.cli.command import _compose as compose
 from nelf.cli.remembered import PATHS, _is_offered, _stated
 from nelf.errors import UserError
 from nelf.pipeline.documents import write_yaml
+from nelf.pipeline.settings import parameters
 
 OWN = ["data=blender", "data.root=/scene", "trainer=cpu", "model=mobile_r2l"]
 

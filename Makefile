@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-long clean
+.PHONY: demo test test-long docs clean
 .DELETE_ON_ERROR:
 
 # The built-in scene, from nothing to a small light field of it, with settings that suit a processor.
@@ -21,6 +21,12 @@ test: $(VENV)/installed-dev
 test-long: $(VENV)/installed-dev
 	$(RUN) -m pytest -q -m "slow and not gpu"
 
+# The documentation, with the demo's light field running in it where there is one: make demo first.
+docs: $(VENV)/installed-dev
+	$(RUN) -m pip install --quiet --no-compile --editable '.[docs]'
+	$(RUN) -m mkdocs build --strict
+	if [ -d runs/demo/export ]; then cp -r runs/demo/export site/demo && $(RUN) -c "from nelf.viewer import static; static.write('site/demo')"; fi
+
 # The stamps remember what is installed; another pyproject.toml installs anew.
 $(VENV)/installed: pyproject.toml
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
@@ -33,4 +39,4 @@ $(VENV)/installed-dev: pyproject.toml
 	touch $@ $(VENV)/installed
 
 clean:
-	rm -rf $(VENV) build dist runs .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist runs site .mypy_cache .pytest_cache .ruff_cache

@@ -28,7 +28,7 @@ LAYERS = [
     {"interop", "viewer"},
     {"pipeline"},
     {"render"},
-    {"cli"},
+    {"cli", "__main__"},
 ]
 ORDER = {name: level for level, names in enumerate(LAYERS) for name in names}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

@@ -8,7 +8,6 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from skimage.measure import marching_cubes
 from torch import Tensor
 
 from nelf.data.images import track
@@ -64,11 +63,16 @@ def extract_mesh(
         The mesh.
 
     Raises:
-        UserError: the density is on one side of the threshold everywhere, so there is no surface.
+        UserError: the density is on one side of the threshold everywhere, so there is no surface; or scikit-image is
+            not installed.
 
     Source:
         Lorensen and Cline, "Marching Cubes", 1987 (scikit-image's ``marching_cubes``).
     """
+    try:
+        from skimage.measure import marching_cubes
+    except ImportError as error:
+        raise UserError("mesh: scikit-image is not installed: pip install 'nelf[mesh]'.") from error
     low, high = aabb.view(2, 3).cpu()
     spacing = float((high - low).max()) / (resolution - 1)
     counts = ((high - low) / spacing).round().long() + 1

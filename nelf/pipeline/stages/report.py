@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import platform
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -17,13 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-import nelf
 from nelf.cameras import Camera
 from nelf.compression.inference import optimize_for_inference
 from nelf.compression.pruning import compressed_bytes
 from nelf.data import Scene
 from nelf.export import ExportedLightField
-from nelf.kernels import multiplies_bfloat16
 from nelf.lightfields import LightField
 from nelf.paths import MOTIONS, around, in_motion, llff_spiral
 from nelf.pipeline.documents import read_artifacts, read_json
@@ -32,6 +28,7 @@ from nelf.pipeline.run import Run
 from nelf.pipeline.stage import BATCHES, EVERYTHING, stage
 from nelf.rendering import Renderable
 from nelf.report.evaluation import MOVING_FIGURES, evaluate, latencies, orbit_video
+from nelf.report.machine import machine
 from nelf.report.page import write_report
 from nelf.report.views import comparisons
 
@@ -282,25 +279,6 @@ def _circumstances(scene: Scene) -> dict[str, Any]:
         "test views": len(scene.test),
         **({"controls": ", ".join(scene.controls)} if scene.controls else {}),
         "image": f"{scene.test.camera.width} x {scene.test.camera.height}",
-        "processor": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
-        "instructions": _instructions(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        **machine(),
         "latency": "median of render calls, two by two in turns of all models, of which the second counts",
-        "versions": f"nelf {nelf.__version__}, torch {torch.__version__}, python {platform.python_version()}",
     }
-
-
-def _instructions() -> str:
-    """What the processor has of the instructions that int8 and bfloat16 are fast with, in words."""
-    cpu = torch.device("cpu")
-    words = {"bfloat16": multiplies_bfloat16(cpu)}
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        # VNNI came with AVX-512, and later without it; only a PyTorch that lists all instructions knows the second.
-        listed: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-        vnni = torch.cpu._is_vnni_supported() or bool(listed.get("avx_vnni"))
-        words = {
-            "AVX2": torch.cpu._is_avx2_supported(),
-            "AVX-512": torch.cpu._is_avx512_supported(),
-            "VNNI": vnni,
-        } | words
-    return ", ".join(name if has else f"no {name}" for name, has in words.items())

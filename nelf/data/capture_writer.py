@@ -44,8 +44,8 @@ def write_capture(
     Raises:
         ValueError: a lens has coefficients from ``k4`` on, which the format does not state.
     """
-    for each in (camera, *(paths or {}).values()):
-        if each.lens is not None and each.lens[..., 6:].any():
+    for cameras in (camera, *(paths or {}).values()):
+        if cameras.lens is not None and cameras.lens[..., 6:].any():
             raise ValueError("Expected cameras without `k4`, `k5` and `k6`, but got cameras with them.")
     ids = list(metadata)
     for folder in ("camera", *(f"rgb/{scale}x" for scale in image_scales)):

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from nelf.rays import NDC, Rays
 
-__all__ = ["Camera"]
+__all__ = ["Camera", "pixel_size"]
 
 _TENSORS = ("c2w", "intrinsics", "controls", "view", "lens")  # the parts of a camera that are batched
 _NEWTON_STEPS, _SINGULAR = 10, 1e-9
@@ -315,6 +315,14 @@ def _distort(x: Tensor, y: Tensor, lens: Tensor) -> tuple[Tensor, Tensor, tuple[
         d + 2 * y * y * d_r + 2 * p2 * x + 6 * p1 * y,
     )
     return drawn_x, drawn_y, jacobian
+
+
+def pixel_size(cameras: Camera, aabb: Tensor) -> float:
+    """The mean side of a pixel of some cameras (N,) in the middle of a box (6,), in the space of their rays."""
+    if cameras.ndc is not None:  # in which a picture is two units wide, at any distance
+        return 2.0 / cameras.width
+    distance = (cameras.c2w[:, :, 3].cpu() - aabb.cpu().view(2, 3).mean(0)).norm(dim=-1).mean()
+    return float(distance / cameras.intrinsics[:, 0].mean().cpu())
 
 
 def _undistort(x: Tensor, y: Tensor, lens: Tensor) -> tuple[Tensor, Tensor]:

@@ -344,6 +344,8 @@ class Scene:
         trajectory: how its cameras stand, which says where new ones may: ``orbit`` around something, ``forward`` side
             by side, or ``between``, of which only what lies between them has been seen. Where a format does not say it,
             a reader asks the training cameras: ``nelf.paths.trajectory``.
+        from_colmap: (4, 4) float64 similarity that takes the world of a reconstruction by COLMAP, which it was read
+            from, to the scene's; None for all others.
     """
 
     name: str
@@ -360,6 +362,7 @@ class Scene:
     controls: tuple[str, ...] = ()
     points: Tensor | None = None
     trajectory: Trajectory = "orbit"
+    from_colmap: np.ndarray | None = None
 
     @property
     def geometry(self) -> Geometry:

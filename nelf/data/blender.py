@@ -109,7 +109,9 @@ def read_scene(
     return Scene(
         name=stated.path.parent.resolve().name,
         root=Path(root),
-        **loaded,
+        train=loaded["train"],
+        val=loaded["val"],
+        test=loaded["test"],
         aabb=torch.tensor(box, dtype=torch.float32),
         near=near,
         far=far,

@@ -17,7 +17,7 @@ from nelf.data.ply import read_ply
 from nelf.data.transforms import Transforms
 from nelf.errors import UserError
 
-__all__ = ["Bounds", "check_space", "find_bounds", "of_cube", "of_points"]
+__all__ = ["Bounds", "check_space", "find_bounds", "of_cube", "of_points", "of_shown"]
 
 Bounds = tuple[float, float, list[float]]
 """Near, far and box."""
@@ -26,8 +26,8 @@ _SYNTHETIC: Bounds = (2.0, 6.0, [-1.5, -1.5, -1.5, 1.5, 1.5, 1.5])  # NeRF's Ble
 _OUTLIERS = 1.0  # percent of the points on each side
 _MARGIN = 0.1  # share of the longest side of the box
 _SMALLEST = 0.01  # side of the box, share of the depth
-_NEARER, _FARTHER = 0.8, 1.2
-_MOST = 50_000  # points that are looked at
+_SLACK = 0.75  # of near, and 1 / of far
+_MOST = 20_000  # points that are looked at
 
 
 def find_bounds(
@@ -88,7 +88,7 @@ def check_space(path: Path, depth: tuple[float, float], box: list[float]) -> Non
 
 
 def of_points(points: Tensor, camera: Camera, path: Path) -> Bounds:
-    """What holds the points that cameras see, a hundredth of them on each side left out, with a margin.
+    """What holds the points that lie in the pictures of cameras, see ``of_shown``.
 
     Args:
         points: (N, 3) scene unit, such as those of a reconstruction.
@@ -99,19 +99,32 @@ def of_points(points: Tensor, camera: Camera, path: Path) -> Bounds:
         UserError: no camera has any point in its picture.
     """
     points = points[:: -(-len(points) // _MOST)]
-    seen, depths = torch.zeros(len(points), dtype=torch.bool), []
+    shown, depths = [], []
     for index in range(len(camera)):
         one = camera[index]
         x, y, t = one.project(points)
         here = (t > 0) & (x >= 0) & (x <= one.width) & (y >= 0) & (y <= one.height)
-        seen |= here
+        shown.append(points[here])
         depths.append(t[here])
-    if not seen.any():
+    if not sum(map(len, depths)):
         raise UserError(f"{path}: no camera has any of its points in the picture; allowed: points in the poses' space.")
-    near, far = np.percentile(torch.cat(depths).numpy(), [_OUTLIERS, 100 - _OUTLIERS])
-    low, high = np.percentile(points[seen].double().numpy(), [_OUTLIERS, 100 - _OUTLIERS], axis=0)
+    return of_shown(torch.cat(shown).numpy(), torch.cat(depths).numpy())
+
+
+def of_shown(points: np.ndarray, depths: np.ndarray) -> Bounds:
+    """What holds the points that pictures show, a hundredth of them on each side left out, with a margin.
+
+    ``near`` is three quarters of the first percentile of the depths, ``far`` four thirds of the 99th; the box goes from
+    the first percentile of the points to the 99th along each axis, and a tenth of its longest side beyond.
+
+    Args:
+        points: (P, 3) scene unit, each as often as it is shown.
+        depths: (P,) z-depths in the pictures that show them.
+    """
+    near, far = np.percentile(depths, [_OUTLIERS, 100 - _OUTLIERS])
+    low, high = np.percentile(points.astype(np.float64), [_OUTLIERS, 100 - _OUTLIERS], axis=0)
     margin = _MARGIN * max((high - low).max(), _SMALLEST * far)
-    return _NEARER * float(near), _FARTHER * float(far), [*(low - margin).tolist(), *(high + margin).tolist()]
+    return _SLACK * float(near), float(far) / _SLACK, [*(low - margin).tolist(), *(high + margin).tolist()]
 
 
 def of_cube(box: list[float], camera: Camera, least: float) -> Bounds:

@@ -40,7 +40,13 @@ def write_capture(
         points: (P, 3) background points in the unit of the files.
         paths: cameras of views from new places by the paths' names.
         image_scales: how many times smaller images are written, each a divisor of width and height.
+
+    Raises:
+        ValueError: a lens has coefficients from ``k4`` on, which the format does not state.
     """
+    for cameras in (camera, *(paths or {}).values()):
+        if cameras.lens is not None and cameras.lens[..., 6:].any():
+            raise ValueError("Expected cameras without `k4`, `k5` and `k6`, but got cameras with them.")
     ids = list(metadata)
     for folder in ("camera", *(f"rgb/{scale}x" for scale in image_scales)):
         (root / folder).mkdir(parents=True, exist_ok=True)
@@ -69,7 +75,7 @@ def write_capture(
 def _stated(camera: Camera) -> dict[str, Any]:
     """What the file of one camera says."""
     fx, fy, cx, cy = camera.intrinsics.double().tolist()
-    k1, k2, k3, p1, p2, skew = [0.0] * 6 if camera.lens is None else camera.lens.double().tolist()
+    k1, k2, k3, p1, p2, skew = [0.0] * 6 if camera.lens is None else camera.lens[:6].double().tolist()
     c2w = camera.c2w.double().numpy()
     return {
         "orientation": (c2w[:, :3] * [1, -1, -1]).T.tolist(),

@@ -14,9 +14,7 @@ The scene's world, in this order:
 2. It is scaled so that the median z-depth of a point in a picture that shows it is 4, which is how far the cameras of
    the Blender scenes stand from their object. (nerfstudio scales the farthest camera coordinate to 1.)
 
-Depth: of the z-depths of all points in the pictures that show them, ``near`` is three quarters of the first percentile,
-``far`` four thirds of the 99th. Box: from the first percentile of the points to the 99th along each axis, plus a tenth
-of its longest side; a point counts once for each picture that shows it.
+Depth and box are those of the points in the pictures that show them: ``nelf.data.bounds.of_shown``.
 
 Splits: of every ``holdout`` views, sorted by name, the first is for test and the second for val (LLFF's and mip-NeRF
 360's every eighth).
@@ -34,11 +32,12 @@ from torch import Tensor
 
 from nelf.cameras import Camera
 from nelf.data import lenses
-from nelf.data.bounds import check_space
+from nelf.data.bounds import check_space, of_shown
 from nelf.data.images import MEMORY_LIMIT, check_width, image_headers
 from nelf.data.splits import check_holdout, held_out, load_splits
 from nelf.errors import UserError
 from nelf.paths import trajectory
+from nelf.paths.rotations import moved
 from nelf.scene import Scene
 
 __all__ = ["load_pycolmap", "read_colmap"]
@@ -46,7 +45,6 @@ __all__ = ["load_pycolmap", "read_colmap"]
 _MODELS = ("sparse/0", "sparse", "colmap/sparse/0")
 _PARTS = ("cameras", "images", "points3D")
 _DEPTH = 4.0  # scene unit: of the median point
-_OUTLIERS, _MARGIN, _SLACK = 1.0, 0.1, 0.75  # percent on each side; share of the longest side; of near, and 1 / of far
 _ASPECT = 0.02  # by so much may the two scales of images and cameras differ
 
 
@@ -112,12 +110,13 @@ def read_colmap(
     there, paths = _pictures(root, images, model.names, skip_missing)
     if len(there) < 3:
         raise UserError(f"{folder}: has {len(there)} images; allowed: 3 or more (one test, one val, the rest train).")
-    c2w, seen, scale = _oriented(model)
-    depth, box = _space(seen, model.depths * scale)
-    depth = depth[0] if near is None else near, depth[1] if far is None else far
-    box = box if aabb is None else aabb
+    world = _world(model)
+    seen = model.seen @ world[:3, :3].T + world[:3, 3]
+    told = of_shown(seen, model.depths * np.cbrt(np.linalg.det(world[:3, :3])))
+    depth = told[0] if near is None else near, told[1] if far is None else far
+    box = told[2] if aabb is None else aabb
     check_space(folder, depth, box)
-    camera = _sized(model, c2w, there, paths)
+    camera = _sized(model, moved(model.c2w, world), there, paths)
     if width is not None:
         check_width(width, paths[0], camera.width)
         camera = camera.resized(width)
@@ -134,6 +133,7 @@ def read_colmap(
         background="black",
         digest=_digest(model),
         trajectory=trajectory(splits["train"].camera),
+        from_colmap=world,
     )
 
 
@@ -233,14 +233,14 @@ def _observations(model: Any, images: list[Any], c2w: np.ndarray) -> tuple[np.nd
 # ------------------------------------------------------------------------------------------- the scene's world
 
 
-def _oriented(model: _Model) -> tuple[np.ndarray, np.ndarray, float]:
-    """Poses and points in the scene's world, and scene units per unit of the files."""
+def _world(model: _Model) -> np.ndarray:
+    """(4, 4) what takes the files' world to the scene's."""
     turn = _between(model.c2w[:, :, 1].mean(0), np.array([0.0, 0.0, 1.0]))
-    origin = model.c2w[:, :, 3].mean(0)
     scale = _DEPTH / float(np.median(model.depths))
-    c2w = turn @ model.c2w
-    c2w[:, :, 3] = (model.c2w[:, :, 3] - origin) @ turn.T * scale
-    return c2w, (model.seen - origin) @ turn.T * scale, scale
+    world = np.eye(4)
+    world[:3, :3] = scale * turn
+    world[:3, 3] = -scale * turn @ model.c2w[:, :, 3].mean(0)
+    return world
 
 
 def _between(start: np.ndarray, end: np.ndarray) -> np.ndarray:
@@ -256,14 +256,6 @@ def _between(start: np.ndarray, end: np.ndarray) -> np.ndarray:
         return 2 * np.outer(across, across) - np.eye(3)
     cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
     return np.eye(3) + cross + cross @ cross / (1 + cosine)
-
-
-def _space(seen: np.ndarray, depths: np.ndarray) -> tuple[tuple[float, float], list[float]]:
-    """Near and far, and the box, from what the images show."""
-    close, distant = np.percentile(depths, [_OUTLIERS, 100 - _OUTLIERS])
-    low, high = np.percentile(seen, [_OUTLIERS, 100 - _OUTLIERS], axis=0)
-    margin = _MARGIN * (high - low).max()
-    return (float(close * _SLACK), float(distant / _SLACK)), [*(low - margin).tolist(), *(high + margin).tolist()]
 
 
 # ------------------------------------------------------------------------------------------- the pictures

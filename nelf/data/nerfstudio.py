@@ -8,7 +8,8 @@ angle of view in degrees, and perhaps ``render_time`` in [0, 1]; ``render_width`
 Space: nerfstudio turns, centers and scales the poses of a transforms file before it trains, and a path is in that
 space. How it did so stands in the ``dataparser_transforms.json`` of its training run: a point ``p`` of the file becomes
 ``scale / applied_scale * (transform @ inverse(applied_transform) @ p)``, since ``transform`` and ``scale`` count from
-before ``applied_transform`` and ``applied_scale``, which the transforms file states of itself.
+before ``applied_transform`` and ``applied_scale``, which the transforms file states of itself. Of a reconstruction by
+COLMAP, or of a transforms file that its tools made of one, that is before it in COLMAP's world.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nelf.errors import UserError
+from nelf.paths.rotations import moved
 
 __all__ = ["TRANSFORMS", "CameraPath", "into_file_space", "is_camera_path", "read_camera_path"]
 
@@ -97,31 +99,27 @@ def read_camera_path(path: Path) -> CameraPath:
     return CameraPath(np.stack(matrices), np.array(fovs), int(sides[0]), int(sides[1]), fps, timed)
 
 
-def into_file_space(c2w: np.ndarray, changes: Path, transforms: Path) -> np.ndarray:
+def into_file_space(c2w: np.ndarray, changes: Path, transforms: Path | None = None) -> np.ndarray:
     """Undo what nerfstudio did to poses.
 
     Args:
         c2w: (N, 3, 4) in nerfstudio's space.
         changes: the ``dataparser_transforms.json`` of its training run.
-        transforms: the transforms file that it trained on.
+        transforms: the transforms file that it trained on; None for a reconstruction by COLMAP.
 
     Returns:
-        (N, 3, 4) float64 in the space of the transforms file.
+        (N, 3, 4) float64 in the space of the transforms file, or of the reconstruction.
 
     Raises:
         UserError: a file is damaged.
     """
-    stated, file = _object(changes), _object(transforms)
+    stated, file = _object(changes), {} if transforms is None else _object(transforms)
     change = _matrix(f"{changes}", "transform", stated.get("transform"))
     scale = _number(f"{changes}", "scale", stated.get("scale"), 0, math.inf)
     scale /= _number(f"{transforms}", "applied_scale", file.get("applied_scale", 1.0), 0, math.inf)
     if "applied_transform" in file:
         change = change @ np.linalg.inv(_matrix(f"{transforms}", "applied_transform", file["applied_transform"]))
-    undone = np.linalg.inv(change)
-    moved = np.concatenate([c2w[:, :, :3], c2w[:, :, 3:] / scale], axis=-1)
-    back = undone[:3, :3] @ moved
-    back[:, :, 3] += undone[:3, 3]
-    return back
+    return moved(c2w, np.linalg.inv(np.diag([scale, scale, scale, 1.0]) @ change))
 
 
 def _object(path: Path) -> dict[str, Any]:

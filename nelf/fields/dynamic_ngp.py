@@ -68,7 +68,7 @@ class DynamicNGP(MovingNGP):
         scale: Positive = 0.5,
         grid_resolution: Count = 128,
         grid_slices: Count | None = None,
-        max_samples: Count = 1024,
+        max_samples: Count | None = 1024,
         early_stop: NonNegative = 1e-4,
         low_precision: bool | None = None,
     ) -> None:

@@ -52,8 +52,9 @@ class HyperNGP(MovingNGP):
         frequencies: of positions in both networks.
         motion_cells: nodes of the ``grid`` along each side of space.
         motion_times: its nodes along time.
-        motion_lr: learning rate of warp and slicing surface, as a multiple of the field's. The codes have the field's:
-            training takes far fewer steps than HyperNeRF's, and it is they that tell moments apart.
+        motion_lr: learning rate of warp and slicing surface, as a multiple of the field's; the fewer rays a step has,
+            the smaller, since chance pushes what moves about. The codes have the field's: training takes far fewer
+            steps than HyperNeRF's, and it is they that tell moments apart.
         window_steps: training steps until all frequencies of the warp are let in.
         background_points: of the scene's points that do not move, how many the term ``background`` asks at a step.
         levels: this and what follows are NGP's.
@@ -107,7 +108,7 @@ class HyperNGP(MovingNGP):
         scale: Positive = 0.5,
         grid_resolution: Count = 128,
         grid_slices: Count | None = None,
-        max_samples: Count = 1024,
+        max_samples: Count | None = 1024,
         early_stop: NonNegative = 1e-4,
         low_precision: bool | None = None,
     ) -> None:

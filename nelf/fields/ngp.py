@@ -52,6 +52,7 @@ class NGP(RadianceField):
         grid_resolution: cells along a side of the occupancy grid.
         grid_slices: see ``slices`` of ``OccupancyGrid``.
         max_samples: samples per ray at the most; the smallest step is the diagonal of the scene's cube divided by it.
+            None: as many as make it two pixels long, see ``OccupancySampler``.
         early_stop: a ray ends when less than this share of its light is left.
         low_precision: run the networks in bfloat16, as tiny-cuda-nn runs them in half precision; None does so
             where the processor multiplies it natively.
@@ -83,7 +84,7 @@ class NGP(RadianceField):
         scale: Positive = 0.5,
         grid_resolution: Count = 128,
         grid_slices: Count | None = None,
-        max_samples: Count = 1024,
+        max_samples: Count | None = 1024,
         early_stop: NonNegative = 1e-4,
         low_precision: bool | None = None,
         z_steps: bool = False,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from nelf.cameras import pixel_size
 from nelf.fields.occupancy import NEAREST, OccupancyGrid
 from nelf.fields.volume import render_wavefront
 from nelf.kernels import Samples, march
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["OccupancySampler", "Sampler", "StratifiedSampler"]
 
+_PIXELS = 2.0  # of a step that follows them
+_UNKNOWN, _FOLLOWING = 128, (32, 1024)  # samples of a ray before the cameras are known, and limits of what they ask for
 _EVERY, _WARM_UP = 16, 256  # training steps between two refreshes of an occupancy grid, and those that visit all cells
 
 
@@ -85,28 +88,63 @@ class OccupancySampler(Sampler):
         grid_resolution: cells along a side of the occupancy grid.
         grid_slices: see ``slices`` of ``OccupancyGrid``.
         max_samples: samples per ray at the most; the smallest step is the diagonal of the scene's cube divided by it.
+            None: as many as make a step two pixels long, as the training cameras see them in the middle of the cube;
+            that number travels with the weights.
         at_start: the first sample lies on the edge of the cube, instead of half a step behind it.
 
     Source:
         Instant-NGP, appendices C and E (arXiv 2201.05989).
     """
 
+    most: Tensor
+
     def __init__(
-        self, scale: float, grid_resolution: int, grid_slices: int | None, max_samples: int, at_start: bool = False
+        self,
+        scale: float,
+        grid_resolution: int,
+        grid_slices: int | None,
+        max_samples: int | None,
+        at_start: bool = False,
     ) -> None:
         super().__init__()
         self.scale = scale
-        self.step = math.sqrt(3) / max_samples
-        self.cone = 0.0 if scale <= 0.5 else 4 / max_samples  # 1 / 256 for the 1024 samples of Instant-NGP
+        self.given = max_samples
+        if max_samples is None:
+            self.register_buffer("most", torch.tensor(_UNKNOWN))
         self.max_step = math.sqrt(3) * 2 * scale / grid_resolution
-        self.max_samples = max_samples
         self.at_start = at_start
-        self.samples_per_ray = float(max_samples)
-        self.grid = OccupancyGrid(grid_resolution, scale, 0.01 / self.step, 0.95, grid_slices)
+        self.samples_per_ray = float(max_samples or _UNKNOWN)
+        self.grid = OccupancyGrid(grid_resolution, scale, self._threshold(max_samples or _UNKNOWN), 0.95, grid_slices)
+
+    @property
+    def max_samples(self) -> int:
+        """Samples per ray at the most."""
+        return int(self.most.clamp(*_FOLLOWING)) if self.given is None else self.given
+
+    @property
+    def step(self) -> float:
+        """The smallest step, in the field's unit."""
+        return math.sqrt(3) / self.max_samples
+
+    @property
+    def cone(self) -> float:
+        """By what share of the distance from the camera steps grow: 1 / 256 for Instant-NGP's 1024 samples."""
+        return 0.0 if self.scale <= 0.5 else 4 / self.max_samples
 
     def prepare(self, cameras: Camera, to_scene: Callable[[Tensor], Tensor]) -> None:
-        """Exclude the cells that no camera sees."""
+        """Exclude the cells that no camera sees, and take the step from what a pixel sees, if none is given."""
+        if self.given is None:
+            low, high = to_scene(self.grid.density.new_tensor([[-0.5] * 3, [0.5] * 3]))
+            diagonal = float((high - low).norm())
+            step = max(_PIXELS * pixel_size(cameras, torch.cat([low, high])), diagonal / _FOLLOWING[1])
+            self.most.fill_(max(round(diagonal / step), _FOLLOWING[0]))
+            self.grid.threshold = self._threshold(self.max_samples)
         self.grid.mark_invisible(cameras, to_scene)
+
+    @staticmethod
+    def _threshold(max_samples: int) -> float:
+        """The density (per unit of the field) from which on a cell counts: a hundredth in a step."""
+        return 0.01 * max_samples / math.sqrt(3)
 
     def before_step(self, step: int, density: Callable[[Tensor], Tensor]) -> None:
         """Refresh the grid every 16 steps, all of it in the first 256."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, pad, pixel_shuffle
 
+from nelf.cameras import pixel_size
 from nelf.errors import Count, CountOrZero, NonNegative, Positive
 from nelf.kernels import multiplies_bfloat16, reference
 from nelf.kernels.lookup import RayFeatures, most_points
@@ -17,7 +18,7 @@ from nelf.lightfields.base import LightField
 from nelf.lightfields.decoder import ResidualBlock, decoder_inputs, decoder_window, whole_pixels
 from nelf.lightfields.environment import Environment
 from nelf.lightfields.mobile_r2l import activation_layer
-from nelf.lightfields.visual_hull import pixel_size, tight_box, visual_hull
+from nelf.lightfields.visual_hull import tight_box, visual_hull
 from nelf.lightfields.volume import MOST_CORNERS, SparseVolume, around, corners_of
 from nelf.lightfields.warm_start import Looks, Reached, bake, close_gaps, dense_cells, lit_cells
 from nelf.rendering import Rendering

@@ -1,4 +1,4 @@
-"""The visual hull: where silhouettes allow matter; and how large a pixel is there."""
+"""The visual hull: where silhouettes allow matter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from nelf.cameras import Camera
     from nelf.scene import Silhouettes
 
-__all__ = ["pixel_size", "tight_box", "visual_hull"]
+__all__ = ["tight_box", "visual_hull"]
 
 
 @torch.no_grad()
@@ -82,11 +82,3 @@ def tight_box(hull: Tensor, aabb: Tensor) -> Tensor:
     last = torch.minimum(corners.amax(0) + 2, cells).to(aabb)
     size = (aabb[3:] - aabb[:3]) / cells.to(aabb)
     return torch.cat([aabb[:3] + first * size, aabb[:3] + last * size])
-
-
-def pixel_size(cameras: Camera, aabb: Tensor) -> float:
-    """The mean side of a pixel of some cameras in the middle of a box (6,), in the space of their rays."""
-    if cameras.ndc is not None:  # in which a picture is two units wide, at any distance
-        return 2.0 / cameras.width
-    distance = (cameras.c2w[:, :, 3].cpu() - aabb.cpu().view(2, 3).mean(0)).norm(dim=-1).mean()
-    return float(distance / cameras.intrinsics[:, 0].mean().cpu())

@@ -55,7 +55,9 @@ class Density(Protocol):
 
 @torch.no_grad()
 def dense_cells(teacher: Density, aabb: Tensor, shape: tuple[int, ...], among: Tensor | None = None) -> Tensor:
-    """Find the cells of a grid in which a teacher has matter, at any of a few random places.
+    """Find the cells of a grid in which a teacher has matter, at any of eight random places.
+
+    A cell that has some is not asked again: in a capture, most have.
 
     Args:
         teacher: the field.
@@ -71,11 +73,14 @@ def dense_cells(teacher: Density, aabb: Tensor, shape: tuple[int, ...], among: T
     threshold = DENSE / float(sizes.prod()) ** (1 / 3)
     dense = torch.zeros(depth * height * width, dtype=torch.bool)
     asked = torch.arange(len(dense)) if among is None else among.flatten().nonzero()[:, 0]
-    for cells in asked.split(CHUNK // SAMPLES):
-        corner = torch.stack([cells % width, cells // width % height, cells // (width * height)], -1).to(aabb)
-        inside = torch.rand(len(cells), SAMPLES, 3, device=aabb.device)
-        positions = aabb[:3] + (corner[:, None] + inside) * sizes
-        dense[cells] = (teacher.sigma(positions.view(-1, 3)).view(-1, SAMPLES).amax(-1) > threshold).cpu()
+    for _ in range(SAMPLES):
+        for cells in asked.split(CHUNK):
+            corner = torch.stack([cells % width, cells // width % height, cells // (width * height)], -1).to(aabb)
+            positions = aabb[:3] + (corner + torch.rand_like(corner)) * sizes
+            dense[cells] = (teacher.sigma(positions) > threshold).cpu()
+        asked = asked[~dense[asked]]
+        if not len(asked):
+            break
     return dense.view(shape)
 
 

@@ -8,7 +8,7 @@ what is there.
 
 from nelf.paths.films import around, winding
 from nelf.paths.flights import BLENDER_RADIUS, MOTIONS, Motion, dnerf, hemisphere, in_motion, look_at, orbit, spiral
-from nelf.paths.forward import average_pose, llff_spiral, random_forward, spherified_circle
+from nelf.paths.forward import average_pose, llff_spiral, random_forward
 from nelf.paths.random_poses import (
     FOLLOWING,
     POSES,
@@ -46,7 +46,6 @@ __all__ = [
     "random_mobile_r2l",
     "random_r2l",
     "rolled",
-    "spherified_circle",
     "spiral",
     "trajectory",
     "viewpoints",

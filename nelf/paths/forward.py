@@ -15,7 +15,7 @@ from torch import Tensor
 from nelf.cameras import Camera
 from nelf.paths.flights import look_at
 
-__all__ = ["average_pose", "focus_distance", "llff_spiral", "random_forward", "spherified_circle"]
+__all__ = ["average_pose", "focus_distance", "llff_spiral", "random_forward"]
 
 SPIRAL_POSES = 120
 """Poses of LLFF's paths."""
@@ -80,27 +80,6 @@ def focus_distance(near: float, far: float) -> float:
         far: z-depth of the farthest, which may be infinite.
     """
     return 1.0 / (_NEARNESS / near + (1.0 - _NEARNESS) / (_FAR * far))
-
-
-def spherified_circle(cameras: Camera, n: int = SPIRAL_POSES) -> Camera:
-    """The path of NeRF's videos of spherified scenes: a circle at the cameras' mean height, looking at the origin.
-
-    Args:
-        cameras: a batch of cameras of a static scene that stand around the origin, +z up.
-        n: number of poses, 2 or more.
-
-    Returns:
-        A batch of n pinholes with the intrinsics of the first of the given ones. The last is the first again.
-
-    Source:
-        NeRF, ``spherify_poses`` of its ``load_llff.py`` (Mildenhall et al. 2020, arXiv 2003.08934).
-    """
-    position = cameras.c2w[:, :, 3].double()
-    height = position[:, 2].mean()
-    radius = (position.square().sum(-1).mean() - height.square()).sqrt()
-    angle = torch.linspace(0.0, 2.0 * torch.pi, n, dtype=torch.float64, device=position.device)
-    origin = torch.stack([radius * angle.cos(), radius * angle.sin(), height.expand(n)], dim=-1)
-    return _at(cameras, look_at(origin, torch.zeros_like(origin[0])))
 
 
 def random_forward(cameras: Camera, n: int, seed: int = 0) -> Camera:

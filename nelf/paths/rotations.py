@@ -1,4 +1,4 @@
-"""Rotations between two of them."""
+"""Rotations between two of them, and poses in another space."""
 
 import numpy as np
 
@@ -41,3 +41,20 @@ def great_arc(first: np.ndarray, second: np.ndarray, share: np.ndarray) -> np.nd
     one, other = np.where(angle < 1e-4, [1 - share, share], np.sin([(1 - share) * angle, share * angle]))
     between = one * first + other * second
     return between / np.linalg.norm(between, axis=-1, keepdims=True)
+
+
+def moved(c2w: np.ndarray, similarity: np.ndarray) -> np.ndarray:
+    """Poses in another space.
+
+    Args:
+        c2w: (N, 3, 4) poses.
+        similarity: (4, 4) takes points of their space to those of the other: a rotation, one scale, a translation.
+
+    Returns:
+        (N, 3, 4) float64: moved and turned; a camera has no scale.
+    """
+    scaled = similarity[:3, :3]
+    back = scaled @ c2w
+    back[:, :, :3] /= np.cbrt(np.linalg.det(scaled))
+    back[:, :, 3] += similarity[:3, 3]
+    return back

@@ -225,10 +225,13 @@ def _from_nerfstudio(path: Path, stated: CameraPath, scene: Scene) -> Camera:
     import torch
 
     from nelf.data import nerfstudio
+    from nelf.paths.rotations import moved
     from nelf.pipeline.stages.report import along
 
     changes = path.parent / nerfstudio.TRANSFORMS
-    if changes.is_file():
+    if changes.is_file() and scene.from_colmap is not None:
+        c2w = moved(nerfstudio.into_file_space(stated.c2w, changes), scene.from_colmap)
+    elif changes.is_file():
         c2w = nerfstudio.into_file_space(stated.c2w, changes, _transforms(scene, changes))
     else:
         print(f"{path}: has no {changes.name} beside it, so its poses are taken to be in the scene's space", flush=True)
@@ -258,7 +261,8 @@ def _transforms(scene: Scene, changes: Path) -> Path:
                 return file
     raise UserError(
         f"{changes}: says how nerfstudio changed the poses of a transforms file, but those of {scene.name} are from "
-        f"none; allowed: scenes of transforms files, or a path in the scene's space without {changes.name} beside it."
+        f"none; allowed: scenes of transforms files or COLMAP, or a path in the scene's space without {changes.name} "
+        "beside it."
     )
 
 

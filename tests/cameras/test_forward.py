@@ -73,20 +73,6 @@ def test_the_spiral_is_that_of_nerf_wherever_the_scene_lies(cameras):
     assert path.width == 48
 
 
-def test_the_circle_of_spherified_scenes_is_that_of_nerf(cameras):
-    position = cameras.c2w[:, :, 3].double().numpy()
-    height = position[:, 2].mean()
-    radius = np.sqrt(np.mean(np.sum(position**2, -1)) - height**2)
-    circle = paths.spherified_circle(cameras, 7).c2w.numpy()
-    for theta, drawn in zip(np.linspace(0, 2 * np.pi, 7), circle, strict=True):
-        eye = np.array([radius * np.cos(theta), radius * np.sin(theta), height])
-        right = unit(
-            np.cross(unit(eye), [0, 0, -1.0])
-        )  # the original's up is down, and its axes are crossed the other way
-        expected = np.stack([right, unit(np.cross(unit(eye), right)), unit(eye), eye], 1)
-        np.testing.assert_allclose(drawn, expected, atol=2e-6)
-
-
 def test_random_poses_fill_the_enlarged_boxes_and_stand_upright(cameras):
     c2w = cameras.c2w.double().numpy()
     drawn = paths.random_forward(cameras, 4000, seed=1).c2w.double().numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 
 from nelf.data import ColmapDataModule, read_colmap
 from nelf.errors import UserError
+from nelf.render.command import _options, _path, _stated
 from nelf.scene import Scene
 
 pycolmap = pytest.importorskip("pycolmap")
@@ -122,6 +124,28 @@ def test_the_world_is_upright_centered_and_scaled(scene_root: Path) -> None:
     inside = (places > scene.aabb[:3]) & (places < scene.aabb[3:])
     assert inside.all(1).float().mean() > 0.93
     assert scene.background == "black"
+
+
+def test_a_path_of_nerfstudio_is_brought_into_the_scene(scene_root: Path, tmp_path: Path) -> None:
+    """The poses as nerfstudio's parser of COLMAP turns, moves and scales them, written as a path, are the cameras."""
+    scene, model = read_colmap(scene_root), pycolmap.Reconstruction(scene_root / "sparse/0")
+    applied = np.array([[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, -1, 0], [0, 0, 0, 1.0]])
+    turn = pycolmap.Rotation3d(np.array([0.1, -0.5, 0.5, 0.7]))
+    oriented = np.vstack([np.column_stack([turn.matrix(), [0.3, -1.0, 2.0]]), [0, 0, 0, 1]])
+    frames, split, scale = [], scene.train, 0.21
+    for name in split.names:
+        pose = model.find_image_with_name(f"{Path(name).name}.png").cam_from_world().inverse().matrix()
+        pose = oriented @ applied @ np.vstack([pose, [0, 0, 0, 1]])
+        pose[:3, 1:3] *= -1
+        pose[:3, 3] *= scale
+        frames.append({"camera_to_world": pose.ravel().tolist(), "fov": 50})
+    path = tmp_path / "way.json"
+    path.write_text(json.dumps({"camera_path": frames, "render_width": 64, "render_height": 48}))
+    note = {"transform": (oriented @ applied)[:3].tolist(), "scale": scale}
+    (tmp_path / "dataparser_transforms.json").write_text(json.dumps(note))
+    options = _options(["model", "--path", str(path)])
+    cameras = _path(options, scene, _stated(options))
+    torch.testing.assert_close(cameras.c2w, split.camera.c2w, atol=1e-5, rtol=0)
 
 
 def test_text_and_binary_are_the_same_scene(scene_root: Path, tmp_path: Path) -> None:

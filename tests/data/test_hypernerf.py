@@ -204,6 +204,19 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert np.abs(half.images - means).max() <= 0.5 + 1e-6
 
 
+def test_a_lens_that_the_format_does_not_state_is_not_written(tmp_path: Path) -> None:
+    pose, lens = random_mobile_r2l(1, 4.0), torch.tensor([[0.1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.2, 0.0, 0.0]])
+    camera = Camera(pose, torch.tensor([[20.0, 20.0, 8.0, 6.0]]), 16, 12, lens=lens)
+    about = {"a0": {"warp_id": 0, "appearance_id": 0}}, {"train_ids": ["a0"], "val_ids": []}
+    space = Space(1.0, np.zeros(3), 0.4, 2.5)
+    with pytest.raises(ValueError, match="without `k4`, `k5` and `k6`"):
+        write_capture(tmp_path / "new", camera, lambda _: np.zeros((12, 16, 3), np.uint8), *about, space)
+    assert not (tmp_path / "new").exists()
+    camera.lens[:, 6:] = 0  # as a batch has them of which others are rational
+    write_capture(tmp_path, camera, lambda _: np.zeros((12, 16, 3), np.uint8), *about, space)
+    assert json.loads((tmp_path / "camera" / "a0.json").read_text())["radial_distortion"][0] == pytest.approx(0.1)
+
+
 def test_no_ray_loses_a_part_of_its_range(tmp_path: Path) -> None:
     """near and far are distances in the files: 0.4 and 2.5 along rays of unit length."""
     scene = round_trip(tmp_path)[1]

@@ -266,8 +266,8 @@ def test_points_tell_box_and_depths(tmp_path):
     expected = np.array([-1.2, -0.7, -0.4, 1.2, 0.7, 0.4])
     np.testing.assert_allclose(scene.aabb.numpy(), expected, atol=0.04)
     radius = 4 * np.sqrt(1 + 0.3**2)
-    assert 0.8 * (radius - 1.2) < scene.near < 0.8 * (radius - 0.8)
-    assert 1.2 * (radius + 0.8) < scene.far < 1.2 * (radius + 1.2)
+    assert 0.75 * (radius - 1.2) < scene.near < 0.75 * (radius - 0.8)
+    assert (radius + 0.8) / 0.75 < scene.far < (radius + 1.2) / 0.75
     assert scene.points is None
     assert read_scene(root, near=1.0).near == 1.0
     assert read_scene(root, aabb=[0, 0, 0, 1, 1, 1]).aabb.tolist() == [0, 0, 0, 1, 1, 1]

@@ -11,6 +11,7 @@ from nelf.data.blender import read_scene
 from nelf.errors import UserError
 from nelf.fields import NGP, RadianceField
 from nelf.fields.ngp import contracted
+from nelf.paths import look_at
 from nelf.rays import Rays
 from nelf.scene import Geometry
 
@@ -205,6 +206,24 @@ def test_what_is_far_is_found_in_few_samples_whatever_the_scale(contract: bool) 
     torch.testing.assert_close(out.rgb, 0.5 + 0.5 * directions, atol=0.05, rtol=0)
     wall = 10.0 / directions.abs().amax(-1)  # of a camera in the middle
     assert ((out.depth / wall - 1).abs() < 0.15).all()
+
+
+@pytest.mark.parametrize(("focal", "expected"), [(120.0, 52), (1e6, 1024), (1.0, 32)])
+def test_without_a_number_of_samples_a_step_is_two_pixels_long(focal: float, expected: int) -> None:
+    """Cameras 4 away from the middle of a box of side 2 see pixels of 4 / 120; its diagonal is 104 of them."""
+    field = NGP(**{**SMALL, "max_samples": None})
+    directions = torch.nn.functional.normalize(torch.randn(9, 3), dim=-1)
+    middle, box = torch.tensor([5.0, -2.0, 1.0]), torch.tensor([4.0, -3.0, 0.0, 6.0, -1.0, 2.0])
+    cameras = Camera(look_at(middle + 4 * directions, middle), torch.tensor([focal, focal, 4, 4]).repeat(9, 1), 8, 8)
+    field.prepare(Geometry(box, 1.0, 9.0, cameras, torch.ones(3)))
+    assert field.sampler.max_samples == expected
+    assert field.sampler.step == pytest.approx(math.sqrt(3) / expected)
+    assert field.sampler.grid.threshold == pytest.approx(0.01 * expected / math.sqrt(3))
+    again = NGP(**{**SMALL, "max_samples": None})
+    again.load_state_dict(field.state_dict())
+    assert again.sampler.max_samples == expected
+    given = NGP(**SMALL)
+    assert given.state_dict().keys() == field.state_dict().keys() - {"sampler.most"}
 
 
 def test_rays_that_leave_an_unbounded_field_end_in_the_background() -> None:

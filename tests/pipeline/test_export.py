@@ -163,7 +163,6 @@ def test_a_viewer_whose_runtime_is_not_to_be_had_is_refused_first(tmp_path, tiny
         ("stage.export.inputs=[ray]", "stage.export.inputs: there is no 'ray'; .* Did you mean 'rays'"),
         ("stage.export.inputs=[points]", "GridR2L cannot begin at 'points'; allowed: features, rays, pose"),
         ("stage.export.precisions=[int4]", "stage.export.precisions: there is no 'int4'; allowed: fp32, fp16"),
-        ("stage.export.calibration_views=0", "calibration_views: is 0; allowed: 1 or more"),
         ("stage.export.tar=true", "tar: MobileR2L's code has no GridR2L, only mobile_r2l"),
     ],
 )

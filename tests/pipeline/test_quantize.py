@@ -14,7 +14,6 @@ from omegaconf import OmegaConf
 import nelf
 from nelf.cli import build
 from nelf.compression.quantization import activation_ranges, restore_network
-from nelf.errors import UserError
 from nelf.pipeline.documents import write_json
 from nelf.pipeline.recipe import Recipe
 from nelf.pipeline.run import Run
@@ -101,12 +100,6 @@ def test_a_stage_that_was_stopped_after_training_goes_on_from_its_checkpoint(
     (run.folder("quantize") / "done.json").unlink()
     run.do("quantize", lambda run: quantize(run, views=2, qat_steps=3))
     assert "qat: goes on from step=2" in capsys.readouterr().out
-
-
-def test_no_views_are_refused_before_anything_is_read(tmp_path: Path, tiny_scene: Path) -> None:
-    run = finished(tmp_path, tiny_scene, "grid_r2l")
-    with pytest.raises(UserError, match=r"stage\.quantize\.views: is 0; calibration needs 1 or more"):
-        quantize(run, views=0)
 
 
 def test_the_student_s_data_is_the_pseudo_set_and_the_scene_s_own_views(tmp_path: Path, tiny_scene: Path) -> None:

@@ -66,8 +66,6 @@ def check(recipe: Recipe) -> None:
         coreml_installed()
     if options["viewer"]:
         runtime_folder()
-    if options["calibration_views"] < 1:
-        raise UserError(f"stage.export.calibration_views: is {options['calibration_views']}; allowed: 1 or more.")
 
 
 @stage(

@@ -31,19 +31,16 @@ _ROLL = 30.0  # degrees: less is a hand that is not steady
 
 
 def check(recipe: Recipe) -> None:
-    """Refuse to render no views, and a folder without any.
+    """Refuse a folder without views.
 
     Raises:
         UserError: names the key and what is allowed.
     """
-    options = recipe.config["stage"]["pseudo"]
-    views, root = options["views"], options["root"]
+    root = recipe.config["stage"]["pseudo"]["root"]
     if root is not None and not any(
         Path(root, name).is_file() for name in ("transforms_train.json", "transforms.json")
     ):
         raise UserError(f"stage.pseudo.root: {root} has no transforms_train.json; allowed: a Blender folder, or null.")
-    if views < 1:
-        raise UserError(f"stage.pseudo.views: is {views}; allowed: 1 or more.")
 
 
 @stage(sections=("data", "seed"), inputs=("teacher",), instead="root", without=BATCHES, check=check, spreads=True)

@@ -12,7 +12,7 @@ from nelf.callbacks.quantization import QuantizationAwareTraining
 from nelf.compression.fold import fold_batch_norm
 from nelf.compression.quantization import Ranges, calibrate, quantize_network, quantized_layers
 from nelf.compression.storage import Scheme
-from nelf.errors import Count, CountOrZero, Positive, UserError
+from nelf.errors import Count, CountOrZero, Positive
 from nelf.metrics import psnr
 from nelf.pipeline.documents import write_json
 from nelf.pipeline.fit import fit
@@ -61,10 +61,8 @@ def quantize(
         ``val/psnr`` of fp32 and of each file, by name.
 
     Raises:
-        UserError: ``views`` is below one; the pseudo set is missing or damaged; or as ``nelf.pipeline.fit.fit``.
+        UserError: the pseudo set is missing or damaged; or as ``nelf.pipeline.fit.fit``.
     """
-    if views < 1:
-        raise UserError(f"stage.quantize.views: is {views}; calibration needs 1 or more.")
     recipe, folder = run.recipe, run.folder("quantize")
     student = recipe.load(best_student(run), device=recipe.device)
     scene = student_scene(run, student)

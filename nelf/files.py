@@ -8,6 +8,7 @@ import os
 import reprlib
 import stat
 import tempfile
+import tokenize
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -43,7 +44,10 @@ LARGEST, SMALLEST = 1e15, 1e-15
 _MOST_BYTES = 2**26  # of a JSON file, whose values may take 24 times as much memory
 _QUOTED = 60  # letters
 #: What a broken file makes of NumPy's reader.
-_BROKEN = (ValueError, TypeError, SyntaxError, OverflowError, MemoryError, RecursionError, EOFError)
+_BROKEN = (
+    *(ValueError, TypeError, SyntaxError, OverflowError, MemoryError, RecursionError, EOFError),
+    tokenize.TokenError,
+)
 
 
 class _Short(reprlib.Repr):

@@ -134,8 +134,9 @@ def test_arrays_are_mapped_and_nothing_else_is(tmp_path: Path) -> None:
     content = (tmp_path / "good.npy").read_bytes()
     (tmp_path / "cut.npy").write_bytes(content[:-1])
     (tmp_path / "lies.npy").write_bytes(content.replace(b"(3, 2), }          ", b"(3000000000000, 2)}"))
+    (tmp_path / "open.npy").write_bytes(content.replace(b"(3, 2), }", b"((((((, }"))
     for name, words in {
-        **dict.fromkeys(("zip", "objects", "cut", "lies"), "is not whole, or no array"),
+        **dict.fromkeys(("zip", "objects", "cut", "lies", "open"), "is not whole, or no array"),
         "whole": r"holds int64 of shape \(3, 2\); allowed: \(N, 2\) floating-point numbers",
         "none": "no such file",
     }.items():

@@ -92,7 +92,7 @@ def read_artifacts(folder: Path) -> list[dict[str, Any]]:
     path, listed = folder / "artifacts.json", read_json(folder / "artifacts.json")
     for each in listed if isinstance(listed, list) else [] if listed is None else [None]:
         if not _is_artifact(folder, each):
-            words = f"allowed: artifacts with a name, a file beside it, and numbers for {', '.join(_FIGURES)}"
+            words = f"allowed: artifacts with a name, and a file beside it; numbers for {', '.join(_FIGURES)}"
             raise UserError(f"{path}: lists {quoted(each)}; {words}.")
     names = [each["name"] for each in listed or []]
     if len(set(names)) < len(names):

@@ -19,7 +19,7 @@ from nelf.errors import UserError
 from tests.fuzz.formats import FORMATS
 from tests.fuzz.mutations import mutate
 
-MEMORY, SECONDS, ENDLESS, LONGEST = 10**9, 5.0, 60, 1500
+MEMORY, SECONDS, ENDLESS, LONGEST = 10**9, 5.0, 600, 1500
 
 
 def limit_memory() -> None:

@@ -36,6 +36,7 @@ __all__ = [
     "read_object",
     "reason_of",
     "short",
+    "widened",
 ]
 
 LARGEST, SMALLEST = 1e15, 1e-15
@@ -258,6 +259,12 @@ def open_array(path: Path, shape: tuple[int | None, ...], kind: Literal["f", "u"
     if not fits or values.dtype.kind != kind:
         raise UserError(f"{path}: holds {short(values.dtype.name)} of shape {values.shape}; allowed: {allowed}.")
     return values
+
+
+def widened(values: np.ndarray) -> np.ndarray:
+    """A copy in 64 bits, in which a NaN of any kind is one, without a warning."""
+    with np.errstate(invalid="ignore"):
+        return values.astype(np.float64)
 
 
 def finite(path: Path, values: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from torch import Tensor
 from nelf.cameras import Camera
 from nelf.data.lenses import check_cameras
 from nelf.errors import UserError
-from nelf.files import LARGEST, SMALLEST, array, is_file, number, open_array, quoted, read_object, short
+from nelf.files import LARGEST, SMALLEST, array, is_file, number, open_array, quoted, read_object, short, widened
 
 __all__ = ["Moments", "Space", "read_cameras", "read_dataset", "read_moments", "read_path", "read_points", "read_space"]
 
@@ -194,7 +194,7 @@ def read_points(root: Path, space: Space) -> Tensor | None:
     path = root / "points.npy"
     if not is_file(path):
         return None
-    points = space.points(open_array(path, (None, 3)).astype(np.float64))
+    points = space.points(widened(open_array(path, (None, 3))))
     if not (np.abs(points) <= LARGEST).all():
         raise UserError(f"{path}: holds NaN, infinity or numbers beyond {LARGEST:g}; allowed: finite numbers.")
     return torch.from_numpy(points.astype(np.float32))

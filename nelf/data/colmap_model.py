@@ -12,7 +12,7 @@ import mmap
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -241,7 +241,7 @@ class _Binary:
             self._content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._at = 0
 
-    def take(self, layout: str) -> tuple[int, ...]:
+    def take(self, layout: str) -> tuple[Any, ...]:
         """The next numbers, as ``struct`` writes their layout."""
         values = struct.unpack_from(layout, self._content, self._at)
         self._at += struct.calcsize(layout)

@@ -32,7 +32,7 @@ from nelf.data.images import MEMORY_LIMIT, check_width, image_headers
 from nelf.data.lenses import check_cameras
 from nelf.data.splits import check_holdout, held_out, load_splits
 from nelf.errors import UserError
-from nelf.files import LARGEST, SMALLEST, is_dir, open_array
+from nelf.files import LARGEST, SMALLEST, is_dir, open_array, widened
 from nelf.paths import average_pose, focus, look_at
 from nelf.rays import NDC
 from nelf.scene import Scene
@@ -135,7 +135,7 @@ def _read_table(path: Path) -> np.ndarray:
     table = open_array(path, (None, 17))
     if len(table) > _MOST_ROWS:
         raise UserError(f"{path}: has {len(table)} rows; allowed: up to {_MOST_ROWS}.")
-    table = np.array(table, dtype=np.float64)
+    table = widened(table)
     bad = ~(np.abs(table) <= LARGEST).all(1)
     if bad.any():
         words = f"row {int(bad.argmax())} holds NaN, infinity or numbers beyond {LARGEST:g}"

@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 
 from nelf.errors import UserError
-from nelf.files import LARGEST, is_file, quoted, reason_of, short
+from nelf.files import LARGEST, is_file, quoted, reason_of, short, widened
 
 __all__ = ["read_ply"]
 
@@ -100,7 +100,7 @@ def _vertices(path: Path, file: BinaryIO, order: str, count: int, properties: di
         raise UserError(f"{path}: is cut off, {count} vertices take more than its {left} bytes; allowed: a whole file.")
     if order != "ascii":
         table = np.frombuffer(file.read(count * row.itemsize), row)
-        return np.stack([table[axis].astype(np.float64) for axis in "xyz"], axis=-1)
+        return np.stack([widened(table[axis]) for axis in "xyz"], axis=-1)
     columns = [list(properties).index(axis) for axis in "xyz"]
     try:
         with warnings.catch_warnings():

@@ -44,7 +44,7 @@ def check_numbers(path: Path, document: Mapping[str, Any]) -> None:
     """
     image, lens, box = document["image"], document["intrinsics"], document["aabb"]
     sides = [image.get("width"), image.get("height")] if isinstance(image, dict) else [None]
-    lenses = [lens.get(key) for key in ("fx", "fy", "cx", "cy")] if isinstance(lens, dict) else [None]
+    lenses: list[Any] = [lens.get(key) for key in ("fx", "fy", "cx", "cy")] if isinstance(lens, dict) else [None]
     ndc = document.get("ndc")
     shift = document["ray_shift"]
     sizes: list[Any] = (

@@ -85,8 +85,10 @@ def _restored(rows: Stored) -> tuple[Tensor, Tensor]:
     density, features = np.empty(rows.density.shape, np.float32), np.empty(rows.features.shape, np.float32)
     channels = zip([rows.density, *rows.features.T], [density, *features.T], strict=True)
     for channel, (stated, out) in enumerate(channels):  # 64 bits of one channel at a time
-        scaled = rows.low is not None and rows.step is not None
-        out[:] = rows.low[channel] + rows.step[channel] * stated.astype(np.float64) if scaled else stated
+        if rows.low is None or rows.step is None:
+            out[:] = stated
+        else:
+            out[:] = rows.low[channel] + rows.step[channel] * stated.astype(np.float64)
     return torch.from_numpy(density), torch.from_numpy(features)
 
 

@@ -167,7 +167,15 @@ def parse_json(text: str) -> Any:
 
 
 def read_object(path: Path, allowed: str = "a JSON object") -> dict[str, Any]:
-    """Read a JSON file that holds an object; arguments and errors as of ``read_json``."""
+    """Read a JSON file that holds an object.
+
+    Args:
+        path: the file.
+        allowed: what it should be, in words.
+
+    Raises:
+        UserError: as of ``read_json``, or it holds something else.
+    """
     content = read_json(path, allowed)
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}; allowed: {allowed}.")
@@ -198,7 +206,17 @@ def number(where: object, key: str, value: Any, low: float = -LARGEST, high: flo
 
 
 def numbers(where: object, key: str, value: Any, count: int) -> list[float]:
-    """So many numbers in a list that a file states; arguments and errors as of ``number``."""
+    """A list of numbers that a file states.
+
+    Args:
+        where: the file, and perhaps the place in it.
+        key: what is read.
+        value: its value.
+        count: how many there have to be.
+
+    Raises:
+        UserError: it is no such list, or one of them is no number.
+    """
     if not isinstance(value, list) or len(value) != count:
         raise UserError(f"{where}: {key} is {quoted(value)}; allowed: {count} numbers.")
     return [number(where, key, each) for each in value]

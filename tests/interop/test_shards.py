@@ -120,7 +120,7 @@ def test_files_that_are_no_shards_are_named(tmp_path) -> None:
     with pytest.raises(UserError, match="is not whole, or no array"):
         RayShards(tmp_path, 2)
     np.save(path, np.zeros((4, 9), np.int32))
-    with pytest.raises(UserError, match=r"holds int32 of shape .*; allowed: \(N, N\) numbers"):
+    with pytest.raises(UserError, match=r"holds int32 of shape .*; allowed: \(N, N\) floating-point numbers"):
         RayShards(tmp_path, 2)
     shard(path, 4)
     path.write_bytes(path.read_bytes()[:-4])

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ from nelf.files import encoded, is_dir, is_file, quoted
 from nelf.paths import trajectory
 from nelf.scene import Scene
 
-__all__ = ["load_pycolmap", "read_colmap"]
+__all__ = ["read_colmap"]
 
 _MODELS = ("sparse/0", "sparse", "colmap/sparse/0")
 _DEPTH = 4.0  # scene unit: of the median point
@@ -136,21 +136,6 @@ def read_colmap(
         digest=_digest(model),
         trajectory=trajectory(splits["train"].camera),
     )
-
-
-def load_pycolmap() -> Any:
-    """The module pycolmap.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        import pycolmap
-    except ImportError:
-        raise UserError(
-            "data: pycolmap is not installed, and registering photographs needs it: pip install 'nelf[colmap]'."
-        ) from None
-    return pycolmap
 
 
 # ------------------------------------------------------------------------------------------- the model

@@ -26,10 +26,9 @@ import imageio_ffmpeg
 import numpy as np
 from PIL import Image, ImageOps
 
-from nelf.data.colmap import load_pycolmap
 from nelf.data.decoding import FORMATS, check_whole, open_image
 from nelf.data.images import area_average, for_each, progress_bar
-from nelf.data.registration import register
+from nelf.data.registration import load_pycolmap, register
 from nelf.errors import UserError, alone_in, atomic_path, unwritable
 from nelf.files import read_object
 

@@ -235,9 +235,9 @@ def load(path: Path | str, threads: int | None = None) -> ExportedLightField:
             f"{folder / 'bundle.json'}: has a time, but {short(entry['name'])} has a volume without motion."
         )
     file = folder / entry["file"]
-    check_digest(file, entry)
     if file.suffix == ".onnx" and is_file(file):
         check_graph(file)
+    check_digest(file, entry)
     graph = Program(file, entry["input"]) if file.suffix == ".pte" else session(file, threads)
     return ExportedLightField(file, graph, bundle, entry, volume, moving)
 

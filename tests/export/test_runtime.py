@@ -108,7 +108,7 @@ def empty(folder: Path) -> None:
         (truncate, "model.onnx: is not a whole ONNX file"),
         (forget, "model.onnx: no such file"),
         (rename, "bundle.json does not name it; it names other.onnx"),
-        (empty, "bundle.json: no such file; stage export writes it"),
+        (empty, "bundle.json: no such file; allowed: a whole bundle.json, which stage export writes"),
     ],
 )
 def test_damage_is_named_in_one_line(bundles, tmp_path, damage, message: str) -> None:

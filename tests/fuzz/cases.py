@@ -13,10 +13,12 @@ import tempfile
 import time
 import traceback
 import warnings
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from nelf.errors import UserError
-from tests.fuzz.formats import FORMATS
+from tests.fuzz.formats import FORMATS, each
 from tests.fuzz.mutations import mutate
 
 MEMORY, SECONDS, ENDLESS, LONGEST = 10**9, 5.0, 600, 1500
@@ -47,7 +49,7 @@ class Fuzzer:
             {path for pattern in self.format.files for path in self.root.rglob(pattern) if path.is_file()}
         )
         with quiet():
-            self.format.read(self.root)
+            self._read_all(self.files)
         self._restore()
 
     def __enter__(self) -> Fuzzer:
@@ -66,7 +68,8 @@ class Fuzzer:
             ``read``, ``refused`` or ``finding``, and what was said.
         """
         draw = random.Random(f"{self.name} {number}")
-        for path in draw.sample(self.files, min(len(self.files), draw.choice([1, 1, 1, 2]))):
+        damaged = draw.sample(self.files, min(len(self.files), draw.choice([1, 1, 1, 2])))
+        for path in damaged:
             self._damage(draw, path)
         if self._keep:
             shutil.copytree(self.root, self._keep, dirs_exist_ok=True)
@@ -75,7 +78,7 @@ class Fuzzer:
         signal.alarm(ENDLESS)  # which ends the process
         with warnings.catch_warnings(record=True) as caught, quiet():
             warnings.simplefilter("always")
-            outcome = self._read()
+            outcome = self._read(damaged)
         signal.alarm(0)
         seconds = time.process_time() - begin
         grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident)
@@ -104,9 +107,12 @@ class Fuzzer:
         elif kind:
             path.write_bytes(mutate(draw, path.name, self._content[path]))
 
-    def _read(self) -> tuple[str, str]:
+    def _read_all(self, files: Sequence[Path]) -> None:
+        each(partial(self.format.read, path) for path in (files if self.format.alone else [self.root]))
+
+    def _read(self, damaged: Sequence[Path]) -> tuple[str, str]:
         try:
-            self.format.read(self.root)
+            self._read_all(damaged)
         except UserError as error:
             text = str(error)
             if not text.isprintable():

@@ -35,11 +35,13 @@ class Format:
         make: writes a valid example into an empty folder.
         read: reads it as nelf does; raises nothing.
         files: patterns of the files that are damaged.
+        alone: each of them is read by itself, not their folder.
     """
 
     make: Callable[[Path], None]
     read: Callable[[Path], Any]
     files: tuple[str, ...]
+    alone: bool = False
 
 
 # ------------------------------------------------------------------------------------------------ scenes
@@ -345,10 +347,6 @@ def _weights(root: Path) -> None:
         storage.save(kind(**arguments), root / f"{name}.safetensors", config, "digest", scheme)  # type: ignore[arg-type]
 
 
-def _read_weights(root: Path) -> None:
-    each(partial(_drawn, path) for path in sorted(root.glob("*.safetensors")))
-
-
 def _drawn(path: Path) -> None:
     network = storage.load(path)
     for name, values in network.state_dict().items():
@@ -393,10 +391,6 @@ def _checkpoints(root: Path) -> None:
     moving |= _layers({f"_time.{i}": (width, {0: x + 21, 5: x + width}.get(i, width)) for i in range(8)})
     moving |= _layers({"_time_out": (3, width)})
     torch.save({"network_fn_state_dict": moving}, root / "dnerf.tar")
-
-
-def _read_checkpoints(root: Path) -> None:
-    each(partial(_converted, path) for path in sorted(root.iterdir()))
 
 
 def _converted(path: Path) -> None:
@@ -560,14 +554,14 @@ FORMATS: dict[str, Format] = {
     "llff": _scene_format(_llff, lambda root: data.read_llff(root, factor=1), "*.npy"),
     "colmap_text": _scene_format(_colmap_text, data.read_colmap, "*.txt"),
     "colmap_binary": _scene_format(_colmap_binary, data.read_colmap, "*.bin"),
-    "ply": Format(_ply, lambda root: [read_ply(path) for path in root.glob("*.ply")], ("*.ply",)),
+    "ply": Format(_ply, read_ply, ("*.ply",), alone=True),
     "paths": Format(
         _camera_paths, _read_paths, ("path.json", "dataparser_transforms.json", "transforms.json", "0*.json")
     ),
     "shards": Format(_shards, _read_shards, ("*.npy",)),
     "pseudo": Format(_pseudo, _read_pseudo, (_JSON, "*.npy")),
-    "weights": Format(_weights, _read_weights, ("*.safetensors",)),
-    "checkpoints": Format(_checkpoints, _read_checkpoints, ("*",)),
+    "weights": Format(_weights, _drawn, ("*.safetensors",), alone=True),
+    "checkpoints": Format(_checkpoints, _converted, ("*",), alone=True),
     "bundle": Format(_bundle, _read_bundle, ("bundle.json", "*.gz", "*.onnx")),
     "run": Format(_run, _read_run, ("*.json", "*.yaml", "*.csv")),
     "commands": Format(_commands, _read_commands, ("*.txt",)),

@@ -40,11 +40,31 @@ _UNWRITABLE = {
 _TEMPORARY = re.compile(r"\..*\.[a-z0-9_]{8}(\.\w+)?")
 
 
+#: Letters of a message; lists of what is allowed have half as many.
+_LONGEST = 1200
+
+
 class UserError(Exception):
     """A mistake that the user can mend: *where: what is wrong, with the value; what is allowed*.
 
-    The scripts print its text as one line and end with exit code 2. Everything else keeps its traceback.
+    The scripts print its text as one line and end with exit code 2. Everything else keeps its traceback. Whatever is
+    quoted in it, the text is one line of printable letters, and not very long.
+
+    Args:
+        message: the text.
+
+    Example:
+        >>> str(UserError(f"a{chr(7)}.png: no such image file.")).isprintable()
+        True
     """
+
+    def __init__(self, message: str) -> None:
+        text = message if len(message) <= _LONGEST else f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 3 :]}"
+        super().__init__("".join(letter if letter.isprintable() else _escaped(letter) for letter in text))
+
+
+def _escaped(letter: str) -> str:
+    return letter.encode("unicode_escape").decode()
 
 
 @dataclass(frozen=True)
@@ -134,7 +154,10 @@ def lies_in(folder: Path, name: object) -> bool:
     """
     if not isinstance(name, str) or name in ("", ".", "..") or "\0" in name or Path(name).name != name:
         return False
-    return (folder / name).resolve().parent == folder.resolve()
+    try:
+        return os.path.dirname(os.path.realpath(folder / name)) == os.path.realpath(folder)
+    except (OSError, ValueError):  # a name that no file may have
+        return False
 
 
 @contextmanager

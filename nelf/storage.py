@@ -28,6 +28,7 @@ from nelf.compression.fold import fold_batch_norm
 from nelf.compression.quantization import activation_ranges, quantize_network
 from nelf.compression.storage import Scheme, pack, unpack
 from nelf.errors import UserError, atomic_path
+from nelf.files import is_dir, is_file, parse_json, quoted, reason_of, short
 
 __all__ = ["described", "differences", "load", "save"]
 
@@ -86,16 +87,16 @@ def load(path: str | os.PathLike[str], network: nn.Module | None = None, device:
             do not fit it (the names are given).
     """
     file = _file(path)
+    if not is_file(file):
+        raise UserError(f"{file}: no such file; a trained stage has a model.safetensors.")
     try:
         with safetensors.safe_open(file, framework="pt") as opened:
             header = opened.metadata() or {}
             shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118  # no dict
         network = _describe(file, header, shapes) if network is None else network
         tensors = safetensors.torch.load_file(file)
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such file; a trained stage has a model.safetensors.") from None
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{file}: is not a whole safetensors file ({error}).") from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{file}: is not a whole safetensors file ({reason_of(error)}).") from None
     try:
         tensors = unpack(tensors, header.get("scheme", "fp32"))
     except UserError as error:
@@ -104,15 +105,18 @@ def load(path: str | os.PathLike[str], network: nn.Module | None = None, device:
     if not any(f"{name}.running_mean" in tensors for name in norms):  # they were folded before it was written
         fold_batch_norm(network, inplace=True)
     _check_fit(file, network, tensors)
+    infinite = [name for name, values in tensors.items() if not bool(values.isfinite().all())]
+    if infinite:
+        raise UserError(f"{file}: {infinite[0]} holds numbers that are not finite.")
     try:
         network.load_state_dict(tensors, strict=False)
-    except ValueError as error:  # parts that do not belong together
-        raise UserError(f"{file}: {error}") from None
+    except (ValueError, RuntimeError) as error:  # parts that do not belong together
+        raise UserError(f"{file}: {reason_of(error)}") from None
     if "activation_ranges" in header:
         try:
             quantize_network(network, _ranges(header["activation_ranges"]))
         except ValueError as error:
-            raise UserError(f"{file}: has ranges of activations that do not fit ({error}).") from None
+            raise UserError(f"{file}: has ranges of activations that do not fit ({reason_of(error)}).") from None
     return network.to(device).eval()
 
 
@@ -126,39 +130,40 @@ def described(path: str | os.PathLike[str]) -> dict[str, Any]:
         UserError: no such file, or not a whole safetensors file.
     """
     file = _file(path)
+    if not is_file(file):
+        raise UserError(f"{file}: no such file; a trained stage has a model.safetensors.")
     try:
         with safetensors.safe_open(file, framework="pt") as opened:
-            config = json.loads((opened.metadata() or {}).get("config", "{}"))
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such file; a trained stage has a model.safetensors.") from None
-    except (safetensors.SafetensorError, ValueError) as error:
-        raise UserError(f"{file}: is not a whole safetensors file ({error}).") from None
+            config = parse_json((opened.metadata() or {}).get("config", "{}"))
+    except (safetensors.SafetensorError, ValueError, OSError) as error:
+        raise UserError(f"{file}: is not a whole safetensors file ({reason_of(error)}).") from None
     return config if isinstance(config, dict) else {}
 
 
 def _file(path: str | os.PathLike[str]) -> Path:
-    return Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
+    return Path(path) / "model.safetensors" if is_dir(Path(path)) else Path(path)
 
 
 def _describe(file: Path, header: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
     """Build the network that a header names, once it is known to be no larger than the file."""
     try:
-        config = json.loads(header.get("config", "{}"))
+        config = parse_json(header.get("config", "{}"))
         target = str(config.pop("_target_", ""))
         large = [key for key, value in config.items() for number in _whole(value) if abs(number) > _LARGEST]
     except (ValueError, AttributeError, TypeError):
         raise UserError(f"{file}: holds no description of a network that can be read; pass network=.") from None
     kind = _public(target)
     if kind is None:
-        raise UserError(f"{file}: describes {target or 'no network'!r}, which is not one of nelf's; pass network=.")
+        raise UserError(
+            f"{file}: describes {quoted(target or 'no network')}, which is not one of nelf's; pass network=."
+        )
     if large:
-        raise UserError(f"{file}: describes a {kind.__name__} whose {large[0]} is beyond {_LARGEST}.")
+        raise UserError(f"{file}: describes a {kind.__name__} whose {short(large[0])} is beyond {_LARGEST}.")
     try:
         with torch.device("meta"), _at_most(_PARAMETERS[0] * len(shapes) + _PARAMETERS[1]):
             numbers = sum(tensor.numel() for tensor in kind(**config).state_dict().values())
     except Exception as error:  # whatever a constructor makes of a stranger's arguments
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{file}: describes a {kind.__name__} that cannot be built ({reason}).") from None
+        raise UserError(f"{file}: describes a {kind.__name__} that cannot be built ({reason_of(error)}).") from None
     held = sum(map(math.prod, shapes.values()))
     if numbers > _NUMBERS[0] * held + _NUMBERS[1]:
         raise UserError(f"{file}: describes a {kind.__name__} of {numbers} numbers, but holds {held}.")
@@ -202,14 +207,14 @@ def _at_most(parameters: int) -> Iterator[None]:
 
 def _ranges(text: str) -> Any:
     """The ranges of activations in a header, see ``nelf.compression.quantization``."""
-    ranges = json.loads(text)
+    ranges = parse_json(text)
     if ranges == "dynamic":
         return ranges
     if not isinstance(ranges, dict):
         raise ValueError("they are not by layer")
     for name, limits in ranges.items():
         if not isinstance(limits, list) or [type(limit) for limit in limits] not in ([float] * 2, [int] * 2):
-            raise ValueError(f"{name} has no two limits")
+            raise ValueError(f"{short(name)} has no two limits")
     return ranges
 
 

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "nelf"
 #: Low to high. A module may import those of its own layer and of the layers before it.
 LAYERS = [
     {"errors"},
-    {"metrics", "rays"},
+    {"files", "metrics", "rays"},
     {"cameras"},
     {"kernels", "rendering", "paths", "scene"},
     {"encodings"},
@@ -103,7 +103,7 @@ def test_no_import_goes_in_a_circle() -> None:
 
 
 def test_the_root_stays_small_and_no_file_is_long() -> None:
-    assert len(list(PACKAGE.glob("*.py"))) <= 10
+    assert len([path for path in PACKAGE.glob("*.py") if not path.stem.startswith("__")]) <= 10
     lengths = {module(path): len(path.read_text().splitlines()) for path in FILES}
     assert {name: lines for name, lines in lengths.items() if lines > 400} == {}
 

@@ -151,3 +151,21 @@ def test_ranges_that_do_not_fit_are_named(path, ranges: str) -> None:
     path.write_bytes(safetensors.torch.save(tensors, {**header, "activation_ranges": ranges}))
     with pytest.raises(UserError, match="ranges of activations that do not fit"):
         nelf.load(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_none_are_refused(tmp_path, value: float) -> None:
+    network = MobileR2L(**ARGUMENTS)
+    with torch.no_grad():
+        network.tail[-2].weight.view(-1)[3] = value
+    path = save(network, tmp_path / "model.safetensors", CONFIG, "abc")
+    with pytest.raises(UserError, match=r"tail\.\d+\.weight holds numbers that are not finite"):
+        nelf.load(path)
+
+
+@pytest.mark.parametrize("config", ["[" * 100_000, "1" * 5000, json.dumps({**CONFIG, "width": 10**7})])
+def test_a_header_that_is_none_is_refused_before_it_is_built(tmp_path, config: str) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(safetensors.torch.save({"x": torch.zeros(1)}, {"config": config}))
+    with pytest.raises(UserError, match=r"holds no description of a network|whose width is beyond"):
+        nelf.load(path)

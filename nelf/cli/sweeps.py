@@ -11,8 +11,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob
 from omegaconf import DictConfig
 
-from nelf.errors import atomic_path
-from nelf.pipeline.documents import read_json, read_yaml
+from nelf.cli import remembered
+from nelf.errors import UserError, atomic_path
+from nelf.pipeline.documents import read_artifacts, read_record
 from nelf.pipeline.stage import Declaration
 
 __all__ = ["first_job", "shared_stages", "swept_keys", "write_table"]
@@ -107,7 +108,7 @@ def write_table(folder: Path) -> int:
         How many jobs have no result.
     """
     jobs = sorted(path.parent for path in folder.glob("*/overrides.yaml"))
-    options = [dict(_split(str(text)) for text in read_yaml(job / "overrides.yaml") or []) for job in jobs]
+    options = [dict(_split(text) for text in remembered.read(job / "overrides.yaml")) for job in jobs]
     # Keys with one value in all jobs would say nothing.
     keys = [
         key
@@ -144,20 +145,25 @@ def _results(job: Path, keys: list[str]) -> list[dict[str, Any]]:
     Of the artifacts of the stages that the sweep's keys concern, if there are such; else of ``train`` its own, of a
     chain those of its student or of its last row.
     """
-    report = read_json(job / "report.json")
-    rows: list[dict[str, Any]] = [] if report is None else report["rows"]
+    report = read_record(job / "report.json")
+    rows: list[dict[str, Any]] = [] if report is None else report.get("rows", [])
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and isinstance(row.get("name"), str) for row in rows
+    ):
+        raise UserError(f"{job / 'report.json'}: has no rows, each with a name; allowed: a whole report. Delete it.")
     stages = dict.fromkeys(key.split(".")[1] for key in keys if key.startswith("stage."))
-    artifacts = [each for stage in stages for each in read_json(job / stage / "artifacts.json") or []]
+    artifacts = [each for stage in stages for each in read_artifacts(job / stage)]
     if artifacts:
         measured = {row["name"]: row for row in rows}
         return [{**artifact, **measured.get(artifact["name"], {})} for artifact in artifacts]
     if report is None:
-        own = read_json(job / "metrics.json")
+        own = read_record(job / "metrics.json")
         return [own] if own else []
     student = next((row for row in rows if row["name"] == "student"), rows[-1] if rows else {})
     return [{key: value for key, value in student.items() if key != "name"}]
 
 
 def _format(name: str, result: dict[str, Any]) -> str:
-    value = result.get(name)
-    return format(value, _METRICS[name][1]) if isinstance(value, int | float | str) else ""
+    value, spec = result.get(name), _METRICS[name][1]
+    kinds: Any = {"s": str, ",d": int}.get(spec, int | float)
+    return format(value, spec) if isinstance(value, kinds) else ""

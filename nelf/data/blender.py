@@ -27,12 +27,13 @@ import torch
 from nelf.cameras import Camera
 from nelf.data.bounds import find_bounds
 from nelf.data.images import MEMORY_LIMIT, ImageFiles, check_width, fingerprint, image_headers, load_images
-from nelf.data.lenses import check_rays, stack
+from nelf.data.lenses import check_cameras, check_rays, stack
 from nelf.data.masks import MaskFile, load_masks, tell_scaled
 from nelf.data.ray_cache import shuffled
 from nelf.data.splits import check_holdout, held_out
 from nelf.data.transforms import SPLITS, Transforms, read_transforms
 from nelf.errors import UserError
+from nelf.files import encoded, is_file, quoted
 from nelf.paths import trajectory
 from nelf.scene import BACKGROUNDS, ImageStack, Scene, Split, background_color
 
@@ -184,7 +185,7 @@ def _background(stated: Transforms) -> str:
         if name == known:
             return known
     raise UserError(
-        f"{stated.path}: background is {name!r}; allowed: {', '.join(BACKGROUNDS)}. Or pass data.background=."
+        f"{stated.path}: background is {quoted(name)}; allowed: {', '.join(BACKGROUNDS)}. Or pass data.background=."
     )
 
 
@@ -230,6 +231,7 @@ def _views(transforms: Transforms) -> _Views:
         None if transforms.values is None else torch.from_numpy(transforms.values),
         lens=stack(transforms.distortion()),
     )
+    check_cameras(camera, transforms.names, transforms.path)
     check_rays(camera, transforms.names, transforms.path)
     alpha = any(alpha for _, alpha in headers)
     return _Views(transforms.names, transforms.images, transforms.masks, camera, alpha)
@@ -257,9 +259,9 @@ def _digest(files: dict[str, Transforms]) -> str:
         state.update(f"{name} {transforms.path.name}\n".encode())
         state.update(transforms.path.read_bytes())
         for image, path in zip(transforms.names, transforms.images, strict=True):
-            state.update(f"{image} {path.stat().st_size}\n".encode())
+            state.update(encoded(f"{image} {path.stat().st_size}\n"))
         for path in sorted({mask.path for mask in transforms.masks if mask is not None}):
-            state.update(f"{path.relative_to(transforms.path.parent)} {path.stat().st_size}\n".encode())
-        if transforms.cloud is not None and transforms.cloud.is_file():
-            state.update(f"{transforms.cloud.name} {transforms.cloud.stat().st_size}\n".encode())
+            state.update(encoded(f"{path.relative_to(transforms.path.parent)} {path.stat().st_size}\n"))
+        if transforms.cloud is not None and is_file(transforms.cloud):
+            state.update(encoded(f"{transforms.cloud.name} {transforms.cloud.stat().st_size}\n"))
     return state.hexdigest()[:16]

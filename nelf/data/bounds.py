@@ -5,6 +5,7 @@ Depths are z-depths, see ``nelf.cameras``; a box is six numbers, smallest xyz th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from nelf.cameras import Camera
 from nelf.data.ply import read_ply
 from nelf.data.transforms import Transforms
 from nelf.errors import UserError
+from nelf.files import LARGEST, SMALLEST, is_file
 
 __all__ = ["Bounds", "check_space", "find_bounds", "of_cube", "of_points", "of_shown"]
 
@@ -61,7 +63,7 @@ def _either(one: Any, other: Any) -> Any:
 
 def _told(file: Transforms, camera: Camera, aabb: list[float] | None) -> Bounds:
     if file.cloud is not None:
-        if not file.cloud.is_file():
+        if not is_file(file.cloud):
             raise UserError(
                 f"{file.path}: no file {file.cloud.name} (ply_file_path); allowed: the file, or data.near=, data.far= "
                 "and data.aabb=."
@@ -81,10 +83,20 @@ def check_space(path: Path, depth: tuple[float, float], box: list[float]) -> Non
     Raises:
         UserError: either is.
     """
-    if not 0 < depth[0] < depth[1] < float("inf"):
+    near, far = _rounded(depth)
+    if not SMALLEST < near < far < LARGEST:
         raise UserError(f"{path}: near {depth[0]} and far {depth[1]}; allowed: 0 < near < far.")
-    if len(box) != 6 or not all(low < high for low, high in zip(box[:3], box[3:], strict=True)):
+    corners = _rounded(box)
+    good = len(box) == 6 and all(
+        -LARGEST < low < high < LARGEST for low, high in zip(corners[:3], corners[3:], strict=True)
+    )
+    if not good:
         raise UserError(f"{path}: aabb {box}; allowed: six numbers, smallest x y z, then largest x y z.")
+
+
+def _rounded(numbers: Sequence[float]) -> list[float]:
+    """Numbers as they are in 32 bits; what lies beyond becomes infinity."""
+    return torch.tensor(numbers, dtype=torch.float64).float().tolist()
 
 
 def of_points(points: Tensor, camera: Camera, path: Path) -> Bounds:

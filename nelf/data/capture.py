@@ -9,8 +9,6 @@ files) of OpenCV's model. ``scene.json`` moves positions and points, not orienta
 
 from __future__ import annotations
 
-import json
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,10 +20,13 @@ import torch
 from torch import Tensor
 
 from nelf.cameras import Camera
+from nelf.data.lenses import check_cameras
 from nelf.errors import UserError
+from nelf.files import LARGEST, SMALLEST, array, is_file, number, open_array, quoted, read_object, short, widened
 
 __all__ = ["Moments", "Space", "read_cameras", "read_dataset", "read_moments", "read_path", "read_points", "read_space"]
 
+_MOST_IDS, _MOST_PIXELS = 2**31, 2**14  # of times and appearances; of a picture's side
 _INTERVAL = 4  # of interpolation captures: every so many frames one is trained on, and the middle of two validated
 
 
@@ -79,7 +80,7 @@ def read_dataset(
         UserError: the file is missing or damaged, or names too few images.
     """
     path = root / "dataset.json"
-    content = _read_object(path, "ids, train_ids, val_ids")
+    content = read_object(path, "a JSON object with ids, train_ids, val_ids")
     ids = _ids(path, content, "ids")
     if split == "interp" or (split == "auto" and not content.get("val_ids")):
         train = ids[::_INTERVAL]
@@ -91,10 +92,12 @@ def read_dataset(
     for key, some in (("train_ids", train), ("val_ids", test)):
         unknown = sorted(set(some) - set(ids))
         if unknown:
-            raise UserError(f"{path}: {key} names {unknown[0]!r}, which is not among ids.")
+            raise UserError(f"{path}: {key} names {quoted(unknown[0])}, which is not among ids.")
     shared = sorted(set(train) & set(test))
     if shared:
-        words = f"{path}: {len(shared)} of val_ids are in train_ids, too ({shared[0]}); figures will be too good."
+        words = (
+            f"{path}: {len(shared)} of val_ids are in train_ids, too ({short(shared[0])}); figures will be too good."
+        )
         warnings.warn(words, stacklevel=2)
     return ids, {"train": train, "test": test}, False
 
@@ -103,13 +106,13 @@ def _ids(path: Path, content: dict[str, Any], key: str) -> list[str]:
     """A list of ids; each is a part of file names, so it is no path."""
     ids = content.get(key)
     if not isinstance(ids, list) or not ids:
-        raise UserError(f"{path}: {key}: is {_short(ids)}; allowed: a list of one or more ids.")
+        raise UserError(f"{path}: {key}: is {quoted(ids)}; allowed: a list of one or more ids.")
     for each in ids:
         if not isinstance(each, str) or each in ("", ".", "..") or any(letter in each for letter in "/\\\0"):
-            raise UserError(f"{path}: {key}: {_short(each)} is no id; allowed: names of files without folder.")
+            raise UserError(f"{path}: {key}: {quoted(each)} is no id; allowed: names of files without folder.")
     if len(set(ids)) < len(ids):
         twice = next(each for each in ids if ids.count(each) > 1)
-        raise UserError(f"{path}: {key}: names {twice!r} twice; allowed: each id once.")
+        raise UserError(f"{path}: {key}: names {quoted(twice)} twice; allowed: each id once.")
     return ids
 
 
@@ -131,17 +134,19 @@ def read_moments(root: Path, ids: Sequence[str], interpolated: bool) -> Moments:
         UserError: the file is missing or damaged, or says nothing of an id.
     """
     path = root / "metadata.json"
-    content = _read_object(path, "warp_id and appearance_id of each id")
+    content = read_object(path, "a JSON object with warp_id and appearance_id of each id")
     missing = [each for each in ids if not isinstance(content.get(each), dict)]
     if missing:
-        raise UserError(f"{path}: says nothing of {missing[0]!r}; allowed: warp_id and appearance_id of each id.")
+        raise UserError(f"{path}: says nothing of {quoted(missing[0])}; allowed: warp_id and appearance_id of each id.")
     unknown = sorted(set(content) - set(ids))
     if unknown:
-        words = f"{path}: {len(unknown)} entries are of ids that dataset.json does not name ({unknown[0]})."
+        words = f"{path}: {len(unknown)} entries are of ids that dataset.json does not name ({short(unknown[0])})."
         warnings.warn(words, stacklevel=2)
     timed = ["time_id" in content[each] for each in ids]
     if any(timed) and not all(timed):
-        raise UserError(f"{path}: {ids[timed.index(False)]} has no time_id, but others have; allowed: all or none.")
+        raise UserError(
+            f"{path}: {short(ids[timed.index(False)])} has no time_id, but others have; allowed: all or none."
+        )
     if interpolated and not any(timed):
         moments = dict(zip(ids, range(len(ids)), strict=True))
     else:
@@ -156,8 +161,8 @@ def read_moments(root: Path, ids: Sequence[str], interpolated: bool) -> Moments:
 
 def _whole(path: Path, each: str, entry: dict[str, Any], key: str) -> int:
     value = entry.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise UserError(f"{path}: {each}: {key} is {_short(value)}; allowed: a whole number from 0.")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _MOST_IDS:
+        raise UserError(f"{path}: {short(each)}: {key} is {quoted(value)}; allowed: a whole number from 0.")
     return value
 
 
@@ -171,9 +176,9 @@ def read_space(root: Path) -> Space:
         UserError: it is missing or damaged, its scale is not above zero, or its depth range is empty.
     """
     path = root / "scene.json"
-    content = _read_object(path, "scale, center, near, far")
-    scale, near, far = (float(_numbers(path, content, key, ())) for key in ("scale", "near", "far"))
-    if scale <= 0:
+    content = read_object(path, "a JSON object with scale, center, near, far")
+    scale, near, far = (number(path, key, _stated(path, content, key)) for key in ("scale", "near", "far"))
+    if scale < SMALLEST:
         raise UserError(f"{path}: scale is {scale:g}; allowed: above 0.")
     if not 0 < near < far:
         raise UserError(f"{path}: near {near:g} and far {far:g}; allowed: 0 < near < far.")
@@ -187,19 +192,12 @@ def read_points(root: Path, space: Space) -> Tensor | None:
         UserError: the file is damaged, or holds something else.
     """
     path = root / "points.npy"
-    if not path.is_file():
+    if not is_file(path):
         return None
-    try:
-        points = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError):
-        raise UserError(f"{path}: is not whole, or no array; allowed: (N, 3) numbers in NumPy's format.") from None
-    if points.ndim != 2 or points.shape[1] != 3 or points.dtype.kind != "f":
-        raise UserError(
-            f"{path}: holds {points.dtype} of shape {points.shape}; allowed: (N, 3) floating-point numbers."
-        )
-    if not len(points) or not np.isfinite(points).all():
-        raise UserError(f"{path}: holds no points, or NaN or infinity; allowed: finite numbers.")
-    return torch.from_numpy(space.points(points.astype(np.float64)).astype(np.float32))
+    points = space.points(widened(open_array(path, (None, 3))))
+    if not (np.abs(points) <= LARGEST).all():
+        raise UserError(f"{path}: holds NaN, infinity or numbers beyond {LARGEST:g}; allowed: finite numbers.")
+    return torch.from_numpy(points.astype(np.float32))
 
 
 # ------------------------------------------------------------------------------------------- cameras
@@ -248,13 +246,15 @@ def _cameras(paths: Sequence[Path], space: Space, image_scale: int) -> Camera:
             raise UserError(f"{path}: image_size is {size}, but {paths[0].name} has {sizes[0]}; allowed: one size.")
     width, height = (max(1, round(side / image_scale)) for side in sizes[0])
     lens = np.stack(lenses) / [1, 1, 1, 1, 1, image_scale]
-    return Camera(
+    camera = Camera(
         torch.from_numpy(np.stack(poses)).float(),
         torch.from_numpy(np.stack(intrinsics) / image_scale).float(),
         width,
         height,
         lens=torch.from_numpy(lens).float() if lens.any() else None,
     )
+    check_cameras(camera, [path.name for path in paths], paths[0].parent)
+    return camera
 
 
 def _camera(path: Path, space: Space) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float]]:
@@ -262,20 +262,19 @@ def _camera(path: Path, space: Space) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
     OpenCV's axes become OpenGL's: down and forward change their sign.
     """
-    content = _read_object(path, "orientation, position, focal_length and others")
+    content = read_object(path, "a JSON object with orientation, position, focal_length and others")
     if "tangential" in content:
         content["tangential_distortion"] = content["tangential"]
     orientation, position = _numbers(path, content, "orientation", (3, 3)), _numbers(path, content, "position", (3,))
     if np.abs(orientation @ orientation.T - np.eye(3)).max() > 1e-2 or np.linalg.det(orientation) < 0:
         raise UserError(f"{path}: orientation is no rotation; allowed: world to camera, determinant 1.")
-    focal, ratio, skew = (
-        float(_numbers(path, content, key, ())) for key in ("focal_length", "pixel_aspect_ratio", "skew")
-    )
+    keys = ("focal_length", "pixel_aspect_ratio", "skew")
+    focal, ratio, skew = (number(path, key, _stated(path, content, key)) for key in keys)
     center, size = (_numbers(path, content, key, (2,)) for key in ("principal_point", "image_size"))
-    if min(focal, ratio, *size) <= 0:
+    if min(focal, ratio, *size) <= 0 or max(size) > _MOST_PIXELS:
         raise UserError(
             f"{path}: focal_length {focal:g}, pixel_aspect_ratio {ratio:g}, image_size {size.tolist()}; "
-            "allowed: above 0."
+            f"allowed: above 0, and sides up to {_MOST_PIXELS}."
         )
     radial = _numbers(path, content, "radial_distortion", (3,))
     tangential = _numbers(path, content, "tangential_distortion", (2,))
@@ -283,37 +282,13 @@ def _camera(path: Path, space: Space) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return pose, np.array([focal, focal * ratio, *center]), np.array([*radial, *tangential, skew]), tuple(size.tolist())
 
 
-# ------------------------------------------------------------------------------------------- JSON
-
-
-def _read_object(path: Path, keys: str) -> dict[str, Any]:
-    """Read a JSON object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; allowed: a JSON object with {keys}.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error}); allowed: a JSON object with {keys}.") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a {type(content).__name__}; allowed: a JSON object with {keys}.")
-    return content
+def _stated(path: Path, content: dict[str, Any], key: str) -> Any:
+    """What a file says of a key that it has to have."""
+    if key not in content:
+        raise UserError(f"{path}: missing key {key!r}; allowed: a number, or as many as the format has.")
+    return content[key]
 
 
 def _numbers(path: Path, content: dict[str, Any], key: str, shape: tuple[int, ...]) -> np.ndarray:
     """Finite numbers of a shape."""
-    what = {(): "a number", (3, 3): "3x3 numbers"}.get(shape, f"{math.prod(shape)} numbers")
-    if key not in content:
-        raise UserError(f"{path}: missing key {key!r}; allowed: {what}.")
-    try:
-        values = np.array(content[key], dtype=np.float64)
-    except (TypeError, ValueError, OverflowError):
-        values = np.empty(0)
-    if values.shape != shape or not np.isfinite(values).all():
-        raise UserError(f"{path}: {key} is {_short(content[key])}; allowed: {what}, finite.")
-    return values
-
-
-def _short(value: object) -> str:
-    """A value of somebody's file, to be shown."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return array(path, key, _stated(path, content, key), (shape,))

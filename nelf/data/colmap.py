@@ -1,4 +1,4 @@
-"""COLMAP's reconstructions: cameras, poses and points of photographs, in text or binary, read by pycolmap.
+"""COLMAP's reconstructions: cameras, poses and points of photographs, in text or binary.
 
 A scene is a folder with ``images/`` and a model (``cameras``, ``images`` and ``points3D``, ``.bin`` or ``.txt``) in
 ``sparse/0``, ``sparse`` or ``colmap/sparse/0``.
@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,17 +33,18 @@ from torch import Tensor
 from nelf.cameras import Camera
 from nelf.data import lenses
 from nelf.data.bounds import check_space, of_shown
+from nelf.data.colmap_model import PARTS, Image, Model, read_model
 from nelf.data.images import MEMORY_LIMIT, check_width, image_headers
 from nelf.data.splits import check_holdout, held_out, load_splits
 from nelf.errors import UserError
+from nelf.files import encoded, is_dir, is_file, quoted
 from nelf.paths import trajectory
 from nelf.paths.rotations import moved
 from nelf.scene import Scene
 
-__all__ = ["load_pycolmap", "read_colmap"]
+__all__ = ["read_colmap"]
 
 _MODELS = ("sparse/0", "sparse", "colmap/sparse/0")
-_PARTS = ("cameras", "images", "points3D")
 _DEPTH = 4.0  # scene unit: of the median point
 _ASPECT = 0.02  # by so much may the two scales of images and cameras differ
 
@@ -100,7 +101,7 @@ def read_colmap(
         the training views.
 
     Raises:
-        UserError: pycolmap is not installed, the model or an image is missing or damaged, a camera model is unknown,
+        UserError: the model or an image is missing or damaged, a camera model is unknown,
             images differ in size, or an argument is out of range.
     """
     root = Path(root)
@@ -137,97 +138,65 @@ def read_colmap(
     )
 
 
-def load_pycolmap() -> Any:
-    """The module pycolmap.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        import pycolmap
-    except ImportError:
-        raise UserError("data: pycolmap is not installed, and COLMAP needs it: pip install 'nelf[colmap]'.") from None
-    return pycolmap
-
-
 # ------------------------------------------------------------------------------------------- the model
 
 
 def _model_folder(root: Path) -> Path:
     """Where the model is; its parts are all there."""
-    if not root.is_dir():
+    if not is_dir(root):
         raise UserError(f"data.root: {root} is not a directory; allowed: a folder with images/ and sparse/0/.")
-    found = [root / place for place in _MODELS if any(_parts(root / place, part) for part in _PARTS)]
+    found = [root / place for place in _MODELS if any(_parts(root / place, part) for part in PARTS)]
     if not found:
         raise UserError(
             f"data.root: {root} holds no COLMAP model; allowed: cameras, images and points3D (.bin or .txt) in "
             f"{', '.join(_MODELS)}. A folder of mere photographs: data=photos."
         )
-    for part in _PARTS:
+    for part in PARTS:
         if not _parts(found[0], part):
             raise UserError(f"{found[0]}: has no {part}.bin or {part}.txt; allowed: a model with all three.")
     return found[0]
 
 
 def _parts(folder: Path, part: str) -> bool:
-    return any((folder / f"{part}.{kind}").is_file() for kind in ("bin", "txt"))
+    return any(is_file(folder / f"{part}.{kind}") for kind in ("bin", "txt"))
 
 
 def _read(folder: Path) -> _Model:
-    """Parse a model."""
-    pycolmap = load_pycolmap()
-    try:
-        model = pycolmap.Reconstruction(folder)
-        images = sorted((image for image in model.images.values() if image.has_pose), key=lambda image: image.name)
-        if not images or not model.num_points3D():
-            raise UserError(f"{folder}: holds {len(images)} images and {model.num_points3D()} points; allowed: some.")
-        cameras = {key: _lens(camera, f"{folder}: camera {key}") for key, camera in model.cameras.items()}
-        c2w = np.stack([_pose(image) for image in images])
-        seen, depths = _observations(model, images, c2w)
-        if not len(seen):
-            raise UserError(f"{folder}: its images show none of its points, or its numbers are not finite.")
-    except UserError:
-        raise
-    except (ValueError, RuntimeError, IndexError, KeyError, MemoryError, OverflowError) as error:
-        reason = str(error).splitlines()[0].split("] ")[-1] if str(error) else type(error).__name__
-        if "Camera model" in reason:
-            allowed = ", ".join(lenses.PARAMETERS)
-            raise UserError(f"{folder}: names a camera model that COLMAP does not know; allowed: {allowed}.") from None
-        raise UserError(f"{folder}: is no COLMAP model that pycolmap reads ({reason}).") from None
-    known = [cameras[image.camera_id] for image in images]
-    sizes = [(model.cameras[image.camera_id].width, model.cameras[image.camera_id].height) for image in images]
+    """Read a model, and take from it what is needed."""
+    model = read_model(folder)
+    images = sorted(model.images, key=lambda image: image.name)
+    cameras = {key: model.cameras[key] for key in {image.camera for image in images}}
+    known = {
+        key: lenses.from_parameters(camera.model, camera.parameters, f"{folder}: camera {key}")
+        for key, camera in cameras.items()
+    }
+    c2w = np.stack([_pose(image.world_to_camera) for image in images])
+    seen, depths = _observations(model, images, c2w)
+    if not len(seen):
+        raise UserError(f"{folder}: its images show none of its points in front of them; allowed: some.")
     return _Model(
         [image.name for image in images],
         c2w,
-        np.array([lens.intrinsics for lens in known]),
-        lenses.stack([lens.coefficients for lens in known]),
-        np.array(sizes),
+        np.array([known[image.camera].intrinsics for image in images]),
+        lenses.stack([known[image.camera].coefficients for image in images]),
+        np.array([(cameras[image.camera].width, cameras[image.camera].height) for image in images]),
         seen,
         depths,
     )
 
 
-def _lens(camera: Any, where: str) -> lenses.Lens:
-    if min(camera.width, camera.height) < 1:
-        raise UserError(f"{where}: is {camera.width}x{camera.height} pixels; allowed: 1 or more.")
-    return lenses.from_parameters(camera.model.name, camera.params.tolist(), where)
-
-
-def _pose(image: Any) -> np.ndarray:
+def _pose(world_to_camera: np.ndarray) -> np.ndarray:
     """(3, 4) camera to world, OpenGL axes: OpenCV's down and forward change their sign."""
-    pose = image.cam_from_world().inverse().matrix()
-    return pose * np.array([1.0, -1.0, -1.0, 1.0])
+    turn, shift = world_to_camera[:, :3].T, world_to_camera[:, 3]
+    return np.column_stack([turn, -turn @ shift]) * np.array([1.0, -1.0, -1.0, 1.0])
 
 
-def _observations(model: Any, images: list[Any], c2w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _observations(model: Model, images: list[Image], c2w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The points (P, 3) that images show, image by image, and their z-depths (P,); none behind a camera."""
-    points = {key: point.xyz for key, point in model.points3D.items()}
-    shown = [[points[spot.point3D_id] for spot in image.points2D if spot.has_point3D()] for image in images]
-    each = [np.array(some, np.float64).reshape(-1, 3) for some in shown]
+    each = [model.points[np.searchsorted(model.keys, image.points)] for image in images]
     depths = np.concatenate([(pose[:, 3] - some) @ pose[:, 2] for pose, some in zip(c2w, each, strict=True)])
-    seen = np.concatenate(each)
-    good = (depths > 0) & np.isfinite(seen).all(1) & np.isfinite(depths)
-    return seen[good], depths[good]
+    good = depths > 0
+    return np.concatenate(each)[good], depths[good]
 
 
 # ------------------------------------------------------------------------------------------- the scene's world
@@ -264,7 +233,7 @@ def _between(start: np.ndarray, end: np.ndarray) -> np.ndarray:
 def _pictures(root: Path, images: str, names: list[str], skip_missing: bool) -> tuple[list[int], list[Path]]:
     """The places of the views whose image is there, and their files."""
     folder = root / images
-    if not folder.is_dir():
+    if not is_dir(folder):
         there = sorted(path.name for path in root.glob("images*") if path.is_dir())
         raise UserError(
             f"data.images: {folder} is not a directory; allowed: a folder with the photographs of the model"
@@ -272,10 +241,10 @@ def _pictures(root: Path, images: str, names: list[str], skip_missing: bool) -> 
         )
     for name in names:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
-            raise UserError(f"{root}: its model names the image {name!r}; allowed: a path inside {images}.")
+            raise UserError(f"{root}: its model names the image {quoted(name)}; allowed: a path inside {images}.")
     paths = [folder / name for name in names]
-    places = [place for place, path in enumerate(paths) if path.is_file()]
-    missing = [path for path in paths if not path.is_file()]
+    places = [place for place, path in enumerate(paths) if is_file(path)]
+    missing = [path for path in paths if not is_file(path)]
     if missing and not skip_missing:
         raise UserError(
             f"{missing[0]}: no such image file, {len(missing)} of {len(names)} are missing; allowed: all, or "
@@ -297,18 +266,20 @@ def _sized(model: _Model, c2w: np.ndarray, there: list[int], paths: list[Path]) 
                 "Pixels count as they are stored, whatever their EXIF entry says."
             )
     lens = None if model.lens is None else model.lens[there].clone()
-    return Camera(
+    camera = Camera(
         torch.from_numpy(c2w[there]).float(),
         torch.from_numpy(model.intrinsics[there] * np.concatenate([scales, scales], 1)).float(),
         width,
         height,
         lens=lens,
     )
+    lenses.check_cameras(camera, [path.name for path in paths], paths[0].parent)
+    return camera
 
 
 def _digest(model: _Model) -> str:
     """Hash of names, poses and cameras: the same for text and binary, and for each folder of images."""
-    state = hashlib.sha256("\n".join(model.names).encode())
+    state = hashlib.sha256(encoded("\n".join(model.names)))
     for numbers in (
         model.c2w,
         model.intrinsics,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ import numpy as np
 from nelf.data.lenses import coefficients
 from nelf.data.masks import MaskFile
 from nelf.errors import UserError
+from nelf.files import SMALLEST, array, is_file, number, numbers, quoted, short
 
-__all__ = ["controls", "focal", "inside", "lens", "mask", "number", "numbers", "picture", "pose", "stated_lens"]
+__all__ = ["controls", "focal", "inside", "lens", "mask", "picture", "pose", "stated_lens"]
 
 _EXTENSIONS = ("", ".png", ".jpg", ".jpeg", ".webp", ".PNG", ".JPG", ".JPEG")
 _SIZE, _X, _Y = ("w", "h", "cx", "cy"), ("fl_x", "camera_angle_x"), ("fl_y", "camera_angle_y")
@@ -33,7 +33,7 @@ def inside(path: Path, where: str, stated: str) -> Path:
     # Compared by text, not resolved: a link inside the scene may point to another disk.
     target = Path(os.path.normpath(root / stated.replace("\\", "/")))
     if not target.is_relative_to(root):
-        raise UserError(f"{path}: {where} points outside {path.parent} ({stated}); allowed: files inside it.")
+        raise UserError(f"{path}: {where} points outside {path.parent} ({short(stated)}); allowed: files inside it.")
     return target.relative_to(root)
 
 
@@ -48,7 +48,7 @@ def picture(path: Path, index: int, frame: dict[str, Any]) -> tuple[Path, Path |
     target = inside(path, f"frame {index}", stated)
     for extension in _EXTENSIONS:
         image = target.with_name(target.name + extension)
-        if (path.parent / image).is_file():
+        if is_file(path.parent / image):
             return target, image
     return target, None
 
@@ -71,28 +71,21 @@ def mask(path: Path, index: int, frame: dict[str, Any], image: Path) -> MaskFile
     stated = frame.get("mask_path")
     if stated is None:
         dynamic = path.parent / image.with_name(f"dynamic_mask_{image.stem}.png")
-        return MaskFile(dynamic, ignores=True) if dynamic.is_file() else None
+        return MaskFile(dynamic, ignores=True) if is_file(dynamic) else None
     if not isinstance(stated, str) or not stated:
-        raise UserError(f"{path}: frame {index}: mask_path is {stated!r}; allowed: the name of a file.")
+        raise UserError(f"{path}: frame {index}: mask_path is {quoted(stated)}; allowed: the name of a file.")
     file = path.parent / inside(path, f"frame {index}: mask_path", stated)
-    if not file.is_file():
-        raise UserError(f"{path}: frame {index}: no mask {stated} in {path.parent}.")
+    if not is_file(file):
+        raise UserError(f"{path}: frame {index}: no mask {short(stated)} in {path.parent}.")
     return MaskFile(file)
 
 
 def pose(path: Path, index: int, frame: dict[str, Any]) -> np.ndarray:
     """(3, 4) float32 camera to world of one frame."""
-    where = f"{path}: frame {index} ({frame.get('file_path', 'no image')})"
+    where = f"{path}: frame {index} ({_name(frame)})"
     if "transform_matrix" not in frame:
         raise UserError(f"{where} has no key 'transform_matrix'; allowed: a 4x4 camera-to-world matrix.")
-    try:
-        matrix = np.array(frame["transform_matrix"], dtype=np.float64)
-    except (TypeError, ValueError):
-        raise UserError(f"{where}: transform_matrix is not a matrix of numbers; allowed: 4x4 or 3x4.") from None
-    if matrix.shape not in ((4, 4), (3, 4)):
-        raise UserError(f"{where}: transform_matrix has shape {matrix.shape}; allowed: 4x4 or 3x4.")
-    if not np.isfinite(matrix).all():
-        raise UserError(f"{where}: transform_matrix holds NaN or infinity; allowed: finite numbers.")
+    matrix = array(where, "transform_matrix", frame["transform_matrix"], ((4, 4), (3, 4)))
     lengths = np.linalg.norm(matrix[:3, :3], axis=0)
     if lengths.min() < 1e-6:
         raise UserError(f"{where}: transform_matrix cannot be inverted; allowed: a rotation and a translation.")
@@ -106,6 +99,12 @@ def pose(path: Path, index: int, frame: dict[str, Any]) -> np.ndarray:
     return matrix[:3].astype(np.float32)
 
 
+def _name(frame: dict[str, Any]) -> str:
+    """The image of a frame, for messages."""
+    stated = frame.get("file_path")
+    return short(stated) if isinstance(stated, str) else "no image"
+
+
 def controls(
     path: Path, content: dict[str, Any], frames: dict[int, dict[str, Any]]
 ) -> tuple[tuple[str, ...], np.ndarray | None]:
@@ -117,12 +116,12 @@ def controls(
         raise UserError(f"{path}: frame {untimed[0]} has no key 'time', but others have; allowed: all or none.")
     further = content.get("controls", [])
     if not isinstance(further, list) or not all(isinstance(name, str) for name in further):
-        raise UserError(f"{path}: controls are {further!r}; allowed: a list of names.")
+        raise UserError(f"{path}: controls are {quoted(further)}; allowed: a list of names.")
     rows = []
     for index, frame in frames.items():
         values = frame.get("controls", [])
         if not isinstance(values, list) or len(values) != len(further):
-            raise UserError(f"{path}: frame {index}: controls are {values!r}; allowed: {len(further)} numbers.")
+            raise UserError(f"{path}: frame {index}: controls are {quoted(values)}; allowed: {len(further)} numbers.")
         row = [number(path, "time", frame["time"]), *(number(path, "controls", value) for value in values)]
         for name, value in zip(("time", *further), row, strict=True):
             if not 0 <= value <= 1:
@@ -143,7 +142,7 @@ def stated_lens(path: Path, index: int, content: dict[str, Any], frame: dict[str
     Raises:
         UserError: a value is not a finite number.
     """
-    where = Path(f"{path}: frame {index}")
+    where = f"{path}: frame {index}"
     merged: dict[str, Any] = {"camera_model": "OPENCV"}
     for level in (content, frame):
         own = {key: number(where, key, level[key]) for key in (*_SIZE, *_COEFFICIENTS) if level.get(key) is not None}
@@ -190,11 +189,13 @@ def focal(stated: dict[str, Any], width: int, height: int, where: str) -> tuple[
     if "fl_y" in stated:
         fy = stated["fl_y"]
     elif "fl_x" not in stated and "camera_angle_y" in stated:
+        if not 0 < stated["camera_angle_y"] < math.pi:
+            raise UserError(f"{where}: camera_angle_y is {stated['camera_angle_y']:g}; allowed: 0 to pi.")
         fy = 0.5 * h / math.tan(0.5 * stated["camera_angle_y"])
     else:
         fy = fx
-    if min(fx, fy, w, h) <= 0:
-        raise UserError(f"{where}: fl_x {fx}, fl_y {fy}, w {w}, h {h}; allowed: above 0.")
+    if min(fx, fy, w, h) < SMALLEST:
+        raise UserError(f"{where}: fl_x {fx:g}, fl_y {fy:g}, w {w:g}, h {h:g}; allowed: above 0.")
     scale_x, scale_y = width / w, height / h
     return fx * scale_x, fy * scale_y, stated.get("cx", 0.5 * w) * scale_x, stated.get("cy", 0.5 * h) * scale_y
 
@@ -203,29 +204,5 @@ def lens(stated: dict[str, Any], where: str) -> tuple[float, ...]:
     """The coefficients of a camera of ``stated_lens``, see ``nelf.data.lenses.coefficients``."""
     for key in _OTHERWISE:
         if key in stated:
-            raise UserError(f"{where}: {key} is {stated[key]!r}; allowed: perspective cameras, see camera_model.")
+            raise UserError(f"{where}: {key} is {quoted(stated[key])}; allowed: perspective cameras, see camera_model.")
     return coefficients(stated["camera_model"], stated, where)
-
-
-def number(path: Path, key: str, value: Any) -> float:
-    """A finite number of the file."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError(f"{path}: {key} is {value!r}; allowed: a finite number.")
-    return float(value)
-
-
-def numbers(path: Path, key: str, value: Any, count: int) -> Sequence[float]:
-    """So many finite numbers of the file, in a list.
-
-    Args:
-        path: the file.
-        key: what is read.
-        value: its value.
-        count: how many.
-
-    Raises:
-        UserError: it holds anything else.
-    """
-    if not isinstance(value, list) or len(value) != count:
-        raise UserError(f"{path}: {key} is {value!r}; allowed: {count} numbers.")
-    return [number(path, key, each) for each in value]

@@ -35,6 +35,7 @@ from nelf.data.bounds import check_space
 from nelf.data.capture import Moments, Space, read_cameras, read_dataset, read_moments, read_points, read_space
 from nelf.data.images import MEMORY_LIMIT, check_width, image_headers, load_images
 from nelf.errors import UserError
+from nelf.files import encoded, is_dir, is_file
 from nelf.rays import Rays
 from nelf.scene import Scene, Split
 
@@ -77,7 +78,7 @@ def read_capture(
         UserError: a file is missing, damaged or contradicts itself, or an argument is out of range.
     """
     root = Path(root)
-    if not root.is_dir():
+    if not is_dir(root):
         raise UserError(f"data.root: {root} is not a directory; allowed: a folder with dataset.json.")
     ids, splits, interpolated = read_dataset(root, split)
     space, moments = read_space(root), read_moments(root, ids, interpolated)
@@ -115,7 +116,7 @@ def read_capture(
 def _images(root: Path, image_scale: int) -> Path:
     """The folder of the images of a scale."""
     folder = root / "rgb" / f"{image_scale}x"
-    if folder.is_dir():
+    if is_dir(folder):
         return folder
     there = sorted(int(each.name[:-1]) for each in root.glob("rgb/*x") if re.fullmatch(r"[1-9]\d*x", each.name))
     if not there:
@@ -193,7 +194,7 @@ def _digest(root: Path, ids: list[str]) -> str:
     state = hashlib.sha256()
     cameras = [f"camera/{each}.json" for each in ids]  # not each has one, if it is in no split
     for name in ("dataset.json", "metadata.json", "scene.json", *cameras):
-        if (root / name).is_file():
-            state.update(f"{name}\n".encode())
+        if is_file(root / name):
+            state.update(encoded(f"{name}\n"))
             state.update((root / name).read_bytes())
     return state.hexdigest()[:16]

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -26,7 +25,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from nelf.data.decoding import image_header, read_image
 from nelf.errors import UserError, atomic_path
+from nelf.files import encoded, open_array, own_temporary_folder
 from nelf.kernels.numba_tools import njit
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "ImageFiles",
     "area_average",
     "cache_directory",
+    "cached_array",
     "check_width",
     "fingerprint",
     "for_each",
@@ -46,10 +48,6 @@ __all__ = [
 
 MEMORY_LIMIT = 2 * 2**30
 """Bytes of images that a split may take in RAM; a larger one is memory-mapped from a cache file."""
-
-_WITHOUT_ALPHA = ("RGB", "L", "P", "CMYK", "YCbCr", "1")
-_WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa")
-_BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 @contextmanager
@@ -114,51 +112,6 @@ def check_width(width: int, path: Path, own: int) -> None:
     """
     if not 0 < width <= own:
         raise UserError(f"data.width: is {width}, but {path} is {own} pixels wide; allowed: 1 to {own}.")
-
-
-def image_header(path: Path) -> tuple[tuple[int, int], bool]:
-    """Size and kind of an image, without decoding it.
-
-    Returns:
-        ``(width, height)`` in pixels, and whether it has transparency.
-
-    Raises:
-        UserError: the file is missing, is not an image or has more than 8 bits per channel.
-    """
-    try:
-        with Image.open(path) as image:
-            size, mode, alpha = (
-                image.size,
-                image.mode,
-                image.mode in _WITH_ALPHA or "transparency" in image.info,
-            )
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such image file.") from None
-    except _BROKEN as error:
-        raise UserError(f"{path}: not a readable image ({_reason(error)}); allowed: PNG, JPEG or WebP.") from None
-    if mode not in _WITHOUT_ALPHA + _WITH_ALPHA:
-        raise UserError(f"{path}: pixels are of kind {mode}; allowed: 8 bits per channel.")
-    return size, alpha
-
-
-def read_image(path: Path, channels: int) -> np.ndarray:
-    """Decode one image.
-
-    Args:
-        path: the file.
-        channels: 3, or 4 to have alpha (255 where the file has none).
-
-    Returns:
-        (H, W, channels) uint8.
-
-    Raises:
-        UserError: the file is missing, truncated or not an image.
-    """
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGBA" if channels == 4 else "RGB"))
-    except _BROKEN as error:
-        raise UserError(f"{path}: cannot be decoded ({_reason(error)}); the file is truncated or damaged.") from None
 
 
 def area_average(image: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -284,12 +237,33 @@ def load_images(
         _decode(paths, images, text)
         return images
     cache = cache_directory(cache_root) / f"{width}x{height}x{channels}_{fingerprint(paths)}.npy"
-    if not cache.exists():
+    found = cached_array(cache, shape)
+    if found is None:
         with atomic_path(cache) as partial:
             mapped = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
             _decode(paths, mapped, f"{text} (to {cache.parent})")
             mapped.flush()
-    return np.load(cache, mmap_mode="r")
+        found = np.lib.format.open_memmap(cache, mode="r")
+    return found
+
+
+def cached_array(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Open a cache file, which may come with somebody's scene.
+
+    Args:
+        path: the file.
+        shape: what it should have.
+
+    Returns:
+        (shape) uint8, read only; None where there is no whole file of this shape, or a link.
+    """
+    if path.is_symlink():
+        return None
+    try:
+        found = open_array(path, (None,) * len(shape), "u")
+    except UserError:
+        return None
+    return found if found.shape == shape and found.dtype == np.uint8 else None
 
 
 def _decode(paths: Sequence[Path], images: np.ndarray, text: str) -> None:
@@ -318,12 +292,16 @@ def fingerprint(paths: Sequence[Path]) -> str:
     state = hashlib.sha256()
     for path in paths:
         stat = path.stat()
-        state.update(f"{path.absolute()} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        state.update(encoded(f"{path.absolute()} {stat.st_size} {stat.st_mtime_ns}\n"))
     return state.hexdigest()[:16]
 
 
 def cache_directory(root: Path) -> Path:
-    """A directory that can be written: ``.nelf_cache`` in the scene, else one in the temporary directory."""
+    """A directory that can be written: ``.nelf_cache`` in the scene, else one in the temporary directory.
+
+    Raises:
+        UserError: as of ``nelf.files.own_temporary_folder``.
+    """
     cache = root / ".nelf_cache"
     try:
         if cache.is_symlink():  # of whoever made the scene, to wherever they liked
@@ -332,12 +310,4 @@ def cache_directory(root: Path) -> Path:
         with tempfile.TemporaryFile(dir=cache):
             return cache
     except OSError:
-        fallback = Path(tempfile.gettempdir()) / f"nelf_cache_{os.getuid()}"
-        fallback.mkdir(mode=0o700, exist_ok=True)
-        return fallback
-
-
-def _reason(error: BaseException) -> str:
-    """First line of an exception of Pillow's, without the path that it repeats."""
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return text.split(" '")[0].split(": ")[0]
+        return own_temporary_folder("nelf_cache")

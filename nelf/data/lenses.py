@@ -7,7 +7,6 @@ panoramic models are no special cases of it, and refused by name. Source: COLMAP
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +17,20 @@ from torch import Tensor
 
 from nelf.cameras import Camera
 from nelf.errors import UserError, did_you_mean
+from nelf.files import LARGEST, quoted, short
 
-__all__ = ["COEFFICIENTS", "PARAMETERS", "Lens", "check_rays", "coefficients", "from_parameters", "stack"]
+__all__ = [
+    "COEFFICIENTS",
+    "PARAMETERS",
+    "Lens",
+    "check_cameras",
+    "check_rays",
+    "coefficients",
+    "from_parameters",
+    "stack",
+]
 
+_OBLIQUE = 1e4  # tangent between a ray and the camera's axis: 89.99 degrees
 _ALONG, _EXACT = 9, 0.1  # pixels along a side whose rays are checked, and how well they lead there
 
 PARAMETERS: dict[str, tuple[str, ...]] = {
@@ -71,8 +81,8 @@ def from_parameters(model: str, parameters: Sequence[float], where: str) -> Lens
             f"allowed: {len(names)} ({', '.join(names)})."
         )
     values = dict(zip(names, map(float, parameters), strict=True))
-    if not all(map(math.isfinite, values.values())):
-        raise UserError(f"{where}: parameters {list(parameters)}; allowed: finite numbers.")
+    if not all(abs(value) <= LARGEST for value in values.values()):
+        raise UserError(f"{where}: parameters {quoted(list(parameters))}; allowed: finite numbers.")
     fx = values.get("fx", values.get("f", 0.0))
     fy = values.get("fy", fx)
     if min(fx, fy) <= 0:
@@ -122,6 +132,36 @@ def stack(rows: Sequence[tuple[float, ...]]) -> Tensor | None:
     return lens if lens[:, 6:].any() else lens[:, :6]
 
 
+def check_cameras(camera: Camera, names: Sequence[str], path: Path) -> None:
+    """Refuse cameras whose numbers are none in 32 bits, or whose rays are so oblique that they are none.
+
+    Args:
+        camera: a batch of N cameras.
+        names: of N views.
+        path: the file that states the cameras, to name.
+
+    Raises:
+        UserError: there is such a camera; its view is named.
+    """
+    fx, fy, cx, cy = camera.intrinsics.unbind(-1)
+    sides = [(cx, fx), (camera.width - cx, fx), (cy, fy), (camera.height - cy, fy)]
+    oblique = torch.stack([(reach / focal).abs() for reach, focal in sides], -1).amax(-1)
+    good = (fx > 0) & (fx < LARGEST) & (fy > 0) & (fy < LARGEST) & (oblique < _OBLIQUE)
+    if not good.all():
+        index = int((~good).int().argmax())
+        words = ", ".join(f"{value:g}" for value in camera.intrinsics[index].tolist())
+        size = f"{camera.width}x{camera.height} pixels"
+        raise UserError(
+            f"{path}: {short(names[index])}: fx, fy, cx, cy are {words} for {size}; allowed: a lens for it."
+        )
+    placed = (camera.c2w.abs() <= LARGEST).flatten(1).all(1)
+    if not placed.all():
+        index = int((~placed).int().argmax())
+        raise UserError(f"{path}: {short(names[index])}: its position is beyond {LARGEST:g}; allowed: numbers below.")
+    if camera.lens is not None and not (camera.lens.abs() <= LARGEST).all():
+        raise UserError(f"{path}: its lenses have coefficients beyond {LARGEST:g}; allowed: numbers below.")
+
+
 def check_rays(camera: Camera, names: Sequence[str], path: Path) -> None:
     """Refuse a lens that no ray leads through to the margin of its picture, since its model folds back before.
 
@@ -145,13 +185,13 @@ def check_rays(camera: Camera, names: Sequence[str], path: Path) -> None:
             stated = dict(zip(COEFFICIENTS, camera.lens[index].tolist(), strict=False))
             words = ", ".join(f"{name} {value:.4g}" for name, value in stated.items() if value)
             raise UserError(
-                f"{path}: {names[index]}: its lens ({words}) folds back within the picture, so that no ray leads to "
-                "its margin; allowed: a lens that fits the picture, or undistorted images with a pinhole."
+                f"{path}: {short(names[index])}: its lens ({words}) folds back within the picture, so that no ray "
+                "leads to its margin; allowed: a lens that fits the picture, or undistorted images with a pinhole."
             )
 
 
 def _parameters(model: str, where: str) -> tuple[str, ...]:
     if not isinstance(model, str) or model not in PARAMETERS:
-        hint = did_you_mean(str(model), PARAMETERS)
-        raise UserError(f"{where}: camera model {model!r}; allowed: {', '.join(PARAMETERS)}.{hint}")
+        hint = did_you_mean(model, PARAMETERS) if isinstance(model, str) else ""
+        raise UserError(f"{where}: camera model {quoted(model)}; allowed: {', '.join(PARAMETERS)}.{hint}")
     return PARAMETERS[model]

@@ -29,8 +29,10 @@ from torch import Tensor
 from nelf.cameras import Camera
 from nelf.data.bounds import check_space
 from nelf.data.images import MEMORY_LIMIT, check_width, image_headers
+from nelf.data.lenses import check_cameras
 from nelf.data.splits import check_holdout, held_out, load_splits
 from nelf.errors import UserError
+from nelf.files import LARGEST, SMALLEST, is_dir, open_array, widened
 from nelf.paths import average_pose, focus, look_at
 from nelf.rays import NDC
 from nelf.scene import Scene
@@ -86,7 +88,7 @@ def read_llff(
     if ndc and spherify:
         raise UserError("data.spherify: is true, and so is data.ndc; allowed: one of them.")
     check_holdout(holdout)
-    if not root.is_dir():
+    if not is_dir(root):
         raise UserError(f"data.root: {root} is not a directory; allowed: a folder with poses_bounds.npy.")
     path = root / "poses_bounds.npy"
     table = _read_table(path)
@@ -95,6 +97,7 @@ def read_llff(
     if spherify:
         c2w, bounds = _spherified(c2w, bounds)
     full = _cameras(path, table, c2w, paths, 1 if reduced else factor)
+    check_cameras(full, [each.name for each in paths], path)
     camera = full.resized(max(round(full.width / factor), 1)) if reduced else full
     if width is not None:
         check_width(width, paths[0], camera.width)
@@ -129,18 +132,14 @@ def read_llff(
 
 def _read_table(path: Path) -> np.ndarray:
     """(N, 17) float64 rows of ``poses_bounds.npy``."""
-    try:
-        table = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; allowed: a folder that LLFF's imgs2poses.py has been run on.") from None
-    except (ValueError, OSError, EOFError, SyntaxError):
-        raise UserError(f"{path}: is not whole, or no array; allowed: (N, 17) numbers in NumPy's format.") from None
-    if table.ndim != 2 or table.shape[1] != 17 or table.dtype.kind != "f" or not 0 < len(table) <= _MOST_ROWS:
-        raise UserError(f"{path}: holds {table.dtype} of shape {table.shape}; allowed: (N, 17) floating-point numbers.")
-    table = np.array(table, dtype=np.float64)
-    bad = ~np.isfinite(table).all(1)
+    table = open_array(path, (None, 17))
+    if len(table) > _MOST_ROWS:
+        raise UserError(f"{path}: has {len(table)} rows; allowed: up to {_MOST_ROWS}.")
+    table = widened(table)
+    bad = ~(np.abs(table) <= LARGEST).all(1)
     if bad.any():
-        raise UserError(f"{path}: row {int(bad.argmax())} holds NaN or infinity; allowed: finite numbers.")
+        words = f"row {int(bad.argmax())} holds NaN, infinity or numbers beyond {LARGEST:g}"
+        raise UserError(f"{path}: {words}; allowed: finite numbers.")
     matrix, bounds = table[:, :15].reshape(-1, 3, 5), table[:, 15:]
     turned = np.abs(matrix[:, :, :3].transpose(0, 2, 1) @ matrix[:, :, :3] - np.eye(3)).max((1, 2)) > 1e-3
     if turned.any():
@@ -149,7 +148,7 @@ def _read_table(path: Path) -> np.ndarray:
         )
     if np.linalg.norm(matrix[:, :, 2].mean(0)) < 1e-6:
         raise UserError(f"{path}: its cameras look all ways, so none is their average; allowed: a common direction.")
-    empty = ~((bounds[:, 0] > 0) & (bounds[:, 0] < bounds[:, 1]))
+    empty = ~((bounds[:, 0] > SMALLEST) & (bounds[:, 0] < bounds[:, 1]))
     if empty.any():
         row = int(empty.argmax())
         near, far = bounds[row]

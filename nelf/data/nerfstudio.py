@@ -14,14 +14,13 @@ COLMAP, or of a transforms file that its tools made of one, that is before it in
 
 from __future__ import annotations
 
-import json
-import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from nelf.errors import UserError
+from nelf.files import LARGEST, SMALLEST, array, number, quoted, read_object
 from nelf.paths.rotations import moved
 
 __all__ = ["TRANSFORMS", "CameraPath", "into_file_space", "is_camera_path", "read_camera_path"]
@@ -29,7 +28,9 @@ __all__ = ["TRANSFORMS", "CameraPath", "into_file_space", "is_camera_path", "rea
 TRANSFORMS = "dataparser_transforms.json"
 """What nerfstudio calls the file of a training run that says how it changed the poses."""
 
-_MOST_PIXELS = 2**14
+_ALLOWED = "a JSON object, a camera path or transforms file"
+_MOST_PIXELS, _LONGEST = 2**14, 100  # of a side of a frame; of one side, measured by the other
+_NARROWEST, _SLOWEST = 0.01, 0.01  # degrees of an angle of view; frames per second
 _RIGID = 1e-3  # by which a rotation may differ from one
 
 
@@ -66,7 +67,7 @@ def is_camera_path(path: Path) -> bool:
     Raises:
         UserError: it is missing, or holds no JSON object.
     """
-    return "camera_path" in _object(path)
+    return "camera_path" in read_object(path, _ALLOWED)
 
 
 def read_camera_path(path: Path) -> CameraPath:
@@ -78,10 +79,10 @@ def read_camera_path(path: Path) -> CameraPath:
     Raises:
         UserError: it is damaged, or its cameras are not perspective ones.
     """
-    content = _object(path)
+    content = read_object(path, _ALLOWED)
     kind = content.get("camera_type", "perspective")
     if kind != "perspective":
-        raise UserError(f"{path}: camera_type is {_short(kind)}; allowed: perspective.")
+        raise UserError(f"{path}: camera_type is {quoted(kind)}; allowed: perspective.")
     frames = content.get("camera_path")
     if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
         raise UserError(f"{path}: camera_path: allowed: a list of one or more frames, each a JSON object.")
@@ -89,14 +90,16 @@ def read_camera_path(path: Path) -> CameraPath:
     for index, frame in enumerate(frames):
         where = f"{path}: camera_path: frame {index}"
         matrices.append(_matrix(where, "camera_to_world", frame.get("camera_to_world"))[:3])
-        fovs.append(_number(where, "fov", frame.get("fov"), 0, 180))
+        fovs.append(number(where, "fov", frame.get("fov"), _NARROWEST, 180 - _NARROWEST))
         if frame.get("render_time") is not None:
-            times.append(_number(where, "render_time", frame["render_time"], 0, 1, ends=True))
+            times.append(number(where, "render_time", frame["render_time"], 0, 1))
     keys = ("render_width", "render_height")
-    sides = [_number(f"{path}", key, content.get(key), 1, _MOST_PIXELS, ends=True) for key in keys]
-    fps = _number(f"{path}", "fps", content.get("fps", 30), 0, 1000)
+    width, height = (round(number(path, key, content.get(key), 1, _MOST_PIXELS)) for key in keys)
+    if max(width, height) > _LONGEST * min(width, height):
+        raise UserError(f"{path}: frames are {width}x{height}; allowed: a side up to {_LONGEST} times the other.")
+    fps = number(path, "fps", content.get("fps", 30), _SLOWEST, 1000)
     timed = np.array(times) if len(times) == len(frames) else None
-    return CameraPath(np.stack(matrices), np.array(fovs), int(sides[0]), int(sides[1]), fps, timed)
+    return CameraPath(np.stack(matrices), np.array(fovs), width, height, fps, timed)
 
 
 def into_file_space(c2w: np.ndarray, changes: Path, transforms: Path | None = None) -> np.ndarray:
@@ -113,56 +116,27 @@ def into_file_space(c2w: np.ndarray, changes: Path, transforms: Path | None = No
     Raises:
         UserError: a file is damaged.
     """
-    stated, file = _object(changes), {} if transforms is None else _object(transforms)
+    stated = read_object(changes, _ALLOWED)
+    file = {} if transforms is None else read_object(transforms, _ALLOWED)
     change = _matrix(f"{changes}", "transform", stated.get("transform"))
-    scale = _number(f"{changes}", "scale", stated.get("scale"), 0, math.inf)
-    scale /= _number(f"{transforms}", "applied_scale", file.get("applied_scale", 1.0), 0, math.inf)
+    scale = number(changes, "scale", stated.get("scale"), SMALLEST, LARGEST)
+    scale /= number(f"{transforms}", "applied_scale", file.get("applied_scale", 1.0), SMALLEST, LARGEST)
     if "applied_transform" in file:
         change = change @ np.linalg.inv(_matrix(f"{transforms}", "applied_transform", file["applied_transform"]))
-    return moved(c2w, np.linalg.inv(np.diag([scale, scale, scale, 1.0]) @ change))
-
-
-def _object(path: Path) -> dict[str, Any]:
-    """Read a JSON object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; allowed: a camera path or transforms file.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error}); allowed: a JSON object.") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a {type(content).__name__}; allowed: a JSON object.")
-    return content
-
-
-def _number(where: str, key: str, value: Any, low: float, high: float, ends: bool = False) -> float:
-    """A number in a range, with its ends or without."""
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or not (low <= value <= high if ends else low < value < high):
-        above = f"above {low:g}" + ("" if high == math.inf else f", below {high:g}")
-        raise UserError(f"{where}: {key} is {_short(value)}; allowed: {f'{low:g} to {high:g}' if ends else above}.")
-    return float(value)
+    back = moved(c2w, np.linalg.inv(np.diag([scale, scale, scale, 1.0]) @ change))
+    if not (np.abs(back) <= LARGEST).all():
+        raise UserError(f"{changes}: takes a camera beyond {LARGEST:g}; allowed: the scale of this path.")
+    return back
 
 
 def _matrix(where: str, key: str, value: object) -> np.ndarray:
     """(4, 4) float64 of a rotation and a translation, given as 16 numbers, or as rows with or without the last."""
-    try:
-        matrix = np.array(value, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError):
-        matrix = np.empty(0)
-    if matrix.shape == (16,):
-        matrix = matrix.reshape(4, 4)
-    elif matrix.shape == (3, 4):
-        matrix = np.vstack([matrix, [0, 0, 0, 1]])
-    if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or not np.allclose(matrix[3], [0, 0, 0, 1]):
+    matrix = array(where, key, value, ((4, 4), (3, 4), (16,)))
+    matrix = matrix.reshape(4, 4) if matrix.shape == (16,) else matrix
+    matrix = np.vstack([matrix, [0, 0, 0, 1]]) if len(matrix) == 3 else matrix
+    if not np.allclose(matrix[3], [0, 0, 0, 1]):
         raise UserError(f"{where}: {key}: allowed: a 4x4 matrix, row by row, the last row 0 0 0 1.")
     rotation = matrix[:3, :3]
     if np.abs(rotation.T @ rotation - np.eye(3)).max() > _RIGID or np.linalg.det(rotation) < 0:
         raise UserError(f"{where}: {key} is no rotation and translation; allowed: one that neither scales nor mirrors.")
     return matrix
-
-
-def _short(value: object) -> str:
-    """A value of somebody's file, to be shown."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

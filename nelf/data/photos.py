@@ -26,10 +26,11 @@ import imageio_ffmpeg
 import numpy as np
 from PIL import Image, ImageOps
 
-from nelf.data.colmap import load_pycolmap
-from nelf.data.images import area_average, for_each, image_header, progress_bar
-from nelf.data.registration import register
+from nelf.data.decoding import FORMATS, check_whole, open_image
+from nelf.data.images import area_average, for_each, progress_bar
+from nelf.data.registration import load_pycolmap, register
 from nelf.errors import UserError, alone_in, atomic_path, unwritable
+from nelf.files import read_object
 
 __all__ = ["FEWEST", "LARGEST", "register_photos", "registration_folder"]
 
@@ -125,10 +126,9 @@ def _mark(files: list[Path], frames: int, seed: int) -> str:
 def _noted(folder: Path) -> Any:
     """What ``_note`` has written; None where it has not."""
     try:
-        noted = json.loads((folder / "photos.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object(folder / "photos.json")
+    except UserError:
         return None
-    return noted if isinstance(noted, dict) else None
 
 
 def _note(folder: Path, mark: str, done: bool) -> None:
@@ -164,6 +164,11 @@ def _open_heic(path: Path) -> None:
     pillow_heif.register_heif_opener()
 
 
+def _formats() -> tuple[str, ...]:
+    """What photographs may be: HEIC, too, where it can be read."""
+    return (*FORMATS, "HEIF") if "HEIF" in Image.OPEN else FORMATS
+
+
 def _copies(source: Path, files: list[Path], folder: Path) -> None:
     """Copy the photographs whose size is that of most."""
     sizes = [_upright_size(path) for path in files]
@@ -195,19 +200,16 @@ def _copy_name(path: Path) -> str:
 
 def _upright_size(path: Path) -> tuple[int, int]:
     """Width and height once a photograph stands as EXIF says."""
-    size, _ = image_header(path)
-    with Image.open(path) as image:
-        return size[::-1] if image.getexif().get(_ORIENTATION) in _TRANSPOSED else size
+    with open_image(path, _formats()) as image:
+        return image.size[::-1] if image.getexif().get(_ORIENTATION) in _TRANSPOSED else image.size
 
 
 def _copy(path: Path, copy: Path) -> None:
     """Write one photograph upright and not too large."""
-    try:
-        with Image.open(path) as image:
-            exif = _focal_length(image.getexif())
-            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError, ValueError):
-        raise UserError(f"{path}: cannot be decoded; the file is truncated or damaged.") from None
+    with open_image(path, _formats()) as image:
+        check_whole(path, image)
+        exif = _focal_length(image.getexif())
+        pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     _save(pixels, copy, exif)
 
 

@@ -12,6 +12,7 @@ from typing import BinaryIO
 import numpy as np
 
 from nelf.errors import UserError
+from nelf.files import LARGEST, is_file, quoted, reason_of, short, widened
 
 __all__ = ["read_ply"]
 
@@ -23,6 +24,7 @@ _TYPES = {
 _ORDERS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
 _LONGEST = 1024  # bytes of a line of the header
 _LINES = 1000  # of the header
+_DIGITS = 18  # of the number of vertices
 
 
 def read_ply(path: Path) -> np.ndarray:
@@ -37,14 +39,16 @@ def read_ply(path: Path) -> np.ndarray:
     Raises:
         UserError: the file is missing, no PLY, cut off, or its vertices are no points.
     """
+    if not is_file(path):
+        raise UserError(f"{path}: no such file; allowed: a PLY file.")
     try:
         with path.open("rb") as file:
             order, count, properties = _header(path, file)
             points = _vertices(path, file, order, count, properties)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); allowed: a PLY file.") from None
-    if not np.isfinite(points).all():
-        raise UserError(f"{path}: a vertex has NaN or infinity; allowed: finite numbers.")
+    if not (np.abs(points) <= LARGEST).all():
+        raise UserError(f"{path}: a vertex has NaN, infinity or numbers beyond {LARGEST:g}; allowed: finite numbers.")
     return points
 
 
@@ -65,7 +69,9 @@ def _header(path: Path, file: BinaryIO) -> tuple[str, int, dict[str, str]]:
     starts = [place for place, words in enumerate(lines) if words[:1] == ["element"]]
     element, *own = lines[starts[0] : [*starts, len(lines) - 1][1]] if starts else [[]]
     if element[1:2] != ["vertex"] or len(element) != 3 or not element[2].isdecimal():
-        raise UserError(f"{path}: its first element is {' '.join(element[1:]) or 'none'}; allowed: vertex.")
+        raise UserError(f"{path}: its first element is {short(' '.join(element[1:])) or 'none'}; allowed: vertex.")
+    if len(element[2]) > _DIGITS:
+        raise UserError(f"{path}: states {short(element[2])} vertices; allowed: as many as it holds.")
     return order[0], int(element[2]), _properties(path, own)
 
 
@@ -76,10 +82,10 @@ def _properties(path: Path, lines: list[list[str]]) -> dict[str, str]:
         if words[:1] in (["comment"], ["obj_info"]):
             continue
         if len(words) != 3 or words[0] != "property" or words[1] not in _TYPES or words[2] in found:
-            raise UserError(f"{path}: header has {' '.join(words)[:60]!r}; allowed: single numbers for a vertex.")
+            raise UserError(f"{path}: header has {quoted(' '.join(words))}; allowed: single numbers for a vertex.")
         found[words[2]] = _TYPES[words[1]]
     if not {"x", "y", "z"} <= found.keys():
-        raise UserError(f"{path}: its vertices have {', '.join(found) or 'nothing'}; allowed: with x, y and z.")
+        raise UserError(f"{path}: its vertices have {short(', '.join(found)) or 'nothing'}; allowed: with x, y and z.")
     return found
 
 
@@ -94,14 +100,14 @@ def _vertices(path: Path, file: BinaryIO, order: str, count: int, properties: di
         raise UserError(f"{path}: is cut off, {count} vertices take more than its {left} bytes; allowed: a whole file.")
     if order != "ascii":
         table = np.frombuffer(file.read(count * row.itemsize), row)
-        return np.stack([table[axis].astype(np.float64) for axis in "xyz"], axis=-1)
+        return np.stack([widened(table[axis]) for axis in "xyz"], axis=-1)
     columns = [list(properties).index(axis) for axis in "xyz"]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a file without data
             points = np.loadtxt(file, comments=None, usecols=columns, max_rows=count, ndmin=2, encoding="latin-1")
     except ValueError as error:
-        raise UserError(f"{path}: a vertex is no numbers ({str(error).splitlines()[0]}); allowed: x y z.") from None
+        raise UserError(f"{path}: a vertex is no numbers ({reason_of(error)}); allowed: x y z.") from None
     if len(points) < count:
         raise UserError(f"{path}: is cut off, {len(points)} of {count} vertices; allowed: a whole file.")
     return points

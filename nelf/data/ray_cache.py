@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nelf.data.images import cache_directory, for_each
+from nelf.data.images import cache_directory, cached_array, for_each
 from nelf.errors import alone_in, atomic_path
 from nelf.kernels.numba_tools import njit
 from nelf.rays import Rays
@@ -51,11 +51,10 @@ class PixelFile:
     def __init__(self, path: Path, shape: tuple[int, int, int, int]) -> None:
         views, height, width, channels = shape
         self.path, self.shape = path, shape
-        if path.is_symlink() or not path.is_file():
-            raise ValueError("there is no such file")
-        self.colors = np.lib.format.open_memmap(path, mode="r")
-        if self.colors.dtype != np.uint8 or self.colors.shape != (views * height * width, channels):
-            raise ValueError("it has another shape")
+        colors = cached_array(path, (views * height * width, channels))
+        if colors is None:
+            raise ValueError("there is no such file, or it has another shape")
+        self.colors = colors
 
     def __reduce__(self) -> tuple[Callable[..., PixelFile], tuple[object, ...]]:
         """What a worker process opens again."""

@@ -22,11 +22,10 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, TypeVar
 
-from nelf.data.colmap import load_pycolmap
 from nelf.data.images import image_header, progress_bar
 from nelf.errors import UserError
 
-__all__ = ["CAMERA_MODEL", "pairs_of", "register"]
+__all__ = ["CAMERA_MODEL", "load_pycolmap", "pairs_of", "register"]
 
 T = TypeVar("T")
 
@@ -47,6 +46,21 @@ _ADVICE = (
     "on the spot; have texture in view (print, fabric, plants; not bare walls, glass or mirrors); nothing that moves; "
     "one camera, no zoom"
 )
+
+
+def load_pycolmap() -> Any:
+    """The module pycolmap.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import pycolmap
+    except ImportError:
+        raise UserError(
+            "data: pycolmap is not installed, and registering photographs needs it: pip install 'nelf[colmap]'."
+        ) from None
+    return pycolmap
 
 
 def register(source: Path, work: Path, *, sequential: bool, fewest: int, seed: int = 0) -> None:

@@ -15,7 +15,6 @@ Other keys, such as ``sharpness``, are passed over.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +26,7 @@ import numpy as np
 from nelf.data import frames as parts
 from nelf.data.masks import MaskFile
 from nelf.errors import UserError
+from nelf.files import SMALLEST, is_dir, is_file, number, numbers, quoted, read_object, short
 
 __all__ = ["SPLITS", "Transforms", "read_path", "read_transforms"]
 
@@ -131,15 +131,15 @@ def read_transforms(root: Path, moving: bool = False, skip_missing: bool = False
     Raises:
         UserError: see ``nelf.data.blender.read_scene``.
     """
-    if not root.is_dir():
+    if not is_dir(root):
         raise UserError(f"data.root: {root} is not a directory; allowed: a folder with transforms_train.json.")
     single = root / "transforms.json"
     paths = {name: root / f"transforms_{name}.json" for name in SPLITS}
-    found = {name: path for name, path in paths.items() if path.is_file()}
-    if single.is_file() and found:
+    found = {name: path for name, path in paths.items() if is_file(path)}
+    if is_file(single) and found:
         first = next(iter(found.values())).name
         raise UserError(f"data.root: {root} has both transforms.json and {first}; allowed: one of the two kinds.")
-    if single.is_file():
+    if is_file(single):
         found = {"train": single}
     if "train" not in found:
         raise UserError(
@@ -148,7 +148,7 @@ def read_transforms(root: Path, moving: bool = False, skip_missing: bool = False
         )
     files = {name: _parse(path, skip_missing=skip_missing) for name, path in found.items()}
     files = {name: _in_order(each) if moving else each for name, each in files.items()}
-    listed = files["train"].lists if single.is_file() else {}
+    listed = files["train"].lists if is_file(single) else {}
     return {name: files["train"].pick(own) for name, own in listed.items()} if listed else files
 
 
@@ -164,7 +164,7 @@ def read_path(path: Path) -> Transforms:
     Raises:
         UserError: it is missing, or damaged as of ``read_transforms``.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"{path}: no such camera path; allowed: a transforms file with transform_matrix of each frame.")
     return _parse(path, with_images=False)
 
@@ -181,7 +181,7 @@ def _in_order(file: Transforms) -> Transforms:
 
 def _parse(path: Path, with_images: bool = True, skip_missing: bool = False) -> Transforms:
     """Parse and check one file."""
-    content = _read_json(path)
+    content = read_object(path, "a JSON object with 'frames'")
     entries = content.get("frames")
     if not isinstance(entries, list):
         raise UserError(f"{path}: missing key 'frames'; a list of views with file_path and transform_matrix.")
@@ -198,7 +198,6 @@ def _parse(path: Path, with_images: bool = True, skip_missing: bool = False) -> 
         _check_missing(path, frames, images, skip_missing)
         frames = {index: frames[index] for index in images}
         lists = _lists(path, content, {index: target for index, (target, _) in found.items()}, images)
-    aabb = content.get("aabb")
     names, values = parts.controls(path, content, frames)
     return Transforms(
         path=path,
@@ -209,11 +208,11 @@ def _parse(path: Path, with_images: bool = True, skip_missing: bool = False) -> 
         controls=names,
         values=values,
         lenses=[parts.stated_lens(path, index, content, frame) for index, frame in frames.items()],
-        aabb=None if aabb is None else [parts.number(path, "aabb", value) for value in np.ravel(aabb).tolist()],
-        near=None if content.get("near") is None else parts.number(path, "near", content["near"]),
-        far=None if content.get("far") is None else parts.number(path, "far", content["far"]),
+        aabb=_box(path, content),
+        near=None if content.get("near") is None else number(path, "near", content["near"]),
+        far=None if content.get("far") is None else number(path, "far", content["far"]),
         background=content.get("background"),
-        license=content.get("license"),
+        license=_license(path, content),
         cube=_cube(path, content),
         cube_near=_NGP_NEAR / _positive(path, content, "scale", _NGP_SCALE),
         cloud=_cloud(path, content) if with_images else None,
@@ -227,7 +226,7 @@ def _check_missing(path: Path, frames: dict[int, dict[str, Any]], images: dict[i
     missing = [index for index in frames if index not in images]
     if not missing:
         return
-    first = frames[missing[0]]["file_path"]
+    first = short(frames[missing[0]]["file_path"])
     if not skip:
         more = f" ({len(missing)} of {len(frames)} are missing)" if len(missing) > 1 else ""
         raise UserError(
@@ -254,11 +253,13 @@ def _lists(
         if not names:
             continue
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise UserError(f"{path}: {key} is {str(names)[:60]}; allowed: a list of file names.")
+            raise UserError(f"{path}: {key} is {quoted(names)}; allowed: a list of file names.")
         listed = [parts.inside(path, key, name).as_posix() for name in names]
         unknown = [name for name in listed if name not in known]
         if unknown:
-            raise UserError(f"{path}: {key} has {', '.join(unknown[:_NAMED])}; allowed: file_path of its frames.")
+            raise UserError(
+                f"{path}: {key} has {', '.join(map(short, unknown[:_NAMED]))}; allowed: file_path of its frames."
+            )
         wanted = {known[name] for name in listed}
         found[split] = [place for index, place in places.items() if index in wanted]
     found = {split: own for split, own in found.items() if own}
@@ -274,6 +275,22 @@ def _lists(
     return found
 
 
+def _box(path: Path, content: dict[str, Any]) -> list[float] | None:
+    """The box, six numbers in one list or in two."""
+    box = content.get("aabb")
+    if isinstance(box, list) and all(isinstance(corner, list) for corner in box):
+        box = [value for corner in box for value in corner]
+    return None if box is None else numbers(path, "aabb", box, 6)
+
+
+def _license(path: Path, content: dict[str, Any]) -> str | None:
+    """The license, if the file states one."""
+    text = content.get("license")
+    if not isinstance(text, str | None):
+        raise UserError(f"{path}: license is {quoted(text)}; allowed: a text.")
+    return text
+
+
 def _cube(path: Path, content: dict[str, Any]) -> list[float] | None:
     """The box of instant-ngp, in the file's unit; None where it states no ``aabb_scale``."""
     if content.get("aabb_scale") is None:
@@ -282,7 +299,7 @@ def _cube(path: Path, content: dict[str, Any]) -> list[float] | None:
         _positive(path, content, key, default) for key, default in (("aabb_scale", 1.0), ("scale", _NGP_SCALE))
     )
     offset = content.get("offset", _NGP_OFFSET)
-    offsets = parts.numbers(path, "offset", offset if isinstance(offset, list) else [offset] * 3, 3)
+    offsets = numbers(path, "offset", offset if isinstance(offset, list) else [offset] * 3, 3)
     return [(0.5 + sign * side / 2 - each) / scale for sign in (-1, 1) for each in offsets]
 
 
@@ -292,24 +309,13 @@ def _cloud(path: Path, content: dict[str, Any]) -> Path | None:
     if stated is None:
         return None
     if not isinstance(stated, str) or not stated:
-        raise UserError(f"{path}: ply_file_path is {stated!r}; allowed: the name of a file.")
+        raise UserError(f"{path}: ply_file_path is {quoted(stated)}; allowed: the name of a file.")
     return path.parent / parts.inside(path, "ply_file_path", stated)
 
 
 def _positive(path: Path, content: dict[str, Any], key: str, default: float) -> float:
     """A number above zero."""
-    value = parts.number(path, key, content.get(key, default))
-    if value <= 0:
+    value = number(path, key, content.get(key, default))
+    if value < SMALLEST:
         raise UserError(f"{path}: {key} is {value:g}; allowed: above 0.")
     return value
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not JSON ({error}); allowed: a JSON object with 'frames'.") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a {type(content).__name__}; allowed: a JSON object with 'frames'.")
-    return content

@@ -12,22 +12,22 @@
 - ``orbit``: ``target`` (3), ``up`` (3) and the limits and first values {min, max, value} of ``radius`` (scene unit),
   ``elevation`` above the plane that ``up`` is perpendicular to and ``azimuth`` around ``up`` (degrees), from the
   training cameras; azimuth 0 is +x, made perpendicular to ``up``, or +y where the x of ``up`` is beyond +-0.9;
-- ``artifacts``: of each ``name``, ``file``, ``bytes``, ``sha256``, ``precision``, ``input`` (``nelf.export.inputs``),
-  ``output`` (``rgb``, or ``rgba``: rgb on black and opacity), ``size`` [width, height] or null for any, ``volume`` and
-  ``window`` or null, and ``max_abs_error``, ``psnr`` (dB) and ``latency_ms`` or null.
+- ``artifacts``: of each ``name``, ``file`` (``.onnx`` or ``.pte``), ``bytes``, ``sha256``, ``precision``, ``input``
+  (``nelf.export.inputs``), ``output`` (``rgb``, or ``rgba``: rgb on black and opacity), ``size`` [width, height] or
+  null for any, ``volume`` and ``window`` or null, and ``max_abs_error``, ``psnr`` (dB) and ``latency_ms`` or null.
 
 A ``window`` {margin, multiple}, in blocks, says where a graph need not run: beyond ``margin`` around the blocks that
 meet something, nothing is drawn. The rectangle's sides are whole multiples, or all there is.
 
-A ``volume`` {file, resolution [D, H, W], rows K, features C, dtype "uint8" or "float16", scale, step, min_alpha,
-min_transmittance, motion} describes a file of ``nelf.export.volume``; ``scale`` {low, step} has 1 + C numbers each for
-8 bits, the density's first, and is null for 16. What is not in the file, the index and how far cells are from the
-nearest one with all its corners, follows from the bits. Points lie one ``step`` (scene unit) apart, the first half of
-one behind the entry; how they are composited: ``nelf.kernels.lookup``.
+A ``volume`` {file (``.bin.gz``), sha256, resolution [D, H, W], rows K, features C, dtype "uint8" or "float16", scale,
+step, min_alpha, min_transmittance, motion} describes a file of ``nelf.export.volume``; ``scale`` {low, step} has 1 + C
+numbers each for 8 bits, the density's first, and is null for 16. What is not in the file, the index and how far cells
+are from the nearest one with all its corners, follows from the bits. Points lie one ``step`` (scene unit) apart, the
+first half of one behind the entry; how they are composited: ``nelf.kernels.lookup``.
 
-A ``motion`` {file, resolution [D, H, W], windows N, grid [K, T, Z, Y, X], aabb (6), canonical_aabb (6), empty} of a
-volume, null where it is at rest, describes a file of ``nelf.export.motion``. The volume is that of the scene at rest
-then, over ``canonical_aabb``; what rays meet is the frame of their controls, over the bundle's ``aabb``: of window
+A ``motion`` {file, sha256, resolution [D, H, W], windows N, grid [K, T, Z, Y, X], aabb (6), canonical_aabb (6), empty}
+of a volume, null where it is at rest, describes a file of ``nelf.export.motion``. The volume is that of the scene at
+rest then, over ``canonical_aabb``; what rays meet is the frame of their controls, over the bundle's ``aabb``: of window
 ``floor(N * time)``, the last one at 1, it has the corners, and each has what ``nelf.lightfields.frames`` makes of the
 volume at rest and of the motion grid over ``aabb``. A corner at rest that does not exist has the density ``empty`` and
 features of 0. The graph begins at the features, so it takes no time.
@@ -48,6 +48,7 @@ import numpy as np
 import nelf
 from nelf.errors import UserError, atomic_path, lies_in
 from nelf.export.files import check_entry, check_numbers
+from nelf.files import quoted, read_object, short
 from nelf.lightfields import LightField
 from nelf.paths.trajectories import covered_arc
 from nelf.rays import NDC
@@ -61,6 +62,7 @@ _KEYS = (
     *("time", "controls", "orbit", "artifacts"),
 )
 _ENTRY = {"name", "file", "input", "output", "size", "volume", "window"}
+GRAPHS, PACKED = (".onnx", ".pte"), (".bin.gz",)  # endings of an artifact's files
 _GAP = 60.0  # degrees without a training camera, from which on the azimuth has limits
 
 
@@ -176,19 +178,14 @@ def read_bundle(folder: Path | str) -> dict[str, Any]:
         UserError: it is missing, torn, no bundle, of another version, or names files that lie elsewhere.
     """
     path = Path(folder) / "bundle.json"
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; stage export writes it beside the .onnx files.") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: is not a whole bundle.json ({error}).") from None
-    if not isinstance(document, dict) or document.get("format") != "nelf-bundle":
+    document = read_object(path, "a whole bundle.json, which stage export writes beside the .onnx files")
+    if document.get("format") != "nelf-bundle":
         raise UserError(f"{path}: is not the description of a bundle (format: nelf-bundle).")
     version = document.get("version")
     if version != VERSION:
         older = isinstance(version, int) and version < VERSION
         todo = "Export it again: stages=[export]." if older else "Update nelf."
-        raise UserError(f"{path}: has version {version}; this nelf reads version {VERSION}. {todo}")
+        raise UserError(f"{path}: has version {quoted(version)}; this nelf reads version {VERSION}. {todo}")
     missing = [key for key in _KEYS if key not in document]
     if missing:
         raise UserError(f"{path}: lacks {', '.join(missing)}.")
@@ -209,16 +206,18 @@ def _check_artifacts(path: Path, entries: Any) -> None:
     for entry in entries if isinstance(entries, list) else [None]:
         if not isinstance(entry, dict) or not set(entry) >= _ENTRY:
             raise UserError(f"{path}: artifacts must be a list, each with {', '.join(sorted(_ENTRY))}.")
+        name = short(entry["name"]) if isinstance(entry["name"], str) else "an artifact"
         for key in ("volume", "window"):
             if not isinstance(entry[key], dict | None):
-                raise UserError(f"{path}: {entry['name']} has no {key} that can be read; allowed: what it is, or null.")
+                raise UserError(f"{path}: {name} has no {key} that can be read; allowed: what it is, or null.")
         if not isinstance((entry["volume"] or {}).get("motion"), dict | None):
-            raise UserError(f"{path}: {entry['name']} has no motion that can be read; allowed: what it is, or null.")
-        for file in [entry["file"], *files_beside(entry["volume"])]:
+            raise UserError(f"{path}: {name} has no motion that can be read; allowed: what it is, or null.")
+        beside = files_beside(entry["volume"])
+        for file, endings in ((entry["file"], GRAPHS), *((each, PACKED) for each in beside)):
             if not lies_in(path.parent, file):
-                raise UserError(
-                    f"{path}: {entry['name']} lies in {file!r}; allowed: names of files beside bundle.json."
-                )
+                raise UserError(f"{path}: {name} lies in {quoted(file)}; allowed: names of files beside bundle.json.")
+            if not file.endswith(endings):
+                raise UserError(f"{path}: {name} lies in {quoted(file)}; allowed: names in {' or '.join(endings)}.")
         check_entry(path, entry)
 
 

@@ -9,6 +9,7 @@ numbers: displacement xyz in scene units, and what is added to the density. How 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from nelf.errors import UserError, atomic_path
-from nelf.export.files import check_motion, gunzip
+from nelf.export.files import check_digest, check_motion, check_packed, gunzip
 from nelf.lightfields.frames import EMPTY, Frame, FrameGrid, grid_at, motion_at, see_through, window_at
 
 if TYPE_CHECKING:
@@ -57,9 +58,11 @@ def write_motion(network: GridDyLiN, path: Path) -> dict[str, Any]:
     """
     content = network.frames.masks.cpu().numpy().tobytes() + _stored(network).tobytes()
     with atomic_path(path) as partial:
-        partial.write_bytes(gzip.compress(content, mtime=0))
+        packed = gzip.compress(content, mtime=0)
+        partial.write_bytes(packed)
     return {
         "file": path.name,
+        "sha256": hashlib.sha256(packed).hexdigest(),
         "resolution": network.frames.shape.tolist(),
         "windows": len(network.frames),
         "grid": list(network.motion.shape[:-1]),
@@ -122,7 +125,9 @@ def read_motion(folder: Path, about: dict[str, Any], rest: Volume, aabb: list[fl
     check_motion(path, about, controls)
     corners, windows, shape = math.prod(about["resolution"]), about["windows"], (*about["grid"], 4)
     mask = windows * -(-corners // 8)
+    check_packed(path, windows * corners)
     content = gunzip(path, mask + math.prod(shape) * HALF.itemsize)
+    check_digest(path, about)
     values = torch.from_numpy(np.frombuffer(content, HALF, offset=mask).astype(np.float32).reshape(shape))
     if not values.isfinite().all():
         raise UserError(f"{path}: holds numbers that are not finite.")

@@ -16,11 +16,12 @@ from nelf.errors import UserError
 from nelf.export.bundle import files_beside, ndc_of, read_bundle
 from nelf.export.cost import graph_cost
 from nelf.export.executorch import Program
-from nelf.export.files import check_graph
+from nelf.export.files import check_digest, check_graph
 from nelf.export.graph import session
 from nelf.export.inputs import Window, cut, feed, window_in, with_controls
 from nelf.export.motion import MovingVolume, read_motion
 from nelf.export.volume import Volume, read_volume
+from nelf.files import is_file, quoted, reason_of, short
 from nelf.kernels.lookup import RayFeatures, ray_features
 from nelf.lightfields.decoder import decoder_inputs
 from nelf.lightfields.mobile_r2l import ray_points
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from nelf.lightfields.frames import Frame
 
 __all__ = ["ExportedLightField", "load"]
+
+_MOST_POINTS = 2**13  # of a ray
 
 
 class ExportedLightField:
@@ -59,8 +62,8 @@ class ExportedLightField:
         self.path, self.bundle, self.entry = path, bundle, entry
         self.sr_factor: int = bundle["sr_factor"]
         self._graph, self._volume, self._moving = graph, volume, moving
-        self._aabb = torch.tensor(bundle["aabb"])
-        self._background = torch.tensor(bundle["background_color"])
+        self._aabb = torch.tensor(bundle["aabb"], dtype=torch.float32)
+        self._background = torch.tensor(bundle["background_color"], dtype=torch.float32)
         self._controls, self._ndc = _controls(bundle), ndc_of(bundle)
 
     def render(self, camera: Camera) -> Rendering:
@@ -78,13 +81,14 @@ class ExportedLightField:
         """
         arrays, window = self._feed(camera)
         if window is None:
-            drawn = self.run(arrays)
+            full = camera.padded(self.sr_factor)
+            drawn = self._fitting(self.run(arrays), (full.height, full.width))
         else:
             top, bottom, left, right = (side * self.sr_factor for side in window)
             full = camera.padded(self.sr_factor)
             drawn = torch.zeros(4, full.height, full.width)
             if top < bottom:  # the camera sees something
-                drawn[:, top:bottom, left:right] = self.run(arrays)
+                drawn[:, top:bottom, left:right] = self._fitting(self.run(arrays), (bottom - top, right - left))
         return Rendering.over(drawn.movedim(0, -1), self._background).cropped(camera.height, camera.width)
 
     def inputs(self, camera: Camera) -> dict[str, np.ndarray]:
@@ -118,13 +122,35 @@ class ExportedLightField:
     def _encode(self, rays: Rays) -> Tensor:
         """The points or features of rays (1, h, w)."""
         if self.entry["input"] == "points":
-            near, far = (torch.tensor(self.bundle[key]) for key in ("near", "far"))
-            return ray_points(rays, near, far, self._graph.get_inputs()[0].shape[1] // 3, jitter=False)
+            near, far = (torch.tensor(float(self.bundle[key])) for key in ("near", "far"))
+            return ray_points(rays, near, far, self._points(), jitter=False)
         return decoder_inputs(rays, self._composite(rays), self.sr_factor // self.bundle["stride"])
+
+    def _points(self) -> int:
+        """How many points of a ray the graph takes."""
+        shape = self._graph.get_inputs()[0].shape
+        if len(shape) != 4 or not isinstance(shape[1], int) or not 0 < shape[1] <= 3 * _MOST_POINTS or shape[1] % 3:
+            raise UserError(f"{self.path}: takes inputs {quoted(shape)}; allowed: (1, 3 P, h, w) for P points.")
+        return int(shape[1] // 3)
 
     def run(self, inputs: dict[str, np.ndarray]) -> Tensor:
         """Run the graph alone, from ``inputs`` to rgb (3, h, w), or to rgb on black and opacity (4, h, w)."""
-        return torch.from_numpy(self._graph.run([self.entry["output"]], inputs)[0])[0]
+        try:
+            drawn = torch.from_numpy(self._graph.run([self.entry["output"]], inputs)[0])
+        except Exception as error:  # ONNX Runtime's errors have no common base
+            raise UserError(f"{self.path}: cannot be run ({reason_of(error)}).") from error
+        if drawn.dim() != 4 or len(drawn) != 1 or drawn.dtype is not torch.float32:
+            raise UserError(
+                f"{self.path}: draws {tuple(drawn.shape)} of {drawn.dtype}; allowed: (1, 3|4, H, W) floats."
+            )
+        return drawn[0]
+
+    def _fitting(self, drawn: Tensor, size: tuple[int, int]) -> Tensor:
+        """What was drawn, if it is of a size."""
+        expected = (len(self.entry["output"]), *size)
+        if drawn.shape != expected:
+            raise UserError(f"{self.path}: draws {tuple(drawn.shape)}; allowed here: {expected}.")
+        return drawn
 
     def cost(self, camera: Camera) -> dict[str, int]:
         """Count what drawing one camera takes: ``parameters``, ``nonzero``, ``macs`` and ``compressed_bytes``.
@@ -199,16 +225,19 @@ def load(path: Path | str, threads: int | None = None) -> ExportedLightField:
     entries = {entry["file"]: entry for entry in bundle["artifacts"]}
     entry = next(iter(entries.values()), None) if path.is_dir() else entries.get(path.name)
     if entry is None:
-        raise UserError(f"{path}: bundle.json does not name it; it names {', '.join(entries) or 'nothing'}.")
+        raise UserError(f"{path}: bundle.json does not name it; it names {short(', '.join(entries)) or 'nothing'}.")
     volume = read_volume(folder, entry["volume"], bundle["aabb"]) if entry["volume"] else None
     about, moving = (entry["volume"] or {}).get("motion"), None
     if volume is not None and about is not None:
         moving = read_motion(folder, about, volume, bundle["aabb"], _controls(bundle))
     elif volume is not None and _controls(bundle):
-        raise UserError(f"{folder / 'bundle.json'}: has a time, but {entry['name']} has a volume without motion.")
+        raise UserError(
+            f"{folder / 'bundle.json'}: has a time, but {short(entry['name'])} has a volume without motion."
+        )
     file = folder / entry["file"]
-    if file.suffix == ".onnx" and file.is_file():
+    if file.suffix == ".onnx" and is_file(file):
         check_graph(file)
+    check_digest(file, entry)
     graph = Program(file, entry["input"]) if file.suffix == ".pte" else session(file, threads)
     return ExportedLightField(file, graph, bundle, entry, volume, moving)
 

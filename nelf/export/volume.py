@@ -8,6 +8,7 @@ the features (K, C) of the corners that exist, in their order; 16-bit numbers ar
 from __future__ import annotations
 
 import gzip
+import hashlib
 import math
 from copy import deepcopy
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from nelf.errors import UserError, atomic_path
-from nelf.export.files import check_volume, gunzip
+from nelf.export.files import check_digest, check_packed, check_volume, gunzip
 from nelf.export.motion import rounded_motion, write_motion
 from nelf.kernels.lookup import MIN_TRANSMITTANCE
 from nelf.lightfields.grid_r2l import MIN_ALPHA_RENDERING
@@ -81,11 +82,14 @@ def stored(volume: SparseVolume, dtype: Dtype) -> Stored:
 
 def _restored(rows: Stored) -> tuple[Tensor, Tensor]:
     """The numbers (K,) and (K, C) that stored rows stand for, float32."""
-    numbers = np.concatenate([rows.density[:, None], rows.features], 1)
-    if rows.low is not None:
-        numbers = np.array(rows.low) + np.array(rows.step) * numbers
-    numbers = numbers.astype(np.float32)
-    return torch.from_numpy(numbers[:, 0].copy()), torch.from_numpy(numbers[:, 1:].copy())
+    density, features = np.empty(rows.density.shape, np.float32), np.empty(rows.features.shape, np.float32)
+    channels = zip([rows.density, *rows.features.T], [density, *features.T], strict=True)
+    for channel, (stated, out) in enumerate(channels):  # 64 bits of one channel at a time
+        if rows.low is None or rows.step is None:
+            out[:] = stated
+        else:
+            out[:] = rows.low[channel] + rows.step[channel] * stated.astype(np.float64)
+    return torch.from_numpy(density), torch.from_numpy(features)
 
 
 @torch.no_grad()
@@ -140,9 +144,11 @@ def write_volume(network: LightField, path: Path, dtype: Dtype = "uint8") -> dic
     density, features, low, step = stored(volume, dtype)
     content = volume.corners.cpu().numpy().tobytes() + density.tobytes() + features.tobytes()
     with atomic_path(path) as partial:
-        partial.write_bytes(gzip.compress(content, mtime=0))
+        packed = gzip.compress(content, mtime=0)
+        partial.write_bytes(packed)
     return {
         "file": path.name,
+        "sha256": hashlib.sha256(packed).hexdigest(),
         "resolution": volume.shape.tolist(),
         "rows": len(density),
         "features": volume.channels,
@@ -179,7 +185,9 @@ def read_volume(folder: Path, about: dict[str, Any], aabb: list[float]) -> Volum
     shape, rows, channels = about["resolution"], about["rows"], about["features"]
     dtype, corners = DTYPES[about["dtype"]], math.prod(shape)
     mask = -(-corners // 8)
+    check_packed(path, corners)
     content = gunzip(path, mask + rows * (1 + channels) * dtype.itemsize)
+    check_digest(path, about)
     bits = np.unpackbits(np.frombuffer(content, np.uint8, mask), count=corners)
     if np.count_nonzero(bits) != rows:
         raise UserError(f"{path}: has {np.count_nonzero(bits)} corners, but bundle.json describes {rows} rows.")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nelf.errors import UserError
+from nelf.files import quoted, short
 from nelf.storage import differences, save
 
 __all__ = ["Conversion", "depth_range", "prepared", "strip_prefix", "unknown_layout"]
@@ -113,6 +114,6 @@ def unknown_layout(path: Path, name: str, found: Mapping[Any, Any], expected: st
         found: has the keys that were found.
         expected: those that were expected.
     """
-    keys = [str(key)[:60] for key in found]
+    keys = [short(key) if isinstance(key, str) else quoted(key) for key in found]
     listed = ", ".join(keys[:6]) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")
     return UserError(f"{path}: is no checkpoint of {name}: found {listed or 'nothing'}; expected {expected}.")

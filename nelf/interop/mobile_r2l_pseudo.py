@@ -6,7 +6,6 @@ teacher, whose first camera is 1.5 from the origin. Colors are on white.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from nelf.cameras import Camera
 from nelf.data import SceneWriter
 from nelf.errors import UserError
-from nelf.interop.npy import finite, open_npy
+from nelf.files import LARGEST, SMALLEST, finite, is_file, number, open_array, quoted, read_object
 from nelf.paths import look_at
 
 __all__ = ["convert", "recognizes"]
@@ -29,7 +28,7 @@ _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})_rgb")
 
 def recognizes(root: Path) -> bool:
     """Whether a folder is such a set."""
-    return (root / _INFO).is_file()
+    return is_file(root / _INFO)
 
 
 def convert(root: Path | str, out: Path | str, radius: float | None = None) -> Path:
@@ -51,11 +50,11 @@ def convert(root: Path | str, out: Path | str, radius: float | None = None) -> P
         github.com/snap-research/MobileR2L, ``data/pseudo.py`` and ``model/teacher/ngp_pl/train.py``.
     """
     root = Path(root)
-    info = _read_info(root / _INFO)
+    info = read_object(root / _INFO, "an object with downscaled_height and so on")
     if info.get("dataset_type") != "nerf" or info.get("ff"):
         raise UserError(
-            f"{root / _INFO}: is of a {info.get('dataset_type')!r} scene, whose recentering the set does not tell; "
-            "only Blender scenes ('nerf') can be read."
+            f"{root / _INFO}: is of a {quoted(info.get('dataset_type'))} scene, whose recentering the set does not "
+            "tell; only Blender scenes ('nerf') can be read."
         )
     folders = [(path, match) for path in sorted(root.glob("*_rgb")) if (match := _SIZE.fullmatch(path.name))]
     if len(folders) != 1:
@@ -80,22 +79,9 @@ def convert(root: Path | str, out: Path | str, radius: float | None = None) -> P
     return Path(out)
 
 
-def _read_info(path: Path) -> dict[str, Any]:
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read ({str(error)[:100]}).") from None
-    if not isinstance(info, dict):
-        raise UserError(f"{path}: is not an object with downscaled_height, downscaled_focal and so on.")
-    return info
-
-
 def _number(root: Path, info: dict[str, Any], key: str) -> float:
-    value = info.get(key)
-    if not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise UserError(f"{root / _INFO}: {key} is {value!r}; expected a number above 0.")
-    return float(value)
+    return number(root / _INFO, key, info.get(key), SMALLEST, LARGEST)
 
 
 def _load(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    return finite(path, open_npy(path, shape))
+    return finite(path, open_array(path, shape))

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from nelf.errors import UserError
+from nelf.files import is_dir, quoted
 from nelf.interop import (
     dnerf,
     dylin,
@@ -79,7 +80,7 @@ def convert(path: Path, out: Path, options: Mapping[str, Any]) -> str:
     Raises:
         UserError: as of ``conversion``; there is a network in the place, or the directory cannot be written.
     """
-    if path.is_dir():
+    if is_dir(path):
         if not mobile_r2l_pseudo.recognizes(path):
             raise UserError(f"{path}: is no pseudo set of MobileR2L, which has hwf/dataset_info.json.")
         _check("MobileR2L's pseudo data", mobile_r2l_pseudo.convert, options)
@@ -110,5 +111,10 @@ def _leaves(content: Mapping[Any, Any]) -> dict[str, Any]:
     """The keys of a checkpoint, and those of the state dicts in it."""
     found: dict[str, Any] = {}
     for key, value in content.items():
-        found |= {f"{key}.{inner}": None for inner in value} if isinstance(value, dict) else {str(key): None}
+        name = _name(key)
+        found |= {f"{name}.{_name(inner)}": None for inner in value} if isinstance(value, dict) else {name: None}
     return found
+
+
+def _name(key: Any) -> str:
+    return key if isinstance(key, str) else quoted(key)

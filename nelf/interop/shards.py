@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from nelf.data import BlenderDataModule, RayBatch
 from nelf.errors import UserError, did_you_mean
-from nelf.interop.npy import finite, open_npy
+from nelf.files import finite, open_array
 from nelf.rays import Rays
 from nelf.scene import Scene, Split
 
@@ -76,7 +76,7 @@ class RayShards(IterableDataset[RayBatch]):
         self.files = sorted(files, key=lambda path: ([int(part) for part in re.findall(r"\d+", path.stem)], path.name))
         if not self.files:
             raise UserError(f"{self.root}: holds no .npy files; expected shards such as data_1.npy.")
-        opened = open_npy(self.files[0], (None, None))
+        opened = open_array(self.files[0], (None, None))
         self.columns, self._row = opened.shape[1], opened.dtype.itemsize * opened.shape[1]
         self._header = self.files[0].stat().st_size - opened.nbytes
         self.layout = self._layout(opened, layout)
@@ -154,7 +154,7 @@ class RayShards(IterableDataset[RayBatch]):
     def _part(self, file: int, first: int, at_most: int) -> np.ndarray:
         """Rows of one file, checked."""
         path = self.files[file]
-        rows = open_npy(path, (int(self._counts[file]), self.columns))
+        rows = open_array(path, (int(self._counts[file]), self.columns))
         return finite(path, rows[first : first + at_most])
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from nelf.errors import UserError
+from nelf.files import is_file, reason_of
 from nelf.interop.inert import Global, Storage, StoredTensor, run
 
 __all__ = ["Checkpoint", "read"]
@@ -79,7 +80,7 @@ class Checkpoint:
         try:
             return {name: _load(value) for name, value in stored.items()}
         except (*_BROKEN, OSError) as error:
-            raise UserError(f"{self.path}: is damaged ({error}).") from None
+            raise UserError(f"{self.path}: is damaged ({reason_of(error)}).") from None
 
 
 def _load(tensor: StoredTensor) -> Tensor:
@@ -101,6 +102,8 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
             or declares more than it holds.
     """
     path = Path(path)
+    if not is_file(path):
+        raise UserError(f"{path}: cannot be read (no such file).")
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -112,7 +115,9 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from None
     except _BROKEN as error:
-        raise UserError(f"{path}: is not a whole checkpoint of PyTorch, or not a safe one: {error}.") from None
+        raise UserError(
+            f"{path}: is not a whole checkpoint of PyTorch, or not a safe one: {reason_of(error)}."
+        ) from None
     raise UserError(f"{path}: is not a file that torch.save has written.")
 
 

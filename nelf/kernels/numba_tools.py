@@ -5,7 +5,6 @@ Whoever compiles imports ``njit`` and ``prange`` from here, so that the cache is
 
 import logging
 import os
-import tempfile
 from pathlib import Path
 
 import numba
@@ -14,6 +13,8 @@ import torch
 from numba import njit, prange
 from numba.core import event
 from torch import Tensor
+
+from nelf.files import own_temporary_folder
 
 __all__ = ["array", "helper", "inline", "jit", "njit", "prange", "threads"]
 
@@ -37,8 +38,8 @@ def _use_writable_cache() -> None:
     if "NUMBA_CACHE_DIR" not in os.environ and not any(
         os.access(path if path.exists() else path.parent, os.W_OK) for path in candidates
     ):
-        directory = Path(tempfile.gettempdir()) / f"nelf-numba-{os.getuid()}"
-        numba.config.CACHE_DIR = str(directory)  # type: ignore[attr-defined]
+        # What lies in it is run.
+        numba.config.CACHE_DIR = str(own_temporary_folder("nelf_numba"))  # type: ignore[attr-defined]
 
 
 _use_writable_cache()

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nelf.errors import UserError, alone_in, atomic_path, unwritable
+from nelf.files import parse_json
 
 __all__ = ["Lock"]
 
@@ -109,7 +110,7 @@ class Lock:
     def _holder(self) -> dict[str, Any] | None:
         """Who holds the lock; a file that nobody has written whole is nobody's."""
         try:
-            holder = json.loads(self.path.read_text(encoding="utf-8"))
+            holder = parse_json(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         known = {"host": str, "pid": int, "since": str, "mark": str}

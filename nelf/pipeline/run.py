@@ -22,7 +22,8 @@ from typing import Any
 
 import nelf
 from nelf.errors import UserError, did_you_mean, remove_leftovers
-from nelf.pipeline.documents import hash_of, read_json, read_yaml, write_json, write_yaml
+from nelf.files import is_file, quoted, short
+from nelf.pipeline.documents import hash_of, read_done, read_record, read_settings, write_json, write_yaml
 from nelf.pipeline.lock import Lock
 from nelf.pipeline.memory import peak_memory, reset_peak_memory
 from nelf.pipeline.processes import agree
@@ -71,7 +72,7 @@ class Run:
         self.lock.acquire()
         remove_leftovers(self.root, _BEGIN, recursive="stages" not in self.config)
         write_yaml(self.root / "config.yaml", self.config)
-        if not (self.root / "scene.json").is_file():
+        if not is_file(self.root / "scene.json"):
             scene = self.recipe.scene
             noted = {"name": scene.name, "root": _place(self.recipe.source), "digest": scene.digest}
             write_json(self.root / "scene.json", noted)
@@ -83,8 +84,8 @@ class Run:
             UserError: the scene cannot be read or is another one, a stage before is missing, there are weights of
                 another architecture, or a network does not take its arguments.
         """
-        earlier = read_yaml(self.root / "config.yaml")
-        if isinstance(earlier, dict) and "batch_rays" in (earlier.get("data") or {}):
+        earlier = read_settings(self.root / "config.yaml") or {}
+        if "batch_rays" in _dig(earlier, ("data",)):
             raise UserError(
                 f"{self.root}: was made by an earlier version of nelf, whose runs cannot go on. "
                 "Choose another directory with run=, or delete this one."
@@ -92,14 +93,14 @@ class Run:
         self._check_scene()
         stages = self.config.get("stages")
         if stages is None:  # a single training in the root
-            previous = read_yaml(self.root / "config.yaml")
+            previous = read_settings(self.root / "config.yaml")
             if previous is not None:
                 refuse_other_architecture(self.root, previous, self.config)
             _ = self.recipe.scene
             self.recipe.system()  # its classes refuse what they do not take
             return
         for place, name in enumerate(stages):
-            previous = read_yaml(self.folder(name) / "config.yaml")
+            previous = read_settings(self.folder(name) / "config.yaml")
             if previous is not None:
                 refuse_other_architecture(self.folder(name), previous, self._settings(name))
             self._check_inputs(name, stages[:place])
@@ -116,16 +117,19 @@ class Run:
         """Compare the scene with those that are noted here and in the shared directories."""
         data = self.recipe.source
         for root in (self.root, *self.shared):
-            noted = read_json(root / "scene.json")
+            noted = read_record(root / "scene.json")
             if noted is None:
                 continue
+            if not all(isinstance(noted.get(key), str) for key in ("name", "root", "digest")):
+                raise UserError(f"{root / 'scene.json'}: says nothing of a scene; allowed: name, root and digest.")
             if noted["root"] == _place(data) and self.complete(*self.config.get("stages", ())):
                 return  # nothing will be read, so the files need not be either
             digest = data.scene.digest
             if noted["digest"] != digest:
+                other = f"{short(noted['name'])} from {short(noted['root'])}, digest {short(noted['digest'])}"
                 raise UserError(
-                    f"{root}: holds work on another scene ({noted['name']} from {noted['root']}, digest "
-                    f"{noted['digest']}), but {_place(data)} has digest {digest}. Choose another with run=."
+                    f"{root}: holds work on another scene ({other}), but {_place(data)} has digest {digest}. "
+                    "Choose another with run=."
                 )
 
     # ------------------------------------------------------------------------------------- stages
@@ -157,7 +161,7 @@ class Run:
         done = self.find(name)
         if done is not None and self._is_current(name, done):
             print(f"{name}: done, {done}", flush=True)
-            return read_json(done / "metrics.json") or {}
+            return read_record(done / "metrics.json") or {}
         self.lock.check()
         self._check_inputs(name)
         folder = self.prepare(name)
@@ -199,7 +203,7 @@ class Run:
 
     def find(self, name: str) -> Path | None:
         """The folder of a finished stage: this run's own, else a shared one's, else None."""
-        return next((root / name for root in (self.root, *self.shared) if (root / name / "done.json").is_file()), None)
+        return next((root / name for root in (self.root, *self.shared) if is_file(root / name / "done.json")), None)
 
     def current(self, name: str) -> Path | None:
         """As ``find``, but None, with a line, where what the stage was made from has been made anew since."""
@@ -211,7 +215,7 @@ class Run:
 
     def _redone_before(self, name: str) -> str | None:
         """The input, however far back, that a finished stage was made without knowing; a deleted one is none."""
-        made_from = (read_json((self.find(name) or self.folder(name)) / "done.json") or {}).get("inputs", {})
+        made_from = read_done(self.find(name) or self.folder(name)).get("inputs", {})
         for needed, mark in self._marks(name).items():
             if made_from.get(needed, mark) != mark:
                 return needed
@@ -239,7 +243,7 @@ class Run:
         """
         folder = self.folder(name)
         settings = self._settings(name)
-        previous = read_yaml(folder / "config.yaml")
+        previous = read_settings(folder / "config.yaml")
         if previous is not None and with_new_defaults(previous, settings) != settings:
             refuse_other_architecture(folder, previous, settings)
             print(f"{name}: its settings or inputs have changed, so it is redone", flush=True)
@@ -259,12 +263,12 @@ class Run:
 
     def _is_current(self, name: str, folder: Path) -> bool:
         """Whether a finished stage was made with the present configuration and inputs."""
-        done, state = read_json(folder / "done.json") or {}, self._state(name)
+        done, state = read_done(folder), self._state(name)
         if done.get("inputs") != state["inputs"]:
             return False
         if done.get("config") == state["config"]:
             return True
-        earlier, settings = read_yaml(folder / "config.yaml") or {}, self._settings(name)
+        earlier, settings = read_settings(folder / "config.yaml") or {}, self._settings(name)
         earlier.pop("inputs", None)
         settings.pop("inputs")
         return done.get("config") == hash_of(earlier) and with_new_defaults(earlier, settings) == settings
@@ -283,11 +287,7 @@ class Run:
         """The mark of each input that is done."""
         link = self.recipe.stages[name]
         found = {needed: self.find(needed) for needed in (*link.inputs, *link.optional)}
-        return {
-            needed: (read_json(folder / "done.json") or {}).get("mark", "")
-            for needed, folder in found.items()
-            if folder is not None
-        }
+        return {needed: read_done(folder).get("mark", "") for needed, folder in found.items() if folder is not None}
 
     def _state(self, name: str) -> dict[str, Any]:
         settings = self._settings(name)
@@ -327,7 +327,9 @@ def refuse_other_architecture(folder: Path, previous: dict[str, Any], settings: 
         if not weights or old == new:
             continue
         keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-        differing = ", ".join(f"{'.'.join((*path, key))} was {old.get(key)} and is {new.get(key)}" for key in keys)
+        differing = ", ".join(
+            f"{'.'.join((*path, key))} was {quoted(old.get(key))} and is {quoted(new.get(key))}" for key in keys
+        )
         raise UserError(
             f"{folder}: was trained with another network: {differing}. "
             "Choose another directory with run=, or delete this one to train anew."
@@ -348,5 +350,6 @@ def _place(data: Any) -> str:
 
 def _dig(settings: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
     for key in path:
-        settings = settings.get(key) or {}
+        inner = settings.get(key)
+        settings = inner if isinstance(inner, dict) else {}
     return settings

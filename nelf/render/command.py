@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nelf.errors import UserError, did_you_mean
+from nelf.files import is_dir, is_file, quoted, reason_of, short
 from nelf.paths import MOTIONS, in_motion
-from nelf.pipeline.documents import read_json, read_yaml
+from nelf.pipeline.documents import read_record, read_settings
 from nelf.render import DEPTH_FORMATS
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ def _stated(options: argparse.Namespace) -> CameraPath | None:
     from nelf.data import nerfstudio
 
     path = Path(options.path)
-    return nerfstudio.read_camera_path(path) if path.is_file() and nerfstudio.is_camera_path(path) else None
+    return nerfstudio.read_camera_path(path) if is_file(path) and nerfstudio.is_camera_path(path) else None
 
 
 def _path(options: argparse.Namespace, scene: Scene, stated: CameraPath | None = None) -> Camera:
@@ -198,7 +199,7 @@ def _path(options: argparse.Namespace, scene: Scene, stated: CameraPath | None =
         cameras = along(scene, paths.dnerf(frames))
     elif stated is not None:
         cameras = _from_nerfstudio(Path(options.path), stated, scene)
-    elif Path(options.path).is_dir():
+    elif is_dir(Path(options.path)):
         own = capture.read_path(Path(options.path)).resized(scene.test.camera.width)
         cameras = replace(own, controls=along(scene, own.c2w).controls)
     else:
@@ -229,9 +230,9 @@ def _from_nerfstudio(path: Path, stated: CameraPath, scene: Scene) -> Camera:
     from nelf.pipeline.stages.report import along
 
     changes = path.parent / nerfstudio.TRANSFORMS
-    if changes.is_file() and scene.from_colmap is not None:
+    if is_file(changes) and scene.from_colmap is not None:
         c2w = moved(nerfstudio.into_file_space(stated.c2w, changes), scene.from_colmap)
-    elif changes.is_file():
+    elif is_file(changes):
         c2w = nerfstudio.into_file_space(stated.c2w, changes, _transforms(scene, changes))
     else:
         print(f"{path}: has no {changes.name} beside it, so its poses are taken to be in the scene's space", flush=True)
@@ -254,7 +255,7 @@ def _transforms(scene: Scene, changes: Path) -> Path:
 
     for name in ("transforms.json", "transforms_train.json"):
         file = (scene.root or Path()) / name
-        if scene.root is not None and file.is_file():
+        if scene.root is not None and is_file(file):
             known = torch.from_numpy(read_path(file).c2w[:, :, 3])
             cameras = scene.train.camera.c2w[:, :, 3]
             if bool((torch.cdist(cameras, known).amin(1) <= _SAME * known.abs().amax()).all()):
@@ -289,10 +290,10 @@ def _file(path: Path) -> Path:
     """What to load: of a run directory the student, or the teacher where there is no student."""
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; allowed: a run directory, a stage's folder, a model file.")
-    if path.is_file() or (path / "bundle.json").is_file():
+    if is_file(path) or is_file(path / "bundle.json"):
         return path
     for name in _STUDENTS:
-        if (path / name / "model.safetensors").is_file():
+        if is_file(path / name / "model.safetensors"):
             return path / name / "model.safetensors"
     raise UserError(f"{path}: holds no model.safetensors, nor do {', '.join(_STUDENTS[:-1])} in it.")
 
@@ -302,25 +303,26 @@ def _scene(model: Path, root: Path | None, width: int | None) -> Scene:
     from nelf import data
 
     if root is not None:
-        if (root / "poses_bounds.npy").is_file():
+        if is_file(root / "poses_bounds.npy"):
             return data.read_llff(root, width=width)
-        reading = data.read_capture if (root / "dataset.json").is_file() else data.read_scene
+        reading = data.read_capture if is_file(root / "dataset.json") else data.read_scene
         return reading(root, width=width)
-    runs = [each for each in (model, *model.absolute().parents) if (each / "scene.json").is_file()]
-    config = read_yaml(runs[0] / "config.yaml") if runs else None
-    node = dict(config["data"]) if isinstance(config, dict) and isinstance(config.get("data"), dict) else None
+    runs = [each for each in (model, *model.absolute().parents) if is_file(each / "scene.json")]
+    config = (read_settings(runs[0] / "config.yaml") or {}) if runs else {}
+    node = dict(config["data"]) if isinstance(config.get("data"), dict) else None
     if node is None:
         raise UserError(f"{model}: lies in no run directory, so pass --scene ROOT, the folder of its scene.")
-    noted, target = read_json(runs[0] / "scene.json"), str(node.pop("_target_", ""))
+    noted, target = read_record(runs[0] / "scene.json") or {}, node.pop("_target_", "")
+    target = target if isinstance(target, str) else ""
     name = target.removeprefix("nelf.data.")
     kind = getattr(data, name) if name in data.__all__ else None
     plain = all(isinstance(value, str | int | float | list | None) for value in node.values())
     if not (isinstance(kind, type) and issubclass(kind, data.SceneDataModule)) or not plain:
-        raise UserError(f"{runs[0]}: its scene is read by {target or 'nothing'}; pass --scene ROOT instead.")
-    print(f"scene: {noted['root'] if isinstance(noted, dict) else ''}", flush=True)
+        raise UserError(f"{runs[0]}: its scene is read by {short(target) or 'nothing'}; pass --scene ROOT instead.")
+    print(f"scene: {quoted(noted.get('root', ''))}", flush=True)
     if width is not None:
         node["width"] = width
     try:
         return kind(**node).scene
-    except TypeError as error:
-        raise UserError(f"{runs[0] / 'config.yaml'}: data: {error}; pass --scene ROOT instead.") from None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{runs[0] / 'config.yaml'}: data: {reason_of(error)}; pass --scene ROOT instead.") from None

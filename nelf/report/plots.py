@@ -3,13 +3,15 @@
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from nelf.errors import UserError
+from nelf.files import LARGEST, is_file, reason_of
 from nelf.report.labels import Labels
 
 __all__ = ["curves_svg", "pareto_front", "sparsity_svg", "trade_off", "trade_off_svg"]
@@ -87,15 +89,21 @@ def curves_svg(path: Path) -> str | None:
 
     Returns:
         An SVG document, or None where there is no such file or no such column.
+
+    Raises:
+        UserError: the file is damaged.
     """
-    if not path.is_file():
+    if not is_file(path):
         return None
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        curves = {key: _curve(rows, key) for key in ("train/psnr", "val/psnr")}
+    except (csv.Error, ValueError, TypeError) as error:
+        raise UserError(f"{path}: is damaged ({reason_of(error)}); allowed: a CSV logger's file, or none.") from None
     figure, axes = _axes("step")
     drawn = False
-    for key, color, style in (("train/psnr", _BLUE, "-"), ("val/psnr", _ORANGE, "o-")):
-        points = [(int(row["step"]), float(row[key])) for row in rows if row.get(key) and row.get("step")]
+    for (key, points), color, style in zip(curves.items(), (_BLUE, _ORANGE), ("-", "o-"), strict=True):
         if points:
             drawn = True
             axes.plot(*zip(*points, strict=True), style, color=color, lw=1.4, ms=4, label=key.split("/")[0])
@@ -103,6 +111,12 @@ def curves_svg(path: Path) -> str | None:
         return None
     axes.legend(frameon=False, labelcolor=_GRAY)
     return _svg(figure)
+
+
+def _curve(rows: Sequence[Mapping[str, str]], key: str) -> list[tuple[float, float]]:
+    """Steps and values of a column, as far as they are finite."""
+    points = [(float(row["step"]), float(row[key])) for row in rows if row.get(key) and row.get("step")]
+    return [(step, value) for step, value in points if abs(step) <= LARGEST and abs(value) <= LARGEST]
 
 
 def sparsity_svg(rounds: Sequence[tuple[float, float]]) -> str:

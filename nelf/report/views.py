@@ -14,6 +14,8 @@ import imageio.v3 as iio
 import numpy as np
 import torch
 
+from nelf.data.images import read_image
+from nelf.errors import UserError
 from nelf.metrics import psnr
 from nelf.report.pictures import ERROR_SCALE, block_mean, error_map, file_stem
 
@@ -48,16 +50,21 @@ def comparisons(
     moments = {file_stem(name): time for name, time in (times or {}).items()}
     result = []
     for name in sorted(set.intersection(*found)) if found else []:
-        panels = {
-            artifact: np.split(iio.imread(Path(folder) / name)[..., :3], 3, axis=1)
-            for artifact, folder in folders.items()
-        }
+        panels = {artifact: _panels(Path(folder) / name) for artifact, folder in folders.items()}
         predictions = {artifact: parts[0] for artifact, parts in panels.items()}
         truth = next(iter(panels.values()))[1]
         if all(picture.shape == truth.shape for picture in predictions.values()):
             view = name.removesuffix(ending)
             result.append(Comparison(view, truth, predictions, moments.get(view)))
     return sorted(result, key=lambda each: 0.0 if each.time is None else each.time)
+
+
+def _panels(path: Path) -> list[np.ndarray]:
+    """The picture, the truth and the error, side by side in a file."""
+    pixels = read_image(path, 3)
+    if pixels.shape[1] % 3:
+        raise UserError(f"{path}: is {pixels.shape[1]} pixels wide; allowed: three pictures side by side.")
+    return np.split(pixels, 3, axis=1)
 
 
 def html_view(view: Comparison) -> str:

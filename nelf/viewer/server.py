@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from nelf.errors import UserError
+from nelf.errors import UserError, lies_in
+from nelf.files import is_file
 
 __all__ = ["Server", "main"]
 
@@ -33,6 +34,8 @@ _TYPES = {
     ".png": "image/png",
 }
 _MAX_PREVIEW = 400  # pixels
+_PATIENCE = 30.0  # seconds without a byte, after which a connection ends
+_MOST_CONNECTIONS = 64  # at a time; a browser holds six
 
 
 class Server(ThreadingHTTPServer):
@@ -56,6 +59,7 @@ class Server(ThreadingHTTPServer):
         self.bundle = read_bundle(self.folder)
         entries = self.bundle["artifacts"]
         named = [name for each in entries for name in (each["file"], *files_beside(each["volume"]))]
+        self._free = threading.BoundedSemaphore(_MOST_CONNECTIONS)
         self.files = {name: self.folder / name for name in named} | page_files()
         weights = self.folder.parent / "teacher" / "model.safetensors"
         self.teacher = _Teacher(weights, self.bundle) if weights.is_file() else None
@@ -69,9 +73,30 @@ class Server(ThreadingHTTPServer):
             reason = str(error.args[-1]).rstrip(".")
             raise UserError(f"port {port}: cannot be listened on ({reason}). Choose another with --port.") from None
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread of its own, unless there are too many."""
+        if not self._free.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer, and make room for the next."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def read(self, name: str) -> bytes | None:
+        """A file of the bundle or the page; None where there is none, or by now a link out of its folder."""
+        path = self.files.get(name)
+        if path is None or (path.parent == self.folder and not lies_in(self.folder, name)) or not is_file(path):
+            return None
+        return path.read_bytes()
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A page that is left before its answer has come is no error; everything else keeps its traceback."""
-        if not isinstance(sys.exc_info()[1], ConnectionError):
+        if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
             super().handle_error(request, client_address)
 
     @property
@@ -83,6 +108,7 @@ class Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
+    timeout = _PATIENCE
 
     def do_GET(self) -> None:
         """Answer with a file of the bundle or the page, or with a picture of the teacher."""
@@ -95,10 +121,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(HTTPStatus.OK, json.dumps(self.server.bundle).encode(), ".json")
         elif name == "teacher.png" and self.server.teacher:
             self._send_teacher(parse_qs(asked.query))
-        elif name in self.server.files and self.server.files[name].is_file():
-            self._send(HTTPStatus.OK, self.server.files[name].read_bytes(), Path(name).suffix)
+        elif (content := self.server.read(name)) is not None:
+            self._send(HTTPStatus.OK, content, Path(name).suffix)
         else:
             self._send(HTTPStatus.NOT_FOUND, b"", ".txt")
+
+    do_HEAD = do_GET  # noqa: N815, the name that http.server looks for; without the content, see ``_send``
 
     def _send_teacher(self, query: dict[str, list[str]]) -> None:
         assert self.server.teacher is not None
@@ -121,8 +149,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
         self.send_header("Cross-Origin-Resource-Policy", "cross-origin")  # a notebook shows the page in a frame
         self.send_header("Cache-Control", "no-cache")
+        self.send_header("X-Content-Type-Options", "nosniff")
         self.end_headers()
-        self.wfile.write(content)
+        if self.command != "HEAD":
+            self.wfile.write(content)
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing of single requests."""
@@ -162,7 +192,7 @@ class _Teacher:
 def _bundle_of(path: Path) -> Path:
     """The bundle of a run, or the bundle itself."""
     for folder in (path, path / "export"):
-        if (folder / "bundle.json").is_file():
+        if is_file(folder / "bundle.json"):
             return folder
     raise UserError(f"{path}: holds neither bundle.json nor export/bundle.json; run stage export: stages=[export].")
 

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from nelf.data import ColmapDataModule, read_colmap
+from nelf.data.colmap_model import read_model
 from nelf.errors import UserError
 from nelf.render.command import _options, _path, _stated
 from nelf.scene import Scene
@@ -227,12 +228,12 @@ def broken(root: Path, what: str) -> None:
 @pytest.mark.parametrize(
     ("what", "text"),
     [
-        ("unknown model", "sparse/0: names a camera model that COLMAP does not know; allowed: SIMPLE_PINHOLE"),
+        ("unknown model", "cameras.txt: names camera model 'PERISCOPE', which COLMAP does not know"),
         ("no points", r"sparse/0: has no points3D.bin or points3D.txt; allowed: a model with all three"),
         ("outside", r"names the image '../../secret.png'; allowed: a path inside images"),
         ("other shape", "is 48x64, but its camera is 64x48; allowed: the same shape"),
         ("other size", "is 64x48, but .* is 32x24; allowed: one size"),
-        ("not numbers", "sparse/0: is no COLMAP model that pycolmap reads"),
+        ("not numbers", "cameras.txt: is not whole, or no file of COLMAP's"),
     ],
 )
 def test_what_is_wrong_is_said(what: str, text: str, tmp_path: Path) -> None:
@@ -280,7 +281,25 @@ def test_folders_without_a_model(tmp_path: Path) -> None:
         read_colmap(tmp_path)
 
 
-def test_without_pycolmap_one_line_says_how_to_get_it(scene_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scene_is_read_without_pycolmap(scene_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pycolmap", None)
-    with pytest.raises(UserError, match=r"pycolmap is not installed, and COLMAP .*: pip install 'nelf\[colmap\]'"):
-        read_colmap(scene_root)
+    assert len(read_colmap(scene_root).train) == VIEWS - 4
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_a_model_of_rigs_is_what_pycolmap_reads(text: bool, tmp_path: Path) -> None:
+    pycolmap.set_random_seed(1)
+    options = pycolmap.SyntheticDatasetOptions(num_rigs=2, num_cameras_per_rig=2, num_frames_per_rig=3, num_points3D=40)
+    expected = pycolmap.synthesize_dataset(options)
+    (expected.write_text if text else expected.write_binary)(tmp_path)
+    model = read_model(tmp_path)
+    assert len(model.images) == expected.num_images() == 12
+    for image in model.images:
+        other = expected.find_image_with_name(image.name)
+        np.testing.assert_allclose(image.world_to_camera, other.cam_from_world().matrix(), atol=1e-12)
+        assert image.points.tolist() == [spot.point3D_id for spot in other.points2D if spot.has_point3D()]
+        lens, camera = model.cameras[image.camera], expected.cameras[other.camera_id]
+        assert (lens.model, lens.width, lens.height) == (camera.model.name, camera.width, camera.height)
+        np.testing.assert_allclose(lens.parameters, camera.params)
+    assert model.keys.tolist() == sorted(expected.points3D)
+    np.testing.assert_allclose(model.points, [expected.points3D[key].xyz for key in model.keys.tolist()])

@@ -341,7 +341,7 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "not JSON": (lambda root: write(root, "scene.json", "{"), r"scene\.json: not JSON"),
     "a list": (lambda root: write(root, "metadata.json", []), r"metadata\.json: holds a list"),
     "scale": (scene_with(scale=0), r"scene\.json: scale is 0; allowed: above 0"),
-    "scale NaN": (scene_with(scale=float("nan")), r"scene\.json: scale is nan; allowed: a number, finite"),
+    "scale NaN": (scene_with(scale=float("nan")), r"scene\.json: scale is nan; allowed: a finite number"),
     "center": (scene_with(center=[1, 2]), r"scene\.json: center is \[1, 2\]; allowed: 3 numbers"),
     "depth": (scene_with(near=4.0), r"scene\.json: near 4 and far 3; allowed: 0 < near < far"),
     "no ids": (dataset_with(ids=[]), r"dataset\.json: ids: is \[\]; allowed: a list of one or more ids"),
@@ -360,7 +360,7 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "time ids": (moment_with(time_id=1), r"metadata\.json: 003 has no time_id, but others have; allowed: all or none"),
     "missing": (camera_with(focal_length=None), r"007\.json: missing key 'focal_length'; allowed: a number"),
     "NaN": (camera_with(position=[0, float("nan"), 0]), r"007\.json: position is \[0, nan, 0\]; allowed: 3 numbers"),
-    "words": (camera_with(skew="x"), r"007\.json: skew is 'x'; allowed: a number"),
+    "words": (camera_with(skew="x"), r"007\.json: skew is 'x'; allowed: a finite number"),
     "ragged": (camera_with(orientation=[[1], [2, 3]]), r"007\.json: orientation is .*; allowed: 3x3 numbers"),
     "mirrored": (
         camera_with(orientation=[[0, 1, 0], [0, 0, -1], [1, 0, 0]]),
@@ -379,7 +379,7 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "NaN points": (
         lambda root: np.save(root / "points.npy", np.full((2, 3), np.nan)),
-        r"points\.npy: holds no points, or NaN",
+        r"points\.npy: holds NaN, infinity or numbers beyond",
     ),
     "torn points": (
         lambda root: (np.save(root / "points.npy", np.zeros((9, 3))), cut(root / "points.npy")),

@@ -90,12 +90,12 @@ def one_frame(matrix, fov):
         ({"camera_path": []}, "camera_path: allowed: a list of one or more frames"),
         ({"render_width": 1e9}, "render_width is 1000000000.0; allowed: 1 to 16384."),
         ({"render_height": None}, "render_height is None; allowed: 1 to 16384."),
-        ({"fps": 0}, "fps is 0; allowed: above 0, below 1000."),
-        ({"camera_path": [{"fov": 50}]}, "frame 0: camera_to_world: allowed: a 4x4 matrix, row by row"),
-        (one_frame([1] * 12, 50), "frame 0: camera_to_world: allowed"),
+        ({"fps": 0}, "fps is 0; allowed: 0.01 to 1000."),
+        ({"camera_path": [{"fov": 50}]}, "frame 0: camera_to_world is None; allowed: 4x4 or 3x4 or 16 numbers"),
+        (one_frame([1] * 12, 50), "frame 0: camera_to_world is [1, 1"),
         (
             {"camera_path": [{"camera_to_world": np.eye(4).ravel().tolist(), "fov": 180}]},
-            "fov is 180; allowed: above 0",
+            "fov is 180; allowed: 0.01 to 179.99",
         ),
         (one_frame(np.diag([2, 2, 2, 1]), 9), "is no rotation"),
         # column by column, as nobody writes it any more

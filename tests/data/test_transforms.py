@@ -190,7 +190,7 @@ def test_lists_that_say_something_else(tmp_path):
         [
             ({"train_filenames": [*some, "im/9.png"]}, r"train_filenames has im/9\.png; allowed: file_path"),
             ({"test_filenames": some}, "has test_filenames, but no train_filenames"),
-            ({"train_filenames": "im/0.png"}, r"train_filenames is im/0\.png; allowed: a list"),
+            ({"train_filenames": "im/0.png"}, r"train_filenames is 'im/0\.png'; allowed: a list"),
             ({"train_filenames": ["../x.png"]}, "train_filenames points outside"),
         ]
     ):

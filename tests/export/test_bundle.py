@@ -9,6 +9,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -120,15 +121,30 @@ def test_a_volume_with_other_corners_is_refused(tmp_path) -> None:
     content = bytearray(gzip.decompress((tmp_path / "v.bin.gz").read_bytes()))
     content[0] ^= 0x80
     (tmp_path / "v.bin.gz").write_bytes(gzip.compress(bytes(content)))
+    with pytest.raises(UserError, match="is another file than"):
+        read_volume(tmp_path, about, network.aabb.tolist())
+    del about["sha256"]
     with pytest.raises(UserError, match=f"corners, but bundle.json describes {about['rows']} rows"):
         read_volume(tmp_path, about, network.aabb.tolist())
+
+
+@pytest.mark.parametrize("changes", [{"rows": 2**21, "features": 255}, {"resolution": [512, 512, 512]}])
+def test_a_small_file_that_would_be_large_is_refused_before_it_is_unpacked(tmp_path, changes, monkeypatch) -> None:
+    """What it declares would take more than half a gigabyte; it has 300 kB."""
+    about = {**write_volume(grid_network(), tmp_path / "v.bin.gz"), "resolution": [256, 256, 256], **changes}
+    about["scale"] = {"low": [0.0] * (1 + about["features"]), "step": [1.0] * (1 + about["features"])}
+    (tmp_path / "v.bin.gz").write_bytes(b"\0" * 300_000)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail("it was read"))
+    with pytest.raises(UserError, match=r"v.bin.gz: has 300000 bytes, which cannot be the \d+ that bundle.json"):
+        read_volume(tmp_path, about, [0.0, 0.0, 0.0, 1.0, 1.0, 1.0])
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is not a whole bundle.json"),
-        ("[]", "is not the description of a bundle"),
+        ("{", "not JSON .*; allowed: a whole bundle.json"),
+        ("[]", "holds a list; allowed: a whole bundle.json"),
+        ('{"format": "zip"}', "is not the description of a bundle"),
         (
             '{"format": "nelf-bundle", "version": 99}',
             f"has version 99; this nelf reads version {VERSION}. Update nelf.",
@@ -155,6 +171,14 @@ def test_a_strange_bundle_is_refused_in_one_line(tmp_path, content: str, message
         ({"file": "../model.onnx"}, "fp32 lies in '../model.onnx'; allowed: names of files beside bundle.json."),
         ({"file": "/model.onnx"}, "fp32 lies in '/model.onnx'"),
         ({"file": ".."}, r"fp32 lies in '..'"),
+        ({"file": "page.html"}, "fp32 lies in 'page.html'; allowed: names in .onnx or .pte"),
+        ({"volume": {"file": "model.onnx"}}, "fp32 lies in 'model.onnx'; allowed: names in .bin.gz"),
+        ({"far": 10**400}, "near, far, aabb: allowed: numbers"),
+        ({"time": 3}, "time: allowed: null, or numbers min, max and value"),
+        ({"controls": [{"name": 1}]}, "controls: allowed: a list"),
+        ({"orbit": {"target": [0, 0, 0]}}, "orbit: allowed: target, up"),
+        ({"input": "everything"}, "fp32 begins at 'everything'; allowed: pose, rays, points, features"),
+        ({"size": [16, 0]}, "fp32 has size [16, 0]; allowed: width and height, or null"),
         ({"volume": {"file": "a/../../v.gz"}}, "fp32 lies in 'a/../../v.gz'"),
         ({"volume": {"resolution": [2, 2, 2]}}, "fp32 lies in None"),
         ({"volume": "v.gz"}, "fp32 has no volume that can be read"),

@@ -44,6 +44,14 @@ def test_a_graph_runs_only_where_something_is_seen(bundles, scene) -> None:
     assert not rendering.opacity.any()
 
 
+def test_another_graph_than_was_described_is_refused(bundles, tmp_path) -> None:
+    folder = shutil.copytree(bundles["points"].path.parent, tmp_path / "bundle")
+    content = (folder / "model.onnx").read_bytes()
+    (folder / "model.onnx").write_bytes(content + b" ")
+    with pytest.raises(UserError, match=r"model\.onnx: is another file than bundle\.json describes"):
+        load(folder)
+
+
 def test_the_background_is_that_of_the_bundle(bundles, scene, tmp_path) -> None:
     shutil.copytree(bundles["features"].path.parent, tmp_path / "bundle")
     about = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
@@ -100,7 +108,7 @@ def empty(folder: Path) -> None:
         (truncate, "model.onnx: is not a whole ONNX file"),
         (forget, "model.onnx: no such file"),
         (rename, "bundle.json does not name it; it names other.onnx"),
-        (empty, "bundle.json: no such file; stage export writes it"),
+        (empty, "bundle.json: no such file; allowed: a whole bundle.json, which stage export writes"),
     ],
 )
 def test_damage_is_named_in_one_line(bundles, tmp_path, damage, message: str) -> None:

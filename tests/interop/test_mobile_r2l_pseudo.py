@@ -60,18 +60,18 @@ def test_the_scene_s_radius_can_be_said(pseudo, tmp_path) -> None:
 def test_a_set_that_is_not_whole_or_of_another_kind_is_refused(pseudo, tmp_path) -> None:
     path = pseudo / "poses" / "c2w_00001.npy"
     np.save(path, np.zeros((3, 4), np.float32))
-    with pytest.raises(UserError, match=r"c2w_00001\.npy: has shape \(3, 4\) of float32; expected \(3,\)"):
+    with pytest.raises(UserError, match=r"c2w_00001\.npy: holds float32 of shape \(3, 4\); allowed: \(3\)"):
         convert(pseudo, tmp_path / "out")
     path.unlink()
-    with pytest.raises(UserError, match=r"c2w_00001\.npy: is not a whole \.npy file"):
+    with pytest.raises(UserError, match=r"c2w_00001\.npy: no such file"):
         convert(pseudo, tmp_path / "out")
     info = json.loads((pseudo / "hwf" / "dataset_info.json").read_text())
     (pseudo / "hwf" / "dataset_info.json").write_text(json.dumps({**info, "dataset_type": "colmap"}))
     with pytest.raises(UserError, match="is of a 'colmap' scene"):
         convert(pseudo, tmp_path / "out")
     (pseudo / "hwf" / "dataset_info.json").write_text(json.dumps({**info, "downscaled_focal": "10"}))
-    with pytest.raises(UserError, match="downscaled_focal is '10'; expected a number above 0"):
+    with pytest.raises(UserError, match=r"downscaled_focal is '10'; allowed: 1e-15 to 1e\+15"):
         convert(pseudo, tmp_path / "out")
     (pseudo / "hwf" / "dataset_info.json").write_text("[")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="not JSON"):
         convert(pseudo, tmp_path / "out")

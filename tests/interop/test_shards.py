@@ -117,14 +117,14 @@ def test_files_that_are_no_shards_are_named(tmp_path) -> None:
     with pytest.raises(UserError, match=r"there is no 'tmie'; allowed: .* Did you mean 'time'"):
         RayShards(tmp_path, 2, "tmie")  # type: ignore[arg-type]
     np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(UserError, match=r"is not a whole .npy file of numbers"):
+    with pytest.raises(UserError, match="is not whole, or no array"):
         RayShards(tmp_path, 2)
     np.save(path, np.zeros((4, 9), np.int32))
-    with pytest.raises(UserError, match=r"of int32; expected .* of floats"):
+    with pytest.raises(UserError, match=r"holds int32 of shape .*; allowed: \(N, N\) floating-point numbers"):
         RayShards(tmp_path, 2)
     shard(path, 4)
     path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(UserError, match=r"is not a whole .npy file"):
+    with pytest.raises(UserError, match="is not whole, or no array"):
         RayShards(tmp_path, 2)
 
 
@@ -135,7 +135,7 @@ def test_a_later_file_is_checked_when_it_is_read(folder) -> None:
         RayShards(folder, 4)
     shard(folder / "data_2.npy", 9, 5)  # as many bytes
     shards = RayShards(folder, 13)
-    with pytest.raises(UserError, match=r"data_2\.npy: has shape \(9, 5\) of float32; expected \(5, 9\)"):
+    with pytest.raises(UserError, match=r"data_2\.npy: holds float32 of shape \(9, 5\); allowed: \(5, 9\)"):
         shards.batch(0)
     rows = np.zeros((5, 9), np.float32)
     rows[3, 7] = np.nan

@@ -203,6 +203,25 @@ def test_a_torn_done_json_counts_as_not_done(chain) -> None:
     assert chain("teacher") == ["teacher"]
 
 
+@pytest.mark.parametrize("content", ["{", "[]", '{"root": 3}'])
+def test_a_damaged_scene_json_is_named(chain, content: str) -> None:
+    chain("teacher")
+    (chain.root / "scene.json").write_text(content)
+    run = Run(chain.root, Recipe(config(), lambda node: SimpleNamespace(root="/scene", scene=SCENE)))
+    with pytest.raises(UserError, match=r"scene\.json: "):
+        run.check()
+
+
+@pytest.mark.parametrize("content", ["[", "- a", "model: 3", "a: 2001-01-01"])
+def test_a_damaged_config_is_named(chain, content: str) -> None:
+    chain("teacher")
+    for path in (chain.root / "config.yaml", chain.root / "teacher" / "config.yaml"):
+        path.write_text(content)
+    run = Run(chain.root, Recipe(config(), lambda node: SimpleNamespace(root="/scene", scene=SCENE)))
+    with pytest.raises(UserError, match=f"{chain.root}"):
+        run.check()
+
+
 def test_a_directory_belongs_to_one_scene(tmp_path) -> None:
     def build(digest: str) -> Any:
         return lambda node: SimpleNamespace(root="/scene", scene=SimpleNamespace(name="s", digest=digest))

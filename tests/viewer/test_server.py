@@ -106,12 +106,69 @@ def test_nothing_else_is_served(server, path: str) -> None:
     assert get(server, path)[0] == 404
 
 
-def test_a_bundle_does_not_replace_the_page(run) -> None:
+def test_a_bundle_names_graphs_only(run) -> None:
+    """A page of the bundle's own would be the viewer's equal, with its teacher and its files."""
     about = json.loads((run / "export" / "bundle.json").read_text())
-    about["artifacts"][0]["file"] = "main.js"
+    (run / "export" / "evil.html").write_text("<script>")
+    about["artifacts"][0]["file"] = "evil.html"
     (run / "export" / "bundle.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match=r"fp32 lies in 'evil\.html'; allowed: names in \.onnx or \.pte"):
+        Server(run)
+
+
+def test_a_file_that_becomes_a_link_is_served_no_longer(server, run) -> None:
+    assert get(server, "/model.onnx")[1] == b"a graph"
+    (run / "export" / "model.onnx").unlink()
+    (run / "export" / "model.onnx").symlink_to(run / "secret.txt")
+    assert get(server, "/model.onnx")[:2] == (404, b"")
+
+
+def test_head_is_answered_as_get_without_the_content(server) -> None:
+    for path, expected in (("/", 200), ("/model.onnx", 200), ("/none", 404)):
+        connection = http.client.HTTPConnection(*server.server_address[:2])
+        connection.request("HEAD", path)
+        answer = connection.getresponse()
+        assert answer.status == expected
+        assert int(answer.getheader("Content-Length")) == len(get(server, path)[1])
+        assert answer.getheader("X-Content-Type-Options") == "nosniff"
+        assert answer.read() == b""
+        connection.close()
+
+
+def test_connections_that_say_nothing_end_and_leave_room(run, monkeypatch) -> None:
+    monkeypatch.setattr("nelf.viewer.server._MOST_CONNECTIONS", 3)
+    monkeypatch.setattr("nelf.viewer.server._Handler.timeout", 0.2)
     with Server(run) as server:
-        assert server.files["main.js"].parent == Path(nelf.viewer.static.__file__).parent / "page"
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        silent = [socket.create_connection(server.server_address[:2]) for _ in range(3)]
+        silent[0].sendall(b"GET / HTT")
+        ended = [one.recv(1) for one in silent]  # they are ended, by the other side
+        assert ended == [b""] * 3
+        while True:  # their threads are at their end at once, but not before
+            try:
+                assert get(server, "/model.onnx")[1] == b"a graph"
+                break
+            except (http.client.HTTPException, ConnectionError):
+                continue
+        server.shutdown()
+        for one in silent:
+            one.close()
+
+
+def test_of_too_many_connections_the_last_ones_are_ended(run, monkeypatch) -> None:
+    monkeypatch.setattr("nelf.viewer.server._MOST_CONNECTIONS", 2)
+    with Server(run) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        first = [socket.create_connection(server.server_address[:2]) for _ in range(2)]
+        for one in first:  # and wait until it is being answered
+            one.sendall(b"GET /model.onnx HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert one.recv(12) == b"HTTP/1.1 200"
+        with socket.create_connection(server.server_address[:2]) as late:
+            assert late.recv(1) == b""
+        server.shutdown()
+        for one in first:
+            one.close()
 
 
 def test_another_name_for_this_machine_is_refused(server) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from nelf.errors import lies_in
-from nelf.pipeline.documents import read_json, write_json
+from nelf.errors import UserError, lies_in
+from nelf.pipeline.documents import read_record, write_json
 
 __all__ = ["Journal"]
 
@@ -23,15 +24,19 @@ class Journal:
 
     def __init__(self, path: Path, fingerprint: str) -> None:
         self._path, self._fingerprint = path, fingerprint
-        noted = read_json(path)
-        known = isinstance(noted, dict) and noted.get("fingerprint") == fingerprint and isinstance(noted["made"], dict)
-        self._made: dict[str, Any] = noted["made"] if known else {}
+        noted = None
+        with suppress(UserError):  # a note that is torn is none
+            noted = read_record(path)
+        known = noted is not None and noted.get("fingerprint") == fingerprint and isinstance(noted.get("made"), dict)
+        self._made: dict[str, Any] = noted["made"] if noted is not None and known else {}
 
     def recall(self, key: str) -> Any:
         """What was noted under a key, if its files are as they were then; else None."""
         noted = self._made.get(key)
         folder = self._path.parent
-        if not isinstance(noted, dict) or not all(lies_in(folder, file) for file in noted["files"]):
+        if not isinstance(noted, dict) or "value" not in noted or not isinstance(noted.get("files"), dict):
+            return None
+        if not all(lies_in(folder, file) for file in noted["files"]):
             return None
         whole = all(_digest(folder / file) == digest for file, digest in noted["files"].items())
         return noted["value"] if whole else None

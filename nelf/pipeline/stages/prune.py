@@ -15,7 +15,7 @@ from nelf.compression.pruning import (
     sparsity_after,
 )
 from nelf.errors import Count, Positive, UserError, atomic_path
-from nelf.pipeline.documents import read_json, write_json
+from nelf.pipeline.documents import read_record, write_json
 from nelf.pipeline.fit import fit
 from nelf.pipeline.processes import agree, is_first
 from nelf.pipeline.recipe import Recipe
@@ -89,7 +89,7 @@ def prune(
         UserError: as ``nelf.pipeline.fit.fit``; a stage before is not done.
     """
     recipe, folder, student = run.recipe, run.folder("prune"), best_student(run)
-    network, dense = recipe.load(student), read_json(student / "metrics.json") or {}
+    network, dense = recipe.load(student), read_record(student / "metrics.json") or {}
     scene = student_scene(run, network)
     results = [{"round": 0, "val/psnr": dense.get("val/psnr"), **_sparsity(network, layers)}]
     artifacts = []
@@ -140,7 +140,7 @@ def fine_tune(
     Returns:
         The metrics of its training.
     """
-    metrics: dict[str, Any] | None = agree(lambda: read_json(file.with_suffix(".json")))
+    metrics: dict[str, Any] | None = agree(lambda: read_record(file.with_suffix(".json")))
     if metrics is None:
         folder, changes = file.with_suffix(""), {}
         if lr is not None:

@@ -19,10 +19,11 @@ from nelf.cameras import Camera
 from nelf.compression.inference import optimize_for_inference
 from nelf.compression.pruning import compressed_bytes
 from nelf.data import Scene
+from nelf.errors import UserError
 from nelf.export import ExportedLightField
 from nelf.lightfields import LightField
 from nelf.paths import MOTIONS, around, in_motion, llff_spiral
-from nelf.pipeline.documents import read_artifacts, read_json
+from nelf.pipeline.documents import read_artifacts, read_record
 from nelf.pipeline.memory import peak_memory, reset_peak_memory
 from nelf.pipeline.run import Run
 from nelf.pipeline.stage import BATCHES, EVERYTHING, stage
@@ -133,9 +134,11 @@ def artifacts(run: Run) -> list[Artifact]:
         folder = run.current(name)
         if folder is None:
             continue
-        file, training = folder / "model.safetensors", read_json(folder / "metrics.json") or {}
-        peak = training.get("peak_memory_bytes", 0) / 1e6
-        known = {"train_seconds": training.get("seconds"), "peak_memory_mb": peak}
+        file, training = folder / "model.safetensors", read_record(folder / "metrics.json") or {}
+        seconds, peak = (training.get(key) for key in ("seconds", "peak_memory_bytes"))
+        if not isinstance(seconds, int | float | None) or not isinstance(peak, int | float | None):
+            raise UserError(f"{folder / 'metrics.json'}: its seconds, or its peak_memory_bytes, are no number.")
+        known = {"train_seconds": seconds, "peak_memory_mb": (peak or 0) / 1e6}
         network = add(name, file, partial(run.recipe.load, file, name, place), known)
         if isinstance(network, LightField):
             fast = optimize_for_inference(network)

@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nelf import paths
 from nelf.cameras import Camera
-from nelf.kernels import HashGrid
+from nelf.kernels import HashGrid, multiplies_bfloat16
 from nelf.lightfields import R2L, GridR2L, LightField, MobileR2L
 
 #: NVIDIA's data sheet of the H100 SXM: bytes/s, float32 operations/s outside the tensor cores, dense bfloat16.
@@ -138,7 +138,8 @@ def main() -> None:
 
     source = torch.ones(options.megabytes * 250_000)
     target = torch.empty_like(source)
-    matrices = {kind: torch.randn(options.size, options.size, dtype=kind) for kind in (torch.float32, torch.bfloat16)}
+    kinds = [torch.float32, *([torch.bfloat16] if multiplies_bfloat16(torch.device("cpu")) else [])]
+    matrices = {kind: torch.randn(options.size, options.size, dtype=kind) for kind in kinds}
     calls: dict[str, Callable[[], Any]] = {"copy": lambda: target.copy_(source)}
     calls |= {str(kind).split(".")[1]: (lambda each=each: each @ each) for kind, each in matrices.items()}
     grid = HashGrid(levels=16, features=2, log2_table=19, base_resolution=16, per_level_scale=64 ** (1 / 15))
@@ -160,7 +161,7 @@ def main() -> None:
     took = {name: statistics.median(each) for name, each in times.items()}
     machine = {
         "bytes": 2 * source.numel() * FLOAT / took["copy"],
-        **{name: 2 * options.size**3 / took[name] for name in ("float32", "bfloat16")},
+        **{name: 2 * options.size**3 / took[name] for name in ("float32", "bfloat16") if name in took},
     }
     rows = [row(name, each, took[name], machine) for name, each in work.items()]
     told = ", ".join(f"{name} {value / 1e9:.1f} G/s" for name, value in machine.items())

@@ -157,17 +157,18 @@ def perform(benchmark: Benchmark, words: Sequence[str], out: Path) -> dict[str, 
     command = [sys.executable, str(benchmark.file), *words]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])}
     start = time.perf_counter()
-    with (out / f"{benchmark.name}.log").open("w", encoding="utf-8") as log:
-        process = subprocess.Popen(
+    last = ""
+    with (
+        (out / f"{benchmark.name}.log").open("w", encoding="utf-8") as log,
+        subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-        )
-        assert process.stdout is not None
-        last = ""
-        for line in process.stdout:
+        ) as process,
+    ):
+        for line in process.stdout or ():
             log.write(line)
             last = line.strip() or last
             print(line, end="", flush=True)
-    code = process.wait()
+    code = process.returncode
     told = {"status": "done" if code == 0 else "failed", "minutes": round((time.perf_counter() - start) / 60, 2)}
     return told if code == 0 else {**told, "reason": last[:200] or f"ended with {code}"}
 

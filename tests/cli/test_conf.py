@@ -189,7 +189,15 @@ LAUNCHERS = {
     "joblib": ("hydra_joblib_launcher", {"n_jobs": 2}),
     "submitit": ("hydra_submitit_launcher", {"timeout_min": 1440, "gpus_per_node": None}),
     "slurm": ("hydra_submitit_launcher", {"timeout_min": 1440, "gpus_per_node": 1, "array_parallelism": 16}),
-    "ray": ("hydra_ray_launcher", {"ray": {"init": {"address": None}, "remote": {"num_cpus": 1, "num_gpus": 0}}}),
+    "ray": (
+        "hydra_ray_launcher",
+        {
+            "ray": {
+                "init": {"address": None, "include_dashboard": False, "object_store_memory": None},
+                "remote": {"num_cpus": 1, "num_gpus": 0},
+            }
+        },
+    ),
 }
 
 

@@ -15,6 +15,7 @@ from hydra.errors import InstantiationException, MissingConfigException
 from hydra.utils import get_object
 from omegaconf import DictConfig
 
+from nelf.cli.sweeps import EXTRAS
 from nelf.errors import Range, UserError, did_you_mean
 from nelf.pipeline.recipe import PLACES
 from nelf.pipeline.settings import parameters
@@ -92,6 +93,11 @@ def explain(error: Exception, overrides: list[str], compose: Callable[[list[str]
         return error
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        if group == "hydra/launcher" and choice in EXTRAS:
+            package, extra = EXTRAS[choice]
+            return UserError(
+                f"launcher: {package} is not installed, and {choice} needs it: pip install 'nelf[{extra}]'."
+            )
         if group:
             allowed = ", ".join(error.options)
             near = did_you_mean(choice, error.options)

@@ -23,10 +23,20 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nelf.cli import remembered
 from nelf.cli.check import accepts, check_types, explain
-from nelf.cli.sweeps import first_job, shared_stages, swept_keys, write_table
+from nelf.cli.sweeps import (
+    FAILURE,
+    check_launcher,
+    first_job,
+    is_elsewhere,
+    note_failure,
+    refuse_unfinished,
+    shared_stages,
+    swept_keys,
+    write_table,
+)
 from nelf.cli.threads import let_idle_threads_sleep
 from nelf.errors import Range, UserError, unwritable
-from nelf.pipeline.documents import hash_of, write_yaml
+from nelf.pipeline.documents import write_yaml
 from nelf.pipeline.processes import adopt_launcher, agree, is_first, launch, world
 from nelf.pipeline.quiet import quiet_lightning
 from nelf.pipeline.recipe import Recipe, bare_trainer
@@ -40,22 +50,9 @@ _HERE = Path(__file__).parents[1]
 CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
 _SCRIPTS = _HERE / "scripts" if (_HERE / "scripts").is_dir() else _HERE.parent
 
-#: Said anew in each command, never carried over from the last one.
-_FORGET = ("run", "base", "stages", "sweep", "hydra")
-#: What the name of a sweep's job need not say, unless it is swept.
 _SEEDS = Range(0, 2**32 - 1)
-_UNNAMED = ("run", "base", "stages", "sweep", "trainer", "experiment", "data", "data.root")
-#: A choice in these groups decides the keys of these sections.
-_FOLLOWERS = {"data": ("data",), "model": ("model", "system"), "teacher": ("teacher",)}
-
-
-def _slug(overrides: str) -> str:
-    """A job's folder: its overrides, shortened where they are longer than a file name may be."""
-    name = overrides.replace("/", "_").replace("\\", "") or "default"  # Hydra escapes colons
-    return name if len(name) <= 160 else f"{name[:150]}-{hash_of(name)[:8]}"
-
-
-OmegaConf.register_new_resolver("slug", lambda text: _slug(str(text)), replace=True)
+#: What the name of a sweep's job need not say, unless it is swept.
+_UNNAMED = ("run", "base", "stages", "sweep", "launcher", "trainer", "experiment", "data", "data.root")
 
 
 def train() -> None:
@@ -126,8 +123,8 @@ def start(cfg: DictConfig) -> Run:
             directory cannot be written, or another process writes into it.
     """
     plain = agree(lambda: _checked(cfg))
-    job = HydraConfig.initialized() and HydraConfig.get().mode is hydra.types.RunMode.MULTIRUN
-    root = os.path.relpath(HydraConfig.get().runtime.output_dir) if job else plain["run"]
+    root = _place(plain["run"])
+    job = os.path.relpath(root) != os.path.relpath(plain["run"])  # of a sweep, not what its jobs share
     shared = [*([plain["run"]] if job else []), *([plain["base"]] if plain.get("base") else [])]
     run = Run(root, Recipe(plain, build), shared)
     if planned := run.planned():  # said before the scene is read, which may take long, too
@@ -174,7 +171,7 @@ def _open(run: Run, job: bool) -> None:
         run.open()
         if HydraConfig.initialized():
             overrides = list(HydraConfig.get().overrides.task)
-            write_yaml(run.root / "overrides.yaml", overrides if job else _memorable(overrides))
+            write_yaml(run.root / "overrides.yaml", overrides if job else remembered.memorable(overrides))
     except BaseException:
         run.lock.release()
         raise
@@ -224,10 +221,14 @@ def _main(command: str, task: Callable[[DictConfig], Any]) -> None:
         overrides = [*overrides, f"run={first.run}"]
         sys.argv = [*sys.argv, f"run={first.run}"]
     count = 1 if world() > 1 else _devices(first)
+    swept = swept_keys(overrides, first)
+    single = "--multirun" not in flags and "-m" not in flags and not swept
+    check_launcher(first, single, count)
+    if "nelf" in str(first.hydra.sweeper._target_):
+        from nelf.cli import search  # noqa: F401, which tells Hydra of it
     if count > 1:
         sys.exit(launch(count, [sys.executable, *sys.argv]))
-    swept = swept_keys(overrides, first)
-    if "--multirun" not in flags and "-m" not in flags and not swept:
+    if single:
         _run_hydra(command, task, [*flags, *overrides])
         return
     if not swept:  # a sweep of a single job: what was typed is what it is about
@@ -249,7 +250,7 @@ def _devices(cfg: DictConfig) -> int:
 
 def _recall(command: str, file: Path, overrides: list[str], config_dir: str | None) -> list[str]:
     """The overrides of a run directory that still apply; those of an untrusted one may be data only."""
-    kept = _still_meant(remembered.read(file), overrides)
+    kept = remembered.still_meant(remembered.read(file), overrides)
     folders = [CONF, *([Path(config_dir)] if config_dir else [])]
     choices = [text for text in first_job(overrides) if any((folder / _key(text)).is_dir() for folder in folders)]
     remembered.check(file, kept, choices, folders, functools.partial(_compose, command, config_dir=config_dir))
@@ -272,8 +273,12 @@ def _sweep(
     if common:
         print(f"sweep: {', '.join(common)} first, for all jobs", flush=True)
         fixed = [text for text in overrides if _key(text) not in {*swept, "stages", "sweep"}]
-        single = [flag for flag in flags if flag not in ("--multirun", "-m")]
-        _run_hydra(command, task, [*single, *fixed, f"stages=[{','.join(common)}]"])
+        one = [flag for flag in flags if flag not in ("--multirun", "-m")]
+        if is_elsewhere(first):  # where the jobs run, this runs, too
+            fixed += [f"hydra.sweep.dir={first.run}", "hydra.sweep.subdir=."]
+            one.append("--multirun")
+        _run_hydra(command, task, [*one, *fixed, f"stages=[{','.join(common)}]"])
+        refuse_unfinished(Path(first.run), common)
     # A run has one scene and one beginning; they need not stand in the names of its jobs.
     unnamed = {*_UNNAMED, *recalled} - {*swept}
     naming = f"hydra.job.config.override_dirname.exclude_keys=[{','.join(sorted(unnamed))}]"
@@ -296,18 +301,27 @@ def _run_hydra(command: str, task: Callable[[DictConfig], Any], arguments: list[
 
 def _job(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     """One job: its mistakes end a single run, but not the other jobs of a sweep."""
+    place = _place(cfg.run)
+    (Path(place) / FAILURE).unlink(missing_ok=True)
+    single = HydraConfig.get().mode is hydra.types.RunMode.RUN
     try:
         return task(cfg)
     except Exception as error:
-        job = HydraConfig.get().mode is hydra.types.RunMode.MULTIRUN
-        place = os.path.relpath(HydraConfig.get().runtime.output_dir) if job else cfg.run
-        if not job:
+        if single:
             _fail(error, place)
         line = _line(error, place)
+        note_failure(Path(place), line or f"{type(error).__name__}: {_first_line(error)}")
         if line is None:
             raise
         print(f"{HydraConfig.get().job.override_dirname}: {line}", file=sys.stderr, flush=True)
         return None
+
+
+def _place(run: str) -> str:
+    """The directory of the command's run, or of a sweep's job."""
+    if HydraConfig.initialized() and HydraConfig.get().mode is hydra.types.RunMode.MULTIRUN:
+        return os.path.relpath(HydraConfig.get().runtime.output_dir)
+    return run
 
 
 def _compose(command: str, overrides: list[str], config_dir: str | None, hydra_too: bool = False) -> DictConfig:
@@ -348,22 +362,6 @@ def _key(override: str) -> str:
 
 def _parse(override: str) -> Override:
     return OverridesParser.create().parse_override(override)
-
-
-def _memorable(overrides: list[str]) -> list[str]:
-    """The overrides that a later command in the same run directory begins with."""
-    return [text for text in overrides if _key(text).split(".")[0].split("/")[0] not in _FORGET]
-
-
-def _still_meant(stored: list[str], overrides: list[str]) -> list[str]:
-    """The stored overrides that the new ones neither replace nor make meaningless."""
-    new = {_key(text): text for text in overrides}
-    old = {_key(text): text for text in _memorable(stored)}
-    if "experiment" in new and old.get("experiment") != new["experiment"]:
-        return []  # another preset is another beginning
-    changed = [key for key in _FOLLOWERS if key in new and old.get(key) != new[key]]
-    orphans = tuple(f"{section}." for key in changed for section in _FOLLOWERS[key])
-    return [text for key, text in old.items() if key not in new and not key.startswith(orphans)]
 
 
 def _line(error: BaseException, run: str | None = None) -> str | None:

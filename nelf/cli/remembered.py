@@ -24,7 +24,7 @@ from nelf.errors import UserError
 from nelf.pipeline.documents import read_yaml
 from nelf.pipeline.recipe import PLACES
 
-__all__ = ["PATHS", "check", "read"]
+__all__ = ["PATHS", "check", "memorable", "read", "still_meant"]
 
 #: Arguments that are paths. Null, or what conf/ says, is all that may be remembered of them, but for ``SHOWN``.
 PATHS = (*PLACES, "root", "shards", "default_root_dir", "root_dir", "sub_dir", "dir")
@@ -42,6 +42,10 @@ _TRAINER = "pytorch_lightning.Trainer"
 _LOOKS_LIKE_A_PATH = re.compile(r"[/\\]|^~|^\.{1,2}$|^[A-Za-z]:|://")
 _METRIC = re.compile(r"\w+(/\w+)*")
 _MISSING = object()
+#: Said anew in each command, never carried over from the last one.
+_FORGET = ("run", "base", "stages", "sweep", "launcher", "hydra")
+#: A choice in these groups decides the keys of these sections.
+_FOLLOWERS = {"data": ("data",), "model": ("model", "system"), "teacher": ("teacher",)}
 _MAX_BYTES = 100_000
 
 
@@ -72,6 +76,27 @@ def read(file: Path) -> list[str]:
         if re.split(r"[./]", key)[0] == "hydra":
             raise UserError(f"{file}: {text!r} concerns Hydra itself, and is not remembered. Delete it there.")
     return content
+
+
+def memorable(overrides: Sequence[str]) -> list[str]:
+    """The overrides that a later command in the same run directory begins with."""
+    return [text for text in overrides if _key(text).split(".")[0].split("/")[0] not in _FORGET]
+
+
+def still_meant(stored: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """The stored overrides that the new ones neither replace nor make meaningless.
+
+    Args:
+        stored: of earlier commands in the run directory.
+        overrides: of this command.
+    """
+    new = {_key(text): text for text in overrides}
+    old = {_key(text): text for text in memorable(stored)}
+    if "experiment" in new and old.get("experiment") != new["experiment"]:
+        return []  # another preset is another beginning
+    changed = [key for key in _FOLLOWERS if key in new and old.get(key) != new[key]]
+    orphans = tuple(f"{section}." for key in changed for section in _FOLLOWERS[key])
+    return [text for key, text in old.items() if key not in new and not key.startswith(orphans)]
 
 
 def check(
@@ -200,6 +225,10 @@ class _Walk:
         near = [item for item in self._overrides if where.startswith(item.key_or_group.replace("/", "."))]
         text = str(max(near, key=lambda item: len(item.key_or_group)).input_line) if near else where
         raise UserError(f"{self._file}: {what}; allowed in a run directory: {allowed}. {_again(text)}")
+
+
+def _key(override: str) -> str:
+    return OverridesParser.create().parse_override(override).key_or_group
 
 
 def _again(text: str) -> str:

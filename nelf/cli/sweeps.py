@@ -1,22 +1,46 @@
-"""Sweeps: what their jobs have in common, and the table that they end in."""
+"""Sweeps: what their jobs have in common, where they run, and the table that they end in."""
 
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from nelf.cli import remembered
 from nelf.errors import UserError, atomic_path
-from nelf.pipeline.documents import read_artifacts, read_record
+from nelf.pipeline.documents import hash_of, read_artifacts, read_record
 from nelf.pipeline.stage import Declaration
 
-__all__ = ["first_job", "shared_stages", "swept_keys", "write_table"]
+__all__ = [
+    "EXTRAS",
+    "FAILURE",
+    "check_launcher",
+    "first_job",
+    "is_elsewhere",
+    "note_failure",
+    "refuse_unfinished",
+    "results",
+    "shared_stages",
+    "slug",
+    "swept_keys",
+    "write_table",
+]
+
+#: Hydra's launchers that are packages of their own, and the extra of nelf with each.
+EXTRAS = {
+    "joblib": ("hydra-joblib-launcher", "joblib"),
+    "submitit_local": ("hydra-submitit-launcher", "submitit"),
+    "submitit_slurm": ("hydra-submitit-launcher", "submitit"),
+    "ray": ("hydra-ray-launcher", "ray"),
+}
+#: In a job's directory: why it has failed.
+FAILURE = "failure.txt"
 
 _METRICS = {
     "name": ("artifact", "s"),
@@ -29,6 +53,71 @@ _METRICS = {
     "bytes": ("bytes", ",d"),
     "latency_ms": ("ms per view", ".1f"),
 }
+
+
+def slug(overrides: str) -> str:
+    """A job's folder: its overrides, shortened where they are longer than a file name may be."""
+    name = overrides.replace("/", "_").replace("\\", "") or "default"  # Hydra escapes colons
+    return name if len(name) <= 160 else f"{name[:150]}-{hash_of(name)[:8]}"
+
+
+OmegaConf.register_new_resolver("slug", lambda text: slug(str(text)), replace=True)
+
+
+def is_elsewhere(cfg: DictConfig) -> bool:
+    """Whether a sweep's jobs run in other processes than the command that starts them.
+
+    Args:
+        cfg: what its first job composes to, with the section ``hydra``.
+    """
+    return str(cfg.hydra.runtime.choices["hydra/launcher"]) != "basic"
+
+
+def check_launcher(cfg: DictConfig, single: bool, devices: int) -> None:
+    """Refuse a launcher where it would do nothing, or start jobs once for each device.
+
+    Args:
+        cfg: what the first job composes to, with the section ``hydra``.
+        single: the command is no sweep.
+        devices: that a job asks for on this machine.
+
+    Raises:
+        UserError: says what is allowed.
+    """
+    if not is_elsewhere(cfg):
+        return
+    name = cfg.hydra.runtime.choices.get("launcher") or cfg.hydra.runtime.choices["hydra/launcher"]
+    if single:
+        raise UserError(f"launcher={name}: is for sweeps. Give a key several values, or add --multirun for one job.")
+    if devices > 1:
+        raise UserError(f"launcher={name}: a job trains on one device; allowed: trainer.devices=1, not {devices}.")
+
+
+def note_failure(job: Path, line: str) -> None:
+    """Leave a line in a job's directory that says why it has failed: its process may be on another machine.
+
+    Args:
+        job: its directory.
+        line: what is to be said at the end of the sweep.
+    """
+    with atomic_path(job / FAILURE) as partial:
+        partial.write_text(line + "\n", encoding="utf-8")
+
+
+def refuse_unfinished(run: Path, stages: list[str]) -> None:
+    """Raise an error if a run lacks stages that all jobs need.
+
+    Args:
+        run: its directory.
+        stages: their names.
+
+    Raises:
+        UserError: says why, as far as is known.
+    """
+    for name in stages:
+        if not (run / name / "done.json").is_file():
+            why = (run / FAILURE).read_text(encoding="utf-8") if (run / FAILURE).is_file() else "The lines are above."
+            raise UserError(f"{run}: stage {name}, which all jobs need, failed. {why.strip()}")
 
 
 def first_job(overrides: list[str]) -> list[str]:
@@ -94,7 +183,7 @@ def shared_stages(stages: list[str], swept: list[str], chain: Mapping[str, Decla
 
 
 def write_table(folder: Path) -> int:
-    """Write and print ``table.md``: a line for each job of a sweep's directory.
+    """Write and print ``table.md``: a line for each job of a sweep's directory, and why jobs have failed.
 
     A job whose own keys are those of a stage with artifacts (such as ``stage.prune.amount``) has a line for each.
 
@@ -115,13 +204,13 @@ def write_table(folder: Path) -> int:
         for key in dict.fromkeys(itertools.chain.from_iterable(options))
         if len({row.get(key) for row in options}) > 1
     ]
-    results = [_results(job, keys) for job in jobs]
-    shown = [name for name in _METRICS if any(_format(name, row) for rows in results for row in rows)]
+    found = [results(job, keys) for job in jobs]
+    shown = [name for name in _METRICS if any(_format(name, row) for rows in found for row in rows)]
     lines = [
         [*keys, *(_METRICS[name][0] for name in shown), "folder"],
         *(
             [*(row.get(key, "") for key in keys), *(_format(name, result) for name in shown), job.name]
-            for row, rows, job in zip(options, results, jobs, strict=True)
+            for row, rows, job in zip(options, found, jobs, strict=True)
             for result in rows or [{}]
         ),
     ]
@@ -130,8 +219,14 @@ def write_table(folder: Path) -> int:
     with atomic_path(folder / "table.md") as partial:
         partial.write_text(text, encoding="utf-8")
     print(f"{text}\n{folder / 'table.md'}", flush=True)
-    begun = [path for path in folder.iterdir() if path.is_dir()]
-    return len(begun) - sum(bool(result) for result in results)
+    failed = {job for job, result in zip(jobs, found, strict=True) if not result}
+    for path in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        if (path / FAILURE).is_file():
+            print(f"{path.name}: {(path / FAILURE).read_text(encoding='utf-8').strip()}", file=sys.stderr, flush=True)
+            failed.add(path)
+        elif path not in jobs:
+            failed.add(path)
+    return len(failed)
 
 
 def _split(override: str) -> tuple[str, str]:
@@ -139,11 +234,16 @@ def _split(override: str) -> tuple[str, str]:
     return key, value
 
 
-def _results(job: Path, keys: list[str]) -> list[dict[str, Any]]:
+def results(job: Path, keys: list[str]) -> list[dict[str, Any]]:
     """A job's figures; none where it has failed.
 
-    Of the artifacts of the stages that the sweep's keys concern, if there are such; else of ``train`` its own, of a
-    chain those of its student or of its last row.
+    Args:
+        job: its directory.
+        keys: that the sweep varies.
+
+    Returns:
+        Of the artifacts of the stages that the keys concern, if there are such; else of ``train`` its own, of a chain
+        those of its student, with its validation, or of its last row; without a report those of the training.
     """
     report = read_record(job / "report.json")
     rows: list[dict[str, Any]] = [] if report is None else report.get("rows", [])
@@ -157,10 +257,11 @@ def _results(job: Path, keys: list[str]) -> list[dict[str, Any]]:
         measured = {row["name"]: row for row in rows}
         return [{**artifact, **measured.get(artifact["name"], {})} for artifact in artifacts]
     if report is None:
-        own = read_record(job / "metrics.json")
+        own = read_record(job / "metrics.json") or read_record(job / "student" / "metrics.json")
         return [own] if own else []
     student = next((row for row in rows if row["name"] == "student"), rows[-1] if rows else {})
-    return [{key: value for key, value in student.items() if key != "name"}]
+    trained = {key: value for key, value in (read_record(job / "student" / "metrics.json") or {}).items() if "/" in key}
+    return [{**trained, **{key: value for key, value in student.items() if key != "name"}}]
 
 
 def _format(name: str, result: dict[str, Any]) -> str:

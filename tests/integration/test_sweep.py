@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,56 @@ def test_jobs_that_fail_do_not_stop_the_others(scripts) -> None:
     rows = table(scripts.folder / "out_sweep" / "table.md")
     assert {row["model.sr_factor"] for row in rows} == {"4", "2"}
     assert "Traceback" not in printed
+
+
+LAUNCHERS = {"joblib": "hydra_joblib_launcher", "submitit": "hydra_submitit_launcher", "ray": "hydra_ray_launcher"}
+
+
+@pytest.fixture(params=LAUNCHERS)
+def launcher(request) -> str:
+    reason = f"{LAUNCHERS[request.param]} is not installed: pip install 'nelf[{request.param}]'"
+    pytest.importorskip(f"hydra_plugins.{LAUNCHERS[request.param]}", reason=reason)
+    return request.param
+
+
+def test_jobs_in_other_processes_have_their_directories_and_one_table(scripts, launcher: str) -> None:
+    """One of three fails, in a process of its own; why stands in the end, and the others' figures in the table."""
+    words = [word for word in scripts.train("--multirun", "trainer.max_steps=2", "run=out") if "sr_factor" not in word]
+    printed = scripts.run([*words, "model.sr_factor=4,3,2", f"launcher={launcher}"], code=2)
+    folder = scripts.folder / "out_sweep"
+    jobs = {path.name: path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    assert len(jobs) == 3
+    of = {factor: jobs[next(name for name in jobs if f"model.sr_factor={factor}" in name)] for factor in (2, 3, 4)}
+    for factor in (2, 4):
+        assert {"config.yaml", "metrics.json", "model.safetensors", "overrides.yaml"} <= set(os.listdir(of[factor]))
+        assert not (of[factor] / "lock.json").exists()
+    assert {row["folder"] for row in table(folder / "table.md") if row["PSNR, dB"]} == {of[2].name, of[4].name}
+    assert "`sr_factor` to be 1, 2, 4, 6, 8 or 12, but got 3" in (of[3] / "failure.txt").read_text()
+    ending = printed.strip().splitlines()
+    assert ending[-2].startswith(f"{of[3].name}: ")
+    assert "1 of the jobs failed" in ending[-1]
+    if launcher == "submitit":
+        assert len([path for path in (folder / ".submitit").iterdir() if path.name.split("_")[0].isdigit()]) == 3
+
+
+def test_what_all_jobs_share_runs_where_they_run(scripts) -> None:
+    """A teacher that every job needs is not trained by the command itself, which may be on a cluster's front end."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install 'nelf[submitit]'")
+    words = ["run=out", "trainer.max_steps=2", "stages=[teacher,pseudo,student]", "stage.pseudo.views=2"]
+    command = [*(word for word in scripts.distill("-m", *words) if word != "model.width=16"), "launcher=submitit"]
+    scripts.run([*command, "model.width=8,16"])
+    assert [str(path.relative_to(scripts.folder).parent) for path in scripts.folder.rglob("teacher/done.json")] == [
+        "out/teacher"
+    ]
+    students = {str(path.relative_to(scripts.folder).parts[0]) for path in scripts.folder.rglob("student/done.json")}
+    assert students == {"out_sweep"}
+    # A later command without a launcher finds all of it.
+    printed = scripts.run([*command[:-1], "model.width=8,16"])
+    assert printed.count("student: done, ") == 2
+    broken = [*command, "teacher.model.levels=0", "model.width=8,16", "run=broken"]
+    printed = scripts.run([word for word in broken if word not in ("teacher.model.levels=2", "run=out")], code=2)
+    last = printed.strip().splitlines()[-1]
+    assert last.startswith("broken: stage teacher, which all jobs need, failed. teacher.model.levels: is 0")
 
 
 def test_a_sweep_over_all_presets_composes_each(scripts) -> None:

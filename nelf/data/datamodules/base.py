@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from copy import copy
-from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Dataset
 
 from nelf.data.batches import Batches
+from nelf.data.resident import resident
 from nelf.errors import UserError, did_you_mean
 from nelf.scene import Scene, Split, View
 
@@ -106,8 +106,10 @@ class SceneDataModule(pl.LightningDataModule):
         trainer = self.trainer
         per_step = trainer.accumulate_grad_batches if trainer else 1
         split = self.scene.train
+        if trainer and not self.num_workers:
+            split = resident(split, trainer.strategy.root_device)
         batches = Batches(
-            replace(split, camera=split.camera.shifted(self.ray_shift)),
+            split.shifted(self.ray_shift),
             self.batch,
             self.batch_size,
             sampling=self.sampling,

@@ -77,10 +77,11 @@ def sample_rays(
     """
     height, width = split.images.shape[1:3]
     count = len(split) if among is None else len(among)
-    device = split.camera.c2w.device
+    cameras: Camera = getattr(split, "nearby", split.camera)
+    device = cameras.c2w.device
     if sampling == "all_images":
         views, rows, columns = _places(split, n_rays, rng, among)
-        camera = split.camera[sent(views, device)]
+        camera = cameras[sent(views, device)]
     else:
         pixels = rng.integers(height * width, size=n_rays)
         view = int(rng.integers(count))
@@ -89,7 +90,7 @@ def sample_rays(
         if mask is not None:
             pixels = rng.choice(np.flatnonzero(mask), n_rays)
         rows, columns = pixels // width, pixels % width
-        views, camera = np.full(n_rays, view), split.camera[view]
+        views, camera = np.full(n_rays, view), cameras[view]
     colors = torch.as_tensor(split.pixels(views, rows, columns), device=device)
     rays = camera.pixel_rays(sent(columns, device), sent(rows, device))
     rgba = torch.ones(n_rays, 4, device=device)
@@ -160,17 +161,18 @@ def opening(split: Split, share: float) -> np.ndarray:
 
 def _views(split: Split, views: np.ndarray) -> ImageBatch:
     """The batch of some views."""
-    device = split.camera.c2w.device
-    index = sent(views, device)
-    images = torch.full((len(views), *split.images.shape[1:3], 4), 255, dtype=torch.uint8, device=device)
-    own = split.images[index] if isinstance(split, ResidentSplit) else torch.from_numpy(split.images[views])
-    images[..., : split.images.shape[-1]] = own
+    if isinstance(split, ResidentSplit):
+        own = split.images[sent(views, split.images.device)]
+    else:
+        own = torch.from_numpy(split.images[views])
+    images = own.new_full((*own.shape[:3], 4), 255)
+    images[..., : own.shape[-1]] = own
     mask = None
     if split.masks is not None:
         known = [split.masks[view] for view in views]
         everywhere = np.ones(images.shape[1:3], bool)
-        mask = sent(np.stack([everywhere if each is None else each for each in known]), device)
-    return ImageBatch(split.camera[index], images, mask)
+        mask = sent(np.stack([everywhere if each is None else each for each in known]), own.device)
+    return ImageBatch(split.camera[torch.from_numpy(views)], images, mask)
 
 
 def _joined(parts: list[ImageBatch]) -> ImageBatch:

@@ -97,6 +97,11 @@ class _Round(Split):
     unshifted: Camera
     own: Split | None
 
+    @cached_property
+    def nearby(self) -> Camera:
+        """See ``ResidentSplit.nearby``."""
+        return self.camera.to(self.renderer.device)
+
     def image(self, index: int) -> Tensor:
         """Image ``index`` (H, W, C) on the renderer's device."""
         if index < len(self.unshifted):
@@ -207,8 +212,9 @@ class OnlineSplit(Split):
                 self._take(view, seed, rank, world)
         if missing or own.split is None:
             masks = own.masks if any(mask is not None for mask in own.masks) else None
-            camera = Camera.stack(own.cameras).to(self.renderer.device)
-            own.split = ResidentSplit(camera, own.images, [str(view) for view in own.views], masks=masks)
+            own.split = ResidentSplit(
+                Camera.stack(own.cameras), own.images, [str(view) for view in own.views], masks=masks
+            )
         return own.split.shifted(self.ray_shift)  # type: ignore[return-value]
 
     def _take(self, view: int, seed: int, rank: int, world: int) -> None:
@@ -270,14 +276,12 @@ def online_views(
         names = [f"{number}/{index:05d}" for index in range(len(unshifted))]
         drawn = Split(unshifted, _Images(renderer, unshifted, channels), names)  # type: ignore[arg-type]
         every = Split.cat([drawn] if own is None else [drawn, own])
-        at = renderer.device
-        return _Round(
-            every.camera.to(at), every.images, every.names, renderer, unshifted.to(at), own, masks=every.masks
-        )
+        near = unshifted.to(renderer.device)
+        return _Round(every.camera, every.images, every.names, renderer, near, own, masks=every.masks)
 
     first = of_round(0)
     train = OnlineSplit(
-        first.camera.to("cpu"),
+        first.camera,
         first.images,
         first.names,
         of_round,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from nelf.cameras import Camera
 from nelf.scene import Split
 
 __all__ = ["ResidentSplit", "on_device", "resident", "sent"]
@@ -17,13 +19,20 @@ _SHARE = 0.25  # of a GPU's free memory: what views may take of it; the rest is 
 
 @dataclass(eq=False)
 class ResidentSplit(Split):
-    """Views whose cameras and images are tensors on one device; what is drawn from them is there, too.
+    """Views whose images are a tensor on a device; what is drawn from them is there, too.
+
+    Batches of views have their cameras in main memory, where windows are chosen by them.
 
     Attributes:
         images: (N, H, W, 3|4) uint8.
     """
 
     images: Tensor  # type: ignore[assignment]
+
+    @cached_property
+    def nearby(self) -> Camera:
+        """The cameras where the images are."""
+        return self.camera.to(self.images.device)
 
     def pixels(self, views: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> Tensor:  # type: ignore[override]
         """See ``Split.pixels``: a tensor on the device."""
@@ -52,7 +61,7 @@ def resident(split: Split, device: torch.device) -> Split:
 def on_device(split: Split, device: torch.device) -> ResidentSplit:
     """Views of an array on any device."""
     images = torch.from_numpy(np.ascontiguousarray(split.images)).to(device)
-    return ResidentSplit(split.camera.to(device), images, split.names, masks=split.masks)
+    return ResidentSplit(split.camera, images, split.names, masks=split.masks)
 
 
 def sent(values: np.ndarray, device: torch.device) -> Tensor:

@@ -155,9 +155,10 @@ class Student(System):
         self.log("train/psnr", -10.0 * loss.detach().log10(), prog_bar=True)
         return loss
 
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Choose the windows of a training batch where its cameras are, and send no more than these to the device."""
-        return self._windows(batch) if self.trainer.training and isinstance(batch, ImageBatch) else batch
+    @property
+    def batches(self) -> dict[str, Any]:
+        """See ``System.batches``; of views, windows are chosen where their cameras are, and no more is sent on."""
+        return {**super().batches, "part": self._windows if self.batch == "views" else None}
 
     def _windows(self, batch: ImageBatch) -> Windows:
         """A random window of each of B views, or the whole views."""

@@ -56,7 +56,7 @@ class System(pl.LightningModule):
 
     @property
     def batches(self) -> dict[str, Any]:
-        """The arguments ``batch``, ``batch_size`` and ``ray_shift`` of a datamodule for it."""
+        """The arguments of a datamodule for it that say what its batches are."""
         return {"batch": self.batch, "batch_size": self.batch_size, "ray_shift": self.network.ray_shift}
 
     def setup(self, stage: str) -> None:

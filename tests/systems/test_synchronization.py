@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -74,9 +73,7 @@ def test_a_student_never_waits(scene: Scene, kind: str, step: int, monkeypatch: 
     if kind == "rays":
         batch = RayBatch(batch.rays.to("meta"), batch.rgba.to("meta"))
     else:
-        student.trainer = SimpleNamespace(training=True)  # type: ignore[assignment]
-        batch = student.on_before_batch_transfer(batch, 0).to("meta")
-        student.trainer = None  # type: ignore[assignment]
+        batch = student.batches["part"](batch).to("meta")
     with Watch() as watch:
         student.training_step(batch, 0).backward()
     assert not +watch.found

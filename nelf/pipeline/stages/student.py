@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from nelf.cameras import Camera
-from nelf.data import read_views, with_pseudo_views
+from nelf.data import with_pseudo_views
+from nelf.data.blender import read_cameras
 from nelf.data.online import online_views
 from nelf.lightfields import LightField
 from nelf.pipeline.documents import read_yaml
@@ -122,8 +123,7 @@ def drawn_cameras(run: Run) -> Camera:
     options, recipe = _online(run), run.recipe
     if options is not None:
         return pseudo_cameras(recipe, options["views"], options["poses"])
-    camera: Camera = read_views(pseudo_root(run)).camera
-    return camera.resized(recipe.scene.train.camera.width)
+    return read_cameras(pseudo_root(run)).resized(recipe.scene.train.camera.width)
 
 
 def _online(run: Run) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from torch.nn.functional import mse_loss, pad
 from nelf.cameras import Camera
 from nelf.data.batches import ImageBatch
 from nelf.errors import Count, CountOrZero, NonNegative, Positive, UserError
+from nelf.rays import moved
 from nelf.scene import composite_background
 from nelf.systems.schedule import cosine_decay, exponential_decay, training_progress, warmup
 from nelf.systems.system import System
@@ -48,7 +49,9 @@ class Windows(NamedTuple):
 
     def to(self, device: torch.device | str) -> Windows:
         """Move all of it to a device."""
-        return Windows(*(None if part is None else part.to(device) for part in self))  # type: ignore[arg-type]
+        camera, rgba, mask, transparent = self
+        mask = None if mask is None else moved(mask, device)
+        return Windows(camera.to(device), moved(rgba, device), mask, moved(transparent, device))
 
 
 class Student(System):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import statistics
+import time
+from datetime import timedelta
 from typing import Any
 
 from _machine import seconds  # before torch, since it says how idle threads wait
@@ -10,6 +12,7 @@ from _machine import seconds  # before torch, since it says how idle threads wai
 # isort: split
 import pytorch_lightning as pl
 from hydra.utils import instantiate
+from pytorch_lightning.callbacks import Timer
 from rich.console import Console
 from rich.table import Table
 
@@ -22,15 +25,38 @@ from nelf.systems.system import System
 Row = dict[str, Any]
 
 
-def fit(scene: Scene, words: list[str], steps: int, seed: int, teacher: Any = None) -> tuple[Row, System]:
+class ProcessorTimer(Timer):
+    """A training's limit in seconds of the processor, which other programs do not spend.
+
+    Args:
+        seconds: that may be spent from now on, whatever on.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(timedelta(seconds=seconds), verbose=False)
+        self._seconds, self._from = seconds, time.process_time()
+
+    def time_elapsed(self, stage: Any = None) -> float:
+        """What has been spent, s."""
+        return time.process_time() - self._from
+
+    def time_remaining(self, stage: Any = None) -> float:
+        """What is left, s."""
+        return self._seconds - self.time_elapsed()
+
+
+def fit(
+    scene: Scene, words: list[str], steps: int, seed: int, teacher: Any = None, timer: Timer | None = None
+) -> tuple[Row, System]:
     """Train a model by its recipe, a student from its teacher.
 
     Args:
         scene: to learn from.
         words: of train.py, which name the model.
-        steps: how many.
+        steps: how many; -1 for no limit.
         seed: of everything that is drawn at random.
         teacher: what a student starts from.
+        timer: another limit.
 
     Returns:
         PSNR and SSIM of the held-out views and the seconds that training took; and the trained system.
@@ -42,6 +68,7 @@ def fit(scene: Scene, words: list[str], steps: int, seed: int, teacher: Any = No
         system.network.prepare(scene.geometry, scene.train.silhouettes(), teacher)
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     trainer = pl.Trainer(max_steps=steps, max_epochs=-1, accelerator="cpu", limit_val_batches=0, **quiet)
+    trainer.callbacks += [] if timer is None else [timer]  # type: ignore[attr-defined]
     data = SceneDataModule(scene, seed=seed, **system.batches)
     took = seconds(lambda: trainer.fit(system, data))
     figures = evaluate(system, scene.test, scene.background)

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nelf.rays import NDC, Rays
+from nelf.rays import NDC, Rays, moved
 
 __all__ = ["Camera", "pixel_size"]
 
@@ -143,7 +143,7 @@ class Camera:
 
     def to(self, device: torch.device | str) -> Camera:
         """Move the tensors to a device."""
-        return self._map(lambda values: values.to(device))
+        return self._map(lambda values: moved(values, device))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Camera:
         parts = {name: getattr(self, name) for name in _TENSORS}

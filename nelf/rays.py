@@ -13,10 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["NDC", "Rays", "intersect_aabb"]
+__all__ = ["NDC", "Rays", "intersect_aabb", "moved"]
 
 _INFINITY = 1e-6  # of 1 - z in NDC: what is farther counts as so far away, half a millionth of near's disparity
 _SIDEWAYS = 1e-6  # of -z of a direction: rays that run no farther forward than that count as such
+
+
+def moved(values: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor on a device. Sent to a GPU, it takes its turn behind what that has to do; what comes back is whole."""
+    return values.to(device, non_blocking=torch.device(device).type == "cuda")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +77,8 @@ class Rays:
         return self.map(lambda values: values.reshape(*shape, *values.shape[known:]))
 
     def to(self, device: torch.device | str) -> Rays:
-        """Move all parts to a device."""
-        return self.map(lambda values: values.to(device))
+        """Move all parts to a device; of a GPU it is not waited for what it is doing."""
+        return self.map(lambda values: moved(values, device))
 
     def chunks(self, size: int) -> Iterator[Rays]:
         """The rays one after the other, at most ``size`` of them together: leading shape (<= size,)."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from nelf.cameras import Camera
@@ -51,6 +52,21 @@ class Rendering(NamedTuple):
             return self
         seen = self.opacity.clamp(min=1e-6) if self.opacity is not None else 1.0
         return self._replace(depth=seen * camera.to(self.depth.device).z_depth(self.depth / seen))
+
+    def rgba(self, background: Tensor) -> Tensor:
+        """What an image file says of it.
+
+        Args:
+            background: (3,) color that it is composited over.
+
+        Returns:
+            (H, W, 4) in [0, 1], color not premultiplied; (H, W, 3) where there is no opacity.
+        """
+        if self.opacity is None:
+            return self.rgb
+        alpha = self.opacity[..., None].clamp(0.0, 1.0)
+        own = (self.rgb - (1.0 - alpha) * background.to(self.rgb)) / alpha.clamp(min=1e-6)
+        return torch.cat([own.clamp(0.0, 1.0), alpha], dim=-1)
 
     def cropped(self, height: int, width: int) -> Rendering:
         """Its upper left part."""

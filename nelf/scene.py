@@ -278,6 +278,17 @@ class Split:
             masks = [mask for split in splits for mask in split.masks or [None] * len(split)]
         return Split(Camera.cat(cameras), ImageStack([split.images for split in splits]), names, masks=masks)
 
+    @property
+    def has_alpha(self) -> bool:
+        """Whether any image is not wholly opaque."""
+        return self.images.shape[-1] == 4 and any(
+            self.images[index][..., 3].min() < 255 for index in range(len(self.images))
+        )
+
+    def shifted(self, widths: float) -> Split:
+        """The same views, seen by rays so many image widths to the left and above, see ``Camera.shifted``."""
+        return replace(self, camera=self.camera.shifted(widths)) if widths else self
+
     def rgb(self, index: int, background: str = "white") -> Tensor:
         """(H, W, 3) in [0, 1] of view ``index`` on a named background."""
         return self[index].rgb(background)
@@ -384,5 +395,4 @@ class Scene:
     @property
     def has_alpha(self) -> bool:
         """Whether any training image is not wholly opaque."""
-        images = self.train.images
-        return images.shape[-1] == 4 and any(images[index][..., 3].min() < 255 for index in range(len(images)))
+        return self.train.has_alpha

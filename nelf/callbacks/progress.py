@@ -19,6 +19,8 @@ __all__ = ["Progress"]
 class Progress(ProgressBar):
     """Show step, steps per second, time left, loss and PSNR, on a terminal or line by line in a log.
 
+    Where a teacher renders while its student learns, its views per second stand there, too.
+
     It takes the place of Lightning's own bar. It knows the trainer's ``max_steps`` and ``max_time``,
     whichever comes first, and needs no epochs. Where standard output is not a terminal (nohup, a CI log) it
     prints plain lines. Metrics are read from the device only when something is shown, so that a step costs
@@ -37,8 +39,8 @@ class Progress(ProgressBar):
         self._task = TaskID(0)
         self._next_refresh = 0.0
         self._started = 0.0
-        # (seconds, step) of the last refreshes: the speed is that of the recent past.
-        self._history: deque[tuple[float, int]] = deque(maxlen=20)
+        # (seconds, step, views rendered) of the last refreshes: the speed is that of the recent past.
+        self._history: deque[tuple[float, int, float]] = deque(maxlen=20)
 
     def disable(self) -> None:
         """Show nothing from now on, as on all ranks but the first."""
@@ -60,7 +62,7 @@ class Progress(ProgressBar):
         """Open the display."""
         self._started = time.monotonic()
         self._history.clear()
-        self._history.append((self._started, trainer.global_step))
+        self._history.append((self._started, trainer.global_step, _rendered(trainer) or 0.0))
         self._open("Training")
 
     def on_train_batch_end(
@@ -70,7 +72,7 @@ class Progress(ProgressBar):
         now = time.monotonic()
         if not self._enabled or now < self._next_refresh:
             return
-        self._history.append((now, trainer.global_step))
+        self._history.append((now, trainer.global_step, _rendered(trainer) or 0.0))
         self._show(trainer, _fraction(trainer), [*self._pace(trainer), *_metrics(trainer, outputs)])
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -106,7 +108,7 @@ class Progress(ProgressBar):
         """Do not count the time of a validation as slow steps."""
         if trainer.training or trainer.sanity_checking:
             self._history.clear()
-            self._history.append((time.monotonic(), trainer.global_step))
+            self._history.append((time.monotonic(), trainer.global_step, _rendered(trainer) or 0.0))
         else:
             self._close()
 
@@ -167,10 +169,12 @@ class Progress(ProgressBar):
 
     def _pace(self, trainer: pl.Trainer) -> list[str]:
         """Describe the step, the speed and the time left."""
-        (before, first), (now, step) = self._history[0], self._history[-1]
+        (before, first, known), (now, step, rendered) = self._history[0], self._history[-1]
         rate = (step - first) / (now - before) if now > before else 0.0
         steps = _total_steps(trainer)
         words = [f"step {step:,}" + (f" / {steps:,}" if steps else ""), f"{rate:.1f} it/s"]
+        if _rendered(trainer) is not None:
+            words.append(f"{(rendered - known) / (now - before) if now > before else 0.0:.1f} views/s")
         remaining = [(steps - step) / rate] if steps and rate > 0 else []
         timer = _timer(trainer)
         if timer is not None:
@@ -184,6 +188,11 @@ def _metrics(trainer: pl.Trainer, outputs: Any) -> list[str]:
     words = [f"loss {float(loss):.4g}"] if isinstance(loss, torch.Tensor) and loss.numel() == 1 else []
     known = trainer.callback_metrics
     return words + [f"{name} {float(known[name]):.2f}" for name in ("train/psnr", "val/psnr") if name in known]
+
+
+def _rendered(trainer: pl.Trainer) -> float | None:
+    """How many views a teacher has rendered for this training; None where they are stored."""
+    return getattr(getattr(trainer, "datamodule", None), "rendered", None)
 
 
 def _timer(trainer: pl.Trainer) -> Timer | None:

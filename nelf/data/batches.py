@@ -8,6 +8,7 @@ the same ones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
@@ -17,7 +18,9 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from nelf.cameras import Camera
+from nelf.data.online import OnlineSplit, order
 from nelf.data.ray_cache import ShuffledSplit
+from nelf.data.resident import ResidentSplit, sent
 from nelf.errors import UserError
 from nelf.rays import Rays
 from nelf.scene import Split
@@ -74,10 +77,11 @@ def sample_rays(
     """
     height, width = split.images.shape[1:3]
     count = len(split) if among is None else len(among)
+    cameras: Camera = getattr(split, "nearby", split.camera)
+    device = cameras.c2w.device
     if sampling == "all_images":
         views, rows, columns = _places(split, n_rays, rng, among)
-        camera = split.camera[torch.from_numpy(views)]
-        colors = split.pixels(views, rows, columns)
+        camera = cameras[sent(views, device)]
     else:
         pixels = rng.integers(height * width, size=n_rays)
         view = int(rng.integers(count))
@@ -86,11 +90,11 @@ def sample_rays(
         if mask is not None:
             pixels = rng.choice(np.flatnonzero(mask), n_rays)
         rows, columns = pixels // width, pixels % width
-        camera = split.camera[view]
-        colors = split.images[view][rows, columns]
-    rays = camera.pixel_rays(torch.from_numpy(columns), torch.from_numpy(rows))
-    rgba = torch.ones(n_rays, 4)
-    rgba[:, : colors.shape[1]] = torch.from_numpy(colors)
+        views, camera = np.full(n_rays, view), cameras[view]
+    colors = torch.as_tensor(split.pixels(views, rows, columns), device=device)
+    rays = camera.pixel_rays(sent(columns, device), sent(rows, device))
+    rgba = torch.ones(n_rays, 4, device=device)
+    rgba[:, : colors.shape[1]] = colors
     rgba[:, : colors.shape[1]] /= 255
     return RayBatch(rays, rgba)
 
@@ -124,9 +128,12 @@ def sample_views(split: Split, n_views: int, seed: int, first: int) -> ImageBatc
         Views ``first`` to ``first + n_views - 1`` of the sequence.
     """
     places = np.arange(first, first + n_views)
-    passes = places // len(split)
-    orders = {p: np.random.default_rng((seed, p)).permutation(len(split)) for p in np.unique(passes)}
-    return _views(split, np.array([orders[p][place % len(split)] for p, place in zip(passes, places, strict=True)]))
+    parts = []
+    for turn in np.unique(places // len(split)).tolist():
+        views = split.of_round(turn) if isinstance(split, OnlineSplit) else split
+        here = places[places // len(split) == turn] % len(split)
+        parts.append(_views(views, order(len(split), seed, turn)[here]))
+    return parts[0] if len(parts) == 1 else _joined(parts)
 
 
 def opening(split: Split, share: float) -> np.ndarray:
@@ -154,15 +161,25 @@ def opening(split: Split, share: float) -> np.ndarray:
 
 def _views(split: Split, views: np.ndarray) -> ImageBatch:
     """The batch of some views."""
-    images = np.full((len(views), *split.images.shape[1:3], 4), 255, dtype=np.uint8)
-    images[..., : split.images.shape[-1]] = split.images[views]
+    if isinstance(split, ResidentSplit):
+        own = split.images[sent(views, split.images.device)]
+    else:
+        own = torch.from_numpy(split.images[views])
+    images = own.new_full((*own.shape[:3], 4), 255)
+    images[..., : own.shape[-1]] = own
     mask = None
     if split.masks is not None:
-        mask = torch.ones(images.shape[:3], dtype=torch.bool)
-        for place, own in enumerate(split.masks[view] for view in views):
-            if own is not None:
-                mask[place] = torch.from_numpy(own)
-    return ImageBatch(split.camera[torch.from_numpy(views)], torch.from_numpy(images), mask)
+        known = [split.masks[view] for view in views]
+        everywhere = np.ones(images.shape[1:3], bool)
+        mask = sent(np.stack([everywhere if each is None else each for each in known]), own.device)
+    return ImageBatch(split.camera[torch.from_numpy(views)], images, mask)
+
+
+def _joined(parts: list[ImageBatch]) -> ImageBatch:
+    """The views of several batches in one."""
+    masks = [part.mask for part in parts if part.mask is not None]  # of one scene: all have them, or none
+    images = torch.cat([part.rgba for part in parts])
+    return ImageBatch(Camera.cat([part.camera for part in parts]), images, torch.cat(masks) if masks else None)
 
 
 class Batches(IterableDataset[RayBatch | ImageBatch]):
@@ -206,12 +223,27 @@ class Batches(IterableDataset[RayBatch | ImageBatch]):
             if self.kind == "rays":
                 return sample_rays(self.split, self.size, rng, self.sampling, among)
             return _views(self.split, among[rng.integers(len(among), size=self.size)])
+        if isinstance(self.split, OnlineSplit):
+            return self._online(self.split, index)
         if self.kind == "rays":
             if isinstance(self.split, ShuffledSplit) and self.sampling == "all_images":
                 return RayBatch(*self.split.rays(number * self.size, self.size, self.seed))
             rng = np.random.default_rng((self.seed, number))
             return sample_rays(self.split, self.size, rng, self.sampling)
         return sample_views(self.split, self.size, self.seed, number * self.size)
+
+    def _online(self, split: OnlineSplit, index: int) -> RayBatch | ImageBatch:
+        """A batch of views that a teacher renders now, or has rendered into its pool."""
+        number = index * self.world + self.rank
+        if split.pool is not None:
+            pool = split.window(index, self.seed, self.rank, self.world)
+            if self.kind == "views":
+                return sample_views(pool, self.size, self.seed, index * self.size)
+            return sample_rays(pool, self.size, np.random.default_rng((self.seed, number)), self.sampling)
+        if self.kind == "views":
+            return sample_views(split, self.size, self.seed, number * self.size)
+        views = split.of_round(number * self.size // math.prod(split.images.shape[:3]))
+        return sample_rays(views, self.size, np.random.default_rng((self.seed, number)), self.sampling)
 
     def __iter__(self) -> Iterator[RayBatch | ImageBatch]:
         """Yield batches without end; of several loader workers each yields every ``num_workers``-th batch."""

@@ -37,7 +37,7 @@ from nelf.files import encoded, is_file, quoted
 from nelf.paths import trajectory
 from nelf.scene import BACKGROUNDS, ImageStack, Scene, Split, background_color
 
-__all__ = ["read_scene", "read_views", "with_pseudo_views"]
+__all__ = ["read_cameras", "read_scene", "read_views", "with_pseudo_views"]
 
 
 @dataclass
@@ -141,6 +141,21 @@ def read_views(root: str | Path, *, width: int | None = None, memory_limit: int 
     """
     views = _views(read_transforms(Path(root))["train"])
     return _load(views, "train", views.camera.width if width is None else width, Path(root), memory_limit)
+
+
+def read_cameras(root: str | Path) -> Camera:
+    """Read the cameras of ``read_views``, of which no image is decoded.
+
+    Args:
+        root: the set's directory.
+
+    Returns:
+        A batch of cameras, of the size of the files.
+
+    Raises:
+        UserError: as ``read_views``.
+    """
+    return _views(read_transforms(Path(root))["train"]).camera
 
 
 def with_pseudo_views(

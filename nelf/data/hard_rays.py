@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nelf.data.batches import RayBatch
+from nelf.data.resident import sent
 from nelf.errors import UserError
 from nelf.rays import Rays
 
@@ -88,7 +89,7 @@ class HardRayPool:
             return batch
         generator = np.random.default_rng((self.seed, self.rank, self.steps))
         drawn = generator.choice(len(self.rays), int(self.ratio_out * len(self._fresh)), replace=False)
-        self._slots = torch.from_numpy(drawn).to(self.rays.device)
+        self._slots = sent(drawn, self.rays.device)
         table = torch.cat([self._fresh, self.rays[self._slots]])
         controls = table[:, 10:] if rays.controls is not None else None
         return RayBatch(Rays(table[:, :3], table[:, 3:6], controls), table[:, 6:10])

@@ -225,6 +225,25 @@ class RadianceField(nn.Module):
         return Pass(*out, samples)
 
     @torch.no_grad()
+    def draw(self, rays: Rays) -> Rendering:
+        """Render rays of any leading shape (...), in bounded memory; none of them sees its neighbors.
+
+        Args:
+            rays: in the scene.
+
+        Returns:
+            ``rgb`` (..., 3) on the scene's background, depth (...) in ``t`` of these rays, and opacity (...).
+        """
+        parts = []
+        with evaluating(self):
+            for part in rays.to(self.center.device).chunks(self.chunk):
+                here = self.to_field(part)
+                rgb, depth, opacity = self.sampler.render(self, here)
+                over = rgb + (1.0 - opacity)[:, None] * self.background
+                parts.append((over.clamp(0.0, 1.0), depth * here.to_z, opacity))
+        rgb, depth, opacity = (torch.cat(part) for part in zip(*parts, strict=True))
+        return Rendering(rgb.view(*rays.shape, 3), depth.view(rays.shape), opacity.view(rays.shape))
+
     def render(self, camera: Camera) -> Rendering:
         """Render one camera of any size, in bounded memory.
 
@@ -234,16 +253,11 @@ class RadianceField(nn.Module):
         Returns:
             The picture on the scene's background, with z-depth in scene units and opacity.
         """
-        size = (camera.height, camera.width)
-        parts = []
-        with evaluating(self):
-            for rays in camera.shifted(self.ray_shift).to(self.center.device).rays().chunks(self.chunk):
-                here = self.to_field(rays)
-                rgb, depth, opacity = self.sampler.render(self, here)
-                over = rgb + (1.0 - opacity)[:, None] * self.background
-                parts.append((over.clamp(0.0, 1.0), depth * here.to_z, opacity))
-        rgb, depth, opacity = (torch.cat(part) for part in zip(*parts, strict=True))
-        return Rendering(rgb.view(*size, 3), depth.view(size), opacity.view(size)).in_scene(camera)
+        return self.draw(self.rays(camera.to(self.center.device))).in_scene(camera)
+
+    def rays(self, camera: Camera) -> Rays:
+        """The rays (..., H, W) that it draws the image of a camera, or of a batch of cameras (...), from."""
+        return camera.shifted(self.ray_shift).rays()
 
     # ---------------------------------------------------------------------------------------- what a student asks
 

@@ -69,6 +69,8 @@ class LightField(nn.Module):
     #: Further parts that stay in 32 bits where the others compute in 8: what rounding costs there outweighs the time.
     exact_in_8_bits: tuple[str, ...] = ()
 
+    _box: tuple[Tensor, int, Tensor] | None = None
+
     near: Tensor
     far: Tensor
     aabb: Tensor
@@ -115,6 +117,13 @@ class LightField(nn.Module):
         self.far.fill_(geometry.far)
         self.aabb.copy_(geometry.aabb)
         self.prepared.fill_(True)
+
+    @property
+    def box(self) -> Tensor:
+        """The corners (2, 3) of ``aabb`` in main memory: what each step asks for is read from a GPU only once."""
+        if self._box is None or self._box[0] is not self.aabb or self._box[1] != self.aabb._version:
+            self._box = self.aabb, self.aabb._version, self.aabb.cpu().view(2, 3).clone()
+        return self._box[2]
 
     def trim(self, cameras: Camera) -> None:
         """Drop what no ray reads, once training has ended; most light fields have nothing of the kind.

@@ -277,7 +277,7 @@ class GridR2L(LightField):
         """The rectangle of pixels that the box of the volume covers, see ``LightField.extent``."""
         if self.environment is not None:
             return super().extent(camera)
-        camera, (low, high) = camera.to("cpu"), self.aabb.cpu().view(2, 3)
+        camera, (low, high) = camera.to("cpu"), self.box
         steps = torch.linspace(0, 1, 2 if camera.lens is None else 9)[:, None]  # a lens bends edges beyond corners
         x, y, t = camera.project(torch.cartesian_prod(*(low + (high - low) * steps).unbind(1)))
         if (t < 1e-3).any() or x.isinf().any():  # the camera stands inside or beside it, or the lens folds it back

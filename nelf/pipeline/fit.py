@@ -104,12 +104,17 @@ def check_trainer(recipe: Recipe) -> None:
         recipe: whose stages' limits take the place of the Trainer's.
 
     Raises:
-        UserError: a GPU is asked for and none is there, there are more or fewer processes than devices, training would
-            never end, or the Trainer refuses a value.
+        UserError: a GPU is asked for and none is there, gradients that are scaled would be clipped, there are more or
+            fewer processes than devices, training would never end, or the Trainer refuses a value.
     """
     config = recipe.config["trainer"]
     if config.get("accelerator") in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError("trainer.accelerator: gpu is asked for, but none is here; allowed: trainer=cpu.")
+    if config.get("precision") == "16-mixed" and config.get("gradient_clip_val"):
+        raise UserError(
+            f"trainer.gradient_clip_val: is {config['gradient_clip_val']}, but with trainer.precision=16-mixed the "
+            "optimizers take the scale off the gradients themselves; allowed: null, or trainer.precision=bf16-mixed."
+        )
     nodes: list[dict[str, Any]] = [*recipe.config.get("stage", {}).values()] or [{}]
     for stage in nodes:
         merged = {**config, **limits(stage.get("max_steps"), stage.get("max_time"))}

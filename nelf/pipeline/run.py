@@ -38,7 +38,10 @@ _BEGIN = time.time()
 
 # Of these sections only what changes the result counts: a run may move to another machine, or its scene to
 # another folder (its digest is compared instead).
-_TRAINER_KEYS = ("max_steps", "max_time", "precision", "accumulate_grad_batches", "gradient_clip_val")
+_TRAINER_KEYS = (
+    *("max_steps", "max_time", "precision", "accumulate_grad_batches", "gradient_clip_val"),
+    "sync_batchnorm",
+)
 _DATA_PLACES = ("root", "num_workers")
 
 

@@ -24,17 +24,18 @@ def training_progress(trainer: Trainer, every: int = 1) -> float:
     Returns:
         A number in [0, 1]; 0 where the Trainer has neither limit.
     """
-    shares = [0.0]
+    shares, timed = [0.0], False
     if trainer.max_steps > 0:
         shares.append(trainer.global_step // every * every / trainer.max_steps)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Timer):
             elapsed, remaining = callback.time_elapsed(), callback.time_remaining()
             if remaining is not None:
+                timed = True
                 shares.append(elapsed / max(elapsed + remaining, 1e-9))
     share = min(max(shares), 1.0)
     # Clocks differ: every process would have a rate of its own, and with it, soon, a network of its own.
-    return float(trainer.strategy.broadcast(share)) if trainer.world_size > 1 else share
+    return float(trainer.strategy.broadcast(share)) if timed and trainer.world_size > 1 else share
 
 
 def warmup(step: int, steps: int, start: float) -> float:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss, pad
 
+from nelf.cameras import Camera
+from nelf.data.batches import ImageBatch
 from nelf.errors import Count, CountOrZero, NonNegative, Positive, UserError
-from nelf.scene import background_color, composite_background
+from nelf.rays import moved
+from nelf.scene import composite_background
 from nelf.systems.schedule import cosine_decay, exponential_decay, training_progress, warmup
 from nelf.systems.system import System
 
 if TYPE_CHECKING:
-    from nelf.data.batches import ImageBatch, RayBatch
+    from nelf.data.batches import RayBatch
     from nelf.data.hard_rays import HardRayPool
     from nelf.lightfields import LightField
     from nelf.rays import Rays
@@ -27,6 +30,28 @@ SCHEDULES = ("exponential", "cosine")
 COSINE_END = 0.02
 RANDOM = 0.5  # share of the views that are composited over a random color
 CHECKED, CHECKED_STEPS = 500, 100  # steps after the warm-up: when, and over how many, pictures are checked
+
+
+class Windows(NamedTuple):
+    """Parts of B views, of one size; or all of them.
+
+    Attributes:
+        camera: a batch of B cameras, of the parts.
+        rgba: (B, h, w, 4) uint8.
+        mask: (B, h, w) bool, or None.
+        transparent: (B,) whether the view that a part is of has alpha.
+    """
+
+    camera: Camera
+    rgba: Tensor
+    mask: Tensor | None
+    transparent: Tensor
+
+    def to(self, device: torch.device | str) -> Windows:
+        """Move all of it to a device."""
+        camera, rgba, mask, transparent = self
+        mask = None if mask is None else moved(mask, device)
+        return Windows(camera.to(device), moved(rgba, device), mask, moved(transparent, device))
 
 
 class Student(System):
@@ -119,9 +144,9 @@ class Student(System):
             rays, rgba = fresh if self.hard_rays is None else self.hard_rays.extend(fresh)
             colors = self._backgrounds(len(rgba), rgba[:, 3] < 1)
         else:
-            views = cast("ImageBatch", batch)
-            rays, rgba, mask = self._window(views)
-            colors = self._backgrounds(len(rgba), (views.rgba[..., 3] < 255).flatten(1).any(1))[:, None, None]
+            windows = batch if isinstance(batch, Windows) else self._windows(cast("ImageBatch", batch))
+            rays, rgba, mask = self._opened(windows)
+            colors = self._backgrounds(len(rgba), windows.transparent.to(rgba.device))[:, None, None]
         drawn = self.network(rays).float()
         target = composite_background(rgba, colors)
         if drawn.shape[-1] == 4:
@@ -133,15 +158,23 @@ class Student(System):
         self.log("train/psnr", -10.0 * loss.detach().log10(), prog_bar=True)
         return loss
 
-    def _window(self, batch: ImageBatch) -> tuple[Rays, Tensor, Tensor | None]:
-        """The rays (B, h, w) of a random window of each view, its pixels (B, H, W, 4) in [0, 1] and mask (B, H, W)."""
+    @property
+    def batches(self) -> dict[str, Any]:
+        """See ``System.batches``; of views, windows are chosen where their cameras are, and no more is sent on."""
+        return {**super().batches, "part": self._windows if self.batch == "views" else None}
+
+    def _windows(self, batch: ImageBatch) -> Windows:
+        """A random window of each of B views, or the whole views."""
         block, crop = self.network.sr_factor, self.hparams["crop"]
+        transparent = (batch.rgba[..., 3] < 255).flatten(1).any(1)
         if self.hparams["whole_views"]:
             camera = batch.camera.padded(block)
             beyond = 0, camera.width - batch.camera.width, 0, camera.height - batch.camera.height
-            pixels = pad(batch.rgba.movedim(-1, 1).float(), beyond, mode="replicate").movedim(1, -1)
-            mask = None if batch.mask is None else pad(batch.mask[:, None].float(), beyond, mode="replicate")[:, 0] > 0
-            return camera.rays(self.network.stride), pixels / 255, mask
+            pixels, mask = batch.rgba, batch.mask
+            if any(beyond):
+                pixels = pad(pixels.movedim(-1, 1).float(), beyond, mode="replicate").movedim(1, -1).byte()
+                mask = None if mask is None else pad(mask[:, None].float(), beyond, mode="replicate")[:, 0] > 0
+            return Windows(camera, pixels, mask, transparent)
         sides = batch.rgba.shape[2], batch.rgba.shape[1]  # width, height
         size = [max(min(crop or side, side - block), block) // block * block for side in sides]
         corners = []
@@ -154,12 +187,16 @@ class Student(System):
             parts = [each[y : y + size[1], x : x + size[0]] for each, (x, y) in zip(images, corners, strict=True)]
             return torch.stack(parts)
 
-        mask = None if batch.mask is None else cut(batch.mask)
-        return camera.rays(self.network.stride), cut(batch.rgba).float() / 255, mask
+        return Windows(camera, cut(batch.rgba), None if batch.mask is None else cut(batch.mask), transparent)
+
+    def _opened(self, windows: Windows) -> tuple[Rays, Tensor, Tensor | None]:
+        """On the device: the rays (B, h', w') of windows, their pixels (B, h, w, 4) in [0, 1], and the mask."""
+        camera, pixels, mask, _ = windows.to(self.device)
+        return camera.rays(self.network.stride), pixels.float() / 255, mask
 
     def _backgrounds(self, count: int, transparent: Tensor) -> Tensor:
         """A color (B, 3) for each of B views or rays; (B,) says which of them have alpha."""
-        color = background_color(self.background).to(transparent.device).expand(count, 3)
+        color = self.background_rgb.to(transparent.device).expand(count, 3)
         if not self.has_alpha or self.network.background is None:  # a network without opacity learns the background
             return color
         free = transparent & (torch.rand(count, device=transparent.device) < RANDOM)
@@ -174,8 +211,11 @@ class Student(System):
         step = self.global_step - self.hparams["warmup_steps"]
         if not CHECKED - CHECKED_STEPS <= step < CHECKED:
             return
-        seen = target.flatten(0, -2) if mask is None else target[mask]
-        plain = (seen - seen.mean(0)).square().mean() if len(seen) else error
+        seen, weight = target.flatten(0, -2), 1.0 if mask is None else mask.reshape(-1, 1).float()
+        count = len(seen) if mask is None else mask.sum()
+        mean = (seen * weight).sum(0) / count  # none where nothing counts
+        plain = ((seen - mean).square() * weight).mean(-1).sum() / count
+        plain = plain.where(plain.isfinite(), error)
         self._errors.append(torch.stack([error, plain]))
         if step < CHECKED - 1 or len(self._errors) < CHECKED_STEPS // 2:
             return

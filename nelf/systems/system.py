@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from nelf.errors import UserError
 from nelf.metrics import psnr, ssim
-from nelf.scene import compared
+from nelf.scene import background_color, compared
 
 if TYPE_CHECKING:
     from pytorch_lightning.utilities.types import OptimizerLRScheduler
@@ -41,6 +41,8 @@ class System(pl.LightningModule):
 
     #: What a training batch is made of.
     batch: Literal["rays", "views"] = "rays"
+    #: (3,) color of ``background``, on the device that it is asked for on in each step.
+    background_rgb: Tensor
 
     def __init__(self, network: Any, batch_size: int) -> None:
         super().__init__()
@@ -49,11 +51,12 @@ class System(pl.LightningModule):
         self.network = network
         self.batch_size = batch_size
         self.background = "white"
+        self.register_buffer("background_rgb", background_color("white"), persistent=False)
         self.has_alpha = True
 
     @property
     def batches(self) -> dict[str, Any]:
-        """The arguments ``batch``, ``batch_size`` and ``ray_shift`` of a datamodule for it."""
+        """The arguments of a datamodule for it that say what its batches are."""
         return {"batch": self.batch, "batch_size": self.batch_size, "ray_shift": self.network.ray_shift}
 
     def setup(self, stage: str) -> None:
@@ -64,6 +67,7 @@ class System(pl.LightningModule):
         """
         scene: Scene = self.trainer.datamodule.scene  # type: ignore[attr-defined]
         self.background = scene.background
+        self.background_rgb.copy_(scene.background_color)
         if stage == "fit":
             _check_controls(self.network, scene)
             self.has_alpha = scene.has_alpha

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss, smooth_l1_loss
 
 from nelf.errors import Count, CountOrZero, NonNegative, Positive, Share
-from nelf.scene import background_color, composite_background
+from nelf.scene import composite_background
 from nelf.systems.schedule import cosine_decay, polynomial_decay, step_decay, training_progress, warmup
 from nelf.systems.system import System
 
@@ -169,7 +169,7 @@ class Teacher(System):
         if self.hparams["background"] == "random" and self.has_alpha:
             background = torch.rand_like(rgba[:, :3])
         else:
-            background = background_color(self.background).to(rgba).expand(n_rays, 3)
+            background = self.background_rgb.to(rgba).expand(n_rays, 3)
         target = composite_background(rgba, background)
         loss = torch.zeros((), device=rgba.device)
         for each in passes:
@@ -180,8 +180,9 @@ class Teacher(System):
                 loss = loss + weight * value
                 self.log(f"train/{name}", value.detach())
         self.log("train/psnr", -10.0 * mse_loss(rgb.detach(), target).log10(), prog_bar=True)
-        self.log("train/rays", float(n_rays))
-        self.log("train/samples_per_ray", samples)
+        # A number would be copied to the device, which waits for it; a tensor is filled there.
+        self.log("train/rays", loss.new_full((), n_rays))
+        self.log("train/samples_per_ray", loss.new_full((), samples))
         return loss
 
     def _color_loss(self, rgb: Tensor, target: Tensor) -> Tensor:

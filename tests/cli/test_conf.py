@@ -32,7 +32,7 @@ EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 #: Models that state other numbers than the signature.
 VARIANTS = ("_small", "_unbounded")
 #: What a datamodule is told by the system that is trained with it.
-BATCHES = ("batch", "batch_size", "ray_shift")
+BATCHES = ("batch", "batch_size", "ray_shift", "part")
 
 
 def plain(command: str, *overrides: str) -> dict[str, Any]:

@@ -264,7 +264,7 @@ def test_what_does_not_count_has_no_weight_in_a_student_s_loss(whole_views):
     assert results[0][0] > 0
     torch.testing.assert_close(results[0], results[1])
     torch.manual_seed(1)
-    rays, rgba, mask = student._window(batch)
+    rays, rgba, mask = student._opened(student._windows(batch))
     drawn = student.network(rays)
     white = drawn[..., :3] + (1 - drawn[..., 3:]) if drawn.shape[-1] == 4 else drawn
     expected = (white - rgba[..., :3])[mask].square().mean()

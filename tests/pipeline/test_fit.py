@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 import nelf
 from nelf import cli
-from nelf.pipeline.fit import fit
+from nelf.errors import UserError
+from nelf.lightfields import MobileR2L
+from nelf.pipeline.fit import check_trainer, fit
 from nelf.pipeline.recipe import Recipe
 from nelf.systems.system import System
 
@@ -42,3 +45,26 @@ def test_what_training_has_validated_last_is_not_validated_again(
     assert seen == [each for each in [*validated, *again] for _ in range(2)]  # the scene has two views
     expected = nelf.evaluate(system.network, recipe.scene.val)["psnr"]
     assert found == {"val/psnr": pytest.approx(expected, abs=1e-3), "steps": steps}
+
+
+def recipe_of(scene: Path, *more: str) -> Recipe:
+    words = ["data=blender", f"data.root={scene}", "model=r2l_small", *SMALL, "trainer=cpu", *more]
+    plain: dict[str, Any] = OmegaConf.to_container(nelf.config("distill", words), resolve=True)  # type: ignore[assignment]
+    return Recipe(plain, cli.build)
+
+
+def test_batch_norms_over_devices_are_an_option(tmp_path: Path, tiny_scene: Path) -> None:
+    trainer = recipe_of(tiny_scene, "trainer.sync_batchnorm=true").trainer(tmp_path)
+    layers = trainer._accelerator_connector._layer_sync.apply(MobileR2L(width=8, depth=4, sr_factor=1))
+    norms = [each for each in layers.modules() if isinstance(each, torch.nn.modules.batchnorm._BatchNorm)]
+    assert norms
+    assert all(isinstance(each, torch.nn.SyncBatchNorm) for each in norms)
+    assert set(layers.prunable()["norms"]) == set(MobileR2L(width=8, depth=4, sr_factor=1).prunable()["norms"])
+    assert recipe_of(tiny_scene).trainer(tmp_path)._accelerator_connector._layer_sync is None
+
+
+def test_gradients_that_are_scaled_are_not_clipped(tiny_scene: Path) -> None:
+    words = "trainer.precision=16-mixed", "trainer.gradient_clip_val=1.0"
+    with pytest.raises(UserError, match=r"trainer\.gradient_clip_val: is 1\.0, .*allowed: null, or"):
+        check_trainer(recipe_of(tiny_scene, *words))
+    check_trainer(recipe_of(tiny_scene, words[1]))

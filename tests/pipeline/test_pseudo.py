@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from nelf.cameras import Camera
 from nelf.data import demo_handheld, read_capture, read_scene, read_views, with_pseudo_views
+from nelf.data.blender import read_cameras
 from nelf.errors import UserError
 from nelf.paths import POSES, random_cameras
 from nelf.pipeline.stages import pseudo
@@ -47,6 +49,24 @@ def test_the_views_are_read_back_with_their_cameras(scene, tmp_path) -> None:
         expected = torch.sigmoid(cameras.c2w[index, :, 3])
         assert (again.rgb(index) - expected).abs().max() <= 0.5 / 255 + 1e-6
     assert json.loads((tmp_path / "transforms_train.json").read_text())["aabb"] == scene.aabb.tolist()
+
+
+def test_memory_does_not_grow_with_the_number_of_views(scene, tmp_path) -> None:
+    """Views are written one by one, and their cameras are read without their images."""
+    few, many, width = 4, 24, 96
+    peaks: dict[str, list[int]] = {"write": [], "read": []}
+    for count in (few, few, many):  # the first one warms up
+        cameras = random_cameras(scene.train.camera, count).resized(width)
+        for name, work in (
+            ("write", lambda cameras=cameras, count=count: write_views(Painter(), cameras, tmp_path / f"{count}")),
+            ("read", lambda count=count: read_cameras(tmp_path / f"{count}")),
+        ):
+            tracemalloc.start()
+            work()
+            peaks[name].append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+    for _, one, other in peaks.values():
+        assert other - one < (many - few) * width * width * 3 / 4
 
 
 def test_every_view_is_of_a_moment_of_its_own(scene, tmp_path) -> None:

@@ -60,7 +60,7 @@ def located(views: int, width: int, height: int) -> ImageBatch:
 @pytest.mark.parametrize(("crop", "size"), [(None, (36, 20)), (12, (12, 12)), (15, (12, 12)), (1000, (36, 20))])
 def test_rays_and_pixels_of_a_window_belong_together(crop: int | None, size: tuple[int, int]) -> None:
     views, student = located(8, 40, 24), Student(grid(sr_factor=4), crop=crop)
-    rays, rgba, _ = student._window(views)
+    rays, rgba, _ = student._opened(student._windows(views))
     assert rgba.shape == (8, size[1], size[0], 4)
     assert rays.origins.shape == rays.directions.shape == (8, size[1], size[0], 3)
     column, row, view = (rgba[..., :3] * 255).round().long().unbind(-1)
@@ -75,7 +75,8 @@ def test_rays_and_pixels_of_a_window_belong_together(crop: int | None, size: tup
 
 def test_rays_of_whole_blocks_get_their_windows_too() -> None:
     mobile = MobileR2L(width=8, depth=4, sr_factor=4, sr_kernels=(8, 8))
-    rays, rgba, _ = Student(mobile, crop=16)._window(located(3, 40, 24))
+    student = Student(mobile, crop=16)
+    rays, rgba, _ = student._opened(student._windows(located(3, 40, 24)))
     assert rays.directions.shape == (3, 4, 4, 3)
     assert rgba.shape == (3, 16, 16, 4)
 
@@ -90,7 +91,7 @@ def test_every_pixel_of_the_extent_is_seen_about_as_often(rectangle: tuple[int, 
     student, views = Student(network, crop=crop), located(1, 40, 24)
     seen = torch.zeros(24, 40)
     for _ in range(3000):
-        _, rgba, _ = student._window(views)
+        _, rgba, _ = student._opened(student._windows(views))
         x, y = (rgba[0, 0, 0, :2] * 255).round().long().tolist()
         seen[y : y + crop, x : x + crop] += 1
     x0, y0, x1, y1 = rectangle
@@ -103,7 +104,7 @@ def test_backgrounds() -> None:
     """Half of the views with alpha lie over any color, opaque ones over the scene's."""
     student, views = Student(grid()), torch.full((400, 2, 2, 4), 255, dtype=torch.uint8)
     views[::2, 1, 0, 3] = 254
-    student.background = "black"
+    student.background_rgb.zero_()
     transparent = (views[..., 3] < 255).flatten(1).any(1)
     colors = student._backgrounds(400, transparent)
     own = (colors == 0).all(-1)
@@ -132,13 +133,13 @@ def test_a_picture_that_is_right_has_no_loss_whatever_the_background() -> None:
     student = Student(Painted(width=8, depth=4, resolution=4, features=4))
     student.log = lambda *rest, **options: None  # type: ignore[method-assign]
     views = batch(views=16)
-    rays, rgba, _ = student._window(views)
-    student._window = lambda _: (rays, rgba, None)  # type: ignore[method-assign]
+    windows = student._windows(views)
+    _, rgba, _ = student._opened(windows)
     student._check_progress = lambda *_: None  # type: ignore[method-assign]
     student.network.picture = torch.cat([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]], -1)  # type: ignore[assignment]
-    assert float(student.training_step(views, 0)) < 1e-12
+    assert float(student.training_step(windows, 0)) < 1e-12
     student.network.picture = student.network.picture * 0.9  # type: ignore[assignment, operator]
-    assert float(student.training_step(views, 0)) > 1e-4
+    assert float(student.training_step(windows, 0)) > 1e-4
 
 
 @pytest.mark.parametrize("own", [0.999, 1.001])
@@ -280,7 +281,8 @@ def test_whole_views_are_drawn_on_the_grid_that_rendering_draws_on(tiny_scene: P
     data = BlenderDataModule(tiny_scene, width=width, batch="views", batch_size=2)
     batch = Batches(data.scene.train, "views", 2).batch(0)
     network = MobileR2L(width=16, depth=4, sr_factor=4)
-    rays, rgba, _ = Student(network, whole_views=True)._window(batch)
+    student = Student(network, whole_views=True)
+    rays, rgba, _ = student._opened(student._windows(batch))
     expected = batch.camera.padded(4).rays(4)
     assert torch.equal(rays.origins, expected.origins)
     assert torch.equal(rays.directions, expected.directions)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from copy import copy
-from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Dataset
 
-from nelf.data.batches import Batches
+from nelf.data.batches import Batches, ImageBatch
+from nelf.data.online import OnlineSplit
+from nelf.data.resident import resident
 from nelf.errors import UserError, did_you_mean
 from nelf.scene import Scene, Split, View
 
@@ -29,6 +30,7 @@ class SceneDataModule(pl.LightningDataModule):
         batch_size: rays, or views, of a training batch and process.
         ray_shift: how far left of and above the centers of pixels the rays of training batches lie, image widths, see
             ``LightField.ray_shift``. The cameras of validation and test views are left to what renders them.
+        part: takes the part of a training batch of views that is sent to the device; None for all of it.
         sampling: ``all_images`` draws the view of each ray anew, ``same_image`` one view for all rays of a batch.
         num_workers: loader processes; batches are the same for any number.
         seed: which stream of training batches.
@@ -48,6 +50,7 @@ class SceneDataModule(pl.LightningDataModule):
         batch: Literal["rays", "views"] = "rays",
         batch_size: int = 8192,
         ray_shift: float = 0.0,
+        part: Callable[[ImageBatch], Any] | None = None,
         sampling: Literal["all_images", "same_image"] = "all_images",
         num_workers: int = 0,
         seed: int = 0,
@@ -58,7 +61,7 @@ class SceneDataModule(pl.LightningDataModule):
         check_choice("sampling", sampling, ("all_images", "same_image"))
         check_choice("batch", batch, ("rays", "views"))
         self.batch, self.batch_size, self.sampling = batch, batch_size, sampling
-        self.ray_shift, self.num_workers, self.seed = ray_shift, num_workers, seed
+        self.ray_shift, self.part, self.num_workers, self.seed = ray_shift, part, num_workers, seed
         self._scene = scene
 
     def read(self) -> Scene:
@@ -73,11 +76,18 @@ class SceneDataModule(pl.LightningDataModule):
             self._scene = self.read()
         return self._scene
 
+    @property
+    def rendered(self) -> float | None:
+        """How many views a teacher has rendered for it so far; None where its views are stored."""
+        train = self.scene.train
+        return train.rendered if isinstance(train, OnlineSplit) else None
+
     def drawing(
         self,
         batch: Literal["rays", "views"],
         batch_size: int,
         ray_shift: float = 0.0,
+        part: Callable[[ImageBatch], Any] | None = None,
         scene: Scene | None = None,
         stream: int = 0,
     ) -> SceneDataModule:
@@ -87,11 +97,13 @@ class SceneDataModule(pl.LightningDataModule):
             batch: see the class.
             batch_size: see the class.
             ray_shift: see the class.
+            part: see the class.
             scene: to draw from instead, all moments from the first batch on.
             stream: added to the seed.
         """
         other = copy(self)
         other.batch, other.batch_size, other.ray_shift, other.seed = batch, batch_size, ray_shift, self.seed + stream
+        other.part = part
         other._scene = self.scene if scene is None else scene
         if scene is not None:  # a student's: its teacher knows all moments, and so do a teacher's views
             other.time_curriculum = None
@@ -106,8 +118,10 @@ class SceneDataModule(pl.LightningDataModule):
         trainer = self.trainer
         per_step = trainer.accumulate_grad_batches if trainer else 1
         split = self.scene.train
+        if trainer and not self.num_workers:
+            split = resident(split, trainer.strategy.root_device)
         batches = Batches(
-            replace(split, camera=split.camera.shifted(self.ray_shift)),
+            split.shifted(self.ray_shift),
             self.batch,
             self.batch_size,
             sampling=self.sampling,
@@ -118,6 +132,11 @@ class SceneDataModule(pl.LightningDataModule):
             world=trainer.world_size if trainer else 1,
         )
         return _loader(batches, self.num_workers)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Take the part of a training batch that its system wants, before it is sent."""
+        is_wanted = self.part is not None and isinstance(batch, ImageBatch)
+        return self.part(batch) if is_wanted else batch  # type: ignore[misc]
 
     def val_dataloader(self) -> Iterable[View]:
         """Validation views, one at a time."""

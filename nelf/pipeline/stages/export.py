@@ -12,7 +12,7 @@ import torch
 
 from nelf.cameras import Camera
 from nelf.compression.quantization import Ranges, activation_ranges
-from nelf.data import Scene, read_views
+from nelf.data import Scene
 from nelf.errors import Count, Positive, UserError, did_you_mean
 from nelf.export.bundle import artifact, files_beside, write_bundle
 from nelf.export.coreml import check_installed as coreml_installed
@@ -31,7 +31,7 @@ from nelf.pipeline.recipe import Recipe
 from nelf.pipeline.run import Run
 from nelf.pipeline.stage import BATCHES, stage
 from nelf.pipeline.stages.journal import Journal
-from nelf.pipeline.stages.student import best_student, pseudo_root
+from nelf.pipeline.stages.student import best_student, drawn_cameras
 from nelf.report.evaluation import evaluate
 from nelf.storage import save
 from nelf.viewer.static import write as write_viewer
@@ -304,8 +304,8 @@ def _artifacts(run: Run, stage: str) -> dict[str, Path]:
 
 
 def _pseudo_cameras(run: Run, views: int) -> Camera:
-    """Cameras of the pseudo set, evenly chosen."""
-    camera: Camera = read_views(pseudo_root(run)).camera.resized(run.recipe.scene.train.camera.width)
+    """Cameras of the teacher's views, evenly chosen."""
+    camera = drawn_cameras(run)
     return camera[torch.linspace(0, len(camera) - 1, min(views, len(camera))).round().long()]
 
 

@@ -2,8 +2,9 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -19,28 +20,42 @@ from nelf.pipeline.recipe import Recipe
 from nelf.pipeline.run import Run
 from nelf.pipeline.stage import BATCHES, stage
 from nelf.pipeline.stages.given import faster
-from nelf.rendering import Renderable, Rendering
+from nelf.rendering import Renderable
 from nelf.scene import background_color
-from nelf.storage import described
+from nelf.storage import described, save
 
-__all__ = ["check", "pseudo", "write_views"]
+__all__ = ["TEACHER", "check", "pseudo", "pseudo_cameras", "write_views"]
 
+
+#: In the stage's folder, where its views are rendered online: the teacher.
+TEACHER = "teacher.safetensors"
 
 _NEAR = 30.0  # degrees, seen from what the cameras look at: so far a view tells what a student has to draw
 _ROLL = 30.0  # degrees: less is a hand that is not steady
 
 
 def check(recipe: Recipe) -> None:
-    """Refuse a folder without views.
+    """Refuse a folder without views, and what cannot be rendered online.
 
     Raises:
         UserError: names the key and what is allowed.
     """
-    root = recipe.config["stage"]["pseudo"]["root"]
+    options = recipe.config["stage"]["pseudo"]
+    root = options["root"]
     if root is not None and not any(
         Path(root, name).is_file() for name in ("transforms_train.json", "transforms.json")
     ):
         raise UserError(f"stage.pseudo.root: {root} has no transforms_train.json; allowed: a Blender folder, or null.")
+    if options["mode"] != "online":
+        return
+    if root is not None:
+        raise UserError(f"stage.pseudo.mode: is online, but stage.pseudo.root={root} has views; allowed: stored.")
+    workers = recipe.config["data"].get("num_workers", 0)
+    if workers:
+        raise UserError(
+            f"data.num_workers: is {workers}, but with stage.pseudo.mode=online the process that trains renders; "
+            "allowed: 0."
+        )
 
 
 @stage(sections=("data", "seed"), inputs=("teacher",), instead="root", without=BATCHES, check=check, spreads=True)
@@ -49,24 +64,34 @@ def pseudo(
     *,
     views: Count = 10_000,
     poses: Poses | None = None,
+    mode: Literal["stored", "online"] = "stored",
+    pool: Count | None = 100,
+    renew_every: Count = 8,
     root: str | None = None,
 ) -> dict[str, Any]:
     """Render random views with the teacher into the stage's folder, or take those that another program has rendered.
+
+    Or render none: with ``mode="online"`` the teacher renders for each batch while the student learns, and this stage
+    keeps a copy of it, ready to render. The student then sees other views as long as it learns, and no set is on disk.
 
     A NeRF is rendered through an occupancy grid, which is filled from its density. In a scene with a time each view is
     of a moment of its own.
 
     Args:
         run: the run to write into.
-        views: how many.
+        views: how many; online, after how many a new set of random poses begins.
         poses: where from, see ``nelf.paths.random_cameras``; None for what the scene's trajectory says: ``hemisphere``
             for ``orbit``, ``forward``, or ``interpolate`` for ``between``.
+        mode: ``stored`` or ``online``.
+        pool: online, how many views are kept in memory, to draw batches from; None renders each batch by itself: views
+            for a student of views, single rays, each of a random view, for one of rays.
+        renew_every: online, batches from one new view of the pool to the next.
         root: a folder in the Blender format, of the scene and in its coordinates, whose training views take the place
             of the teacher's; there need not be a teacher then. It stays where it is.
 
     Returns:
-        ``views`` and ``bytes`` of the set; of a folder ``coverage``, too: the share of the scene's training cameras
-        that have a view nearby.
+        ``mode``, and ``views`` and ``bytes`` of the set; of a folder ``coverage``, too: the share of the scene's
+        training cameras that have a view nearby.
 
     Raises:
         UserError: the directory cannot be written; the folder's views cannot be read, or are not of the scene; the
@@ -75,6 +100,38 @@ def pseudo(
     recipe, scene = run.recipe, run.recipe.scene
     if root is not None:
         return agree(lambda: _take(Path(root), scene))
+    cameras = pseudo_cameras(recipe, views, poses)
+    network = recipe.load(run.input("teacher"), "teacher", recipe.device)
+    quick = faster(network, described(run.input("teacher")), scene.geometry)
+    if mode == "online":
+        config, network = quick or (described(run.input("teacher")), network)
+        agree(lambda: save(network, run.folder("pseudo") / TEACHER, config, scene.digest))
+        return {"mode": mode, "views": views, "bytes": 0}
+    network = network if quick is None else quick[1]
+    folder = write_views(network, cameras, run.folder("pseudo"), scene)
+    return {
+        "mode": mode,
+        "views": views,
+        "bytes": sum(path.stat().st_size for path in (folder / "train").glob("*.png")),
+    }
+
+
+def pseudo_cameras(recipe: Recipe, views: int, poses: Poses | None, number: int = 0) -> Camera:
+    """The cameras of a set of a teacher's views.
+
+    Args:
+        recipe: of whose scene.
+        views: how many.
+        poses: see ``pseudo``.
+        number: which set; the first one is that which is stored.
+
+    Returns:
+        A batch of cameras.
+
+    Raises:
+        UserError: as ``pseudo``.
+    """
+    scene = recipe.scene
     roll = rolled(scene.train.camera)
     poses = FOLLOWING[scene.trajectory] if poses is None else poses
     if poses == "hemisphere" and roll > _ROLL:
@@ -82,12 +139,8 @@ def pseudo(
             f"stage.pseudo.poses: is hemisphere, but the cameras of {scene.name} roll by {roll:.0f} degrees "
             "from upright; allowed: interpolate."
         )
-    cameras = random_cameras(scene.train.camera, views, poses, recipe.seed)
-    network = recipe.load(run.input("teacher"), "teacher", recipe.device)
-    quick = faster(network, described(run.input("teacher")), scene.geometry)
-    network = network if quick is None else quick[1]
-    folder = write_views(network, cameras, run.folder("pseudo"), scene)
-    return {"views": views, "bytes": sum(path.stat().st_size for path in (folder / "train").glob("*.png"))}
+    seed = recipe.seed if number == 0 else int(np.random.SeedSequence((recipe.seed, number)).generate_state(1)[0])
+    return random_cameras(scene.train.camera, views, poses, seed)
 
 
 def _take(root: Path, scene: Scene) -> dict[str, Any]:
@@ -140,18 +193,8 @@ def write_views(model: Renderable, cameras: Camera, root: Path | str, scene: Sce
     mine = [index for index in writer.missing() if index % world() == rank()]
     with progress_bar(f"rendering views (of {len(cameras)})", len(mine)) as progress:
         for index in mine:
-            writer.write(index, _image(model.render(cameras[index]), background))
+            writer.write(index, model.render(cameras[index]).rgba(background))
             progress.advance(progress.task_ids[0])
     wait_for_all()
     agree(writer.finish)
     return Path(root)
-
-
-def _image(rendering: Rendering, background: Tensor) -> Tensor:
-    """A picture to write: with alpha, color not premultiplied, where the model knows its opacity."""
-    rgb = rendering.rgb
-    if rendering.opacity is None:
-        return rgb
-    alpha = rendering.opacity[..., None].clamp(0.0, 1.0)
-    own = (rgb - (1.0 - alpha) * background.to(rgb)) / alpha.clamp(min=1e-6)
-    return torch.cat([own.clamp(0.0, 1.0), alpha], dim=-1)

@@ -104,7 +104,7 @@ def report(run: Run, *, frames: int = 60) -> dict[str, Any]:
         videos=videos,
         curves=curves,
         plots=_pruning_plot(models),
-        meta=_circumstances(scene),
+        meta={**_circumstances(scene), **_distilled_from(run)},
     )
     return subject
 
@@ -285,3 +285,14 @@ def _circumstances(scene: Scene) -> dict[str, Any]:
         **machine(),
         "latency": "median of render calls, two by two in turns of all models, of which the second counts",
     }
+
+
+def _distilled_from(run: Run) -> dict[str, str]:
+    """What a student has learned from, if it was a teacher's views."""
+    folder = run.find("pseudo") if "pseudo" in run.recipe.stages else None
+    known = (read_record(folder / "metrics.json") or {}) if folder else {}
+    if "views" not in known:
+        return {}
+    online = known.get("mode") == "online"
+    words = "online, rendered while the student learned" if online else f"{known['views']:,} stored"
+    return {"teacher's views": words}

@@ -4,18 +4,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nelf.cameras import Camera
 from nelf.data import with_pseudo_views
+from nelf.data.blender import read_cameras
+from nelf.data.online import online_views
 from nelf.lightfields import LightField
+from nelf.pipeline.documents import read_yaml
 from nelf.pipeline.fit import fit
 from nelf.pipeline.processes import agree
 from nelf.pipeline.recipe import Recipe
 from nelf.pipeline.run import Run
 from nelf.pipeline.stage import stage
 from nelf.pipeline.stages.given import check_given, take
+from nelf.pipeline.stages.pseudo import TEACHER, pseudo_cameras
 from nelf.scene import Scene
 from nelf.systems.system import System
 
-__all__ = ["best_student", "check", "pseudo_root", "student", "student_scene"]
+__all__ = ["best_student", "check", "drawn_cameras", "student", "student_scene"]
 
 
 def check(recipe: Recipe) -> None:
@@ -43,7 +48,7 @@ def student(
     warm_start: bool = True,
     file: str | None = None,
 ) -> dict[str, Any]:
-    """Train the student on the pseudo set, or take a trained one.
+    """Train the student on the teacher's views, or take a trained one.
 
     Args:
         run: the run to write into; its ``model`` and ``system`` sections say what and how.
@@ -86,11 +91,11 @@ def _start_from_teacher(run: Run, scene: Scene, system: System) -> None:
 
 
 def student_scene(run: Run, network: LightField, real_views: bool | None = None) -> Scene:
-    """What a student learns from: the teacher's views, validated on the scene's own.
+    """What a student learns from: the teacher's views, stored or rendered online, validated on the scene's own.
 
     Args:
         run: whose pseudo stage is done.
-        network: what learns; one of rays reads them from disk.
+        network: what learns; one of rays reads stored views from disk.
         real_views: mix the scene's own training views in; None as the configuration of stage ``student`` says.
 
     Raises:
@@ -98,7 +103,35 @@ def student_scene(run: Run, network: LightField, real_views: bool | None = None)
     """
     if real_views is None:
         real_views = run.config["stage"]["student"]["real_views"]
-    return with_pseudo_views(run.recipe.scene, pseudo_root(run), real_views, for_rays=network.batch == "rays")
+    for_rays, root, recipe, options = network.batch == "rays", pseudo_root(run), run.recipe, _online(run)
+    if options is None:
+        return with_pseudo_views(recipe.scene, root, real_views, for_rays=for_rays)
+    return online_views(
+        recipe.scene,
+        recipe.load(root / TEACHER, "teacher", recipe.device).requires_grad_(False),
+        lambda number: pseudo_cameras(recipe, options["views"], options["poses"], number),
+        real_views=real_views,
+        for_rays=for_rays,
+        pool=options["pool"],
+        renew_every=options["renew_every"],
+        device=recipe.device,
+    )
+
+
+def drawn_cameras(run: Run) -> Camera:
+    """The cameras of the teacher's views; of those that it renders online, the first ones."""
+    options, recipe = _online(run), run.recipe
+    if options is not None:
+        return pseudo_cameras(recipe, options["views"], options["poses"])
+    return read_cameras(pseudo_root(run)).resized(recipe.scene.train.camera.width)
+
+
+def _online(run: Run) -> dict[str, Any] | None:
+    """The options of stage pseudo, as it was done, if its teacher renders online; None where views are stored."""
+    if run.config["stage"]["pseudo"].get("root") is not None:
+        return None
+    options: dict[str, Any] = (read_yaml(run.input("pseudo") / "config.yaml") or {}).get("stage", {})
+    return options if options.get("mode") == "online" else None
 
 
 def pseudo_root(run: Run) -> Path:

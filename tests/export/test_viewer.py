@@ -48,7 +48,10 @@ def test_the_canvas_shows_what_pytorch_renders(tab, bundles, name: str) -> None:
     assert -10 * np.log10(error) > 50  # rounding to 8 bits alone gives 59
     assert opened.complaints == []
     assert all(url.startswith((opened.server.address, "data:", "blob:")) for url in opened.requests)
-    assert any(url.endswith("ort-wasm-simd-threaded.wasm") for url in opened.requests)
+    own = name in ("features", "environment")
+    assert opened.data["network"] == ("nelf" if own else "ONNX Runtime")
+    # Who does without ONNX Runtime does not fetch it.
+    assert own != any("/runtime/" in url or url.endswith("/ort.js") for url in opened.requests)
     assert "WASM" in opened.data["runtime"]
 
 

@@ -18,7 +18,7 @@ from nelf.export import onnx as write_graph
 from nelf.export.bundle import artifact, write_bundle
 from nelf.export.graph import half_weights
 from nelf.export.inputs import output_of
-from nelf.export.int8 import quantize_dynamic
+from nelf.export.int8 import quantize_dynamic, quantize_static
 from nelf.export.volume import rounded, write_volume
 from nelf.viewer.static import page_files
 from tests.export.conftest import grid_network
@@ -80,6 +80,12 @@ def bundle_of(tmp_path, scene) -> Callable[..., Path]:
     return write
 
 
+def in_8_bits(path: Path, out: Path) -> Path:
+    """With ranges of inputs as a volume gives them."""
+    features = np.random.default_rng(0).random((1, 36, 16, 16), np.float32)
+    return quantize_static(path, out, [{"features": features}])
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -88,6 +94,8 @@ def bundle_of(tmp_path, scene) -> Callable[..., Path]:
         {"sr_factor": 3, "features": 3, "depth": 8, "activation": "gelu"},
         {"sr_factor": 1, "features": 9, "width": 20, "depth": 2},
         {"convert": half_weights},
+        {"convert": in_8_bits},
+        {"convert": in_8_bits, "activation": "gelu"},
     ],
 )
 def test_what_the_page_draws_is_what_onnx_runtime_draws(tab, bundle_of, changes: dict[str, Any]) -> None:

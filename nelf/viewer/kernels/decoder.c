@@ -5,7 +5,8 @@
 // rows of each are all that is kept, and stay near the processor. In a row, four blocks side by side are computed at
 // once, eight channels of each, and only where what is drawn follows from them: near blocks that rays hit.
 
-#include "camera.h"
+#include "directions.h"
+#include "environment.h"
 
 #define MOST_LAYERS 64
 #define SIDE 4    // blocks along x that are computed together
@@ -14,12 +15,18 @@
 
 enum { LINEAR, RELU, GELU };
 
+// To 8 bits: multiples of a scale, so many of them below zero; a scale of 0 leaves numbers as they are.
+typedef struct {
+    float scale, zero;
+} Rounding;
+
 typedef struct {
     int32_t side;            // of what it sees, 1 or 3 blocks
     int32_t inputs, outputs; // channels, filled up with zeros to multiples of 4 and 8
     int32_t activation;
     const float *weights; // (outputs / 8, side, side, inputs, 8)
     const float *bias;    // (outputs)
+    Rounding before, after, sum; // of what is activated, of that, and with what is added to it
 } Layer;
 
 typedef struct {
@@ -28,6 +35,7 @@ typedef struct {
     const Layer *layers;
     int32_t texels;    // along a side of the map of what is behind; 0 where nothing is
     const float *behind; // (texels, texels, 4)
+    Rounding given;      // of what the first layer sees
 } Decoder;
 
 // Rows of one layer, three of them in turn, of blocks from -1 to where the last group ends.
@@ -42,6 +50,7 @@ typedef struct {
     uint8_t *marks;                      // (blocks + 3, height + 2, line): where each layer is needed, from 1 on
     float *peaks;                        // (height + 2, width + 2): the largest opacity of a block
     float *nothing;                      // a row of zeros
+    float *given;                        // a row of what the first layer sees, rounded
     float *hidden, *corrections;         // rows: within a residual block, of the last layer
     float *directions;                   // (3, width, 4) of blocks' middles
     float *beyond;                       // (width, 3 s^2 + 4): a row of what is behind
@@ -67,6 +76,7 @@ static Room room_in(uint8_t *memory, const Decoder *decoder, const Camera *camer
     room.marks = take(&memory, (decoder->blocks + 3) * (height + 2) * room.line);
     room.peaks = take(&memory, 4 * (height + 2) * (width + 2));
     room.nothing = (float *)take(&memory, 4 * across * most) + most;
+    room.given = take(&memory, 4 * across * decoder->pitch);
     room.hidden = take(&memory, 4 * across * most);
     room.corrections = take(&memory, 4 * across * most);
     room.directions = take(&memory, 16 * 3 * width);
@@ -139,6 +149,13 @@ INLINE vec activated(vec x, int32_t activation) {
     return activation == GELU ? gelu(x) : x;
 }
 
+INLINE vec rounded(vec x, const Rounding *rounding) {
+    if (rounding->scale == 0) return x;
+    const vec scale = splat(rounding->scale), zero = splat(rounding->zero);
+    const vec level = clamped_to(add(wasm_f32x4_nearest(over(x, scale)), zero), 0, 255);
+    return mul(sub(level, zero), scale);
+}
+
 // One row of a layer, from the rows that it sees, and from what is added to it if there is something.
 static void convolve(const Layer *layer, const float *const *rows, const Room *room, const uint8_t *marks,
                      const float *added, float *out) {
@@ -166,109 +183,30 @@ static void convolve(const Layer *layer, const float *const *rows, const Room *r
             for (int n = 0; n < SIDE; n++) {
                 const int32_t at = (SIDE * group + n) * outputs + first;
                 for (int k = 0; k < 2; k++) {
-                    const vec value = activated(sum[n][k], layer->activation);
-                    store(out + at + 4 * k, added ? add(value, load(added + at + 4 * k)) : value);
+                    vec value = activated(rounded(sum[n][k], &layer->before), layer->activation);
+                    value = rounded(value, &layer->after);
+                    if (added) value = rounded(add(value, load(added + at + 4 * k)), &layer->sum);
+                    store(out + at + 4 * k, value);
                 }
             }
         }
     }
 }
 
-// The unit directions of the middles of four blocks.
-INLINE void directions_of(const Camera *camera, int32_t s, int32_t x, int32_t y, vec *d) {
-    const vec place = mul(add(splat(x), wasm_f32x4_const(0.5f, 1.5f, 2.5f, 3.5f)), splat(s));
-    const vec u = over(sub(place, splat(camera->cx)), splat(camera->fx));
-    const vec v = splat((camera->cy - (y + 0.5f) * s) / camera->fy);
-    vec squares = splat(0);
-    for (int k = 0; k < 3; k++) {
-        const float *m = camera->c2w + 4 * k;
-        d[k] = sub(add(mul(u, splat(m[0])), mul(v, splat(m[1]))), splat(m[2]));
-        squares = add(squares, mul(d[k], d[k]));
-    }
-    const vec length = wasm_f32x4_sqrt(squares);
-    for (int k = 0; k < 3; k++) d[k] = over(d[k], length);
-}
-
-#define S1 0.28209479177387814f
-#define S4 0.48860251190291992f
-#define S15 1.0925484305920792f
-#define S5 0.31539156525252005f
-#define S16 0.54627421529603959f
-#define S35 0.59004358992664352f
-#define S105 2.8906114426405538f
-#define S21 0.45704579946446572f
-#define S7 0.3731763325901154f
-#define S105B 1.4453057213202769f
-
 // Write the 16 spherical harmonics of a row of blocks behind what is looked up there, see harmonics of page/volume.js.
 static void add_harmonics(
     const Room *room, const Decoder *decoder, const Camera *camera, int32_t y, const uint8_t *marks, float *inputs) {
     const int32_t first = (decoder->channels + 1) * decoder->s * decoder->s;
-    const vec one = splat(1);
     for (int32_t group = 0; group < room->groups; group++) {
         if (!((const uint32_t *)marks)[group]) continue;
-        vec d[3];
+        vec d[3], values[16];
         directions_of(camera, decoder->s, SIDE * group, y, d);
-        const vec x = d[0], y_ = d[1], z = d[2], xx = mul(x, x), yy = mul(y_, y_), zz = mul(z, z);
-        const vec five = sub(one, mul(splat(5), zz)), round = sub(xx, yy);
-        const vec values[16] = {
-            splat(S1),
-            mul(splat(-S4), y_),
-            mul(splat(S4), z),
-            mul(splat(-S4), x),
-            mul(splat(S15), mul(x, y_)),
-            mul(splat(-S15), mul(y_, z)),
-            mul(splat(S5), sub(mul(splat(3), zz), one)),
-            mul(splat(-S15), mul(x, z)),
-            mul(splat(S16), round),
-            mul(mul(splat(S35), y_), sub(yy, mul(splat(3), xx))),
-            mul(splat(S105), mul(mul(x, y_), z)),
-            mul(mul(splat(S21), y_), five),
-            mul(mul(splat(S7), z), sub(mul(splat(5), zz), splat(3))),
-            mul(mul(splat(S21), x), five),
-            mul(mul(splat(S105B), z), round),
-            mul(mul(splat(S35), x), sub(mul(splat(3), yy), xx)),
-        };
+        harmonics_of(d, values);
         for (int32_t n = 0; n < SIDE && SIDE * group + n < room->width; n++) {
             float *to = inputs + (SIDE * group + n) * decoder->pitch + first;
             for (int k = 0; k < 16; k++) to[k] = ((const float *)(values + k))[n];
         }
     }
-}
-
-// A place in a line of `count` numbers, those beyond its ends being as those at its ends.
-typedef struct {
-    int32_t low, high;
-    float share;
-} Between;
-
-INLINE Between between(float place, int32_t count) {
-    const float within = place < 0 ? 0 : place > count - 1 ? count - 1 : place;
-    const int32_t low = within;
-    return (Between){low, low + 1 < count ? low + 1 : low, within - low};
-}
-
-INLINE vec lerp4(const float *map, int32_t row, Between x, Between y) {
-    const float *top = map + 4 * y.low * row, *bottom = map + 4 * y.high * row;
-    const vec share = splat(x.share);
-    return lerp(lerp(load(top + 4 * x.low), load(top + 4 * x.high), share),
-                lerp(load(bottom + 4 * x.low), load(bottom + 4 * x.high), share), splat(y.share));
-}
-
-// The color of a direction of any length: see nelf/lightfields/environment.py.
-INLINE vec color_of(const Decoder *decoder, vec direction) {
-    float x = wasm_f32x4_extract_lane(direction, 0), y = wasm_f32x4_extract_lane(direction, 1);
-    const float z = wasm_f32x4_extract_lane(direction, 2);
-    const float wide = __builtin_fabsf(x), high = __builtin_fabsf(y), sum = wide + high + __builtin_fabsf(z);
-    x /= sum, y /= sum;
-    if (z < 0) {
-        const float folded = (1 - high / sum) * (x < 0 ? -1 : 1);
-        y = (1 - wide / sum) * (y < 0 ? -1 : 1);
-        x = folded;
-    }
-    const int32_t side = decoder->texels;
-    const float half = 0.5f * side;
-    return lerp4(decoder->behind, side, between(x * half + half - 0.5f, side), between(y * half + half - 0.5f, side));
 }
 
 // Write what is behind a row of blocks: of each, a color's numbers of all its pixels one after the other. Directions are
@@ -290,7 +228,7 @@ static void look_beyond(const Room *room, const Decoder *decoder, const Camera *
         for (int32_t x = 0; x < width; x++, to += 3 * s * s + 4) {
             for (int32_t j = 0; j < s; j++) {
                 const Between across = between(x + (j + 0.5f) / s - 0.5f, width);
-                const vec color = color_of(decoder, lerp4(room->directions, width, across, down));
+                const vec color = color_of(decoder->behind, decoder->texels, lerp4(room->directions, width, across, down));
                 to[j] = wasm_f32x4_extract_lane(color, 0);
                 to[j + s * s] = wasm_f32x4_extract_lane(color, 1);
                 to[j + 2 * s * s] = wasm_f32x4_extract_lane(color, 2);
@@ -349,6 +287,15 @@ static void paint_row(const Room *room, const Decoder *decoder, const Camera *ca
     }
 }
 
+// What the first layer sees of a row of inputs.
+INLINE const float *see(const Room *room, const Decoder *decoder, const float *inputs) {
+    if (decoder->given.scale == 0) return inputs;
+    for (int32_t k = 0; k < room->width * decoder->pitch; k += 4) {
+        store(room->given + k, rounded(load(inputs + k), &decoder->given));
+    }
+    return room->given;
+}
+
 INLINE float *row_of_ring(const Ring *ring, int32_t y) { return ring->first + y % 3 * ring->row; }
 
 // Nothing is beyond the last block of a row, whatever its group has written there.
@@ -376,8 +323,8 @@ void EXPORT(decode)(const Decoder *decoder, const Camera *camera, float *inputs,
         const float *rows[3];
         if (step < room.height) {
             const uint8_t *marks = marks_of(&room, last + 1, step);
-            rows[0] = inputs + step * row;
             add_harmonics(&room, decoder, camera, step, marks, inputs + step * row);
+            rows[0] = see(&room, decoder, inputs + step * row);
             convolve(layers, rows, &room, marks, 0, row_of_ring(room.rings, step));
             end_row(&room, room.rings, step);
         }

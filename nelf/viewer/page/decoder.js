@@ -11,11 +11,17 @@ import { readGraph } from "./onnx.js";
  * @property {"linear" | "relu" | "gelu"} activation
  * @property {Float32Array} weights (outputs, inputs, side, side)
  * @property {Float32Array} bias (outputs)
+ * @property {Rounding | null} before of what is activated
+ * @property {Rounding | null} after of that
+ * @property {Rounding | null} sum with what is added to it, in a residual block
+ *
+ * @typedef {{scale: number, zero: number}} Rounding to 8 bits: multiples of a scale, so many of them below zero
  *
  * @typedef {object} Decoder
  * @property {number} s pixels along a side of a block
  * @property {number} channels of the volume
  * @property {Layer[]} layers the first, two of each residual block, the last
+ * @property {Rounding | null} rounding of what the first layer is given
  * @property {{texels: number, values: Float32Array} | null} environment what is behind: (3, texels, texels)
  */
 
@@ -95,10 +101,10 @@ class Search {
     const [near, tail] = this.binary("Mul", correction);
     const opacity = this.near(near);
     need(opacity === together.inputs[1]);
-    const layers = this.layers(tail, features);
+    const { layers, rounding } = this.layers(tail, features);
     need(this.slice(opacity, channels * block, (channels + 1) * block) === features);
     need(this.used.size === nodes.length);
-    return { layers, environment };
+    return { layers, rounding, environment };
   }
 
   /** Min(1, the largest of twice the opacities of a block and its neighbors); those opacities. */
@@ -114,32 +120,38 @@ class Search {
     return most.inputs[0];
   }
 
-  /** The convolutions from the graph's features to a value. */
+  /** The convolutions from the graph's features to a value, and how the features are rounded. */
   layers(value, features) {
-    const layers = [this.convolution(value, 3)];
-    let from = layers[0].from;
-    while (this.makers.get(from)?.kind === "Add" && layers.length < 2 * MOST_BLOCKS) {
-      const [around, inner] = this.binary("Add", from);
-      const second = this.convolution(inner, 1);
+    const layers = [this.convolution(this.rounded(value), 3)];
+    let { from } = layers[0];
+    while (this.makers.get(from.value)?.kind === "Add" && layers.length < 2 * MOST_BLOCKS) {
+      const [around, inner] = this.binary("Add", from.value).map((each) => this.rounded(each));
+      const second = { ...this.convolution(inner, 1), sum: from.rounding };
       const first = this.activated(second.from, 3);
-      need(first.from === around);
+      need(alike(first.from, around));
       layers.unshift(first, second);
       from = around;
     }
-    layers.unshift(this.activated(from, 1));
-    need(layers[0].from === features);
-    return layers;
+    const head = this.activated(from, 1);
+    need(head.from.value === features);
+    return { layers: [head, ...layers], rounding: head.from.rounding };
   }
 
-  activated(value, side) {
+  /** The convolution before an activation; without one where the rounding to what is not negative does the same. */
+  activated({ value, rounding }, side) {
     const { kind } = this.makers.get(value) ?? {};
+    if (kind === "Conv") {
+      need(rounding?.zero === 0);
+      return this.convolution({ value, rounding }, side);
+    }
     need(kind === "Relu" || kind === "Gelu");
     const node = this.maker(kind, value);
     need((node.attributes.approximate ?? "none") === "none");
-    return { ...this.convolution(node.inputs[0], side), activation: kind.toLowerCase() };
+    const layer = this.convolution(this.rounded(node.inputs[0]), side);
+    return { ...layer, before: layer.after, after: rounding, activation: kind.toLowerCase() };
   }
 
-  convolution(value, side) {
+  convolution({ value, rounding }, side) {
     const node = this.maker("Conv", value);
     const { group = 1, pads, strides = [1, 1], dilations = [1, 1], auto_pad: automatic = "NOTSET" } = node.attributes;
     need(group === 1 && same(strides, [1, 1]) && same(dilations, [1, 1]) && automatic === "NOTSET");
@@ -148,7 +160,19 @@ class Search {
     const { shape, values } = this.constant(weight);
     need(shape.length === 4 && shape[2] === side && shape[3] === side && values instanceof Float32Array);
     const [outputs, inputs] = shape;
-    return { from, side, inputs, outputs, activation: "linear", weights: values, bias: this.constant(bias).values };
+    const sizes = { side, inputs, outputs, weights: values, bias: this.constant(bias).values };
+    return { ...sizes, from: this.rounded(from), activation: "linear", before: null, after: rounding, sum: null };
+  }
+
+  /** What a value is rounded from, and how; itself where it is not. */
+  rounded(value) {
+    if (this.makers.get(value)?.kind !== "DequantizeLinear") return { value, rounding: null };
+    const [stored, scale, zero] = this.maker("DequantizeLinear", value).inputs;
+    const [from, ...by] = this.maker("QuantizeLinear", stored).inputs;
+    const rounding = { scale: this.number(scale), zero: this.number(zero) };
+    need(this.number(by[0]) === rounding.scale && this.number(by[1]) === rounding.zero && rounding.scale > 0);
+    need(this.constant(zero).values instanceof Uint8Array);
+    return { value: from, rounding };
   }
 
   /** The map of all directions, where a value is its color in the directions of the pixels. */
@@ -156,8 +180,9 @@ class Search {
     const sample = this.maker("GridSample", value);
     const { align_corners: aligned = 0, mode = "linear", padding_mode: padding } = sample.attributes;
     need(!aligned && mode === "linear" && padding === "border");
-    const expanded = this.maker("Expand", sample.inputs[0]);
-    const { shape, values } = this.constant(expanded.inputs[0]);
+    let [map] = sample.inputs;
+    if (this.makers.has(map)) [map] = this.maker("Expand", map).inputs; // to the one picture of a batch
+    const { shape, values } = this.constant(map);
     need(same(shape, [1, 3, shape[2], shape[2]]));
     need(this.formula(sample.inputs[1]) === unfolded(features, s));
     return { texels: shape[2], values };
@@ -213,11 +238,22 @@ class Search {
     return values[0];
   }
 
-  /** A constant of the graph; weights in 16 bits are converted by a node. */
+  /** A constant of the graph; those in 16 or 8 bits are converted by a node. */
   constant(name) {
-    const found = this.graph.constants.get(name) ?? this.graph.constants.get(this.maker("Cast", name).inputs[0]);
-    need(found);
-    return found;
+    const { constants } = this.graph;
+    const found = constants.get(name);
+    if (found) return found;
+    const { kind } = this.makers.get(name) ?? {};
+    if (kind === "Cast") {
+      const cast = constants.get(this.maker(kind, name).inputs[0]);
+      need(cast);
+      return cast;
+    }
+    const [levels, scales, zeros] = this.maker("DequantizeLinear", name).inputs.map((each) => constants.get(each));
+    need(levels && scales && zeros && scales.values.length === zeros.values.length);
+    const each = levels.values.length / scales.values.length; // numbers of an output
+    const of = (value, k) => (value - zeros.values[Math.floor(k / each)]) * scales.values[Math.floor(k / each)];
+    return { shape: levels.shape, values: Float32Array.from(levels.values, of) };
   }
 }
 
@@ -231,12 +267,18 @@ function unfolded(features, s) {
   const scaled = `Div(${pixels};ReduceSum(Abs(${pixels});-1))`;
   const [u, v, w] = [0, 1, 2].map((k) => `Squeeze(Slice(${scaled};${k};${k + 1};-1);-1)`);
   const folded = (along, across) => `Mul(Sub(1;Abs(${across}));Where(Less(${along};0);-1;1))`;
-  const pair = [[u, v], [v, u]].map(([a, b]) => `Unsqueeze(Where(Less(${w};0);${folded(a, b)};${a});-1)`);
+  const pair = [
+    [u, v],
+    [v, u],
+  ].map(([a, b]) => `Unsqueeze(Where(Less(${w};0);${folded(a, b)};${a});-1)`);
   return `Concat(${pair.join(";")};-1)`;
 }
 
 function need(condition) {
   if (!condition) throw UNKNOWN;
 }
+
+const alike = (a, b) =>
+  a.value === b.value && a.rounding?.scale === b.rounding?.scale && a.rounding?.zero === b.rounding?.zero;
 
 const same = (a, b) => a?.length === b.length && a.every((value, k) => value === b[k]);

@@ -191,18 +191,20 @@ class Kernels {
    * Take a network that makes a picture of what is looked up.
    * @param {import("./decoder.js").Decoder} decoder
    */
-  setDecoder({ s, channels, layers, environment }) {
+  setDecoder({ s, channels, layers, environment, rounding }) {
     const { arena } = this;
     const pitch = filled((channels + 1) * s * s + 16, 4);
-    const structs = layers.map(({ side, inputs, outputs, activation, weights, bias }, k) => {
+    const structs = layers.flatMap(({ side, inputs, outputs, activation, weights, bias, before, after, sum }, k) => {
       const given = k ? filled(inputs, TOGETHER) : pitch;
       const ordered = arena.hold(inOrder(weights, side, inputs, outputs, given));
       const biases = new Float32Array(filled(outputs, TOGETHER));
       biases.set(bias);
-      return ints(side, given, biases.length, ACTIVATIONS.indexOf(activation), ordered, arena.hold(biases));
+      const about = ints(side, given, biases.length, ACTIVATIONS.indexOf(activation), ordered, arena.hold(biases));
+      return [about, floats(...[before, after, sum].flatMap(levels))];
     });
     const [texels, map] = environment ? [environment.texels, arena.hold(interleaved(environment))] : [0, 0];
-    this.decoder = arena.struct(ints(s, channels, pitch, layers.length / 2 - 1, arena.struct(...structs), texels, map));
+    const sizes = ints(s, channels, pitch, layers.length / 2 - 1, arena.struct(...structs), texels, map);
+    this.decoder = arena.struct(sizes, floats(...levels(rounding)));
     Object.assign(this, { s, pitch, free: arena.take(0) });
   }
 
@@ -229,6 +231,9 @@ class Kernels {
     return { pixels: arena.view(Uint8ClampedArray, pixels, 4 * width * height), looked };
   }
 }
+
+/** A rounding as decoder.c reads it; a scale of 0 stands for none. */
+const levels = (rounding) => (rounding ? [rounding.scale, rounding.zero] : [0, 0]);
 
 /** The next multiple of a number. */
 const filled = (count, multiple) => Math.ceil(count / multiple) * multiple;

@@ -124,8 +124,9 @@ function tensorOf(bytes) {
   }
   let values;
   if (raw) values = numbersOf(raw[0], Type);
-  else if (floats) values = Float32Array.from(floats.flatMap((each) => (each.length ? [...numbersOf(each, Float32Array)] : each)));
+  else if (floats) values = floats.flatMap((each) => (each.length ? [...numbersOf(each, Float32Array)] : each));
   else values = wholes(ints ?? longs);
+  if (Type !== BigInt64Array) values = Type.from(values);
   if (values.length !== size) throw new RangeError(`${label} has not as many numbers as its shape says`);
   if (type[0] === HALF) {
     const table = halves();

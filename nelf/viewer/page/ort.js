@@ -99,7 +99,12 @@ export class OnnxRuntime {
   /** Draw the trial picture; see #network. */
   #tried(candidate) {
     const { time, controls } = this.bundle;
-    return this.#network(candidate, this.trial, time?.value ?? 0, controls.map((control) => control.value));
+    return this.#network(
+      candidate,
+      this.trial,
+      time?.value ?? 0,
+      controls.map((control) => control.value),
+    );
   }
 
   /** Make a session on a runtime, of the build of that name or of another one that has it too. */
@@ -168,7 +173,10 @@ export class OnnxRuntime {
     }
     const origins = new Float32Array(3 * width * height);
     for (let i = 0; i < origins.length; i++) origins[i] = rays.origin[i % 3];
-    const feeds = { rays_o: tensor(origins, 1, height, width, 3), rays_d: tensor(rays.directions, 1, height, width, 3) };
+    const feeds = {
+      rays_o: tensor(origins, 1, height, width, 3),
+      rays_d: tensor(rays.directions, 1, height, width, 3),
+    };
     return { feeds, window };
   }
 }

@@ -45,7 +45,12 @@ async function open(message) {
   }
   const { OnnxRuntime } = await import("./ort.js"); // whoever does without it need not fetch it
   const drawing = { bundle, artifact, graph, progress, ready, readable, moveTo, lookup };
-  runtime = await OnnxRuntime.open({ ...drawing, wish, threads: message.threads, trial: shifted(message.trial, bundle.ray_shift ?? 0) });
+  runtime = await OnnxRuntime.open({
+    ...drawing,
+    wish,
+    threads: message.threads,
+    trial: shifted(message.trial, bundle.ray_shift ?? 0),
+  });
 }
 
 /** The network where kernels.js can compute it; null for another one. */

@@ -1,17 +1,17 @@
 // From what is looked up for the blocks of an image to its pixels: the network of a GridR2L, as
 // nelf/lightfields/grid_r2l.py has it, what it corrects, and what is behind.
 //
-// Rows of blocks go through all layers together, each layer as many rows behind the first one as it sees ahead. So three
-// rows of each are all that is kept, and stay near the processor. In a row, four blocks side by side are computed at
-// once, eight channels of each, and only where what is drawn follows from them: near blocks that rays hit.
+// Rows of blocks go through all layers together, each layer as many rows behind the first one as it sees ahead. So
+// three rows of each are all that is kept, and stay near the processor. In a row, four blocks side by side are computed
+// at once, eight channels of each, and only where what is drawn follows from them: near blocks that rays hit.
 
 #include "directions.h"
 #include "environment.h"
 
 #define MOST_LAYERS 64
-#define SIDE 4    // blocks along x that are computed together
+#define SIDE 4     // blocks along x that are computed together
 #define TOGETHER 8 // channels that are
-#define LINE 16   // bytes beside a line of marks
+#define LINE 16    // bytes beside a line of marks
 
 enum { LINEAR, RELU, GELU };
 
@@ -21,19 +21,21 @@ typedef struct {
 } Rounding;
 
 typedef struct {
-    int32_t side;            // of what it sees, 1 or 3 blocks
-    int32_t inputs, outputs; // channels, filled up with zeros to multiples of 4 and 8
+    int32_t side;                // of what it sees, 1 or 3 blocks
+    int32_t inputs, outputs;     // channels, filled up with zeros to multiples of 4 and 8
     int32_t activation;
-    const float *weights; // (outputs / 8, side, side, inputs, 8)
-    const float *bias;    // (outputs)
+    const float *weights;        // (outputs / 8, side, side, inputs, 8)
+    const float *bias;           // (outputs)
     Rounding before, after, sum; // of what is activated, of that, and with what is added to it
 } Layer;
 
 typedef struct {
-    int32_t s, channels, pitch; // pixels along a block's side, of the volume, numbers from one block's inputs to the next's
-    int32_t blocks;             // residual ones, of two layers each, between the first layer and the last
+    int32_t s;           // pixels along a side of a block
+    int32_t channels;    // of the volume
+    int32_t pitch;       // numbers from one block's inputs to the next's
+    int32_t blocks;      // residual ones, of two layers each, between the first layer and the last
     const Layer *layers;
-    int32_t texels;    // along a side of the map of what is behind; 0 where nothing is
+    int32_t texels;      // along a side of the map of what is behind; 0 where nothing is
     const float *behind; // (texels, texels, 4)
     Rounding given;      // of what the first layer sees
 } Decoder;
@@ -209,8 +211,8 @@ static void add_harmonics(
     }
 }
 
-// Write what is behind a row of blocks: of each, a color's numbers of all its pixels one after the other. Directions are
-// linear between the middles of blocks.
+// Write what is behind a row of blocks: of each, a color's numbers of all its pixels one after the other. Directions
+// are linear between the middles of blocks.
 static void look_beyond(const Room *room, const Decoder *decoder, const Camera *camera, int32_t y) {
     const int32_t s = decoder->s, width = room->width, last = room->height - 1;
     for (int32_t row = y ? y + 1 : 0; row <= y + 1 && row <= last; row++) {
@@ -228,7 +230,8 @@ static void look_beyond(const Room *room, const Decoder *decoder, const Camera *
         for (int32_t x = 0; x < width; x++, to += 3 * s * s + 4) {
             for (int32_t j = 0; j < s; j++) {
                 const Between across = between(x + (j + 0.5f) / s - 0.5f, width);
-                const vec color = color_of(decoder->behind, decoder->texels, lerp4(room->directions, width, across, down));
+                const vec direction = lerp4(room->directions, width, across, down);
+                const vec color = color_of(decoder->behind, decoder->texels, direction);
                 to[j] = wasm_f32x4_extract_lane(color, 0);
                 to[j + s * s] = wasm_f32x4_extract_lane(color, 1);
                 to[j + 2 * s * s] = wasm_f32x4_extract_lane(color, 2);
@@ -238,8 +241,8 @@ static void look_beyond(const Room *room, const Decoder *decoder, const Camera *
 }
 
 // Draw a block: what was looked up, corrected where anything is near, over what is behind or a color (0 to 255).
-INLINE void paint(const Decoder *decoder, const float *inputs, const float *corrections, float near, const float *beyond,
-                  const float *background, uint32_t *pixels, int32_t width) {
+INLINE void paint(const Decoder *decoder, const float *inputs, const float *corrections, float near,
+                  const float *beyond, const float *background, uint32_t *pixels, int32_t width) {
     const int32_t s = decoder->s, block = s * s;
     const vec one = splat(1), weight = splat(near);
     const float *opacities = inputs + decoder->channels * block;
@@ -312,8 +315,8 @@ INLINE void look_at(const float **rows, const Room *room, const Ring *ring, int3
 }
 
 // Draw an image, four bytes for each pixel, from what is looked up for its blocks (height, width, pitch).
-void EXPORT(decode)(const Decoder *decoder, const Camera *camera, float *inputs, uint8_t *memory, const float *background,
-                    uint32_t *pixels) {
+void EXPORT(decode)(const Decoder *decoder, const Camera *camera, float *inputs, uint8_t *memory,
+                    const float *background, uint32_t *pixels) {
     const Room room = room_in(memory, decoder, camera);
     __builtin_memset(memory, 0, room.end - memory);
     const int32_t row = room.width * decoder->pitch, last = decoder->blocks + 1, s = decoder->s;

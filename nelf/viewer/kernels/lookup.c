@@ -169,7 +169,8 @@ INLINE vec composite_rays(
 }
 
 INLINE void composite_image(
-    const Volume *volume, const Walk *walk, const Camera *camera, int32_t s, int vectors, const Target *target, Hit *hit) {
+    const Volume *volume, const Walk *walk, const Camera *camera, int32_t s, int vectors, const Target *target,
+    Hit *hit) {
     static vec sum[MOST_CHANNELS];
     const int32_t width = camera->width, height = camera->height, channels = volume->channels;
     const int32_t blocks = width / s, feature = s * s * target->channel;

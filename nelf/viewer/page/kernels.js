@@ -177,7 +177,7 @@ class Kernels {
     return { planes: this.arena.view(Float32Array, this.free, size), hit: { top, bottom, left, right } };
   }
 
-  /** Write what is looked up where memory is free: from channel to channel and block to block so many numbers of all. */
+  /** Write what is looked up where memory is free; numbers from channel to channel, from block to block, and in all. */
   #look({ c2w, fx, fy, cx, cy, ndc, width, height }, s, [channel, block, size]) {
     const { arena, exports } = this;
     const frustum = ndc ? [ndc.near, ndc.half_width, ndc.half_height] : [0, 1, 1];
@@ -212,8 +212,8 @@ class Kernels {
    * Draw an image.
    * @param {Camera} camera
    * @param {number[]} background what is behind where the network has nothing of its own, from 0 to 255
-   * @returns {{pixels: Uint8ClampedArray, looked: number}} four bytes for each pixel, good until the next call; and when
-   *   the look-up was done
+   * @returns {{pixels: Uint8ClampedArray, looked: number}} four bytes for each pixel, good until the next call; and
+   *   when the look-up was done
    */
   draw(camera, background) {
     const { arena, exports, s, pitch } = this;

@@ -44,7 +44,8 @@ export class OnnxRuntime {
 
   /**
    * Draw an image.
-   * @returns {Promise<{pixels: Uint8ClampedArray, looked: number}>} four bytes for each pixel, and when the look-up was done
+   * @returns {Promise<{pixels: Uint8ClampedArray, looked: number}>} four bytes for each pixel, and when the look-up was
+   *   done
    */
   async draw(camera, time, controls, background) {
     const drawn = await this.#network(this.session, camera, time, controls).catch(async (error) => {

@@ -25,8 +25,8 @@ from tests.export.conftest import grid_network
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
-# Draws a few views of a bundle with the page's modules, once by themselves and once with ONNX Runtime. Gives of each view
-# the largest difference of a pixel, and how many colors there are.
+# Draws a few views of a bundle with the page's modules, once by themselves and once with ONNX Runtime. Gives of each
+# view the largest difference of a pixel, and how many colors there are.
 BOTH = """async (sizes) => {
     const { readDecoder } = await import("./decoder.js");
     const { cameraOf, Orbit } = await import("./camera.js");

@@ -1,6 +1,7 @@
 """The page that draws a bundle in a browser: plain files, no build step, no request beyond its own folder.
 
-``page/`` is the page; ``runtime`` finds ONNX Runtime Web (MIT, Microsoft), which it draws with.
+``page/`` is the page, which draws light fields on grids by itself (``kernels/``, compiled); ``web_runtime`` finds ONNX
+Runtime Web (MIT, Microsoft), which it fetches for all others.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ BOTH = pytest.mark.parametrize("kernels", ["WASM SIMD", "JavaScript"])
 LOOK_UP = """async ([kernels, camera, s, controls]) => {
     const { readVolume } = await import("./volume.js");
     const { readMotion } = await import("./motion.js");
-    const { openKernels } = await import("./kernels.js");
+    const { compileKernels, openKernels } = await import("./kernels.js");
     const { Lookup } = await import("./lookup.js");
     const bundle = await (await fetch("bundle.json")).json();
     const about = bundle.artifacts[0].volume;
@@ -44,7 +44,7 @@ LOOK_UP = """async ([kernels, camera, s, controls]) => {
     const motion = moves ? await readMotion(await content(moves.file), moves, bundle.aabb, controls.length) : null;
     const volume = await readVolume(await content(about.file), about, moves ? moves.canonical_aabb : bundle.aabb);
     const lookup = kernels === "JavaScript" ? new Lookup(volume, about, motion)
-        : await openKernels(volume, about, motion);
+        : await openKernels(await compileKernels(), volume, about, motion);
     if (motion) lookup.set(controls);
     const { planes, hit } = lookup.composite(camera, s);
     return { planes: Array.from(planes), hit };

@@ -5,6 +5,7 @@
 // The rays of 2 x 2 pixels go side by side, one in each lane: neighbors read the same cells at about the same time,
 // and what a ray computes without reading costs as much for four as for one.
 
+#include "camera.h"
 #include "volume.h"
 
 #define MOST_CHANNELS 4096
@@ -16,14 +17,14 @@ typedef struct {
 } Walk;
 
 typedef struct {
-    float c2w[12], fx, fy, cx, cy;
-    float near, half_width, half_height; // of normalized device coordinates; near is 0 where rays run in the scene
-    int32_t width, height;
-} Camera;
-
-typedef struct {
     int32_t top, bottom, left, right; // first and last row and column of blocks
 } Hit;
+
+// Where what is looked up goes: numbers from one channel of a block to the next, and from one block to the next.
+typedef struct {
+    float *to;
+    int32_t channel, block, size;
+} Target;
 
 // Four rays in voxels: origin + t * direction, from one t to another, dt apart.
 typedef struct {
@@ -168,10 +169,11 @@ INLINE vec composite_rays(
 }
 
 INLINE void composite_image(
-    const Volume *volume, const Walk *walk, const Camera *camera, int32_t s, int vectors, float *out, Hit *hit) {
+    const Volume *volume, const Walk *walk, const Camera *camera, int32_t s, int vectors, const Target *target,
+    Hit *hit) {
     static vec sum[MOST_CHANNELS];
     const int32_t width = camera->width, height = camera->height, channels = volume->channels;
-    const int32_t blocks = width / s, plane = blocks * (height / s);
+    const int32_t blocks = width / s, feature = s * s * target->channel;
     for (int32_t y = 0; y < height; y += 2) {
         for (int32_t x = 0; x < width; x += 2) {
             const vec xs = add(splat(x), wasm_f32x4_const(0.5f, 1.5f, 0.5f, 1.5f));
@@ -188,22 +190,23 @@ INLINE void composite_image(
                 hit->left = hit->left < block_x ? hit->left : block_x;
                 hit->right = hit->right > block_x ? hit->right : block_x;
                 // Channel (feature * s + row in the block) * s + column in the block.
-                float *to = out + ((py % s) * s + px % s) * plane + block_y * blocks + block_x;
+                const int32_t within = (py % s) * s + px % s, block = block_y * blocks + block_x;
+                float *to = target->to + within * target->channel + block * target->block;
                 const float *features = (const float *)(sum + n * vectors);
-                for (int32_t k = 0; k < channels; k++) to[k * s * s * plane] = features[k];
-                to[channels * s * s * plane] = seen[n];
+                for (int32_t k = 0; k < channels; k++) to[k * feature] = features[k];
+                to[channels * feature] = seen[n];
             }
         }
     }
 }
 
-// Write composited features and opacity of all pixels' rays, in planes of one number for each block of s x s, and
-// which blocks are hit.
+// Write composited features and opacity of all pixels' rays, block by block of s x s, and which blocks are hit. What is
+// not hit, and what else the target has, becomes 0.
 void EXPORT(composite)(
-    const Volume *volume, const Walk *walk, const Camera *camera, int32_t s, float *out, Hit *hit) {
+    const Volume *volume, const Walk *walk, const Camera *camera, int32_t s, const Target *target, Hit *hit) {
     const int32_t vectors = (volume->channels + 3) / 4;
-    __builtin_memset(out, 0, sizeof(float) * (volume->channels + 1) * camera->width * camera->height);
+    __builtin_memset(target->to, 0, sizeof(float) * target->size);
     *hit = (Hit){INT32_MAX, -1, INT32_MAX, -1};
-    if (vectors == 1) composite_image(volume, walk, camera, s, 1, out, hit); // the usual four, without loops
-    else composite_image(volume, walk, camera, s, vectors, out, hit);
+    if (vectors == 1) composite_image(volume, walk, camera, s, 1, target, hit); // the usual four, without loops
+    else composite_image(volume, walk, camera, s, vectors, target, hit);
 }

@@ -1,26 +1,33 @@
-// The same as lookup.js in WebAssembly, four numbers at a time: nelf/viewer/kernels/*.c, and the memory that they read.
+// The same as lookup.js in WebAssembly, four numbers at a time, and the network of decoder.js: nelf/viewer/kernels/*.c,
+// and the memory that they read.
 
 import { maskAt, nodesAt } from "./motion.js";
 
 const PAGE = 65536; // bytes, of WebAssembly's memory
 const ALIGNED = 16;
 const KEPT = 2 ** 26; // bytes for what follows from all masks of a motion; if it is more, one is kept
+const TOGETHER = 8; // channels of a layer, see decoder.c
+const ACTIVATIONS = ["linear", "relu", "gelu"]; // likewise
 const [WORDS, CLEARANCE] = [36, 0]; // where the addresses of these are, in the structs of a volume and of a walk
+
+/** @returns {Promise<WebAssembly.Module | null>} null where the browser knows no SIMD */
+export async function compileKernels() {
+  const response = await fetch(new URL("kernels.wasm", self.location.href)).catch(() => null);
+  if (!response?.ok) throw new Error("kernels.wasm: is missing beside the page.");
+  return WebAssembly.compile(await response.arrayBuffer()).catch(() => null);
+}
 
 /**
  * Open the look-up of a volume in WebAssembly.
+ * @param {WebAssembly.Module} compiled
  * @param {import("./volume.js").Volume} volume
  * @param {import("./lookup.js").Walk} walk
  * @param {import("./motion.js").Motion | null} motion what moves it
- * @returns {Promise<Kernels | null>} null where the browser knows no SIMD
+ * @returns {Promise<Kernels>}
  */
-export async function openKernels(volume, walk, motion) {
-  const response = await fetch(new URL("kernels.wasm", self.location.href)).catch(() => null);
-  if (!response?.ok) throw new Error("kernels.wasm: is missing beside the page.");
-  const module = await WebAssembly.compile(await response.arrayBuffer()).catch(() => null);
-  if (!module) return null;
+export async function openKernels(compiled, volume, walk, motion) {
   const memory = new WebAssembly.Memory({ initial: 8 });
-  const { exports } = await WebAssembly.instantiate(module, { env: { memory } });
+  const { exports } = await WebAssembly.instantiate(compiled, { env: { memory } });
   return new Kernels(exports, new Arena(memory, exports.__heap_base.value), volume, walk, motion);
 }
 
@@ -47,6 +54,13 @@ class Arena {
 
   view(Type, start, length) {
     return new Type(this.memory.buffer, start, length);
+  }
+
+  /** Take room for an array, and copy it there; where it begins. */
+  hold(values) {
+    const start = this.take(values.byteLength);
+    this.view(values.constructor, start, values.length).set(values);
+    return start;
   }
 
   /** Take the members of a C struct, arrays of 32-bit numbers one after the other; where it begins. */
@@ -89,7 +103,9 @@ class Kernels {
     else exports.measure_clearance(own.pointer, this.distances, this.pitch, this.clearance);
     this.camera = arena.take(4 * 21);
     this.hit = arena.take(4 * 4);
-    this.planes = arena.take(0); // the last, since their size changes
+    this.target = arena.take(4 * 4);
+    this.background = arena.take(4 * 3);
+    this.free = arena.take(0); // what is behind it is of another size in each image
   }
 
   /** Take room for a volume: its corners' words, and rows with one more, for corners that do not exist. */
@@ -152,15 +168,95 @@ class Kernels {
   }
 
   /** See Lookup.composite. */
-  composite({ c2w, fx, fy, cx, cy, ndc, width, height }, s) {
-    const { arena } = this;
-    const size = (this.channels + 1) * width * height;
-    arena.reach(this.planes + 4 * size);
+  composite(camera, s) {
+    const blocks = (camera.width * camera.height) / (s * s);
+    const size = (this.channels + 1) * camera.width * camera.height;
+    this.arena.reach(this.free + 4 * size);
+    this.#look(camera, s, [blocks, 1, size]);
+    const [top, bottom, left, right] = this.arena.view(Int32Array, this.hit, 4);
+    return { planes: this.arena.view(Float32Array, this.free, size), hit: { top, bottom, left, right } };
+  }
+
+  /** Write what is looked up where memory is free; numbers from channel to channel, from block to block, and in all. */
+  #look({ c2w, fx, fy, cx, cy, ndc, width, height }, s, [channel, block, size]) {
+    const { arena, exports } = this;
     const frustum = ndc ? [ndc.near, ndc.half_width, ndc.half_height] : [0, 1, 1];
     arena.view(Float32Array, this.camera, 19).set([...c2w, fx, fy, cx, cy, ...frustum]);
     arena.view(Int32Array, this.camera + 4 * 19, 2).set([width, height]);
-    this.exports.composite(this.frame.pointer, this.walk, this.camera, s, this.planes, this.hit);
-    const [top, bottom, left, right] = arena.view(Int32Array, this.hit, 4);
-    return { planes: arena.view(Float32Array, this.planes, size), hit: { top, bottom, left, right } };
+    arena.view(Int32Array, this.target, 4).set([this.free, channel, block, size]);
+    exports.composite(this.frame.pointer, this.walk, this.camera, s, this.target, this.hit);
   }
+
+  /**
+   * Take a network that makes a picture of what is looked up.
+   * @param {import("./decoder.js").Decoder} decoder
+   */
+  setDecoder({ s, channels, layers, environment, rounding }) {
+    const { arena } = this;
+    const pitch = filled((channels + 1) * s * s + 16, 4);
+    const structs = layers.flatMap(({ side, inputs, outputs, activation, weights, bias, before, after, sum }, k) => {
+      const given = k ? filled(inputs, TOGETHER) : pitch;
+      const ordered = arena.hold(inOrder(weights, side, inputs, outputs, given));
+      const biases = new Float32Array(filled(outputs, TOGETHER));
+      biases.set(bias);
+      const about = ints(side, given, biases.length, ACTIVATIONS.indexOf(activation), ordered, arena.hold(biases));
+      return [about, floats(...[before, after, sum].flatMap(levels))];
+    });
+    const [texels, map] = environment ? [environment.texels, arena.hold(interleaved(environment))] : [0, 0];
+    const sizes = ints(s, channels, pitch, layers.length / 2 - 1, arena.struct(...structs), texels, map);
+    this.decoder = arena.struct(sizes, floats(...levels(rounding)));
+    Object.assign(this, { s, pitch, free: arena.take(0) });
+  }
+
+  /**
+   * Draw an image.
+   * @param {Camera} camera
+   * @param {number[]} background what is behind where the network has nothing of its own, from 0 to 255
+   * @returns {{pixels: Uint8ClampedArray, looked: number}} four bytes for each pixel, good until the next call; and
+   *   when the look-up was done
+   */
+  draw(camera, background) {
+    const { arena, exports, s, pitch } = this;
+    const { width, height } = camera;
+    arena.view(Int32Array, this.camera + 4 * 19, 2).set([width, height]);
+    const inputs = ((width * height) / (s * s)) * pitch; // and what the last group of blocks reads beyond
+    const memory = this.free + filled(4 * (inputs + 4 * pitch), ALIGNED);
+    const pixels = memory + exports.room_for(this.decoder, this.camera);
+    arena.reach(pixels + 4 * width * height);
+    arena.view(Float32Array, this.background, 3).set(background);
+    this.#look(camera, s, [1, pitch, inputs]);
+    const looked = performance.now();
+    arena.view(Uint32Array, pixels, width * height).fill(new Uint32Array(Uint8Array.of(...background, 255).buffer)[0]);
+    exports.decode(this.decoder, this.camera, this.free, memory, this.background, pixels);
+    return { pixels: arena.view(Uint8ClampedArray, pixels, 4 * width * height), looked };
+  }
+}
+
+/** A rounding as decoder.c reads it; a scale of 0 stands for none. */
+const levels = (rounding) => (rounding ? [rounding.scale, rounding.zero] : [0, 0]);
+
+/** The next multiple of a number. */
+const filled = (count, multiple) => Math.ceil(count / multiple) * multiple;
+
+/** Weights (outputs, inputs, side, side) as decoder.c reads them: (outputs / 8, side, side, inputs, 8), zeros added. */
+function inOrder(weights, side, inputs, outputs, given) {
+  const ordered = new Float32Array(filled(outputs, TOGETHER) * side * side * given);
+  let from = 0;
+  for (let o = 0; o < outputs; o++) {
+    const first = Math.floor(o / TOGETHER) * side * side * given;
+    for (let i = 0; i < inputs; i++) {
+      for (let k = 0; k < side * side; k++) {
+        ordered[(first + k * given + i) * TOGETHER + (o % TOGETHER)] = weights[from++];
+      }
+    }
+  }
+  return ordered;
+}
+
+/** A map (3, texels, texels) with the colors of a texel side by side, and one more number. */
+function interleaved({ texels, values }) {
+  const count = texels * texels;
+  const map = new Float32Array(4 * count);
+  for (let k = 0; k < 3; k++) for (let i = 0; i < count; i++) map[4 * i + k] = values[k * count + i];
+  return map;
 }

@@ -123,12 +123,12 @@ const handlers = {
     const amount = received ? `: ${megabytes(received)}${total ? ` of ${megabytes(total)}` : ""} MB` : " …";
     say(`Loading ${name}${amount}`, { part: total ? received / total : UNKNOWN });
   },
-  ready({ runtime, kernels, timed, notes }) {
+  ready({ network, runtime, kernels, timed, notes }) {
     ready = true;
     inputs.setTimed(timed);
     say("");
     tell(notes);
-    Object.assign(canvas.dataset, { runtime, kernels });
+    Object.assign(canvas.dataset, { network, runtime, kernels });
     redraw();
   },
   frame({ width, height, pixels, ms, lookup }) {

@@ -49,9 +49,12 @@ function tablesOf({ dtype, features, scale }) {
   return new Array(1 + features).fill(halves());
 }
 
+let table; // all numbers of 16 bits, once they are needed
+
 /** All numbers of 16 bits. */
 export function halves() {
-  const table = new Float32Array(65536);
+  if (table) return table;
+  table = new Float32Array(65536);
   for (let i = 0; i < 65536; i++) {
     const [sign, exponent, fraction] = [i >> 15 ? -1 : 1, (i >> 10) & 31, i & 1023];
     if (exponent === 0) table[i] = sign * fraction * 2 ** -24;

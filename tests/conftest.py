@@ -11,6 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+# Without a GPU, tests interpret Triton's kernels. Triton decides on that when it is loaded, as nelf's imports may do.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+# isort: split
 from nelf import paths
 from nelf.cameras import Camera
 from nelf.data import Scene, Split, write_scene

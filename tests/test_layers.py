@@ -115,6 +115,8 @@ def test_the_root_stays_small_and_no_file_is_long() -> None:
         ("omegaconf", {"cli"}),
         ("pytorch_lightning", {"systems", "data.datamodules", "callbacks", "pipeline", "data"}),
         ("torchvision", set()),
+        ("triton", {"kernels"}),
+        ("tinycudann", {"kernels"}),
     ],
 )
 def test_heavy_libraries_have_their_place(library: str, allowed: set[str]) -> None:

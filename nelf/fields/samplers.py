@@ -176,7 +176,8 @@ class OccupancySampler(Sampler):
         return render_wavefront(self._march, radiance, rays.origins, rays.directions, *span, field.early_stop)
 
     def _range(self, rays: FieldRays) -> tuple[Tensor, Tensor]:
-        cube = rays.origins.new_tensor([-self.scale] * 3 + [self.scale] * 3)
+        cube = rays.origins.new_full((6,), self.scale)  # no copy of a list, which would make the host wait for a GPU
+        cube[:3].neg_()
         t_min, t_max = intersect_aabb(rays.origins, rays.directions, cube)
         t_min = t_min.clamp(min=NEAREST)
         if self.at_start:  # where the lattice has to begin for its first mid-point to lie there

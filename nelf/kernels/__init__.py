@@ -4,8 +4,11 @@ Each has one signature, given here, and several backends behind it with the same
 
     reference   plain PyTorch on any device: the definition, and the oracle of the tests
     cpu         Numba on all cores, compiled once and cached on disk
+    triton      for a GPU; comes with PyTorch's CUDA wheels for Linux, and needs no CUDA compiler
+    tcnn        tiny-cuda-nn's hash grid, where ``tinycudann`` is installed and built for the GPU
 
-The backend follows the device of the tensors; ``NELF_KERNELS=reference|cpu`` forces one.
+The backend follows the device of the tensors and what runs there; ``NELF_KERNELS=reference|cpu|triton|tcnn`` forces
+one. An operation that it lacks is done by the next one: tcnn, triton, reference.
 
 Notation, shared by everything that marches rays::
 
@@ -27,17 +30,19 @@ import torch
 from torch import Tensor
 
 from nelf.errors import UserError
+from nelf.kernels.gpu import obstacle, runs
 
 #: By operation and backend: the module that implements it. A backend that lacks one uses the reference.
 IMPLEMENTATIONS: dict[str, dict[str, str]] = {
-    "hash_encode": {"cpu": "cpu_field"},
-    "space_time_lookup": {"cpu": "cpu_motion"},
-    "march": {"cpu": "cpu_rays"},
-    "composite": {"cpu": "cpu_rays"},
-    "ray_features": {"cpu": "cpu_lookup"},
-    "trilinear": {"cpu": "cpu_trilinear"},
+    "hash_encode": {"cpu": "cpu_field", "triton": "triton_field", "tcnn": "tcnn_field"},
+    "space_time_lookup": {"cpu": "cpu_motion", "triton": "triton_motion"},
+    "march": {"cpu": "cpu_rays", "triton": "triton_rays"},
+    "composite": {"cpu": "cpu_rays", "triton": "triton_rays"},
+    "ray_features": {"cpu": "cpu_lookup", "triton": "triton_lookup"},
+    "trilinear": {"cpu": "cpu_trilinear", "triton": "triton_trilinear"},
 }
-BACKENDS = ("reference", "cpu")
+BACKENDS = ("reference", "cpu", "triton", "tcnn")
+_PREFERRED = {"cpu": ("cpu",), "cuda": ("tcnn", "triton")}  # by the type of device, the fastest first
 
 
 class Samples(NamedTuple):
@@ -117,25 +122,43 @@ class HashGrid:
         return tuple(r**3 > size for r, size in zip(self.resolutions, self.sizes, strict=True))
 
 
-def implementation(operation: str, device: torch.device) -> Callable[..., Any]:
+def implementation(operation: str, device: torch.device, without: str | None = None) -> Callable[..., Any]:
     """The function that computes an operation for tensors on ``device``: its backend's, else the reference.
 
     Args:
         operation: one of those that ``IMPLEMENTATIONS`` lists.
         device: where its tensors are.
+        without: a backend that has passed it on.
 
     Raises:
         UserError: ``NELF_KERNELS`` names a backend that does not exist or cannot run on this device.
     """
-    name = os.environ.get("NELF_KERNELS") or ("cpu" if device.type == "cpu" else "reference")
+    forced = os.environ.get("NELF_KERNELS")
+    if forced:
+        _check(forced, device)
+    # A tracer must see PyTorch operations.
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+        return _function(operation, "reference")
+    if forced:
+        preferred = (
+            _PREFERRED["cuda"][_PREFERRED["cuda"].index(forced) :] if forced in _PREFERRED["cuda"] else (forced,)
+        )
+    else:
+        preferred = _PREFERRED.get(device.type, ())
+    for name in preferred:
+        if name in IMPLEMENTATIONS[operation] and name != without and (name in (forced, "cpu") or runs(name, device)):
+            return _function(operation, name)
+    return _function(operation, "reference")
+
+
+def _check(name: str, device: torch.device) -> None:
+    """Refuse what ``NELF_KERNELS`` says if it cannot be done on a device."""
     if name not in BACKENDS:
         raise UserError(f"NELF_KERNELS: {name!r} is not a kernel backend; allowed: {', '.join(BACKENDS)}.")
     if name == "cpu" and device.type != "cpu":
         raise UserError(f"NELF_KERNELS=cpu: the tensors are on {device}; use reference there, or trainer=cpu.")
-    # A tracer must see PyTorch operations.
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
-        name = "reference"
-    return _function(operation, name)
+    if name in _PREFERRED["cuda"] and (reason := obstacle(name, device)):
+        raise UserError(f"NELF_KERNELS={name}: {reason}.")
 
 
 @cache
@@ -299,7 +322,8 @@ def composite(
         unit of ``t``, 0 where the ray owns no sample; ``weights`` (S,). Differentiable in ``sigma`` and ``rgb``.
 
     Raises:
-        ValueError: the sample tensors differ in length, or ``ray_indices`` is not sorted or not within the rays.
+        ValueError: the sample tensors differ in length, or ``ray_indices`` is not sorted or not within the rays; the
+            latter is not noticed by ``triton``, which would have to wait for the GPU.
 
     Source:
         NeRF, eq. 3 (Mildenhall et al. 2020, arXiv 2003.08934).

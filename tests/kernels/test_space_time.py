@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nelf.kernels import BACKENDS, space_time_lookup
+from nelf.kernels import space_time_lookup
 
 SHAPE = (3, 4, 5, 6, 2)  # T, D, H, W, C
 
@@ -24,9 +24,8 @@ def in_float64(positions: np.ndarray, times: np.ndarray, values: np.ndarray) -> 
     return out
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_equals_interpolation_axis_by_axis(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NELF_KERNELS", backend)
+@pytest.mark.usefixtures("backend")
+def test_equals_interpolation_axis_by_axis() -> None:
     values = torch.randn(SHAPE)
     edges = torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [1.0, 0.0, 0.5], [-0.2, 1.3, 0.4]])  # beyond: the border
     positions = torch.cat([torch.rand(60, 3), edges])
@@ -35,9 +34,8 @@ def test_equals_interpolation_axis_by_axis(backend: str, monkeypatch: pytest.Mon
     np.testing.assert_allclose(space_time_lookup(positions, times, values).numpy(), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_linear_function_is_exact(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NELF_KERNELS", backend)
+@pytest.mark.usefixtures("backend")
+def test_a_linear_function_is_exact() -> None:
     sides = [torch.linspace(0, 1, n, dtype=torch.float32) for n in SHAPE[:4]]
     t, z, y, x = torch.meshgrid(*sides, indexing="ij")
     values = torch.stack([x + 10 * y - 3 * z, 5 * t + x], -1)
@@ -54,11 +52,11 @@ def test_reference_passes_gradcheck(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.autograd.gradcheck(lambda v: space_time_lookup(positions, times, v), values)
 
 
-def test_gradients_equal_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_equal_the_reference(fast_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     positions, times, grad_out = torch.rand(300, 3), torch.rand(300), torch.randn(300, 2)
     grad_out[::3] = 0.0  # samples behind a surface
     gradients = []
-    for backend in BACKENDS:
+    for backend in ("reference", fast_backend):
         monkeypatch.setenv("NELF_KERNELS", backend)
         values = torch.zeros(SHAPE, requires_grad=True)
         space_time_lookup(positions, times, values).backward(grad_out)
@@ -66,9 +64,8 @@ def test_gradients_equal_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_side_of_one_node_is_constant(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NELF_KERNELS", backend)
+@pytest.mark.usefixtures("backend")
+def test_a_side_of_one_node_is_constant() -> None:
     values = torch.randn(1, 1, 1, 1, 3)
     found = space_time_lookup(torch.rand(7, 3), torch.rand(7), values)
     torch.testing.assert_close(found, values.view(1, 3).expand(7, 3))

@@ -12,7 +12,6 @@ from nelf.kernels import reference
 from nelf.kernels.trilinear import trilinear
 from nelf.lightfields.volume import index_of
 
-BACKENDS = ["reference", "cpu"]
 BOX = torch.tensor([-1.0, -1.2, -0.8, 1.0, 0.7, 0.9])
 # All grids here have four channels: Numba compiles its kernels for each number of them.
 
@@ -48,10 +47,8 @@ def random_case(dtype: torch.dtype = torch.float32, n: int = 400) -> dict[str, A
     }
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_multilinear_function_is_read_exactly(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NELF_KERNELS", backend)
-
+@pytest.mark.usefixtures("backend")
+def test_a_multilinear_function_is_read_exactly() -> None:
     def function(p: Tensor) -> Tensor:
         x, y, z = p.unbind(-1)
         return torch.stack([1 + x - 2 * y + 3 * z, x * y, y * z + 0.1, x * y * z], -1)
@@ -69,11 +66,8 @@ def test_a_multilinear_function_is_read_exactly(backend: str, monkeypatch: pytes
     torch.testing.assert_close(got[inside], expected[inside], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_beyond_the_box_is_its_face_and_a_missing_corner_is_what_it_counts_as(
-    backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("NELF_KERNELS", backend)
+@pytest.mark.usefixtures("backend")
+def test_beyond_the_box_is_its_face_and_a_missing_corner_is_what_it_counts_as() -> None:
     exists = torch.zeros(2, 2, 3, dtype=torch.bool)
     exists[:, :, 0] = exists[0, 0, 2] = True
     values = torch.arange(5.0)[:, None].expand(5, 4).contiguous()  # z = 0: 0 and 1 along x, 2 above; z = 1: 3, 4
@@ -99,14 +93,15 @@ def test_reference_gradient() -> None:
     assert torch.autograd.gradcheck(run, (case["values"].requires_grad_(), case["positions"].requires_grad_()))
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_numba_equals_the_reference_gradients_included(threads: int) -> None:
-    from nelf.kernels import cpu_trilinear
-
+@pytest.mark.parametrize(
+    ("fast_backend", "threads"), [("cpu", 1), ("cpu", 2), ("triton", 1)], indirect=["fast_backend"]
+)
+@pytest.mark.usefixtures("fast_backend")
+def test_backends_equal_the_reference_gradients_included(threads: int) -> None:
     results = []
     torch.set_num_threads(threads)
     try:
-        for run in (reference.trilinear, cpu_trilinear.trilinear):
+        for run in (reference.trilinear, trilinear):
             case = random_case()
             values, positions = case["values"].requires_grad_(), case["positions"].requires_grad_()
             out = run(**case)
@@ -121,9 +116,8 @@ def test_numba_equals_the_reference_gradients_included(threads: int) -> None:
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_no_places_at_all(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NELF_KERNELS", backend)
+@pytest.mark.usefixtures("backend")
+def test_no_places_at_all() -> None:
     case = random_case(n=0)
     values = case["values"].requires_grad_()
     out = trilinear(**case)

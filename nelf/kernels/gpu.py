@@ -1,0 +1,76 @@
+"""Which kernels a GPU can run: looked up once per device, and said once where something stands in the way."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+
+import torch
+
+__all__ = ["obstacle", "runs"]
+
+log = logging.getLogger(__name__)
+
+_PACKAGES = {"triton": "triton", "tcnn": "tinycudann"}
+_INSTALL = "pip install git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch"
+
+
+def runs(backend: str, device: torch.device) -> bool:
+    """Whether ``triton`` or ``tcnn`` runs on a device.
+
+    What is installed but does not run is said in one warning; what is not installed is not missed.
+    """
+    return device.type == "cuda" and _runs(backend, _index(device))
+
+
+def obstacle(backend: str, device: torch.device) -> str | None:
+    """Why ``triton`` or ``tcnn`` cannot run on a device, or None where it can."""
+    if device.type == "cpu" and backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
+        return _not_installed(backend)  # interpreted, which is slow: for tests
+    if device.type != "cuda":
+        return f"the tensors are on {device}; it needs a CUDA device"
+    return _obstacle(backend, _index(device))
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+@cache
+def _runs(backend: str, index: int) -> bool:
+    reason = _obstacle(backend, index)
+    if reason and not _not_installed(backend):
+        log.warning("%s. The next fastest kernels are used.", reason)
+    return reason is None
+
+
+@cache
+def _not_installed(backend: str) -> str | None:
+    package = _PACKAGES[backend]
+    if find_spec(package):
+        return None
+    return f"{package} is not installed; " + (
+        f"it is compiled on installing: {_INSTALL}" if backend == "tcnn" else "PyTorch's CUDA wheels for Linux bring it"
+    )
+
+
+@cache
+def _obstacle(backend: str, index: int) -> str | None:
+    if missing := _not_installed(backend):
+        return missing
+    device = torch.device("cuda", index)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a build for an older GPU, which runs, might be slower
+            import_module(f"nelf.kernels.{backend}_field").probe(device)
+    except Exception as error:  # the compiler's, the loader's or the driver's: each has its own
+        said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        reason = f"{_PACKAGES[backend]} does not run on {torch.cuda.get_device_name(device)}: {said}"
+        if backend == "triton":
+            return reason
+        return f"{reason}. It has to be built for this GPU and PyTorch {torch.__version__}: {_INSTALL}"
+    return None

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from nelf.errors import UserError
-from nelf.kernels import HashGrid, gpu, hash_encode, implementation, reference, tcnn_field
+from nelf.kernels import HashGrid, gpu, implementation, reference, tcnn_field
 
 GPU = torch.device("cuda", 0)
 GRID = HashGrid(levels=4, features=2, log2_table=8, base_resolution=4, per_level_scale=1.5)  # dense and hashed levels
@@ -199,9 +199,3 @@ def test_a_processor_gets_numba_and_tracers_get_the_reference(monkeypatch: pytes
     assert implementation("march", torch.device("cpu")).__module__ == "nelf.kernels.cpu_rays"
     monkeypatch.setattr(torch.jit, "is_tracing", lambda: True)
     assert implementation("march", torch.device("cpu")) is reference.march
-
-
-def test_one_point_can_be_encoded_in_32_bits() -> None:
-    """What a device is tried with is not itself wrong."""
-    grid = HashGrid(levels=1, features=2, log2_table=3, base_resolution=2, per_level_scale=1.0)
-    assert hash_encode(torch.zeros(1, 3), torch.zeros(8, 2), grid).tolist() == [[0.0, 0.0]]

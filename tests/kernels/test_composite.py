@@ -6,7 +6,7 @@ import torch
 from nelf.kernels import composite
 
 
-def ragged(n_rays: int = 16, seed: int = 0) -> tuple[torch.Tensor, ...]:
+def ragged(n_rays: int = 10, seed: int = 0) -> tuple[torch.Tensor, ...]:
     """Rays with 0 to 12 samples each, some opaque."""
     generator = torch.Generator().manual_seed(seed)
     counts = torch.randint(0, 13, (n_rays,), generator=generator)
@@ -36,8 +36,8 @@ def test_by_hand() -> None:
 @pytest.mark.usefixtures("backend")
 def test_weights_sum_to_an_opacity_within_one() -> None:
     sigma, rgb, starts, ends, rays = ragged()
-    out = composite(sigma, rgb, starts, ends, rays, 16)
-    torch.testing.assert_close(torch.zeros(16).index_add(0, rays, out.weights), out.opacity)
+    out = composite(sigma, rgb, starts, ends, rays, 10)
+    torch.testing.assert_close(torch.zeros(10).index_add(0, rays, out.weights), out.opacity)
     assert out.opacity.min() == 0.0
     assert out.opacity.max() <= 1.0 + 1e-6
 
@@ -49,8 +49,8 @@ def test_halving_a_sample_changes_nothing() -> None:
     twice = lambda x: x.repeat_interleave(2, dim=0)  # noqa: E731
     halves_start = torch.stack([starts, middle], 1).flatten()
     halves_end = torch.stack([middle, ends], 1).flatten()
-    whole = composite(sigma, rgb, starts, ends, rays, 16)
-    halved = composite(twice(sigma), twice(rgb), halves_start, halves_end, twice(rays), 16)
+    whole = composite(sigma, rgb, starts, ends, rays, 10)
+    halved = composite(twice(sigma), twice(rgb), halves_start, halves_end, twice(rays), 10)
     torch.testing.assert_close(halved.rgb, whole.rgb, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(halved.opacity, whole.opacity, atol=1e-5, rtol=1e-4)
 
@@ -77,12 +77,12 @@ def test_gradients_equal_the_reference_in_float64(
     early_stop: float, fast_backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sigma, rgb, starts, ends, rays = ragged()
-    grads = [torch.randn(16, 3), torch.randn(16), torch.randn(16), torch.randn(len(sigma))]
+    grads = [torch.randn(10, 3), torch.randn(10), torch.randn(10), torch.randn(len(sigma))]
     results = []
     for backend, dtype in (("reference", torch.float64), (fast_backend, torch.float32)):
         monkeypatch.setenv("NELF_KERNELS", backend)
         s, c = sigma.to(dtype).requires_grad_(), rgb.to(dtype).requires_grad_()
-        out = composite(s, c, starts.to(dtype), ends.to(dtype), rays, 16, early_stop)
+        out = composite(s, c, starts.to(dtype), ends.to(dtype), rays, 10, early_stop)
         torch.autograd.backward(list(out), [grad.to(dtype) for grad in grads])
         results.append([tensor.float() for tensor in (*out, s.grad, c.grad)])
     torch.testing.assert_close(results[1], results[0], atol=1e-4, rtol=1e-4)

@@ -53,7 +53,7 @@ def test_the_views_are_read_back_with_their_cameras(scene, tmp_path) -> None:
 
 def test_memory_does_not_grow_with_the_number_of_views(scene, tmp_path) -> None:
     """Views are written one by one, and their cameras are read without their images."""
-    few, many, width = 4, 24, 96
+    few, many, width = 4, 24, 256
     peaks: dict[str, list[int]] = {"write": [], "read": []}
     for count in (few, few, many):  # the first one warms up
         cameras = random_cameras(scene.train.camera, count).resized(width)

@@ -41,7 +41,7 @@ def trained(words: list[str], run: Path, processes: int, steps: int, threads: in
     )
     if ended.returncode:
         raise SystemExit(ended.stderr.strip() or f"train.py ended with {ended.returncode}")
-    return float(json.loads((run / "metrics.json").read_text(encoding="utf-8"))["seconds"])
+    return float(json.loads((run / "metrics.json").read_text(encoding="utf-8"))["train_seconds"])
 
 
 def main() -> None:

@@ -76,7 +76,7 @@ window.color = () => {
 };
 try {
   await viewer.addSplatScene('ball.ply', { showLoadingUI: false, progressiveLoad: false });
-  for (let i = 0; i < 10; i++) { frame(); await wait(100); }
+  for (let i = 0; i < 3; i++) { frame(); await wait(100); }
   window.loaded = performance.now() - begin;
 } catch (error) { window.failed = String(error); }
 </script>"""

@@ -272,7 +272,8 @@ def _sweep(
         common = shared_stages(list(first.stages), swept, declarations(OmegaConf.to_container(first.stage)))  # type: ignore[arg-type]
     if common:
         print(f"sweep: {', '.join(common)} first, for all jobs", flush=True)
-        fixed = [text for text in overrides if _key(text) not in {*swept, "stages", "sweep"}]
+        dropped = {*swept, "stages", "sweep"}
+        fixed = [text for text in overrides if _key(text) not in dropped and "hydra.sweeper." not in text]
         one = [flag for flag in flags if flag not in ("--multirun", "-m")]
         if is_elsewhere(first):  # where the jobs run, this runs, too
             fixed += [f"hydra.sweep.dir={first.run}", "hydra.sweep.subdir=."]

@@ -12,7 +12,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -74,6 +76,7 @@ class Search(Sweeper):
                 works on it.
         """
         assert self.config is not None
+        optuna = _optuna()
         for name, number in (("trials", self.trials), ("parallel", self.parallel)):
             if not isinstance(number, int) or isinstance(number, bool) or number < 1:
                 raise UserError(f"hydra.sweeper.{name}: is {number!r}; allowed: a whole number of 1 or more.")
@@ -83,7 +86,7 @@ class Search(Sweeper):
         fixed = [str(item.input_line) for key, item in parsed.items() if key not in space]
         if not space:
             raise UserError("sweep: nothing varies; allowed: KEY=a,b,c, KEY=range(1,9,2) or KEY=interval(0,1).")
-        self.validate_batch_is_legal([_job(fixed, _optuna().create_study().ask(space).params)])
+        self.validate_batch_is_legal([_job(fixed, optuna.create_study().ask(space).params)])
         folder = Path(self.config.hydra.sweep.dir)
         lock = Lock(folder)
         lock.acquire()
@@ -265,6 +268,12 @@ def _short(params: dict[str, Any]) -> str:
     return ", ".join(f"{key.rpartition('.')[2]} {_word(value)}" for key, value in params.items())
 
 
-# Hydra takes plugins only from a package of this name, into which nelf installs nothing.
+# Hydra takes plugins only from a package of this name, which is there where another plugin is.
+try:
+    _package = import_module("hydra_plugins")
+except ModuleNotFoundError:
+    _package = sys.modules["hydra_plugins"] = ModuleType("hydra_plugins")
+    _package.__path__ = []
+setattr(_package, "nelf", sys.modules[__name__])  # noqa: B010
 Search.__module__ = "hydra_plugins.nelf"
 Plugins.instance().register(Search)

@@ -15,9 +15,11 @@ break on:
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,7 @@ __all__ = [
     "render",
     "write",
     "write_pictures",
+    "written",
 ]
 
 FOV = 0.6911112070083618
@@ -197,6 +200,25 @@ def absent(root: Path, file: str = "transforms_train.json", kind: str = "scene")
     return True
 
 
+@contextmanager
+def written(root: Path, file: str = "transforms_train.json") -> Iterator[Path]:
+    """Yield a folder that gets the name of a built-in scene when the block ends, unless another process was first.
+
+    Args:
+        root: the scene's directory.
+        file: what the directory has if it is there.
+
+    Yields:
+        The folder to write into.
+    """
+    try:
+        with atomic_path(root) as folder:
+            yield folder
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY or absent(root, file):
+            raise
+
+
 def write_pictures(root: Path, cameras: dict[str, Camera], picture: Callable[[Camera], Tensor], **stated: Any) -> None:
     """Write a scene whose views are drawn one by one; the directory gets its name when it is complete.
 
@@ -210,7 +232,7 @@ def write_pictures(root: Path, cameras: dict[str, Camera], picture: Callable[[Ca
         UserError: the directory cannot be written.
     """
     with (
-        atomic_path(root) as folder,
+        written(root) as folder,
         progress_bar(f"rendering the demo scene to {root}", sum(map(len, cameras.values()))) as progress,
     ):
         for name, camera in cameras.items():

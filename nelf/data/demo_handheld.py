@@ -21,10 +21,9 @@ from nelf.cameras import Camera
 from nelf.data import shapes as sh
 from nelf.data.capture import Space
 from nelf.data.capture_writer import write_capture
-from nelf.data.demo import absent, draw
+from nelf.data.demo import absent, draw, written
 from nelf.data.shapes import ring, rod, solid
 from nelf.data.solids import BOX, CONE, CYLINDER, SPHERE, Material, Solid, pack
-from nelf.errors import atomic_path
 from nelf.scene import composite_background
 
 __all__ = ["background_points", "rig", "solids", "write"]
@@ -159,7 +158,7 @@ def write(root: str | Path, moments: int = _MOMENTS, width: int = _WIDTH) -> Pat
         picture = composite_background(draw(camera[index], lambda _: table), "black")
         return (picture * 255 + 0.5).byte().numpy()
 
-    with atomic_path(root) as folder:
+    with written(root, "dataset.json") as folder:
         write_capture(
             folder,
             camera,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
@@ -169,6 +171,12 @@ def test_it_refuses_in_a_line(jobs, change, line) -> None:
     assert len(study(jobs).trials) == 1
 
 
+def test_without_optuna_there_is_a_line(jobs, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UserError, match=r"^sweep: optuna is not installed, .*: pip install 'nelf\[search\]'\.$"):
+        searching(jobs, trials=1).sweep([])
+
+
 def test_one_process_searches_at_a_time(jobs, monkeypatch) -> None:
     def taken(self: Lock) -> None:
         raise UserError("sweep: process 1 is writing there.")
@@ -177,6 +185,13 @@ def test_one_process_searches_at_a_time(jobs, monkeypatch) -> None:
     with pytest.raises(UserError, match="process 1"):
         searching(jobs, trials=1).sweep([])
     assert jobs.run == []
+
+
+def test_hydra_makes_it_from_its_configuration() -> None:
+    node = {"trials": 3, "parallel": 1, "quality": "psnr", "cost": "bytes", "seed": 0, "params": {"a": "1,2"}}
+    made = Plugins.instance()._instantiate(OmegaConf.create({"_target_": "hydra_plugins.nelf.Search", **node}))
+    assert isinstance(made, search.Search)
+    assert (made.trials, made.params) == (3, {"a": "1,2"})
 
 
 @pytest.mark.parametrize(

@@ -211,3 +211,15 @@ def test_other_files_are_left_alone(tmp_path):
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(UserError, match="holds other files"):
         demo.write(tmp_path, width=12)
+
+
+def test_of_two_processes_that_write_a_scene_the_first_one_s_counts(tmp_path):
+    """Jobs of a sweep that begin together."""
+    root = tmp_path / "blocks"
+    with demo.written(root) as folder:
+        folder.mkdir()
+        (folder / "transforms_train.json").write_text("second")
+        root.mkdir()
+        (root / "transforms_train.json").write_text("first")
+    assert (root / "transforms_train.json").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["blocks"]

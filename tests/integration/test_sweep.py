@@ -131,3 +131,24 @@ def test_a_sweep_over_all_presets_composes_each(scripts) -> None:
     for name in presets:
         assert f"experiment={name}" in printed
     assert "Traceback" not in printed
+
+
+def test_a_search_ends_in_its_front_and_goes_on(scripts) -> None:
+    """Two trials of a real chain, then one more; what they share is trained once, and the third begins nothing anew."""
+    pytest.importorskip("optuna", reason="optuna is not installed: pip install 'nelf[search]'")
+    words = ["trainer.max_steps=2", "stage.narrow.max_steps=1", "stage.report.frames=0", "run=out"]
+    space = ["model.width=8,16", "stage.narrow.ratio=interval(0.2,0.6)", "model.depth=2"]
+    base = [word for word in scripts.distill("sweep=pareto") if not word.startswith(("model.", "stage."))]
+    command = [*base, "model.sr_factor=4", "stage.pseudo.views=2", *words, *space]
+    printed = scripts.run([*command, "hydra.sweeper.trials=2"])
+    folder = scripts.folder / "out_sweep"
+    assert "2 trials, " in printed
+    assert {"study.db", "pareto.svg", "pareto.md", "table.md"} <= set(os.listdir(folder))
+    assert len(list(scripts.folder.rglob("teacher/done.json"))) == 1
+    first = table(folder / "pareto.md")
+    assert all(float(row["val/psnr"]) > 0 and float(row["latency_ms"]) > 0 for row in first)
+    assert {row["model.width"] for row in first} <= {"8", "16"}
+    assert all(0.2 <= float(row["stage.narrow.ratio"]) <= 0.6 for row in first)
+    printed = scripts.run([*command, "hydra.sweeper.trials=3"])
+    assert "3 trials, " in printed
+    assert len(table(folder / "table.md")) == 3

@@ -58,7 +58,7 @@ class UserError(Exception):
         True
     """
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str = "") -> None:
         text = message if len(message) <= _LONGEST else f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 3 :]}"
         super().__init__("".join(letter if letter.isprintable() else _escaped(letter) for letter in text))
 

@@ -30,6 +30,7 @@ _UNWRITABLE = {
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
     errno.ENOTDIR: "a part of this path is a file, not a directory",
+    errno.EISDIR: "a directory is in the way of a file",
     errno.EEXIST: "a file of this name is in the way",
     errno.ENOENT: "the directory cannot be created here",
     errno.ENAMETOOLONG: "the name is too long",

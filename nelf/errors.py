@@ -30,6 +30,7 @@ _UNWRITABLE = {
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
     errno.ENOTDIR: "a part of this path is a file, not a directory",
+    errno.EISDIR: "a directory is in the way of a file",
     errno.EEXIST: "a file of this name is in the way",
     errno.ENOENT: "the directory cannot be created here",
     errno.ENAMETOOLONG: "the name is too long",
@@ -58,7 +59,7 @@ class UserError(Exception):
         True
     """
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str = "") -> None:
         text = message if len(message) <= _LONGEST else f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 3 :]}"
         super().__init__("".join(letter if letter.isprintable() else _escaped(letter) for letter in text))
 

@@ -291,6 +291,7 @@ def finite(path: Path, values: np.ndarray) -> np.ndarray:
     Raises:
         UserError: they are not, or too large.
     """
+    values = widened(values)  # 16 bits do not reach as far as what they are compared with
     if not (np.abs(values) <= LARGEST).all():
         raise UserError(f"{path}: holds numbers that are not finite, or beyond {LARGEST:g}.")
     return np.array(values, np.float32)

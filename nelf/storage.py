@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -160,7 +161,9 @@ def _describe(file: Path, header: Mapping[str, str], shapes: Mapping[str, tuple[
     if large:
         raise UserError(f"{file}: describes a {kind.__name__} whose {short(large[0])} is beyond {_LARGEST}.")
     try:
-        with torch.device("meta"), _at_most(_PARAMETERS[0] * len(shapes) + _PARAMETERS[1]):
+        most = _PARAMETERS[0] * len(shapes) + _PARAMETERS[1]
+        with torch.device("meta"), _at_most(most), warnings.catch_warnings():
+            warnings.simplefilter("error")  # such as of a number that is beyond 32 bits
             numbers = sum(tensor.numel() for tensor in kind(**config).state_dict().values())
     except Exception as error:  # whatever a constructor makes of a stranger's arguments
         raise UserError(f"{file}: describes a {kind.__name__} that cannot be built ({reason_of(error)}).") from None

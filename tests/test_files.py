@@ -144,6 +144,8 @@ def test_arrays_are_mapped_and_nothing_else_is(tmp_path: Path) -> None:
             open_array(tmp_path / f"{name}.npy", (None, 2))
     with pytest.raises(UserError, match="not finite, or beyond"):
         finite(tmp_path, np.array([1e39]))
+    half = np.array([1.5, -65504], np.float16)
+    assert finite(tmp_path, half).tolist() == [1.5, -65504]
 
 
 def test_a_temporary_folder_is_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

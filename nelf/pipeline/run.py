@@ -252,7 +252,10 @@ class Run:
             print(f"{name}: its settings or inputs have changed, so it is redone", flush=True)
             shutil.rmtree(folder)
         remove_leftovers(folder, _BEGIN)
-        (folder / "done.json").unlink(missing_ok=True)
+        done = folder / "done.json"
+        if done.is_dir():
+            raise UserError(f"{done}: is a directory, in the way of a file; allowed: to remove it.")
+        done.unlink(missing_ok=True)
         write_yaml(folder / "config.yaml", settings)
         return folder
 

@@ -38,10 +38,8 @@ _BEGIN = time.time()
 
 # Of these sections only what changes the result counts: a run may move to another machine, or its scene to
 # another folder (its digest is compared instead).
-_TRAINER_KEYS = (
-    *("max_steps", "max_time", "precision", "accumulate_grad_batches", "gradient_clip_val"),
-    "sync_batchnorm",
-)
+_TRAINER_KEYS = ("max_steps", "max_time", "precision", "accumulate_grad_batches", "gradient_clip_val")
+_TRAINER_SWITCHES = ("sync_batchnorm",)  # off in runs that do not know them
 _DATA_PLACES = ("root", "num_workers")
 
 
@@ -283,7 +281,9 @@ class Run:
         """All that the stage's result depends on, as it stands in the stage's config.yaml."""
         sections = {key: self.config[key] for key in self.recipe.stages[name].sections if key in self.config}
         if "trainer" in sections:
-            sections["trainer"] = {key: sections["trainer"].get(key) for key in _TRAINER_KEYS}
+            trainer = sections["trainer"]
+            switched = {key: True for key in _TRAINER_SWITCHES if trainer.get(key)}
+            sections["trainer"] = {**{key: trainer.get(key) for key in _TRAINER_KEYS}, **switched}
         left_out = {*_DATA_PLACES, *self.recipe.stages[name].without}
         sections["data"] = {key: value for key, value in sections["data"].items() if key not in left_out}
         settings = {"stage": self.config["stage"][name], **sections, "inputs": self._marks(name)}

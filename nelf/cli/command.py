@@ -303,8 +303,9 @@ def _run_hydra(command: str, task: Callable[[DictConfig], Any], arguments: list[
 def _job(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     """One job: its mistakes end a single run, but not the other jobs of a sweep."""
     place = _place(cfg.run)
-    (Path(place) / FAILURE).unlink(missing_ok=True)
     single = HydraConfig.get().mode is hydra.types.RunMode.RUN
+    if not single:
+        (Path(place) / FAILURE).unlink(missing_ok=True)
     try:
         return task(cfg)
     except Exception as error:

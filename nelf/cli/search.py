@@ -9,7 +9,9 @@ Hydra's own plugin for Optuna asks for a version below 3, hence this one.
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -125,6 +127,8 @@ class Search(Sweeper):
         for trial in begun:
             study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
             study.enqueue_trial(trial.params)
+        for params in _every(space, self.trials):  # a small space is tried whole
+            study.enqueue_trial(params, skip_if_exists=True)
         study.sampler = optuna.samplers.TPESampler(seed=self.seed + len(study.trials))
         return study
 
@@ -230,6 +234,19 @@ def distribution(item: Override) -> Any:
         except ValueError as error:
             raise UserError(f"{item.input_line}: {error}") from None
     return CategoricalDistribution([word for word in item.sweep_string_iterator()])
+
+
+def _every(space: dict[str, Any], most: int) -> list[dict[str, Any]]:
+    """All points of a space; none where there are more than so many, or it is continuous."""
+    axes = []
+    for each in space.values():
+        values = getattr(each, "choices", None)
+        if values is None and isinstance(each.low, int) and len(range(each.low, each.high + 1, each.step)) <= most:
+            values = range(each.low, each.high + 1, each.step)
+        axes.append(values or ())
+    if not 0 < math.prod(map(len, axes)) <= most:
+        return []
+    return [dict(zip(space, point, strict=True)) for point in itertools.product(*axes)]
 
 
 def _optuna() -> Any:

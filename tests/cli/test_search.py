@@ -133,7 +133,7 @@ def test_it_goes_on_with_what_was_interrupted(jobs) -> None:
     jobs.instead = {}
     searching(jobs, trials=30).sweep([])
     after = jobs.run[len(before) :]
-    assert after[0] == before[-1] == (32, 2)
+    assert before[-1] == (32, 2) in after
     assert not set(after) & set(before[:-1])
     assert len(study(jobs).trials) == 31  # of which one was interrupted
     count = len(jobs.run)

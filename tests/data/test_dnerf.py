@@ -198,8 +198,10 @@ def test_a_batch_of_the_curriculum_is_a_function_of_seed_and_number(kind):
 
 def test_a_datamodule_counts_its_curriculum_in_steps_and_a_student_has_none(tmp_path):
     data = DNeRFDataModule(write(tmp_path / "lego", LEGO), time_curriculum=30, batch_size=4)
-    trainer = SimpleNamespace(global_step=7, accumulate_grad_batches=3, global_rank=0, world_size=1)
-    data.trainer = trainer
+    place = SimpleNamespace(root_device=torch.device("cpu"))
+    data.trainer = SimpleNamespace(
+        global_step=7, accumulate_grad_batches=3, global_rank=0, world_size=1, strategy=place
+    )
     batches = data.train_dataloader().dataset
     assert (batches.first, batches.time_curriculum) == (21, 90)
     again = data.drawing("views", 2)

@@ -145,7 +145,7 @@ def test_a_graph_from_rays_on_takes_the_time(kind: str, moving_scene: Scene, tmp
         ({"grid": [1, 3, 4, 4, 4]}, "has the grid [1, 3, 4, 4, 4]; allowed: [2, T, Z, Y, X]"),
         ({"grid": [2, 1, 4, 4, 4]}, "has the grid"),
         ({"grid": [2, 4000, 40, 40, 40]}, "has the grid"),
-        ({"grid": "all"}, "has the grid all"),
+        ({"grid": "all"}, "has the grid 'all'"),
         ({"aabb": [0.0] * 6}, "has aabb"),
         ({"canonical_aabb": [0, 0, 0, 1, 1, float("inf")]}, "has canonical_aabb"),
         ({"empty": float("nan")}, "has empty nan; allowed: a number below 0"),
@@ -173,7 +173,7 @@ def test_a_motion_file_with_numbers_that_are_none_or_an_empty_window_is_refused(
     ):
         path.write_bytes(gzip.compress(damaged))
         with pytest.raises(UserError, match=message):
-            read_motion(tmp_path, about["motion"], rest, network.aabb.tolist(), 2)
+            read_motion(tmp_path, {**about["motion"], "sha256": None}, rest, network.aabb.tolist(), 2)
 
 
 @pytest.mark.parametrize(

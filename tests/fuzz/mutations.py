@@ -140,7 +140,8 @@ def array(random: Random, content: bytes) -> bytes:
     if kind < 3 and values.size:
         values = values.copy()
         spots = values.reshape(-1)
-        spots[random.randrange(spots.size)] = random.choice([np.nan, np.inf, 0, -1, 1e30, 1e39, 1e300, 1e-300])
+        with np.errstate(over="ignore", invalid="ignore"):
+            spots[random.randrange(spots.size)] = random.choice([np.nan, np.inf, 0, -1, 1e30, 1e39, 1e300, 1e-300])
     elif kind == 3:
         values = random.choice(
             [values[:0], values[:1], values.T, values.ravel(), values[..., :-1], values[None], values[0]]

@@ -230,7 +230,9 @@ def test_a_sweep_over_the_amount_shares_what_is_before_and_shows_every_round(tmp
         job = tmp_path / f"stage.prune.amount={amount}"
         write_yaml(job / "overrides.yaml", ["data=demo", f"stage.prune.amount={amount}"])
         names = ["pruned 10 %", f"pruned {float(amount):.0%}".replace("%", " %")]
-        write_json(job / "prune" / "artifacts.json", [{"name": name, "sparsity": float(amount)} for name in names])
+        listed = [{"name": name, "file": "round.safetensors", "sparsity": float(amount)} for name in names]
+        write_json(job / "prune" / "artifacts.json", listed)
+        (job / "prune" / "round.safetensors").touch()
         rows = [{"name": name, "psnr": 20.0 + place} for place, name in enumerate(["student", *names])]
         write_json(job / "report.json", {"rows": rows})
     (tmp_path / "stage.prune.amount=0.7").mkdir()

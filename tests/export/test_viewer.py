@@ -371,12 +371,12 @@ def test_any_static_host_serves_the_folder(browser, plain_host, tab, tab_of, bun
     page = browser.new_page()
     opened = tab_of(page, plain_host)
     address = f"http://127.0.0.1:{plain_host.server_address[1]}/"
-    page.goto(address + "scenes/lego/?threads=2")
+    page.goto(address + "scenes/lego/?kernels=lookup&threads=2")
     opened.drawn()
     assert opened.data["runtime"] == "WASM, 1 thread"  # memory is shared only where the host says so
     assert opened.complaints == []
     assert all(url.startswith((address, "data:", "blob:")) for url in opened.requests)
-    there = tab(bundles["features"].path.parent).go("?threads=2").drawn()
+    there = tab(bundles["features"].path.parent).go("?kernels=lookup&threads=2").drawn()
     assert there.data["runtime"] == "WASM, 2 threads"
     assert np.array_equal(opened.pixels(), there.pixels())
     page.close()

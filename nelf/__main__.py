@@ -17,6 +17,7 @@ _EXTRAS = {
     "coremltools": ("programs for Apple's devices", "pip install 'nelf[coreml]'"),
     "torchvision": ("LPIPS", "pip install torchvision"),
     "skimage": ("meshes", "pip install 'nelf[mesh]'"),
+    "optuna": ("searches", "pip install 'nelf[search]'"),
 }
 
 

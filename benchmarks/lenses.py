@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument(
-        "--lens", type=float, nargs=4, default=[-0.4, 0.15, 0.01, -0.015], metavar=("K1", "K2", "P1", "P2")
+        "--lens", type=float, nargs=4, default=[-0.6, 0.3, 0.03, -0.03], metavar=("K1", "K2", "P1", "P2")
     )
     parser.add_argument("--out", type=Path, default=RESULTS / "lenses.json")
     options = parser.parse_args()

@@ -14,8 +14,6 @@ from typing import Annotated, Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -23,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nelf.cli import remembered
 from nelf.cli.check import accepts, check_types, explain
+from nelf.cli.remembered import key_of
 from nelf.cli.sweeps import (
     FAILURE,
     check_launcher,
@@ -207,7 +206,7 @@ def _main(command: str, task: Callable[[DictConfig], Any]) -> None:
         return
     # Only these say which directory; the others may make sense only beside what is stored in it.
     typed = list(overrides)
-    naming = [text for text in first_job(overrides) if _key(text) in ("run", "experiment", "sweep", "base")]
+    naming = [text for text in first_job(overrides) if key_of(text) in ("run", "experiment", "sweep", "base")]
     named = _compose(command, naming, config_dir)
     kept: list[str] = []
     for place in filter(None, (named.run, named.get("base"))):
@@ -216,7 +215,7 @@ def _main(command: str, task: Callable[[DictConfig], Any]) -> None:
             print(f"{place}: begun with {shlex.join(earlier)}, which still holds", flush=True)
             kept, overrides = [*earlier, *kept], [*earlier, *overrides]
     first = _compose(command, first_job(overrides), config_dir, hydra_too=True)
-    if "run" not in map(_key, overrides):
+    if "run" not in map(key_of, overrides):
         # A directory named by the time keeps this one name, in all jobs and processes, and after Ctrl-C.
         overrides = [*overrides, f"run={first.run}"]
         sys.argv = [*sys.argv, f"run={first.run}"]
@@ -232,8 +231,8 @@ def _main(command: str, task: Callable[[DictConfig], Any]) -> None:
         _run_hydra(command, task, [*flags, *overrides])
         return
     if not swept:  # a sweep of a single job: what was typed is what it is about
-        swept = [key for key in map(_key, typed) if key not in _UNNAMED]
-    _sweep(command, task, flags, overrides, first, swept, [_key(text) for text in kept])
+        swept = [key for key in map(key_of, typed) if key not in _UNNAMED]
+    _sweep(command, task, flags, overrides, first, swept, [key_of(text) for text in kept])
 
 
 def _devices(cfg: DictConfig) -> int:
@@ -252,7 +251,7 @@ def _recall(command: str, file: Path, overrides: list[str], config_dir: str | No
     """The overrides of a run directory that still apply; those of an untrusted one may be data only."""
     kept = remembered.still_meant(remembered.read(file), overrides)
     folders = [CONF, *([Path(config_dir)] if config_dir else [])]
-    choices = [text for text in first_job(overrides) if any((folder / _key(text)).is_dir() for folder in folders)]
+    choices = [text for text in first_job(overrides) if any((folder / key_of(text)).is_dir() for folder in folders)]
     remembered.check(file, kept, choices, folders, functools.partial(_compose, command, config_dir=config_dir))
     return kept
 
@@ -273,7 +272,7 @@ def _sweep(
     if common:
         print(f"sweep: {', '.join(common)} first, for all jobs", flush=True)
         dropped = {*swept, "stages", "sweep"}
-        fixed = [text for text in overrides if _key(text) not in dropped and "hydra.sweeper." not in text]
+        fixed = [text for text in overrides if key_of(text) not in dropped and "hydra.sweeper." not in text]
         one = [flag for flag in flags if flag not in ("--multirun", "-m")]
         if is_elsewhere(first):  # where the jobs run, this runs, too
             fixed += [f"hydra.sweep.dir={first.run}", "hydra.sweep.subdir=."]
@@ -328,7 +327,7 @@ def _place(run: str) -> str:
 
 def _compose(command: str, overrides: list[str], config_dir: str | None, hydra_too: bool = False) -> DictConfig:
     searched = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
-    for key in (_key(text) for text in overrides if text.endswith("=null")):
+    for key in (key_of(text) for text in overrides if text.endswith("=null")):
         if (CONF / key).is_dir():  # Hydra ends with a traceback
             choices = ", ".join(sorted(file.stem for file in (CONF / key).glob("*.yaml")))
             raise UserError(f"{key}: is null; allowed: {choices}.")
@@ -356,14 +355,6 @@ def _split_arguments(argv: list[str]) -> tuple[list[str], list[str], str | None]
         else:
             flags.append(argument)
     return flags, list(parsed.overrides), parsed.config_dir
-
-
-def _key(override: str) -> str:
-    return _parse(override).key_or_group
-
-
-def _parse(override: str) -> Override:
-    return OverridesParser.create().parse_override(override)
 
 
 def _line(error: BaseException, run: str | None = None) -> str | None:

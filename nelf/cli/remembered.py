@@ -24,7 +24,7 @@ from nelf.errors import UserError
 from nelf.pipeline.documents import read_yaml
 from nelf.pipeline.recipe import PLACES
 
-__all__ = ["PATHS", "check", "memorable", "read", "still_meant"]
+__all__ = ["PATHS", "check", "key_of", "memorable", "read", "still_meant"]
 
 #: Arguments that are paths. Null, or what conf/ says, is all that may be remembered of them, but for ``SHOWN``.
 PATHS = (*PLACES, "root", "shards", "default_root_dir", "root_dir", "sub_dir", "dir")
@@ -80,7 +80,7 @@ def read(file: Path) -> list[str]:
 
 def memorable(overrides: Sequence[str]) -> list[str]:
     """The overrides that a later command in the same run directory begins with."""
-    return [text for text in overrides if _key(text).split(".")[0].split("/")[0] not in _FORGET]
+    return [text for text in overrides if key_of(text).split(".")[0].split("/")[0] not in _FORGET]
 
 
 def still_meant(stored: Sequence[str], overrides: Sequence[str]) -> list[str]:
@@ -90,8 +90,8 @@ def still_meant(stored: Sequence[str], overrides: Sequence[str]) -> list[str]:
         stored: of earlier commands in the run directory.
         overrides: of this command.
     """
-    new = {_key(text): text for text in overrides}
-    old = {_key(text): text for text in memorable(stored)}
+    new = {key_of(text): text for text in overrides}
+    old = {key_of(text): text for text in memorable(stored)}
     if "experiment" in new and old.get("experiment") != new["experiment"]:
         return []  # another preset is another beginning
     changed = [key for key in _FOLLOWERS if key in new and old.get(key) != new[key]]
@@ -227,7 +227,8 @@ class _Walk:
         raise UserError(f"{self._file}: {what}; allowed in a run directory: {allowed}. {_again(text)}")
 
 
-def _key(override: str) -> str:
+def key_of(override: str) -> str:
+    """The key, or the group, that an override is about."""
     return OverridesParser.create().parse_override(override).key_or_group
 
 

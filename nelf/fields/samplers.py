@@ -108,43 +108,33 @@ class OccupancySampler(Sampler):
     ) -> None:
         super().__init__()
         self.scale = scale
-        self.given = max_samples
-        if max_samples is None:
+        self.follows = max_samples is None
+        if self.follows:
             self.register_buffer("most", torch.tensor(_UNKNOWN))
+            self.register_load_state_dict_post_hook(_follow)
         self.max_step = math.sqrt(3) * 2 * scale / grid_resolution
         self.at_start = at_start
-        self.samples_per_ray = float(max_samples or _UNKNOWN)
-        self.grid = OccupancyGrid(grid_resolution, scale, self._threshold(max_samples or _UNKNOWN), 0.95, grid_slices)
+        known = max_samples or _UNKNOWN
+        self.samples_per_ray = float(known)
+        self.grid = OccupancyGrid(grid_resolution, scale, 0.0, 0.95, grid_slices)
+        self._take(known)
 
-    @property
-    def max_samples(self) -> int:
-        """Samples per ray at the most."""
-        return int(self.most.clamp(*_FOLLOWING)) if self.given is None else self.given
-
-    @property
-    def step(self) -> float:
-        """The smallest step, in the field's unit."""
-        return math.sqrt(3) / self.max_samples
-
-    @property
-    def cone(self) -> float:
-        """By what share of the distance from the camera steps grow: 1 / 256 for Instant-NGP's 1024 samples."""
-        return 0.0 if self.scale <= 0.5 else 4 / self.max_samples
+    def _take(self, max_samples: int) -> None:
+        """Set what follows from the number of samples: numbers, since reading a buffer would wait for a GPU."""
+        self.max_samples = max_samples
+        self.step = math.sqrt(3) / max_samples
+        self.cone = 0.0 if self.scale <= 0.5 else 4 / max_samples  # 1 / 256 for the 1024 samples of Instant-NGP
+        self.grid.threshold = 0.01 / self.step
 
     def prepare(self, cameras: Camera, to_scene: Callable[[Tensor], Tensor]) -> None:
         """Exclude the cells that no camera sees, and take the step from what a pixel sees, if none is given."""
-        if self.given is None:
+        if self.follows:
             low, high = to_scene(self.grid.density.new_tensor([[-0.5] * 3, [0.5] * 3]))
             diagonal = float((high - low).norm())
             step = max(_PIXELS * pixel_size(cameras, torch.cat([low, high])), diagonal / _FOLLOWING[1])
             self.most.fill_(max(round(diagonal / step), _FOLLOWING[0]))
-            self.grid.threshold = self._threshold(self.max_samples)
+            _follow(self)
         self.grid.mark_invisible(cameras, to_scene)
-
-    @staticmethod
-    def _threshold(max_samples: int) -> float:
-        """The density (per unit of the field) from which on a cell counts: a hundredth in a step."""
-        return 0.01 * max_samples / math.sqrt(3)
 
     def before_step(self, step: int, density: Callable[[Tensor], Tensor]) -> None:
         """Refresh the grid every 16 steps, all of it in the first 256."""
@@ -198,3 +188,8 @@ class OccupancySampler(Sampler):
             extent=self.scale,
             max_samples=at_most,
         )
+
+
+def _follow(sampler: OccupancySampler, loaded: object = None) -> None:
+    """Take the number of samples that has been found, or loaded with the weights."""
+    sampler._take(int(sampler.most.clamp(*_FOLLOWING)))

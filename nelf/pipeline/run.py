@@ -267,14 +267,13 @@ class Run:
 
     def _is_current(self, name: str, folder: Path) -> bool:
         """Whether a finished stage was made with the present configuration and inputs."""
-        done, state = read_done(folder), self._state(name)
-        if done.get("inputs") != state["inputs"]:
+        done, settings = read_done(folder), self._settings(name)
+        if done.get("inputs") != settings.pop("inputs"):
             return False
-        if done.get("config") == state["config"]:
+        if done.get("config") == hash_of(settings):
             return True
-        earlier, settings = read_settings(folder / "config.yaml") or {}, self._settings(name)
+        earlier = read_settings(folder / "config.yaml") or {}
         earlier.pop("inputs", None)
-        settings.pop("inputs")
         return done.get("config") == hash_of(earlier) and with_new_defaults(earlier, settings) == settings
 
     def _settings(self, name: str) -> dict[str, Any]:

@@ -31,12 +31,11 @@ def with_new_defaults(earlier: Any, present: Any) -> Any:
     if not isinstance(earlier, Mapping) or not isinstance(present, Mapping):
         return earlier
     known = {key: with_new_defaults(value, present.get(key)) for key, value in earlier.items()}
-    target = present.get("_target_")
-    if not isinstance(target, str) or earlier.get("_target_") != target:
+    target, new = present.get("_target_"), present.keys() - known.keys()
+    if not new or not isinstance(target, str) or earlier.get("_target_") != target:
         return known
     defaults = _defaults(target)
-    new = (key for key in present if key not in known and key in defaults)
-    return {**known, **{key: present[key] for key in new if defaults[key] == present[key]}}
+    return known | {key: present[key] for key in new & defaults.keys() if defaults[key] == present[key]}
 
 
 def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:

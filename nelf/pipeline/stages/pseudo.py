@@ -101,13 +101,12 @@ def pseudo(
     if root is not None:
         return agree(lambda: _take(Path(root), scene))
     cameras = pseudo_cameras(recipe, views, poses)
-    network = recipe.load(run.input("teacher"), "teacher", recipe.device)
-    quick = faster(network, described(run.input("teacher")), scene.geometry)
+    teacher = run.input("teacher")
+    config, network = described(teacher), recipe.load(teacher, "teacher", recipe.device)
+    config, network = faster(network, config, scene.geometry) or (config, network)
     if mode == "online":
-        config, network = quick or (described(run.input("teacher")), network)
         agree(lambda: save(network, run.folder("pseudo") / TEACHER, config, scene.digest))
         return {"mode": mode, "views": views, "bytes": 0}
-    network = network if quick is None else quick[1]
     folder = write_views(network, cameras, run.folder("pseudo"), scene)
     return {
         "mode": mode,

@@ -9,7 +9,7 @@ from nelf.data import with_pseudo_views
 from nelf.data.blender import read_cameras
 from nelf.data.online import online_views
 from nelf.lightfields import LightField
-from nelf.pipeline.documents import read_yaml
+from nelf.pipeline.documents import read_settings
 from nelf.pipeline.fit import fit
 from nelf.pipeline.processes import agree
 from nelf.pipeline.recipe import Recipe
@@ -130,7 +130,7 @@ def _online(run: Run) -> dict[str, Any] | None:
     """The options of stage pseudo, as it was done, if its teacher renders online; None where views are stored."""
     if run.config["stage"]["pseudo"].get("root") is not None:
         return None
-    options: dict[str, Any] = (read_yaml(run.input("pseudo") / "config.yaml") or {}).get("stage", {})
+    options: dict[str, Any] = (read_settings(run.input("pseudo") / "config.yaml") or {}).get("stage", {})
     return options if options.get("mode") == "online" else None
 
 

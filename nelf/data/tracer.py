@@ -37,7 +37,7 @@ from nelf.data.solids import (
     SPHERE,
 )
 from nelf.data.vectors import along, blend, dot, product, scaled, unit
-from nelf.kernels.numba_tools import njit, prange
+from nelf.kernels.numba_tools import njit
 
 __all__ = ["Lights", "trace"]
 
@@ -315,11 +315,11 @@ def _shade(solids, o, d, sun, sky, sample):  # type: ignore[no-untyped-def]
     return color, True
 
 
-@njit(cache=True, nogil=True, fastmath=True, parallel=True)
+@_jit
 def _trace(solids, sun, sky, frame, bent, side, out):  # type: ignore[no-untyped-def]
     """Fill one (H, W, 4) image; ``frame``: eye, image corner from there, one pixel across, one down."""
     samples = side * side
-    for row in prange(out.shape[0]):
+    for row in range(out.shape[0]):
         for column in range(out.shape[1]):
             red = green = blue = hits = 0.0
             for sample in range(samples):

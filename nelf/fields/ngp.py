@@ -221,7 +221,7 @@ def mlp(inputs: int, hidden: int, hidden_layers: int, outputs: int) -> nn.Sequen
     widths = [inputs] + [hidden] * hidden_layers + [outputs]
     layers: list[nn.Module] = []
     for width_in, width_out in pairwise(widths):
-        layers += [nn.Linear(width_in, width_out, bias=False), nn.ReLU()]
+        layers += [nn.Linear(width_in, width_out, bias=False), nn.ReLU(inplace=True)]
         nn.init.xavier_uniform_(layers[-2].weight)  # type: ignore[arg-type]
     return nn.Sequential(*layers[:-1])
 

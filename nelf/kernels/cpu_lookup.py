@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from nelf.kernels.lookup import MIN_TRANSMITTANCE, RayFeatures
-from nelf.kernels.numba_tools import array, helper, jit, njit, prange, threads
+from nelf.kernels.numba_tools import array, helper, in_turns, jit, njit, prange, threads
 
 _F0, _F1 = np.float32(0), np.float32(1)
 _U1 = np.uint64(1)
@@ -176,91 +176,95 @@ def _kernels(channels: int) -> tuple[Any, Any, Any]:
     @jit
     def forward(  # type: ignore[no-untyped-def]
         density, features, index, clearance, rays_o, rays_d, aabb, jitter, step, min_alpha,
-        out, opacity, depth, counts
+        out, opacity, depth, counts, parts
     ):  # fmt: skip
         empty = math.log(min_alpha / (_F1 - min_alpha))  # the inverse of the sigmoid
-        for n in prange(len(rays_o)):
-            out[n, :] = 0
-            far, seen, kept, light = _F0, _F0, 0, _F1
-            t, dt, points, start, move = _walk(rays_o[n], rays_d[n], aabb, jitter[n], step, index.shape)
-            fastest = max(abs(move[0]), abs(move[1]), abs(move[2]), np.float32(1e-6))  # cells from point to point
-            i = -1
-            while i + 1 < points:
-                i += 1
-                x, fx = _cell(start[0] + np.float32(i) * move[0], index.shape[2])
-                y, fy = _cell(start[1] + np.float32(i) * move[1], index.shape[1])
-                z, fz = _cell(start[2] + np.float32(i) * move[2], index.shape[0])
-                if clearance[z, y, x]:
-                    i += int(np.float32(clearance[z, y, x] - 1) / fastest)
-                    continue
-                a, b, c, d = _rows(index, x, y, z)
-                raw = _density(density, a, b, c, d, fx, fy, fz)
-                if raw < empty:
-                    continue
-                alpha = _sigmoid(raw)
-                kept += 1
-                reaches = _fade(light, _MIN_TRANSMITTANCE)
-                weight = light * alpha * _fade(alpha, min_alpha)
-                light -= weight
-                weight *= reaches
-                seen += weight
-                far += weight * (t + np.float32(i) * dt)
-                _add_features(features, a, b, c, d, fx, fy, fz, weight, channels, out[n])
-                if light < _MIN_TRANSMITTANCE:
-                    break
-            opacity[n], depth[n], counts[n] = seen, far, kept
+        for part in prange(parts):
+            for n in in_turns(part, parts, len(rays_o)):
+                out[n, :] = 0
+                far, seen, kept, light = _F0, _F0, 0, _F1
+                t, dt, points, start, move = _walk(rays_o[n], rays_d[n], aabb, jitter[n], step, index.shape)
+                fastest = max(abs(move[0]), abs(move[1]), abs(move[2]), np.float32(1e-6))  # cells from point to point
+                i = -1
+                while i + 1 < points:
+                    i += 1
+                    x, fx = _cell(start[0] + np.float32(i) * move[0], index.shape[2])
+                    y, fy = _cell(start[1] + np.float32(i) * move[1], index.shape[1])
+                    z, fz = _cell(start[2] + np.float32(i) * move[2], index.shape[0])
+                    if clearance[z, y, x]:
+                        i += int(np.float32(clearance[z, y, x] - 1) / fastest)
+                        continue
+                    a, b, c, d = _rows(index, x, y, z)
+                    raw = _density(density, a, b, c, d, fx, fy, fz)
+                    if raw < empty:
+                        continue
+                    alpha = _sigmoid(raw)
+                    kept += 1
+                    reaches = _fade(light, _MIN_TRANSMITTANCE)
+                    weight = light * alpha * _fade(alpha, min_alpha)
+                    light -= weight
+                    weight *= reaches
+                    seen += weight
+                    far += weight * (t + np.float32(i) * dt)
+                    _add_features(features, a, b, c, d, fx, fy, fz, weight, channels, out[n])
+                    if light < _MIN_TRANSMITTANCE:
+                        break
+                opacity[n], depth[n], counts[n] = seen, far, kept
 
     @jit
     def sample_gradients(  # type: ignore[no-untyped-def]
         density, features, index, clearance, rays_o, rays_d, aabb, jitter, step, min_alpha,
-        grad_out, grad_opacity, first, rows, inside, weights, grads, terms, rays
+        grad_out, grad_opacity, first, rows, inside, weights, grads, terms, rays, parts
     ):  # fmt: skip
         empty = math.log(min_alpha / (_F1 - min_alpha))  # the inverse of the sigmoid
-        for n in prange(len(rays_o)):
-            at, end = first[n], first[n + 1]
-            light = _F1
-            _, _, points, start, move = _walk(rays_o[n], rays_d[n], aabb, jitter[n], step, index.shape)
-            fastest = max(abs(move[0]), abs(move[1]), abs(move[2]), np.float32(1e-6))
-            i = -1
-            while i + 1 < points and at < end:
-                i += 1
-                x, fx = _cell(start[0] + np.float32(i) * move[0], index.shape[2])
-                y, fy = _cell(start[1] + np.float32(i) * move[1], index.shape[1])
-                z, fz = _cell(start[2] + np.float32(i) * move[2], index.shape[0])
-                if clearance[z, y, x]:
-                    i += int(np.float32(clearance[z, y, x] - 1) / fastest)
-                    continue
-                a, b, c, d = _rows(index, x, y, z)
-                raw = _density(density, a, b, c, d, fx, fy, fz)
-                if raw < empty:
-                    continue
-                alpha = _sigmoid(raw)
-                dense, reaches = _fade(alpha, min_alpha), _fade(light, _MIN_TRANSMITTANCE)
-                weight = light * alpha * dense
-                rows[at, 0], rows[at, 1], rows[at, 2], rows[at, 3] = a, b, c, d
-                inside[at, 0], inside[at, 1], inside[at, 2] = fx, fy, fz
-                weights[at] = weight * reaches
-                along = _dot_features(features, a, b, c, d, fx, fy, fz, channels, grad_out[n])
-                grads[at] = grad_opacity[n] + along
-                # The light that arrives; the share of it that counts and, where light fades, how that grows with it;
-                # what the point absorbs, and how that grows with its density.
-                terms[at, 0], terms[at, 1] = light, reaches
-                terms[at, 2] = reaches + (light / _MIN_TRANSMITTANCE if _F0 < reaches < _F1 else _F0)
-                terms[at, 3] = alpha * dense
-                terms[at, 4] = (dense + (alpha / min_alpha if _F0 < dense < _F1 else _F0)) * alpha * (_F1 - alpha)
-                light -= weight
-                rays[at] = n
-                at += 1
-            behind = _F0  # what all points after this one give to the loss, for each unit of light that reaches them
-            for k in range(at - 1, first[n] - 1, -1):
-                along = grads[k]
-                grads[k] = terms[k, 0] * (terms[k, 1] * along - behind) * terms[k, 4]
-                behind = terms[k, 3] * terms[k, 2] * along + (_F1 - terms[k, 3]) * behind
-            while at < end:  # only if rounding kept one point less than the forward walk
-                weights[at], grads[at], rays[at] = _F0, _F0, n
-                rows[at, :] = 0
-                inside[at, :] = 0
-                at += 1
+        for part in prange(parts):
+            for n in in_turns(part, parts, len(rays_o)):
+                at, end = first[n], first[n + 1]
+                light = _F1
+                _, _, points, start, move = _walk(rays_o[n], rays_d[n], aabb, jitter[n], step, index.shape)
+                fastest = max(abs(move[0]), abs(move[1]), abs(move[2]), np.float32(1e-6))
+                i = -1
+                while i + 1 < points and at < end:
+                    i += 1
+                    x, fx = _cell(start[0] + np.float32(i) * move[0], index.shape[2])
+                    y, fy = _cell(start[1] + np.float32(i) * move[1], index.shape[1])
+                    z, fz = _cell(start[2] + np.float32(i) * move[2], index.shape[0])
+                    if clearance[z, y, x]:
+                        i += int(np.float32(clearance[z, y, x] - 1) / fastest)
+                        continue
+                    a, b, c, d = _rows(index, x, y, z)
+                    raw = _density(density, a, b, c, d, fx, fy, fz)
+                    if raw < empty:
+                        continue
+                    alpha = _sigmoid(raw)
+                    dense, reaches = _fade(alpha, min_alpha), _fade(light, _MIN_TRANSMITTANCE)
+                    weight = light * alpha * dense
+                    rows[at, 0], rows[at, 1], rows[at, 2], rows[at, 3] = a, b, c, d
+                    inside[at, 0], inside[at, 1], inside[at, 2] = fx, fy, fz
+                    weights[at] = weight * reaches
+                    along = _dot_features(features, a, b, c, d, fx, fy, fz, channels, grad_out[n])
+                    grads[at] = grad_opacity[n] + along
+                    # The light that arrives; the share of it that counts and, where light fades, how that grows
+                    # with it; what the point absorbs, and how that grows with its density.
+                    terms[at, 0], terms[at, 1] = light, reaches
+                    terms[at, 2] = reaches + (light / _MIN_TRANSMITTANCE if _F0 < reaches < _F1 else _F0)
+                    terms[at, 3] = alpha * dense
+                    terms[at, 4] = (dense + (alpha / min_alpha if _F0 < dense < _F1 else _F0)) * alpha * (_F1 - alpha)
+                    light -= weight
+                    rays[at] = n
+                    at += 1
+                behind = (
+                    _F0  # what all points after this one give to the loss, for each unit of light that reaches them
+                )
+                for k in range(at - 1, first[n] - 1, -1):
+                    along = grads[k]
+                    grads[k] = terms[k, 0] * (terms[k, 1] * along - behind) * terms[k, 4]
+                    behind = terms[k, 3] * terms[k, 2] * along + (_F1 - terms[k, 3]) * behind
+                while at < end:  # only if rounding kept one point less than the forward walk
+                    weights[at], grads[at], rays[at] = _F0, _F0, n
+                    rows[at, :] = 0
+                    inside[at, :] = 0
+                    at += 1
 
     @jit
     def scatter(bounds, rows, inside, weights, grads, rays, grad_out, to_density, to_features):  # type: ignore[no-untyped-def]
@@ -299,7 +303,7 @@ class _RayFeatures(torch.autograd.Function):
         step: float,
         min_alpha: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        threads()
+        n_threads = threads()
         arguments = (
             array(density),
             array(features),
@@ -313,7 +317,7 @@ class _RayFeatures(torch.autograd.Function):
         out = np.empty((n_rays, channels), np.float32)
         opacity, depth = np.empty(n_rays, np.float32), np.empty(n_rays, np.float32)
         counts = np.empty(n_rays, np.int64)
-        _kernels(channels)[0](*arguments, out, opacity, depth, counts)
+        _kernels(channels)[0](*arguments, out, opacity, depth, counts, n_threads)
         ctx.walk = (arguments, counts)
         results = torch.from_numpy(out), torch.from_numpy(opacity), torch.from_numpy(depth)
         ctx.mark_non_differentiable(results[2])
@@ -335,7 +339,7 @@ class _RayFeatures(torch.autograd.Function):
         _, sample_gradients, scatter = _kernels(channels)
         terms = np.empty((total, 5), np.float32)
         sample_gradients(
-            *arguments, grad_features, array(grad_opacity), first, rows, inside, weights, grads, terms, rays
+            *arguments, grad_features, array(grad_opacity), first, rows, inside, weights, grads, terms, rays, n_threads
         )
         # Slices of equal work, not of equal size: rays end at the first surface.
         shares = np.arange(1, n_threads) / n_threads

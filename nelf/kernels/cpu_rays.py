@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nelf.kernels.numba_tools import array, inline, jit, njit, prange, threads
+from nelf.kernels.numba_tools import array, in_turns, inline, jit, njit, prange, threads
 
 # ------------------------------------------------------------------------------------------------ marching
 
@@ -48,58 +48,60 @@ def _to_face(position, low, size, direction):  # type: ignore[no-untyped-def]
 
 @jit
 def _march(  # type: ignore[no-untyped-def]
-    rays_o, rays_d, t_min, t_max, occupied, blocks, step, cone, max_step, extent, at_most, counts, first, out, rays
-):
+    rays_o, rays_d, t_min, t_max, occupied, blocks, step, cone, max_step, extent, at_most, parts,
+    counts, first, out, rays
+):  # fmt: skip
     """Count the samples of each ray where ``rays`` is empty, else write them from ``first`` on."""
     cascades, cells = occupied.shape[0], occupied.shape[1]
     block = cells // blocks.shape[1]  # cells along its side
     writing = len(rays) > 0
-    for n in prange(len(rays_o)):
-        ox, oy, oz = rays_o[n, 0], rays_o[n, 1], rays_o[n, 2]
-        dx, dy, dz = rays_d[n, 0], rays_d[n, 1], rays_d[n, 2]
-        t, end = t_min[n], t_max[n]
-        kept = 0
-        while t < end and kept < at_most:
-            dt = min(max(t * cone, step), max_step)
-            middle = t + np.float32(0.5) * dt
-            x, y, z = ox + middle * dx, oy + middle * dy, oz + middle * dz
-            radius = max(abs(x), abs(y), abs(z))
-            if middle >= end:
-                break
-            if radius > extent:
-                t += dt
-                continue
-            cascade = _cascade(radius, dt, cascades, cells)
-            half = min(np.float32(0.5) * np.float32(1 << cascade), extent)
-            to_cell = np.float32(0.5) * cells / half
-            i = min(max(int((x + half) * to_cell), 0), cells - 1)
-            j = min(max(int((y + half) * to_cell), 0), cells - 1)
-            k = min(max(int((z + half) * to_cell), 0), cells - 1)
-            i_block, j_block, k_block = i // block, j // block, k // block
-            if blocks[cascade, i_block, j_block, k_block]:
-                if occupied[cascade, i, j, k]:
-                    if writing:
-                        at = first[n] + kept
-                        out[0, at], out[1, at], rays[at] = t, t + dt, n
-                    kept += 1
-                t += dt
-                continue
-            # Walk the lattice to the far side of the empty block without looking at its cells.
-            size = np.float32(block) / to_cell
-            ahead = _to_face(x, i_block * size - half, size, dx)
-            ahead = min(ahead, _to_face(y, j_block * size - half, size, dy))
-            ahead = min(ahead, _to_face(z, k_block * size - half, size, dz))
-            leave = min(middle + ahead * np.float32(0.9999), end)
-            t += dt
-            if cone == 0:
-                t += dt * np.float32(int(max(leave - middle, np.float32(0)) / dt))
-                continue
-            while t < end:
+    for part in prange(parts):
+        for n in in_turns(part, parts, len(rays_o)):
+            ox, oy, oz = rays_o[n, 0], rays_o[n, 1], rays_o[n, 2]
+            dx, dy, dz = rays_d[n, 0], rays_d[n, 1], rays_d[n, 2]
+            t, end = t_min[n], t_max[n]
+            kept = 0
+            while t < end and kept < at_most:
                 dt = min(max(t * cone, step), max_step)
-                if t + np.float32(0.5) * dt >= leave:
+                middle = t + np.float32(0.5) * dt
+                x, y, z = ox + middle * dx, oy + middle * dy, oz + middle * dz
+                radius = max(abs(x), abs(y), abs(z))
+                if middle >= end:
                     break
+                if radius > extent:
+                    t += dt
+                    continue
+                cascade = _cascade(radius, dt, cascades, cells)
+                half = min(np.float32(0.5) * np.float32(1 << cascade), extent)
+                to_cell = np.float32(0.5) * cells / half
+                i = min(max(int((x + half) * to_cell), 0), cells - 1)
+                j = min(max(int((y + half) * to_cell), 0), cells - 1)
+                k = min(max(int((z + half) * to_cell), 0), cells - 1)
+                i_block, j_block, k_block = i // block, j // block, k // block
+                if blocks[cascade, i_block, j_block, k_block]:
+                    if occupied[cascade, i, j, k]:
+                        if writing:
+                            at = first[n] + kept
+                            out[0, at], out[1, at], rays[at] = t, t + dt, n
+                        kept += 1
+                    t += dt
+                    continue
+                # Walk the lattice to the far side of the empty block without looking at its cells.
+                size = np.float32(block) / to_cell
+                ahead = _to_face(x, i_block * size - half, size, dx)
+                ahead = min(ahead, _to_face(y, j_block * size - half, size, dy))
+                ahead = min(ahead, _to_face(z, k_block * size - half, size, dz))
+                leave = min(middle + ahead * np.float32(0.9999), end)
                 t += dt
-        counts[n] = kept
+                if cone == 0:
+                    t += dt * np.float32(int(max(leave - middle, np.float32(0)) / dt))
+                    continue
+                while t < end:
+                    dt = min(max(t * cone, step), max_step)
+                    if t + np.float32(0.5) * dt >= leave:
+                        break
+                    t += dt
+            counts[n] = kept
 
 
 def march(
@@ -115,7 +117,7 @@ def march(
     max_samples: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``nelf.kernels.march``."""
-    threads()
+    parts = threads()
     cells = occupied.contiguous().numpy()
     if cells.shape[3] % 8 == 0:
         blocks = np.empty((len(cells), *(side // 8 for side in cells.shape[1:])), np.bool_)
@@ -123,7 +125,7 @@ def march(
     else:
         blocks = cells
     rays = (array(rays_o), array(rays_d), array(t_min), array(t_max), cells, blocks)
-    steps = (np.float32(step), np.float32(cone), np.float32(max_step), np.float32(extent), max_samples)
+    steps = (np.float32(step), np.float32(cone), np.float32(max_step), np.float32(extent), max_samples, parts)
     counts = np.empty(len(rays[0]), np.int64)
     no_index = np.empty(0, np.int64)
     _march(*rays, *steps, counts, no_index, np.empty((2, 0), np.float32), no_index)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nelf.files import own_temporary_folder
 
-__all__ = ["array", "helper", "inline", "jit", "njit", "prange", "threads"]
+__all__ = ["array", "helper", "in_turns", "inline", "jit", "njit", "prange", "threads"]
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,17 @@ event.register("numba:compile", _SayOnce())
 jit = njit(parallel=True, fastmath={"contract", "nsz", "arcp", "reassoc"}, cache=True, nogil=True)
 inline = njit(inline="always")
 helper = njit(fastmath=True, nogil=True)
+
+
+@njit
+def in_turns(part, parts, number):  # type: ignore[no-untyped-def]
+    """Indices below ``number`` for one of ``parts`` threads: 64 of them, then those after the other threads' 64.
+
+    ``prange`` alone gives each thread one contiguous share, and the upper half of a picture is mostly empty.
+    """
+    for first in range(64 * part, number, 64 * parts):
+        for n in range(first, min(first + 64, number)):  # noqa: UP028 (Numba has no `yield from`)
+            yield n
 
 
 def threads() -> int:

@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+INSTALL := $(RUN) -m pip install --quiet --no-compile --constraint constraints.txt --editable
+# Tests of one file stay in one process, which shares what the file's fixtures made.
+PYTEST := $(RUN) -m pytest -q --numprocesses=auto --maxprocesses=8 --dist=loadfile
 
 .PHONY: demo test test-long docs clean
 .DELETE_ON_ERROR:
@@ -14,28 +17,28 @@ test: $(VENV)/installed-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest -q -m "not slow and not gpu"
-	$(RUN) -m pytest -q -m "slow and not gpu" tests/integration/test_chain.py tests/integration/test_dynamic.py tests/export
+	$(PYTEST) -m "not slow and not gpu"
+	$(PYTEST) -m "slow and not gpu" tests/integration/test_chain.py tests/integration/test_dynamic.py tests/export
 
 # Everything that takes longer, too: sweeps, killed runs, notebooks, the wheel, the benchmarks.
 test-long: $(VENV)/installed-dev
-	$(RUN) -m pytest -q -m "slow and not gpu"
+	$(PYTEST) -m "slow and not gpu"
 
 # The documentation, with the demo's light field running in it where there is one: make demo first.
 docs: $(VENV)/installed-dev
-	$(RUN) -m pip install --quiet --no-compile --editable '.[docs]'
+	$(INSTALL) '.[docs]'
 	$(RUN) -m mkdocs build --strict
 	if [ -d runs/demo/export ]; then cp -r runs/demo/export site/demo && $(RUN) -c "from nelf.viewer import static; static.write('site/demo')"; fi
 
-# The stamps remember what is installed; another pyproject.toml installs anew.
-$(VENV)/installed: pyproject.toml
+# The stamps remember what is installed; another pyproject.toml or constraints.txt installs anew.
+$(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --no-compile --editable .
+	$(INSTALL) .
 	touch $@
 
-$(VENV)/installed-dev: pyproject.toml
+$(VENV)/installed-dev: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --no-compile --editable '.[dev]'
+	$(INSTALL) '.[dev]'
 	touch $@ $(VENV)/installed
 
 clean:

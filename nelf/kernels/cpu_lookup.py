@@ -253,9 +253,8 @@ def _kernels(channels: int) -> tuple[Any, Any, Any]:
                     light -= weight
                     rays[at] = n
                     at += 1
-                behind = (
-                    _F0  # what all points after this one give to the loss, for each unit of light that reaches them
-                )
+                # What all points after this one give to the loss, for each unit of light that reaches them.
+                behind = _F0
                 for k in range(at - 1, first[n] - 1, -1):
                     along = grads[k]
                     grads[k] = terms[k, 0] * (terms[k, 1] * along - behind) * terms[k, 4]

@@ -44,6 +44,8 @@ _PARAMETERS, _NUMBERS = (4, 100), (2, 2**20)
 def save(network: nn.Module, path: Path | str, config: dict[str, Any], scene: str, scheme: Scheme = "fp32") -> Path:
     """Write a network's weights; and the ranges of its activations, if it has fake quantization.
 
+    Equal networks make equal files.
+
     Args:
         network: its parameters and buffers are written as they are, but for those that it names in
             ``training_state``: nothing but further training needs them.
@@ -63,9 +65,18 @@ def save(network: nn.Module, path: Path | str, config: dict[str, Any], scene: st
     header = {"nelf": nelf.__version__, "config": json.dumps(config), "scene": scene, "scheme": scheme}
     if ranges := activation_ranges(network):
         header["activation_ranges"] = json.dumps(ranges)
-    with atomic_path(path) as partial:
-        partial.write_bytes(safetensors.torch.save(tensors, header))
+    with atomic_path(path) as partial, partial.open("wb") as file:
+        file.writelines(_in_one_order(safetensors.torch.save(tensors, header)))
     return Path(path)
+
+
+def _in_one_order(content: bytes) -> list[bytes | memoryview]:
+    """The parts of a safetensors file whose header is sorted: the library has what describes a network in any order."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    text = json.dumps(header, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors stay aligned
+    return [len(text).to_bytes(8, "little"), text, memoryview(content)[start:]]
 
 
 def load(path: str | os.PathLike[str], network: nn.Module | None = None, device: str = "cpu") -> Any:

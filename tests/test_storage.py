@@ -37,6 +37,17 @@ def test_a_network_comes_back_as_it_was(tmp_path) -> None:
         assert file.metadata()["scene"] == "abc"
 
 
+def test_equal_networks_make_equal_files(path, tmp_path) -> None:
+    """Of four entries in a random order, one of twelve tries would differ by far."""
+    contents = {
+        save(nelf.load(path), tmp_path / f"{index}.safetensors", CONFIG, "é").read_bytes() for index in range(12)
+    }
+    assert len(contents) == 1
+    size = int.from_bytes(contents.pop()[:8], "little")
+    assert size % 8 == 0
+    assert json.loads((tmp_path / "0.safetensors").read_bytes()[8 : 8 + size])["__metadata__"]["scene"] == "é"
+
+
 def test_a_network_of_one_s_own_is_filled(path) -> None:
     own = MobileR2L(**ARGUMENTS)
     assert nelf.load(path, own) is own

@@ -2,11 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-INSTALL := $(RUN) -m pip install --quiet --no-compile --constraint constraints.txt --editable
+PIP := -m pip install --quiet --no-compile --constraint constraints.txt
+INSTALL := $(RUN) $(PIP) --editable
+# NerfBaselines wants an older NumPy than nelf's own environment has.
+BASELINES := .venv-baselines
 # Tests of one file stay in one process, which shares what the file's fixtures made.
 PYTEST := $(RUN) -m pytest -q --numprocesses=auto --maxprocesses=8 --dist=loadfile
 
-.PHONY: demo test test-long docs clean
+.PHONY: demo test test-long docs baselines clean
 .DELETE_ON_ERROR:
 
 # The built-in scene, from nothing to a small light field of it, with settings that suit a processor.
@@ -30,6 +33,11 @@ docs: $(VENV)/installed-dev
 	$(RUN) -m mkdocs build --strict
 	if [ -d runs/demo/export ]; then cp -r runs/demo/export site/demo && $(RUN) -c "from nelf.viewer import static; static.write('site/demo')"; fi
 
+# NerfBaselines' own test of nelf, on a scene in the Blender format: make baselines SCENE=data/nerf_synthetic/lego
+baselines: $(BASELINES)/installed
+	@test -n "$(SCENE)" || { echo "SCENE is not set; allowed: make baselines SCENE=a folder in the Blender format"; exit 2; }
+	$(BASELINES)/bin/python benchmarks/baselines.py "$(SCENE)"
+
 # The stamps remember what is installed; another pyproject.toml or constraints.txt installs anew.
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
@@ -41,5 +49,10 @@ $(VENV)/installed-dev: pyproject.toml constraints.txt
 	$(INSTALL) '.[dev]'
 	touch $@ $(VENV)/installed
 
+$(BASELINES)/installed: pyproject.toml constraints.txt
+	test -x $(BASELINES)/bin/python || $(PYTHON) -m venv $(BASELINES)
+	$(BASELINES)/bin/python $(PIP) --editable . 'nerfbaselines>=1.2,<1.3'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist runs site .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(BASELINES) build dist runs site .mypy_cache .pytest_cache .ruff_cache

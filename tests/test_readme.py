@@ -48,7 +48,7 @@ def test_a_command_composes(line: str) -> None:
     assert nelf.config(script, first_job(overrides))
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "docs"])
+@pytest.mark.parametrize("target", ["demo", "test", "docs", "baselines"])
 def test_the_make_targets_exist(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
 

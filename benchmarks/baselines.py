@@ -13,6 +13,7 @@ PSNR and SSIM are left.
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import math
 import os
@@ -22,7 +23,6 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from _machine import RESULTS, write
 from PIL import Image
@@ -83,6 +83,24 @@ def verdicts(printed: str) -> list[dict[str, str]]:
     return [{"test": text.strip(), "verdict": VERDICTS[sign]} for sign, text in found]
 
 
+def figures(printed: str) -> dict[str, float]:
+    """What NerfBaselines finds in the pictures of the second training, means over its test views."""
+    found = re.search(r"Eval metrics:\s*(\{[^}]*\})", printed)
+    return ast.literal_eval(found[1]) if found else {}
+
+
+def shown(command: list[str]) -> tuple[int, str]:
+    """Run a command and show what it prints; its exit code, and the same text."""
+    printed = b""
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        assert process.stdout is not None
+        while part := os.read(process.stdout.fileno(), 2**16):
+            printed += part
+            sys.stdout.buffer.write(part)
+            sys.stdout.flush()
+    return process.returncode, printed.decode(errors="replace")
+
+
 def environment() -> dict[str, str]:
     """The environment of a NerfBaselines that knows nelf and asks nobody for news."""
     told = {"NERFBASELINES_REGISTER": str(HERE / "_nerfbaselines_spec.py"), "NERFBASELINES_NO_UPDATE_CHECK": "1"}
@@ -115,13 +133,12 @@ def main() -> None:
         command += ["--data", str(root), "--steps", str(options.teacher_steps + options.student_steps)]
         command += [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
         command += ["--full"] * options.full
-        ended = subprocess.run(command, env=environment(), stdout=subprocess.PIPE, text=True)
-    print(ended.stdout, flush=True)
-    rows: list[dict[str, Any]] = list(verdicts(ended.stdout))
-    if rows:
+        code, printed = shown(command)
+    if rows := verdicts(printed):
         told = {**settings, "width": options.width, "full": options.full, "lpips": options.lpips}
-        write(options.out, nerfbaselines=version("nerfbaselines"), settings=told, rows=rows)
-    raise SystemExit(ended.returncode)
+        about = {"nerfbaselines": version("nerfbaselines"), "settings": told}
+        write(options.out, **about, metrics=figures(printed), rows=rows)
+    raise SystemExit(code)
 
 
 if __name__ == "__main__":

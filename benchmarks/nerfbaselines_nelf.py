@@ -429,7 +429,7 @@ def _progress(path: Path, overrides: dict[str, Any]) -> tuple[Settings, int]:
 
 
 class WithoutLPIPS:
-    """NerfBaselines' evaluation of images without LPIPS, whose networks' weights are downloads."""
+    """NerfBaselines' evaluation of unmasked pinhole pictures but for LPIPS, whose networks' weights are downloads."""
 
     def get_name(self) -> str:
         return "nelf-without-lpips"

@@ -364,11 +364,14 @@ def test_what_is_no_checkpoint_is_refused(method, tmp_path) -> None:
         method.NeLF()
 
 
-def test_verdicts_are_those_of_the_summary(script) -> None:
-    printed = "All tests passed:\n  \x1b[92m\u2713 Saving works\x1b[0m\n  \x1b[93m\u26a0 No paper\x1b[0m\n"
+def test_verdicts_and_figures_are_those_that_are_printed(script) -> None:
+    printed = "info: Eval metrics: \n{'psnr': 16.5,\n 'ssim': 0.5}\ninfo: \u2713\n"
+    printed += "All tests passed:\n  \x1b[92m\u2713 Saving works\x1b[0m\n  \x1b[93m\u26a0 No paper\x1b[0m\n"
     printed += "There\n  \x1b[91m\u2717 Model differs: a \u2713\x1b[0m\n"
     assert script("baselines").verdicts(printed) == [
         {"test": "Saving works", "verdict": "passed"},
         {"test": "No paper", "verdict": "skipped"},
         {"test": "Model differs: a \u2713", "verdict": "failed"},
     ]
+    assert script("baselines").figures(printed) == {"psnr": 16.5, "ssim": 0.5}
+    assert script("baselines").figures("error") == {}

@@ -21,6 +21,7 @@ import re
 import subprocess
 import sys
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -28,9 +29,11 @@ from _machine import RESULTS, write
 from PIL import Image
 
 from nelf.data import read_scene
+from nelf.errors import UserError
 from nelf.scene import Split
 
 HERE = Path(__file__).parent
+NEEDED = {"nerfbaselines": "make baselines", "torchvision": "pip install torchvision"}  # the latter for LPIPS
 VERDICTS = {"\u2713": "passed", "\u26a0": "skipped", "\u2717": "failed"}
 
 
@@ -44,9 +47,12 @@ def copy_scene(source: str | Path, root: Path, width: int, protocol: str) -> Non
         protocol: how it is to be evaluated.
 
     Raises:
-        SystemExit: the scene's pictures are not square, or its cameras are no centered pinholes.
+        SystemExit: it cannot be read, its pictures are not square, or its cameras are no centered pinholes.
     """
-    scene = read_scene(source, width=width)
+    try:
+        scene = read_scene(source, width=width)
+    except UserError as error:
+        raise SystemExit(str(error)) from None
     for name, split in (("train", scene.train), ("test", scene.test)):
         _write_split(root, name, split)
     about = {
@@ -120,6 +126,9 @@ def main() -> None:
     parser.add_argument("--lpips", action="store_true", help="NerfBaselines' protocol for Blender scenes")
     parser.add_argument("--out", type=Path, default=RESULTS / "baselines.json")
     options = parser.parse_args()
+    for name, remedy in NEEDED.items():
+        if find_spec(name) is None and (options.lpips or name != "torchvision"):
+            parser.error(f"{name} is not installed here: {remedy}.")
 
     with TemporaryDirectory(prefix="nelf_") as folder:
         root = Path(folder, "scene")

@@ -221,8 +221,9 @@ class StepByStep(pl.Callback):
         self._metrics: dict[str, float] = {}
         quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
         with quiet_lightning():
+            where = {"accelerator": _device(), "devices": 1}
             trainer = pl.Trainer(
-                max_steps=steps, max_epochs=-1, devices=1, limit_val_batches=0, callbacks=[self], **quiet
+                max_steps=steps, max_epochs=-1, limit_val_batches=0, callbacks=[self], **where, **quiet
             )
         self._thread = threading.Thread(target=self._fit, args=(trainer, data), daemon=True)
 
@@ -266,6 +267,10 @@ class StepByStep(pl.Callback):
                 trainer.should_stop = True
 
 
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def _system(model: str) -> tuple[System, dict[str, Any]]:
     """A new network in its system, by its recipe; and what its file is to say of it."""
     config = nelf.config("train", [f"model={model}"])
@@ -303,7 +308,8 @@ class NeLF:
         overrides = config_overrides or {}
         if checkpoint is not None:
             self.settings, self.step = _progress(Path(checkpoint, "nelf.json"), overrides)
-            self.network, self._description = nelf.storage.load(checkpoint), described(checkpoint)
+            self.network = nelf.storage.load(checkpoint, device=_device())
+            self._description = described(checkpoint)
             return
         if train_dataset is None:
             raise UserError("train_dataset: is none, and so is the checkpoint; allowed: one of them.")
@@ -360,7 +366,7 @@ class NeLF:
 
     def _train(self, system: System, scene: Scene, steps: int) -> None:
         """Let the next steps be those of a system."""
-        self.network = system.network
+        self.network = system.network.to(_device())
         data = SceneDataModule(scene, seed=SEED, **system.batches)
         self._training = StepByStep(system, data, steps)
         weakref.finalize(self, self._training.close)
@@ -373,8 +379,7 @@ class NeLF:
         weakref.finalize(self, folder.cleanup)
         self.scene = with_pseudo_views(scene, nelf.write_views(teacher, cameras, folder.name, scene))
         student, self._description = _system("grid_r2l")
-        student.network.to(teacher.center.device)
-        student.network.prepare(scene.geometry, scene.train.silhouettes(), teacher)
+        student.network.to(_device()).prepare(scene.geometry, scene.train.silhouettes(), teacher)
         self._train(student, self.scene, self.settings.student_iterations)
 
     def render(self, camera: Any, *, options: dict[str, Any] | None = None) -> dict[str, np.ndarray]:

@@ -283,6 +283,17 @@ def test_scenes_that_nerfbaselines_would_misread_are_refused(script, tmp_path) -
         script("baselines").copy_scene(tmp_path / "flat", tmp_path / "copy", 16, "nerf")
 
 
+def test_what_is_missing_is_told_before_anything_is_read(script, tmp_path, monkeypatch, capsys) -> None:
+    baselines = script("baselines")
+    with pytest.raises(SystemExit, match="none"):
+        baselines.copy_scene(tmp_path / "none", tmp_path / "copy", 16, "nerf")
+    monkeypatch.setattr(baselines, "find_spec", lambda name: name if name == "nerfbaselines" else None)
+    monkeypatch.setattr("sys.argv", ["baselines.py", str(tmp_path), "--lpips"])
+    with pytest.raises(SystemExit):
+        baselines.main()
+    assert "torchvision is not installed here: pip install torchvision" in capsys.readouterr().err
+
+
 @pytest.fixture
 def small(method, monkeypatch) -> None:
     """The method with networks that take no time."""

@@ -1,4 +1,4 @@
-"""Read damaged files by the thousand: ``python -m tests.fuzz FORMAT ... [--count N] [--first N]``.
+"""Read damaged files, and run wrong commands: ``python -m tests.fuzz FORMAT ... [--count N] [--first N]``.
 
 Each format has a process of its own, which is started again behind a case that ends it. What is found is printed by
 kind, with the number of a case; ``--first N --count 1 --keep FOLDER`` leaves its files there.
@@ -14,25 +14,30 @@ from collections import Counter
 from pathlib import Path
 
 from tests.fuzz.cases import Fuzzer, limit_memory
+from tests.fuzz.commands import CommandFuzzer
 from tests.fuzz.formats import FORMATS
+
+COMMANDS = "commands"  # no files: what somebody types
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("formats", nargs="*", choices=[*FORMATS, []], help="all, if none is named")
+    parser.add_argument("formats", nargs="*", choices=[*FORMATS, COMMANDS, []], help="all, if none is named")
     parser.add_argument("--count", type=int, default=1000, help="cases of each format")
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--keep", type=Path, help="a folder for the files of the last case")
     parser.add_argument("--one", action="store_true", help="in this process, a JSON line for each case")
     options = parser.parse_args()
     if options.one:
-        limit_memory()
-        with Fuzzer(options.formats[0], options.keep) as fuzzer:
+        name = options.formats[0]
+        if name != COMMANDS:
+            limit_memory()
+        with (CommandFuzzer if name == COMMANDS else Fuzzer)(name, options.keep) as fuzzer:
             for number in range(options.first, options.first + options.count):
                 print(json.dumps([number, "begun"]), flush=True)
                 print(json.dumps([number, *fuzzer.case(number)]), flush=True)
         return
-    for name in options.formats or FORMATS:
+    for name in options.formats or [*FORMATS, COMMANDS]:
         _format(name, options)
 
 

@@ -22,7 +22,6 @@ from tests.fuzz.formats import FORMATS, each
 from tests.fuzz.mutations import mutate
 
 MEMORY, SECONDS, ENDLESS, LONGEST = 10**9, 5.0, 300, 1500
-TYPED = "commands"  # no file: what somebody types
 
 
 def limit_memory() -> None:
@@ -103,16 +102,19 @@ class Fuzzer:
 
     def _damage(self, draw: random.Random, path: Path) -> None:
         """Write a damaged file, or put something else in its place."""
-        kind = draw.randrange(60) if self.name != TYPED else 59
+        kind = draw.randrange(60)
         if kind < 4:
             path.unlink()
+        if kind == 4:  # beside it, under a name that few files have
+            name = draw.choice(["a\nb{}", "\udcff{}", " {}", ".{}", "\u202e{}", "'{}", "%s{}", "é" * 80 + "{}", "{}~"])
+            path.with_name(name.format(path.name)).write_bytes(self._content[path])
         if kind == 1:
             path.mkdir()
         elif kind == 2:
-            path.symlink_to(draw.choice(["/nowhere", path.name, "/dev/zero", "/etc/hostname"]))
+            path.symlink_to(draw.choice(["/nowhere", path.name, "/dev/zero", "/etc/hostname", "..", "/proc/self/mem"]))
         elif kind == 3:
             os.mkfifo(path)
-        elif kind:
+        elif kind not in (0, 4):
             path.write_bytes(mutate(draw, path.name, self._content[path]))
 
     def _read_all(self, files: Sequence[Path]) -> None:

@@ -22,7 +22,7 @@ from nelf.data.capture_writer import write_capture
 from nelf.data.ply import read_ply
 from nelf.errors import UserError
 from nelf.scene import Scene
-from tests.fuzz.mutations import encoded
+from tests.fuzz.pictures import encoded
 
 WIDTH, HEIGHT = 16, 12
 
@@ -393,11 +393,85 @@ def _checkpoints(root: Path) -> None:
     torch.save({"network_fn_state_dict": moving}, root / "dnerf.tar")
 
 
+def _more_checkpoints(root: Path) -> None:
+    """Those of krrish94's code, of nerf-pytorch without directions, and of DyLiN and R2L with pickled options."""
+    width, x, d, each = 8, 63, 27, 5
+    flexible = _layers({"layer1": (width, x), **{f"layers_xyz.{i}": (width, width) for i in range(3)}})
+    flexible |= _layers({"fc_feat": (width, width), "fc_alpha": (1, width), "layers_dir.0": (4, width + d)})
+    flexible |= _layers({"fc_rgb": (3, 4)})
+    content = {"model_coarse_state_dict": flexible, "model_fine_state_dict": flexible, "iter": 3}
+    torch.save(content, root / "krrish.ckpt", _use_new_zipfile_serialization=False)
+    paper = _layers({f"layers_xyz.{i}": (width, x if i == 0 else x + width if i == 4 else width) for i in range(8)})
+    paper |= _layers({"layers_dir.0": (4, width + d), **{f"layers_dir.{i}": (4, 4) for i in range(1, 4)}})
+    paper |= _layers({"fc_feat": (width, width), "fc_alpha": (1, width), "fc_rgb": (3, 4)})
+    torch.save({"model_coarse_state_dict": paper, "model_fine_state_dict": None}, root / "paper.ckpt")
+    flat = _layers({f"pts_linears.{i}": (width, x if i == 0 else width) for i in range(3)})
+    flat |= _layers({"output_linear": (4, width)})
+    torch.save({"network_fn_state_dict": flat, "network_fine_state_dict": None}, root / "flat.tar")
+    trunk = _layers({"head.0": (width, (3 * 2 + 2) * each), "body.0.body.0": (width, width), "tail.0": (3, width)})
+    trunk |= _layers({"body.0.body.2": (width, width)})
+    moved = _layers({"pts_linears.0": (width, 7 * each), "pts_linears.1": (width, width)})
+    offset = moved | _layers({"output_linear_o": (3, width), "output_linear_d": (3, width)})
+    hyper = moved | _layers({"output_linear": (2, width)})
+    torch.save({"trunk": trunk, "offset": offset, "hyper": hyper}, root / "dylin.tar")
+
+
+def _ngp_pl(root: Path) -> None:
+    """A checkpoint of ngp_pl, whose sizes are given."""
+    from nelf.kernels import HashGrid
+
+    scale = 0.5
+    entries = HashGrid(16, 2, 19, 16, (2048 * scale / 16) ** (1 / 15)).entries
+    state = {
+        "model.xyz_min": torch.full((1, 3), -scale),
+        "model.xyz_max": torch.full((1, 3), scale),
+        "model.density_bitfield": torch.ones(128**3 // 8, dtype=torch.uint8),
+        "model.xyz_encoder.params": torch.randn(64 * 32 + 16 * 64 + 2 * entries) * 0.1,
+        "model.rgb_net.params": torch.randn(64 * 32 + 64 * 64 + 16 * 64) * 0.1,
+    }
+    torch.save({"state_dict": state, "epoch": 3}, root / "ngp.ckpt")
+
+
 def _converted(path: Path) -> None:
     from nelf.interop.recognize import conversion
 
-    found = conversion(path, {"residual": True} if path.name == "r2l.tar" else {})
+    options = {"r2l.tar": {"residual": True}, "ngp.ckpt": {"radius": 4.0}}
+    found = conversion(path, options.get(path.name, {}))
     found.network(path).render(_one_camera())
+
+
+# ------------------------------------------------------------------------------------------------ trainings
+
+
+@cache
+def _training() -> Any:
+    """The recipe of a training of one step."""
+    tiny = ["levels=2", "log2_table=8", "finest_resolution=32", "hidden=16", "grid_resolution=16", "max_samples=8"]
+    model = ["model=ngp_small", *(f"model.{each}" for each in tiny), "system.batch_size=16"]
+    return _built("train", *model, "trainer.max_steps=1", "trainer.limit_val_batches=1")
+
+
+def _checkpointed(root: Path) -> None:
+    """Two checkpoints of one training, of which the newest that is whole is taken."""
+    from nelf.pipeline.quiet import quiet_lightning
+
+    recipe = _training()
+    system = recipe.system()
+    with quiet_lightning():
+        trainer = recipe.trainer(root)
+        trainer.fit(system, datamodule=recipe.data(system))
+        for name in ("older", "newer"):
+            trainer.save_checkpoint(root / f"checkpoints/{name}.ckpt")
+
+
+def _resumed(root: Path) -> None:
+    from nelf.pipeline.fit import fit
+
+    recipe = _training()
+    system = recipe.system()
+    metrics = fit(recipe, system, recipe.data(system), root)
+    assert metrics["steps"] >= 1
+    assert all(bool(values.isfinite().all()) for values in system.state_dict().values()), "resumed, but not finite"
 
 
 # ------------------------------------------------------------------------------------------------ bundles
@@ -473,6 +547,11 @@ def _run(root: Path) -> None:
 @cache
 def _recipe() -> Any:
     """The recipe of a chain, whose scene is read once."""
+    return _built("distill", "run=out", "stages=[teacher,pseudo,student,prune]")
+
+
+def _built(command: str, *overrides: str) -> Any:
+    """A recipe for a tiny scene of its own."""
     import tempfile
 
     from omegaconf import OmegaConf
@@ -482,8 +561,8 @@ def _recipe() -> Any:
 
     root = Path(tempfile.mkdtemp())
     _blender(root)
-    overrides = ["data=blender", f"data.root={root}", "trainer=cpu", "run=out", "stages=[teacher,pseudo,student,prune]"]
-    plain: Any = OmegaConf.to_container(config("distill", overrides), resolve=True)
+    common = ["data=blender", f"data.root={root}", "trainer=cpu"]
+    plain: Any = OmegaConf.to_container(config(command, [*common, *overrides]), resolve=True)
     return Recipe(plain, build)
 
 
@@ -519,26 +598,6 @@ def _read_run(root: Path) -> None:
     )
 
 
-def _commands(root: Path) -> None:
-    (root / "command.txt").write_text(
-        "data=blender data.root=SCENE trainer=cpu run=out seed=1 data.width=8 stages=[teacher,student] "
-        "model=mobile_r2l model.width=16 system.lr=1e-3 stage.student.max_time=00:00:01:00 "
-        "stage.pseudo.views=4 trainer.max_steps=10"
-    )
-
-
-def _read_commands(root: Path) -> None:
-    from nelf.cli.command import _checked, config
-
-    text = (root / "command.txt").read_bytes().decode("utf-8", "surrogateescape")
-    try:
-        _checked(config("distill", text.replace("SCENE", str(root)).split()))
-    except Exception as error:
-        if type(error).__module__.startswith(("hydra", "omegaconf")):  # they become a line in ``nelf.cli.command.main``
-            raise UserError(" ".join(str(error).split())[:200]) from None
-        raise
-
-
 def _scene_format(make: Callable[[Path], None], read: Callable[[Path], Scene], *files: str) -> Format:
     return Format(make, lambda root: checked(read(root)), files)
 
@@ -562,7 +621,9 @@ FORMATS: dict[str, Format] = {
     "pseudo": Format(_pseudo, _read_pseudo, (_JSON, "*.npy")),
     "weights": Format(_weights, _drawn, ("*.safetensors",), alone=True),
     "checkpoints": Format(_checkpoints, _converted, ("*",), alone=True),
+    "more_checkpoints": Format(_more_checkpoints, _converted, ("*",), alone=True),
+    "ngp_pl": Format(_ngp_pl, _converted, ("*",), alone=True),
+    "training": Format(_checkpointed, _resumed, ("*.ckpt",)),
     "bundle": Format(_bundle, _read_bundle, ("bundle.json", "*.gz", "*.onnx")),
     "run": Format(_run, _read_run, ("*.json", "*.yaml", "*.csv")),
-    "commands": Format(_commands, _read_commands, ("*.txt",)),
 }

@@ -35,6 +35,11 @@ __all__ = ["described", "differences", "load", "save"]
 
 _HOMES = ("nelf.fields", "nelf.lightfields")
 _TARGET = re.compile(r"(?:nelf\.(?:fields|lightfields)\.(?:\w+\.)?)?(\w+)")
+#: Of numbers that a file may hold: parameters, and the buffers beside them.
+_KINDS = (
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+)
 _LARGEST = 2**20  # of the whole numbers that describe a network; some are counted up to
 #: A network may have so many parameters for each tensor of its file, and so many numbers for each number in it, and
 #: some more: norms are folded before a file is written, and what only training needs is not in it.
@@ -109,6 +114,9 @@ def load(path: str | os.PathLike[str], network: nn.Module | None = None, device:
         tensors = safetensors.torch.load_file(file)
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{file}: is not a whole safetensors file ({reason_of(error)}).") from None
+    odd = [name for name, values in tensors.items() if values.dtype not in _KINDS]
+    if odd:
+        raise UserError(f"{file}: {odd[0]} holds {tensors[odd[0]].dtype}, of which nelf writes none.")
     try:
         tensors = unpack(tensors, header.get("scheme", "fp32"))
     except UserError as error:

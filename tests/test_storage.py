@@ -183,3 +183,12 @@ def test_a_header_that_is_none_is_refused_before_it_is_built(tmp_path, config: s
     path.write_bytes(safetensors.torch.save({"x": torch.zeros(1)}, {"config": config}))
     with pytest.raises(UserError, match=r"holds no description of a network|whose width is beyond"):
         nelf.load(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.complex64])
+def test_numbers_of_another_kind_are_refused(tmp_path, dtype: torch.dtype) -> None:
+    tensors = {"head.0.weight": torch.zeros(2, 2).to(dtype)}
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(safetensors.torch.save(tensors, {"config": json.dumps(CONFIG)}))
+    with pytest.raises(UserError, match=r"head\.0\.weight holds torch\.\w+, of which nelf writes none"):
+        nelf.load(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -243,21 +243,21 @@ def check_graph(path: Path) -> None:
     from google.protobuf.message import DecodeError
 
     try:
-        graph = onnx.load(path, load_external_data=False).graph
+        model = onnx.load(path, load_external_data=False)
     except (DecodeError, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not a whole ONNX file ({reason_of(error)}).") from None
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(graph)):
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(model)):
         raise UserError(f"{path}: takes weights from another file; allowed: what lies in it.")
 
 
-def _tensors(graph: Any) -> list[Any]:
-    """All tensors of a graph and of the graphs in it."""
-    found = list(graph.initializer)
-    for attribute in (attribute for node in graph.node for attribute in node.attribute):
-        found += [attribute.t, *attribute.tensors]
-        for inner in (attribute.g, *attribute.graphs):
-            found += _tensors(inner) if inner.node or inner.initializer else []
-    return found
+def _tensors(message: Any) -> Iterator[Any]:
+    """All tensors in a message: of its graphs, of the functions and graphs that these call, and sparse ones."""
+    if message.DESCRIPTOR.name == "TensorProto":
+        yield message
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for inner in [value] if hasattr(value, "ListFields") else value:  # one message, or a list of them
+                yield from _tensors(inner)
 
 
 def _is_number(value: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nelf.errors import UserError
-from nelf.files import quoted, short
+from nelf.files import quoted, reason_of, short
 from nelf.storage import differences, save
 
 __all__ = ["Conversion", "depth_range", "prepared", "strip_prefix", "unknown_layout"]
@@ -51,10 +52,12 @@ class Conversion(NamedTuple):
             raise UserError(f"{path}: {infinite[0]} holds numbers that are not finite.")
         kind = getattr(import_module(_HOMES[self.role]), self.kind)
         try:
-            with torch.device("meta"):  # a stranger's sizes: nothing is allocated before they are known to fit the file
+            # A stranger's sizes: nothing is allocated before they are known to fit the file.
+            with torch.device("meta"), warnings.catch_warnings():
+                warnings.simplefilter("error")  # such as of a layer without numbers
                 described = kind(**self.arguments)
-        except ValueError as error:
-            raise UserError(f"{path}: is no {self.kind} of nelf's: {error}") from None
+        except Exception as error:  # whatever a constructor makes of them
+            raise UserError(f"{path}: is no {self.kind} of nelf's: {reason_of(error)}") from None
         left_out = getattr(described, "training_state", ())
         differing = [line for name, line in differences(described, self.state).items() if name not in left_out]
         if differing:
@@ -100,7 +103,7 @@ def prepared(near: float, far: float) -> dict[str, Tensor]:
 
 def strip_prefix(state: Mapping[str, Any], prefix: str = "module.") -> dict[str, Any]:
     """A state dict without the prefix that all of its names have; as it is where one has not."""
-    if all(name.startswith(prefix) for name in state):
+    if all(isinstance(name, str) and name.startswith(prefix) for name in state):
         return {name.removeprefix(prefix): value for name, value in state.items()}
     return dict(state)
 

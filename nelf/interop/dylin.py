@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from nelf.errors import UserError
+from nelf.files import LARGEST
 from nelf.interop.conversion import Conversion, prepared, strip_prefix, unknown_layout
 from nelf.interop.inert import Stub, module_state
 from nelf.interop.r2l import block_scale, stored_options, trial_options
@@ -132,4 +133,4 @@ def _depth(stored: Any, chosen: float | None, default: float) -> float:
     """A z-depth: the chosen one, or that of the original's options, which is above 0 where it was given."""
     if chosen is not None:
         return chosen
-    return float(stored) if isinstance(stored, int | float) and stored > 0 else default
+    return float(stored) if isinstance(stored, int | float) and 0 < stored <= LARGEST else default

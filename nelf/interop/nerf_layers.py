@@ -30,6 +30,9 @@ __all__ = [
 ]
 
 
+_OUTPUTS, _NARROWEST, _WIDEST = 4, 6, 2**13  # color and density; columns of the layer before them
+
+
 class Layer(NamedTuple):
     """A linear layer: weight (out, in) and bias (out,)."""
 
@@ -94,12 +97,25 @@ def take(path: Path, name: str, state: Mapping[str, Tensor], layers: Sequence[st
     return found
 
 
-def without_directions(layers: Sequence[Layer], output: Layer) -> Parts:
+def without_directions(path: Path, layers: Sequence[Layer], output: Layer) -> Parts:
     """A network whose last layer gives color and density at once, as one with a branch that ignores directions.
 
     The feature is the color and its negative, and what the ReLU behind it leaves of both is put together again.
+
+    Args:
+        path: the file, for errors.
+        layers: those before the last one.
+        output: the last one.
+
+    Raises:
+        UserError: it gives something else, or is too narrow or too wide.
     """
-    width = output.weight.shape[1]
+    outputs, width = output.weight.shape
+    if outputs != _OUTPUTS or not _NARROWEST <= width <= _WIDEST:
+        raise UserError(
+            f"{path}: its last layer has shape {(outputs, width)}; expected {_OUTPUTS} rows, and {_NARROWEST} to "
+            f"{_WIDEST} columns."
+        )
     weight, bias = torch.zeros(width, width), torch.zeros(width)
     weight[:6] = torch.cat([output.weight[:3], -output.weight[:3]])
     bias[:6] = torch.cat([output.bias[:3], -output.bias[:3]])
@@ -119,8 +135,10 @@ def convert_parts(path: Path, name: str, parts: Mapping[str, Parts], options: Op
         **arguments: of ``NeRF``, where the format differs from it.
 
     Raises:
-        UserError: layers that do not follow each other, or networks that differ.
+        UserError: layers that do not follow each other, networks that differ, or no coarse one.
     """
+    if "coarse" not in parts:
+        raise UserError(f"{path}: has no coarse network; expected one.")
     described = {key: layout(path, each) for key, each in parts.items()}
     if len(parts) == 2 and described["coarse"] != described["fine"]:
         raise UserError(f"{path}: its coarse and its fine network differ: {described['coarse']}, {described['fine']}.")
@@ -177,8 +195,10 @@ def layout(path: Path, parts: Parts) -> dict[str, Any]:
         parts: the network.
 
     Raises:
-        UserError: columns that no encoding fills.
+        UserError: no layers, or columns that no encoding fills.
     """
+    if not parts.layers:
+        raise UserError(f"{path}: has no layers of the position; expected one or more.")
     width, position = parts.layers[0].weight.shape
     widths = [layer.weight.shape[1] for layer in parts.layers]
     skips = [index for index, columns in enumerate(widths) if index and columns == width + position]

@@ -63,7 +63,7 @@ def network_parts(path: Path, name: str, state: Mapping[str, Tensor]) -> Parts:
     depth = sum(bool(_LAYER.fullmatch(key)) for key in state)
     layers = take(path, name, state, [f"pts_linears.{index}" for index in range(depth)])
     if "output_linear.weight" in state:  # trained without view directions; its views_linears are not used
-        return without_directions(layers, *take(path, name, state, ["output_linear"]))
+        return without_directions(path, layers, *take(path, name, state, ["output_linear"]))
     names = ["alpha_linear", "feature_linear", "views_linears.0", "rgb_linear"]
     density, feature, direction, color = take(path, name, state, names)
     return Parts(layers, density, feature, [direction], color)

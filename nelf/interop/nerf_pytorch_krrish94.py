@@ -45,6 +45,8 @@ def convert(checkpoint: Checkpoint, **options: Any) -> Conversion:
     content = checkpoint.content
     states = {"coarse": content["model_coarse_state_dict"], "fine": content.get("model_fine_state_dict")}
     loaded = {key: checkpoint.tensors(state) for key, state in states.items() if state}
+    if "coarse" not in loaded:
+        raise unknown_layout(checkpoint.path, _NAME, content, "a state dict as model_coarse_state_dict")
     flexible = "layer1.weight" in loaded["coarse"]
     parts_of = _flexible if flexible else _paper
     parts = {key: parts_of(checkpoint.path, state) for key, state in loaded.items()}
@@ -61,7 +63,7 @@ def _flexible(path: Path, state: dict[str, Tensor]) -> Parts:
     width = first.weight.shape[0]
     layers = [first, *(Layer(_position_first(layer.weight, width), layer.bias) for layer in later)]
     if "fc_out.weight" in state:
-        return without_directions(layers, *take(path, _NAME, state, ["fc_out"]))
+        return without_directions(path, layers, *take(path, _NAME, state, ["fc_out"]))
     density, feature, direction, color = take(path, _NAME, state, ["fc_alpha", "fc_feat", "layers_dir.0", "fc_rgb"])
     return Parts(layers, density, feature, [direction], color)
 

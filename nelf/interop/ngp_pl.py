@@ -30,7 +30,8 @@ _DENSITY, _COLOR = ((64, 32), (16, 64)), ((64, 32), (64, 64), (16, 64))
 
 def recognizes(content: Any) -> bool:
     """Whether what a file holds is a checkpoint of ngp_pl."""
-    return isinstance(content, dict) and "model.density_bitfield" in content.get("state_dict", content)
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    return isinstance(state, dict) and "model.density_bitfield" in state
 
 
 def convert(checkpoint: Checkpoint, radius: float | None = None) -> Conversion:
@@ -64,6 +65,8 @@ def convert(checkpoint: Checkpoint, radius: float | None = None) -> Conversion:
             "the scene's cameras from its origin: --radius 4.031128857 for the Blender scenes."
         )
     found = checkpoint.tensors({name: state[f"model.{name}"] for name in _KEYS})
+    if odd := [name for name in _KEYS if name not in found]:
+        raise UserError(f"{path}: model.{odd[0]} is no tensor; expected one.")
     scale = float(found["xyz_max"].flatten()[0]) if found["xyz_max"].numel() == 3 else math.nan
     if not 0.5 <= scale <= 64:
         raise UserError(

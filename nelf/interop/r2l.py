@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nelf.errors import UserError
+from nelf.files import LARGEST, quoted
 from nelf.interop.conversion import Conversion, prepared, strip_prefix, unknown_layout
 from nelf.interop.inert import Stub
 from nelf.interop.tar import write_tar
@@ -146,8 +147,8 @@ def block_scale(path: Path, options: dict[str, Any]) -> float:
     stated = trial_options(options)
     for key, allowed in (("body_arch", "resmlp"), ("inact", "relu"), ("outact", "none"), ("n_learnable", 2)):
         if stated.get(key, allowed) != allowed:
-            raise UserError(f"{path}: was trained with --trial.{key} {stated[key]}; nelf has only {allowed}.")
+            raise UserError(f"{path}: was trained with --trial.{key} {quoted(stated[key])}; nelf has only {allowed}.")
     scale = stated.get("res_scale", 1.0)
-    if not isinstance(scale, int | float):
-        raise UserError(f"{path}: states --trial.res_scale {scale!r}; expected a number.")
+    if not isinstance(scale, int | float) or not abs(scale) <= LARGEST:
+        raise UserError(f"{path}: states --trial.res_scale {quoted(scale)}; expected a number.")
     return float(scale)

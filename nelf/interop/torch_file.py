@@ -77,18 +77,23 @@ class Checkpoint:
         size = sum(math.prod(each.shape) * _DTYPES[each.storage.kind].itemsize for each in stored.values())
         if size > self.size:
             raise UserError(f"{self.path}: declares tensors of {size} bytes, but has only {self.size}.")
+        numbers: dict[int, Tensor] = {}  # by storage, each read once however many tensors lie in it
         try:
-            return {name: _load(value) for name, value in stored.items()}
+            return {name: _load(value, numbers) for name, value in stored.items()}
         except (*_BROKEN, OSError) as error:
             raise UserError(f"{self.path}: is damaged ({reason_of(error)}).") from None
 
 
-def _load(tensor: StoredTensor) -> Tensor:
+def _load(tensor: StoredTensor, numbers: dict[int, Tensor]) -> Tensor:
     dtype = _DTYPES[tensor.storage.kind]
     if not math.prod(tensor.shape):
         return torch.empty(tensor.shape, dtype=dtype)
-    numbers = torch.frombuffer(bytearray(tensor.storage.fetch()), dtype=dtype)
-    return numbers.as_strided(tensor.shape, tensor.stride, tensor.offset).clone(memory_format=torch.contiguous_format)
+    key = id(tensor.storage)
+    if key not in numbers:
+        numbers[key] = torch.frombuffer(bytearray(tensor.storage.fetch()), dtype=dtype)
+    return (
+        numbers[key].as_strided(tensor.shape, tensor.stride, tensor.offset).clone(memory_format=torch.contiguous_format)
+    )
 
 
 def read(path: str | os.PathLike[str]) -> Checkpoint:
@@ -141,13 +146,15 @@ def _read_zip(path: Path, size: int) -> Any:
     if records[described[0]].file_size > _PICKLE:
         raise ValueError(f"its pickle is larger than {_PICKLE} bytes")
 
+    storages: dict[tuple[str, str, int], Storage] = {}
+
     def storage(stated: Any) -> Storage:
         kind, key, numel = _stated(stated, 5)
         name = f"{folder}data/{key}"
         if name not in records:
             raise ValueError(f"the record {name} is missing")
         _check_size(kind, numel, records[name].file_size)
-        return Storage(kind, numel, lambda: archive.read(name))
+        return storages.setdefault((kind, key, numel), Storage(kind, numel, lambda: archive.read(name)))
 
     return run(io.BytesIO(archive.read(described[0])), storage)
 

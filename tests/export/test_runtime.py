@@ -134,3 +134,28 @@ def test_a_graph_takes_no_weights_from_other_files(tmp_path, bundles) -> None:
     onnx.save(model, path)
     with pytest.raises(UserError, match=r"model.onnx: takes weights from another file"):
         load(path)
+
+
+@pytest.mark.parametrize("place", ["function", "sparse", "graph in a node"])
+def test_nor_do_the_parts_of_a_graph(tmp_path, place: str) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    from nelf.export.files import check_graph
+
+    elsewhere = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    elsewhere.external_data.add(key="location", value="/etc/passwd")
+    constant = helper.make_node("Constant", [], ["y"], value=elsewhere)
+    graph = helper.make_graph([], "g", [], [])
+    model = helper.make_model(graph)
+    if place == "function":
+        function = helper.make_function("own", "f", [], ["y"], [constant], [helper.make_opsetid("", 20)])
+        model.functions.append(function)
+    elif place == "sparse":
+        model.graph.sparse_initializer.add(values=elsewhere, dims=[1])
+    else:
+        inner = helper.make_graph([constant], "inner", [], [])
+        model.graph.node.append(helper.make_node("If", ["c"], ["z"], then_branch=inner))
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(UserError, match=r"model.onnx: takes weights from another file"):
+        check_graph(tmp_path / "model.onnx")

@@ -10,6 +10,7 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -49,17 +50,20 @@ def _format(name: str, options: argparse.Namespace) -> None:
         words = [name, "--one", "--first", str(first), "--count", str(end - first)]
         words += ["--keep", str(options.keep)] if options.keep else []
         last = None
-        with subprocess.Popen(
-            [sys.executable, "-m", "tests.fuzz", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as process:
-            output, error = process.communicate()
-        for line in output.splitlines():
-            number, kind, *rest = json.loads(line)
-            last = number if kind == "begun" else None
-            if kind != "begun":
-                told[kind] += 1
-                if kind == "finding":
-                    found.setdefault(rest[0], []).append(number)
+        with tempfile.TemporaryFile("w+") as log:
+            command = [sys.executable, "-m", "tests.fuzz", *words]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    number, kind, *rest = json.loads(line)
+                    last = number if kind == "begun" else None
+                    if kind != "begun":
+                        told[kind] += 1
+                    if kind == "finding":
+                        found.setdefault(rest[0], []).append(number)
+                        print(f"  {number}: {rest[0]}", file=sys.stderr, flush=True)
+            log.seek(0)
+            error = log.read()
         if last is None:
             if process.returncode:
                 print(error[-2000:])

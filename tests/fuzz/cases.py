@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from PIL import Image
+
 from nelf.errors import UserError
 from tests.fuzz.formats import FORMATS, each
 from tests.fuzz.mutations import mutate
@@ -47,7 +49,8 @@ class Fuzzer:
         self.name, self.format, self._keep = name, FORMATS[name], keep
         self.root = Path(tempfile.mkdtemp(prefix="fuzz_")) / "example"
         self.root.mkdir()
-        self.format.make(self.root)
+        with quiet():
+            self.format.make(self.root)
         files = [path for path in sorted(self.root.rglob("*")) if path.is_file()]
         self._content = {path: path.read_bytes() for path in files}
         self.files = sorted(
@@ -84,6 +87,7 @@ class Fuzzer:
         signal.alarm(ENDLESS)
         with warnings.catch_warnings(record=True) as caught, quiet():
             warnings.simplefilter("always")
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # as nelf says when it is imported
             outcome = self._read(damaged)
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)

@@ -437,7 +437,8 @@ def _converted(path: Path) -> None:
 
     options = {"r2l.tar": {"residual": True}, "ngp.ckpt": {"radius": 4.0}}
     found = conversion(path, options.get(path.name, {}))
-    found.network(path).render(_one_camera())
+    network = found.network(path)
+    network.render(_one_camera().at(0.5) if path.name in ("dylin.tar", "dnerf.tar") else _one_camera())
 
 
 # ------------------------------------------------------------------------------------------------ trainings

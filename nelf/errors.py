@@ -103,6 +103,13 @@ Positive = Annotated[float, Range(0, above=True)]
 NonNegative = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1)]
 ImageWidth = Annotated[int, Range(1, 2**14)]
+# Of networks: many times what anybody trains, and little enough that one of them alone fills no machine.
+Size = Annotated[int, Range(1, 2**12)]
+SizeOrZero = Annotated[int, Range(0, 2**12)]
+Depth = Annotated[int, Range(1, 2**10)]
+DepthOrZero = Annotated[int, Range(0, 2**10)]
+Frequencies = Annotated[int, Range(0, 2**6)]
+Log2Size = Annotated[int, Range(1, 30)]
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:

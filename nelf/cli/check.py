@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from nelf.cli.sweeps import EXTRAS
 from nelf.errors import Range, UserError, did_you_mean
+from nelf.files import quoted
 from nelf.pipeline.recipe import PLACES
 from nelf.pipeline.settings import parameters
 
@@ -52,7 +53,7 @@ def accepts(annotation: Any, value: Any) -> bool:
     Example:
         >>> accepts(int | None, None), accepts(int, 3.5), accepts(Literal["a", "b"], "c")
         (True, False, False)
-        >>> accepts(float, math.nan), accepts(Annotated[int, Range(1)] | None, 0)
+        >>> accepts(float, float("nan")), accepts(Annotated[int, Range(1)] | None, 0)
         (False, False)
     """
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
@@ -67,7 +68,8 @@ def accepts(annotation: Any, value: Any) -> bool:
         return value is None
     if annotation in (int, float):
         allowed = (int,) if annotation is int else (int, float)
-        return isinstance(value, allowed) and not isinstance(value, bool) and math.isfinite(value)
+        most = 2**63 - 1 if annotation is int else sys.float_info.max
+        return isinstance(value, allowed) and not isinstance(value, bool) and abs(value) <= most  # NaN is not, either
     if annotation in (str, Path):
         return isinstance(value, str)
     if annotation is bool:
@@ -146,7 +148,7 @@ def _check_node(node: dict[str, Any], where: str) -> None:
         annotation = known[key].annotation
         nested = isinstance(value, dict) and "_target_" in value
         if not nested and not accepts(annotation, value):
-            shown = "null" if value is None else repr(value)
+            shown = "null" if value is None else quoted(value)
             raise UserError(f"{where}.{key}: is {shown}; allowed: {_in_words(annotation)}.")
 
 

@@ -36,6 +36,7 @@ from nelf.cli.sweeps import (
 from nelf.cli.threads import let_idle_threads_sleep
 from nelf.errors import Range, UserError, unwritable
 from nelf.pipeline.documents import write_yaml
+from nelf.pipeline.memory import lacks_memory
 from nelf.pipeline.processes import adopt_launcher, agree, is_first, launch, world
 from nelf.pipeline.quiet import quiet_lightning
 from nelf.pipeline.recipe import Recipe, bare_trainer
@@ -363,6 +364,9 @@ def _line(error: BaseException, run: str | None = None) -> str | None:
         return str(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _first_line(error)
+    if lacks_memory(error):
+        reason = f" ({_first_line(error)})" if str(error) else ""
+        return f"There is not enough memory here{reason}. Choose a smaller model, batch or image, or fewer views."
     # What is missing or in the way deep inside is a bug; a disk that is full or read-only is not.
     place_is_wrong = isinstance(error, FileNotFoundError | FileExistsError | NotADirectoryError)
     refused = unwritable(error, error.filename or run) if isinstance(error, OSError) and not place_is_wrong else None

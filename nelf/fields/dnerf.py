@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nelf.encodings import frequency_encoding
-from nelf.errors import Count, CountOrZero
+from nelf.errors import Depth, Frequencies, Size, SizeOrZero
 from nelf.fields.base import RadianceField
 from nelf.fields.hierarchical import HierarchicalSampler, ask
 from nelf.fields.nerf import CHUNK_SAMPLES, RadianceMLP
@@ -90,18 +90,18 @@ class DNeRF(RadianceField):
 
     def __init__(
         self,
-        depth: Count = 8,
-        width: Count = 256,
+        depth: Depth = 8,
+        width: Size = 256,
         skips: Sequence[int] = (5,),
-        frequencies: CountOrZero = 10,
-        time_frequencies: CountOrZero = 10,
-        direction_frequencies: CountOrZero = 4,
-        direction_width: Count = 128,
+        frequencies: Frequencies = 10,
+        time_frequencies: Frequencies = 10,
+        direction_frequencies: Frequencies = 4,
+        direction_width: Size = 128,
         zero_canonical: bool = True,
         density_activation: Literal["softplus", "relu"] = "relu",
         low_precision: bool | None = None,
-        samples: Count = 64,
-        fine_samples: CountOrZero = 128,
+        samples: Size = 64,
+        fine_samples: SizeOrZero = 128,
         infinite_end: bool = True,
         ray_shift: float = 0.0,
     ) -> None:

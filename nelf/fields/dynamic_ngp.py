@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nelf.encodings import frequency_encoding
-from nelf.errors import Count, CountOrZero, NonNegative, Positive
+from nelf.errors import Count, Depth, DepthOrZero, Frequencies, Log2Size, NonNegative, Positive, Size
 from nelf.fields.displacement import DisplacementGrid, DisplacementNetwork
 from nelf.fields.moving import MovingNGP
 from nelf.fields.ngp import filled, mlp, padded
@@ -54,19 +54,19 @@ class DynamicNGP(MovingNGP):
         self,
         controls: int = 1,
         motion: Literal["grid", "network"] = "grid",
-        motion_cells: Count = 16,
-        motion_times: Count = 16,
+        motion_cells: Size = 16,
+        motion_times: Size = 16,
         motion_lr: NonNegative = 0.1,
-        control_frequencies: CountOrZero = 4,
-        levels: Count = 16,
-        features: Count = 2,
-        log2_table: Count = 19,
-        base_resolution: Count = 16,
+        control_frequencies: Frequencies = 4,
+        levels: Depth = 16,
+        features: Size = 2,
+        log2_table: Log2Size = 19,
+        base_resolution: Size = 16,
         finest_resolution: Count = 2048,
-        hidden: Count = 64,
-        color_layers: CountOrZero = 2,
+        hidden: Size = 64,
+        color_layers: DepthOrZero = 2,
         scale: Positive = 0.5,
-        grid_resolution: Count = 128,
+        grid_resolution: Size = 128,
         grid_slices: Count | None = None,
         max_samples: Count | None = 1024,
         early_stop: NonNegative = 1e-4,

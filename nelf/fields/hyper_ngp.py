@@ -8,7 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from nelf.encodings import coarse_to_fine
-from nelf.errors import Count, CountOrZero, NonNegative, Positive
+from nelf.errors import (
+    Count,
+    CountOrZero,
+    Depth,
+    DepthOrZero,
+    Frequencies,
+    Log2Size,
+    NonNegative,
+    Positive,
+    Size,
+    SizeOrZero,
+)
 from nelf.fields.codes import TimeCodes
 from nelf.fields.displacement import DisplacementGrid
 from nelf.fields.moving import MovingNGP
@@ -84,29 +95,29 @@ class HyperNGP(MovingNGP):
 
     def __init__(
         self,
-        codes: CountOrZero = 8,
-        appearance: CountOrZero = 0,
+        codes: SizeOrZero = 8,
+        appearance: SizeOrZero = 0,
         warp: Literal["se3", "translation", "grid", "none"] = "se3",
-        warp_width: Count = 128,
-        warp_depth: Count = 6,
-        ambient: CountOrZero = 2,
-        ambient_width: Count = 64,
-        ambient_depth: Count = 6,
-        frequencies: CountOrZero = 6,
-        motion_cells: Count = 16,
-        motion_times: Count = 16,
+        warp_width: Size = 128,
+        warp_depth: Depth = 6,
+        ambient: SizeOrZero = 2,
+        ambient_width: Size = 64,
+        ambient_depth: Depth = 6,
+        frequencies: Frequencies = 6,
+        motion_cells: Size = 16,
+        motion_times: Size = 16,
         motion_lr: NonNegative = 0.1,
         window_steps: CountOrZero = 5000,
         background_points: CountOrZero = 16384,
-        levels: Count = 16,
-        features: Count = 2,
-        log2_table: Count = 19,
-        base_resolution: Count = 16,
+        levels: Depth = 16,
+        features: Size = 2,
+        log2_table: Log2Size = 19,
+        base_resolution: Size = 16,
         finest_resolution: Count = 2048,
-        hidden: Count = 64,
-        color_layers: CountOrZero = 2,
+        hidden: Size = 64,
+        color_layers: DepthOrZero = 2,
         scale: Positive = 0.5,
-        grid_resolution: Count = 128,
+        grid_resolution: Size = 128,
         grid_slices: Count | None = None,
         max_samples: Count | None = 1024,
         early_stop: NonNegative = 1e-4,

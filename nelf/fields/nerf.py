@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nelf.encodings import frequency_encoding
-from nelf.errors import Count, CountOrZero, NonNegative
+from nelf.errors import Depth, DepthOrZero, Frequencies, NonNegative, Size, SizeOrZero
 from nelf.fields.base import FieldRays, RadianceField
 from nelf.fields.hierarchical import HierarchicalSampler, ask
 from nelf.fields.samplers import OccupancySampler
@@ -53,13 +53,13 @@ class RadianceMLP(nn.Module):
 
     def __init__(
         self,
-        depth: Count = 8,
-        width: Count = 256,
+        depth: Depth = 8,
+        width: Size = 256,
         skips: Sequence[int] = (4,),
-        frequencies: CountOrZero = 10,
-        direction_frequencies: CountOrZero = 4,
-        direction_depth: CountOrZero = 1,
-        direction_width: Count = 128,
+        frequencies: Frequencies = 10,
+        direction_frequencies: Frequencies = 4,
+        direction_depth: DepthOrZero = 1,
+        direction_width: Size = 128,
         first_activation: bool = True,
         feature_activation: bool = False,
         pi: bool = False,
@@ -167,21 +167,21 @@ class NeRF(RadianceField):
 
     def __init__(
         self,
-        depth: Count = 8,
-        width: Count = 256,
+        depth: Depth = 8,
+        width: Size = 256,
         skips: Sequence[int] = (4,),
-        frequencies: CountOrZero = 10,
-        direction_frequencies: CountOrZero = 4,
-        direction_depth: CountOrZero = 1,
-        direction_width: Count = 128,
+        frequencies: Frequencies = 10,
+        direction_frequencies: Frequencies = 4,
+        direction_depth: DepthOrZero = 1,
+        direction_width: Size = 128,
         first_activation: bool = True,
         feature_activation: bool = False,
         pi: bool = False,
         density_activation: Literal["softplus", "relu"] = "softplus",
         noise_std: NonNegative = 0.0,
         low_precision: bool | None = None,
-        samples: Count = 64,
-        fine_samples: CountOrZero = 128,
+        samples: Size = 64,
+        fine_samples: SizeOrZero = 128,
         disparity: bool = False,
         infinite_end: bool = False,
         ray_shift: float = 0.0,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from nelf.encodings import HashEncoding, spherical_harmonics
-from nelf.errors import Count, CountOrZero, NonNegative, Positive, UserError
+from nelf.errors import Count, Depth, DepthOrZero, Log2Size, NonNegative, Positive, Size, SizeOrZero, UserError
 from nelf.fields.base import FieldRays, RadianceField
 from nelf.fields.codes import ViewCodes
 from nelf.fields.samplers import OccupancySampler
@@ -74,22 +74,22 @@ class NGP(RadianceField):
 
     def __init__(
         self,
-        levels: Count = 16,
-        features: Count = 2,
-        log2_table: Count = 19,
-        base_resolution: Count = 16,
+        levels: Depth = 16,
+        features: Size = 2,
+        log2_table: Log2Size = 19,
+        base_resolution: Size = 16,
         finest_resolution: Count = 2048,
-        hidden: Count = 64,
-        color_layers: CountOrZero = 2,
+        hidden: Size = 64,
+        color_layers: DepthOrZero = 2,
         scale: Positive = 0.5,
-        grid_resolution: Count = 128,
+        grid_resolution: Size = 128,
         grid_slices: Count | None = None,
         max_samples: Count | None = 1024,
         early_stop: NonNegative = 1e-4,
         low_precision: bool | None = None,
         z_steps: bool = False,
         contract: bool = False,
-        appearance: CountOrZero = 0,
+        appearance: SizeOrZero = 0,
     ) -> None:
         if contract and scale <= 0.5:
             raise ValueError(f"Expected argument `scale` to be above 0.5 with `contract`, but got {scale}.")

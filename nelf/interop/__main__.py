@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nelf.errors import UserError
+from nelf.files import short
 
 _USAGE = """checkpoints and data of other programs, in and out
 
@@ -15,7 +16,7 @@ python -m nelf.interop FILE --to RUN            a checkpoint becomes RUN/teacher
 python -m nelf.interop SET --to FOLDER          a pseudo set of MobileR2L becomes a Blender data set
 python -m nelf.interop tar MODEL --out FILE     a student becomes a checkpoint of R2L's or MobileR2L's code
 python -m nelf.interop poses --scene ROOT --views N --out FILE"""
-_MOST = 100_000
+_MOST, _SEEDS = 100_000, 2**32
 _HINT = "options that the file does not tell; each format takes some"
 
 
@@ -85,14 +86,12 @@ def _poses(words: list[str]) -> None:
 
     parser = argparse.ArgumentParser(prog="python -m nelf.interop poses")
     parser.add_argument("--scene", required=True, help="a scene in the Blender format, whose cameras are followed")
-    parser.add_argument("--views", required=True, type=int, help="how many")
+    parser.add_argument("--views", required=True, type=_count, help="how many")
     parser.add_argument("--out", required=True, help="the file to write, such as pseudo/transforms_train.json")
     parser.add_argument("--width", type=int, help="of the pictures, pixels: the scene's if left out")
     parser.add_argument("--poses", choices=POSES, default="hemisphere")
-    parser.add_argument("--seed", type=int, default=0, help="which set")
+    parser.add_argument("--seed", type=_seed, default=0, help="which set")
     given = parser.parse_args(words)
-    if given.views < 1:
-        raise UserError(f"--views: is {given.views}; allowed: 1 or more.")
     scene = read_scene(given.scene, width=given.width)
     camera = random_cameras(scene.train.camera, given.views, given.poses, given.seed)
     known: dict[str, Any] = {key: value for key, value in stated(scene).items() if key != "license"}
@@ -103,8 +102,14 @@ def _poses(words: list[str]) -> None:
 
 
 def _count(word: str) -> int:
-    if not word.isdecimal() or not 1 <= int(word) <= _MOST:
-        raise argparse.ArgumentTypeError(f"is {word}; allowed: 1 to {_MOST}")
+    if not word.isdecimal() or not len(word) < 20 or not 1 <= int(word) <= _MOST:
+        raise argparse.ArgumentTypeError(f"is {short(word)}; allowed: 1 to {_MOST}")
+    return int(word)
+
+
+def _seed(word: str) -> int:
+    if not word.isdecimal() or not len(word) < 20 or int(word) >= _SEEDS:
+        raise argparse.ArgumentTypeError(f"is {short(word)}; allowed: 0 to {_SEEDS - 1}")
     return int(word)
 
 

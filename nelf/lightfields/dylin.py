@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from nelf.errors import Count, CountOrZero
+from nelf.errors import Depth, Frequencies, Size, SizeOrZero
 from nelf.lightfields.base import LightField
 from nelf.lightfields.residual import colors, embed, points_along, residual_layers
 from nelf.rays import Rays
@@ -119,15 +119,15 @@ class DyLiN(LightField):
 
     def __init__(
         self,
-        width: Count = 256,
-        depth: Count = 88,
-        points: Count = 16,
-        multires: CountOrZero = 10,
-        offset_width: Count = 128,
-        offset_depth: Count = 7,
-        hyper_width: Count = 64,
-        hyper_depth: Count = 6,
-        hyper_dim: CountOrZero = 8,
+        width: Size = 256,
+        depth: Depth = 88,
+        points: Size = 16,
+        multires: Frequencies = 10,
+        offset_width: Size = 128,
+        offset_depth: Depth = 7,
+        hyper_width: Size = 64,
+        hyper_depth: Depth = 6,
+        hyper_dim: SizeOrZero = 8,
         controls: int = 1,
         ray_shift: float = 0.0,
     ) -> None:

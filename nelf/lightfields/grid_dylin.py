@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_max_pool3d, interpolate
 
-from nelf.errors import Count, NonNegative, UserError
+from nelf.errors import Depth, NonNegative, Size, UserError
 from nelf.kernels import reference
 from nelf.kernels.lookup import RayFeatures, most_points, ray_features
 from nelf.lightfields.base import LightField
@@ -78,17 +78,17 @@ class GridDyLiN(GridR2L):
 
     def __init__(
         self,
-        width: Count = 32,
-        depth: Count = 6,
-        resolution: Count | None = None,
-        features: Count = 8,
+        width: Size = 32,
+        depth: Depth = 6,
+        resolution: Size | None = None,
+        features: Size = 8,
         sr_factor: int = 2,
         activation: str = "relu",
         feature_lr: NonNegative = 4.0,
         density_lr: NonNegative = 20.0,
         controls: int = 1,
-        motion_cells: Count = 16,
-        motion_times: Count = 16,
+        motion_cells: Size = 16,
+        motion_times: Size = 16,
         motion_lr: NonNegative = 0.1,
     ) -> None:
         if controls < 1:

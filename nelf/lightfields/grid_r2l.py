@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, pad, pixel_shuffle
 
 from nelf.cameras import pixel_size
-from nelf.errors import Count, CountOrZero, NonNegative, Positive
+from nelf.errors import Depth, NonNegative, Positive, Size, SizeOrZero
 from nelf.kernels import multiplies_bfloat16, reference
 from nelf.kernels.lookup import RayFeatures, most_points
 from nelf.lightfields.base import LightField
@@ -93,15 +93,15 @@ class GridR2L(LightField):
 
     def __init__(
         self,
-        width: Count = 32,
-        depth: Count = 4,
-        resolution: Count | None = None,
-        features: Count = 4,
+        width: Size = 32,
+        depth: Depth = 4,
+        resolution: Size | None = None,
+        features: Size = 4,
         sr_factor: int = 2,
         activation: str = "relu",
         feature_lr: NonNegative = 4.0,
         density_lr: NonNegative = 20.0,
-        environment: CountOrZero = 0,
+        environment: SizeOrZero = 0,
         reach: Positive = 1.0,
     ) -> None:
         if depth < 2 or depth % 2:

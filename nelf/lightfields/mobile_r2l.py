@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from nelf.errors import Count, CountOrZero
+from nelf.errors import Depth, Frequencies, Size
 from nelf.lightfields.base import LightField
 from nelf.rays import Rays
 
@@ -167,10 +167,10 @@ class MobileR2L(LightField):
 
     def __init__(
         self,
-        width: Count = 256,
-        depth: Count = 60,
-        points: Count = 8,
-        multires: CountOrZero = 6,
+        width: Size = 256,
+        depth: Depth = 60,
+        points: Size = 8,
+        multires: Frequencies = 6,
         activation: str = "gelu",
         sr_factor: int = 8,
         sr_kernels: Sequence[int] = (64, 64, 16),

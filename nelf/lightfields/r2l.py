@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from nelf.errors import Count, CountOrZero
+from nelf.errors import Depth, Frequencies, Size
 from nelf.lightfields.base import LightField
 from nelf.lightfields.residual import colors, embed, points_along, residual_layers
 from nelf.rays import Rays
@@ -51,11 +51,11 @@ class R2L(LightField):
 
     def __init__(
         self,
-        width: Count = 256,
-        depth: Count = 88,
+        width: Size = 256,
+        depth: Depth = 88,
         inputs: Literal["points", "plucker"] = "points",
-        points: Count = 16,
-        multires: CountOrZero = 10,
+        points: Size = 16,
+        multires: Frequencies = 10,
         skip: bool = True,
         block_scale: float = 1.0,
         ray_shift: float = 0.0,

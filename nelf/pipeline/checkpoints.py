@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from nelf.errors import UserError
+from nelf.pipeline.memory import lacks_memory
 from nelf.storage import differences
 
 __all__ = ["last_good_checkpoint"]
@@ -93,7 +94,7 @@ def _read(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}). Mend that, or choose another run=.") from None
     except Exception as error:  # whatever a torn file makes of the reader
-        if _lacks_memory(error):
+        if lacks_memory(error):
             raise
         if (reason := _damage(path)) is not None:
             raise _DamagedError(reason) from None
@@ -118,12 +119,6 @@ def _damage(path: Path) -> str | None:
     if torn is not None:
         return f"its part {torn} is not whole"
     return None if named else "it is no checkpoint"
-
-
-def _lacks_memory(error: Exception) -> bool:
-    """Whether reading failed for want of memory; PyTorch says so in words."""
-    words = ("allocate memory", "out of memory", "not enough memory")
-    return isinstance(error, MemoryError) or any(each in str(error).lower() for each in words)
 
 
 def _strings(value: Any) -> Iterator[str]:

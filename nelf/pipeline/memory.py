@@ -1,4 +1,4 @@
-"""How much memory a stage takes."""
+"""How much memory a stage takes, and whether there was too little."""
 
 from __future__ import annotations
 
@@ -6,7 +6,18 @@ import resource
 import sys
 from pathlib import Path
 
-__all__ = ["peak_memory", "reset_peak_memory"]
+__all__ = ["lacks_memory", "peak_memory", "reset_peak_memory"]
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether something failed for want of memory; PyTorch says so in words.
+
+    Example:
+        >>> lacks_memory(MemoryError()), lacks_memory(RuntimeError("CUDA out of memory.")), lacks_memory(ValueError())
+        (True, True, False)
+    """
+    words = ("allocate memory", "out of memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(each in str(error).lower() for each in words)
 
 
 def peak_memory() -> int:

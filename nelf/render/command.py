@@ -10,6 +10,7 @@ python -m nelf.render runs/lego/teacher --mesh                      # PLY with v
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from nelf.errors import UserError, did_you_mean
 from nelf.files import is_dir, is_file, quoted, reason_of, short
 from nelf.paths import MOTIONS, in_motion
 from nelf.pipeline.documents import read_record, read_settings
+from nelf.pipeline.memory import lacks_memory
 from nelf.render import DEPTH_FORMATS
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ __all__ = ["main"]
 _STUDENTS = ("finetune", "student", "teacher", ".")  # whose model is taken of a run directory, the first that is there
 _PATHS = ("orbit", "spiral", "dnerf")
 _FRAMES = {"orbit": 120, "spiral": 120, "dnerf": 40}
+#: Least and most of an option. Pictures of a split are measured, and the window of SSIM has 11 pixels.
+_NUMBERS = {"frames": (1, 100_000), "resolution": (8, 2048), "width": (11, 2**14)}
+_DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?")
 _SAME = 1e-4  # of two positions, as a share of the largest coordinate
 _SEEN = 0.5  # opacity from which a pixel has a depth
 
@@ -45,6 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _render(options)
     except UserError as error:
         print(error, file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        print(f"There is not enough memory here ({reason_of(error)}); allowed: less of it.", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"\nInterrupted; what is written whole stays in {options.out}.", file=sys.stderr)
@@ -78,22 +88,32 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _render(options: argparse.Namespace) -> None:
-    depths = _words(options.depth)
-    # Pictures of a split are measured, and the window of SSIM has 11 pixels.
-    numbers = {"frames": 1, "resolution": 8, "width": 11}
-    for name, least in numbers.items():
+def _checked(options: argparse.Namespace) -> list[str]:
+    """Refuse numbers and words that are none of an option's; the formats of --depth."""
+    for name, (least, most) in _NUMBERS.items():
         value = getattr(options, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name}: is {value}; allowed: {least} or more.")
+        if value is not None and not least <= value <= most:
+            raise UserError(f"--{name}: is {quoted(value)}; allowed: {least} to {most}.")
     if options.time is not None and not 0 <= options.time <= 1:
         raise UserError(f"--time: is {options.time}; allowed: 0 to 1.")
     if options.time is not None and options.motion not in (None, "camera"):
         raise UserError(f"--time: holds one moment, so nothing is left of --motion {options.motion}; leave one out.")
+    if not _DEVICE.fullmatch(options.device):
+        raise UserError(f"--device: is {quoted(options.device)}; allowed: cpu, cuda, cuda:N.")
+    return _words(options.depth)
+
+
+def _render(options: argparse.Namespace) -> None:
+    depths = _checked(options)
     file = _file(options.model)
     scene = _scene(options.model, options.scene, options.width)
+    import torch
+
     import nelf
 
+    devices = torch.cuda.device_count()
+    if options.device != "cpu" and int(options.device.partition(":")[2] or 0) >= devices:
+        raise UserError(f"--device: is {options.device}, but {devices} GPUs are here; allowed: cpu.")
     if not scene.controls and (options.motion or options.time is not None):
         word = "--motion" if options.motion else "--time"
         raise UserError(f"{word}: the views of {scene.name} have no time; allowed: scenes that move.")

@@ -82,6 +82,8 @@ def test_what_fits_or_cannot_be_judged_is_accepted(values: dict[str, object]) ->
         ({"part": 1.5}, r"model\.part: is 1\.5; allowed: a number from 0 to 1"),
         ({"part": math.nan}, r"model\.part: is nan; allowed: a number from 0 to 1"),
         ({"part": -math.inf}, r"model\.part: is -inf; allowed: a number from 0 to 1"),
+        ({"width": 2**63}, r"model\.width: is 9223372036854775808; allowed: a whole number"),
+        ({"part": 10**400}, r"model\.part: is a whole number of very many digits; allowed: a number from 0 to 1"),
         ({"width": True}, r"model\.width: is True; allowed: a whole number"),
     ],
 )

@@ -38,7 +38,7 @@ TABLE = [
     (TRAIN + "system.batch_size=abc", "system.batch_size: is 'abc'; allowed: a whole number"),
     (TRAIN + "system.batch_size=0", "system.batch_size: is 0; allowed: a whole number of 1 or more"),
     (TRAIN + "system.lr=nan", "system.lr: is nan; allowed: a number above 0"),
-    (TRAIN + "model=mobile_r2l model.width=0", "model.width: is 0; allowed: a whole number of 1 or more"),
+    (TRAIN + "model=mobile_r2l model.width=0", "model.width: is 0; allowed: a whole number from 1 to 4096"),
     (TRAIN + "seed=-1", "seed: is -1; allowed: a whole number from 0 to 4294967295"),
     (TRAIN + "data.width=17", "data.width: is 17"),
     (TRAIN + "data.width=100000", "data.width: is 100000; allowed: a whole number from 1 to 16384, null"),

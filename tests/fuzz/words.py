@@ -73,6 +73,7 @@ def _other(line: str) -> Command:
 _LINES = [
     "render WEIGHTS/ngp.safetensors --scene BLENDER --split test --depth png,npy --out out",
     "render WEIGHTS/ngp.safetensors --scene BLENDER --path orbit --frames 2 --width 12 --out out",
+    "render WEIGHTS/ngp.safetensors --scene DNERF --mesh --resolution 8 --threshold 5 --device cpu --out out",
     "viewer BUNDLE --no-browser --port 0",
     "interop CHECKPOINTS/nerf.tar --to out --width 16 --near 2 --far 6 --samples 4 --fine-samples 4",
     "interop CHECKPOINTS/r2l.tar --to out --residual yes",
@@ -110,6 +111,8 @@ _NUMBERS = [
         "100000",
         "999999999999",
         "1" + "0" * 30,
+        "9" * 400,
+        "9" * 5000,
         "-7",
     ),
     *("1_0", "0x10", "0b1", "1e5", "+1", "1,000", "٣", "1e400", "-1e400", "4294967296", "2147483648", "3.0"),
@@ -267,7 +270,21 @@ def _other_words(random: Random, command: Command) -> Command:
     elif kind == 1:
         words.insert(at, words[at])
     elif kind == 2:
-        words.append(random.choice(["--nothing", "--width=0", "--time=2", "--motion=time", "--mesh", "--depth=x", "x"]))
+        words.append(
+            random.choice(
+                [
+                    "--nothing",
+                    "--width=0",
+                    "--time=2",
+                    "--motion=time",
+                    "--mesh",
+                    "--depth=x",
+                    "--device=banana",
+                    "--device=cuda:7",
+                    "x",
+                ]
+            )
+        )
     elif kind == 3:
         words += random.choice(
             [["--frames", "1000000000"], ["--resolution", "1000000000"], ["--seed", "-1"], ["--near", "nan"]]

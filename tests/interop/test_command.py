@@ -92,6 +92,8 @@ def test_poses_to_render_elsewhere_are_read_back_as_a_pseudo_set(tmp_path, tiny_
     assert torch.equal(found.camera.c2w, camera.c2w)
     assert torch.equal(found.camera.intrinsics, camera.intrinsics)
     assert found.images[1].min() == found.images[1].max() == 128
-    assert "--views: is 0; allowed: 1 or more" in refused(
-        capsys, "poses", "--scene", tiny_scene, "--views", 0, "--out", out
-    )
+    common = ("poses", "--scene", tiny_scene, "--out", out)
+    for views, seed, allowed in ((0, 1, "1 to 100000"), ("9" * 5000, 1, "1 to 100000"), (3, 2**32, "0 to 4294967295")):
+        with pytest.raises(SystemExit):
+            main([*map(str, common), f"--views={views}", f"--seed={seed}"])
+        assert capsys.readouterr().err.strip().endswith(f"; allowed: {allowed}")

@@ -250,7 +250,12 @@ def test_what_cannot_be_is_one_line(run: Path, tmp_path: Path, tiny_scene: Path,
     assert refused(capsys, student, "--mesh").startswith(f"{student}: a MobileR2L has no density")
     assert refused(capsys, student, "--split", "test", "--depth", "npy").startswith("--depth: a MobileR2L gives no")
     assert "allowed: some of png,npy,pfm. Did you mean 'pfm'?" in refused(capsys, teacher, "--mesh", "--depth", "pfmm")
-    assert refused(capsys, teacher, "--split", "test", "--width", "8") == "--width: is 8; allowed: 11 or more."
+    assert refused(capsys, teacher, "--split", "test", "--width", "8") == "--width: is 8; allowed: 11 to 16384."
+    for word, value, allowed in (("frames", 10**9, "1 to 100000"), ("resolution", 10**9, "8 to 2048")):
+        asked = refused(capsys, teacher, "--mesh", f"--{word}", str(value))
+        assert asked == f"--{word}: is {value}; allowed: {allowed}."
+    assert refused(capsys, teacher, "--mesh", "--device", "banana").endswith("allowed: cpu, cuda, cuda:N.")
+    assert "GPUs are here; allowed: cpu" in refused(capsys, teacher, "--mesh", "--device", "cuda:99")
     assert refused(capsys, teacher, "--mesh", "--time", "1.5") == "--time: is 1.5; allowed: 0 to 1."
     assert refused(capsys, teacher, "--path", tmp_path / "a.json").startswith(
         f"{tmp_path / 'a.json'}: no such camera path"

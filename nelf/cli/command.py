@@ -35,6 +35,7 @@ from nelf.cli.sweeps import (
 )
 from nelf.cli.threads import let_idle_threads_sleep
 from nelf.errors import Range, UserError, unwritable
+from nelf.files import short
 from nelf.pipeline.documents import write_yaml
 from nelf.pipeline.memory import lacks_memory
 from nelf.pipeline.processes import adopt_launcher, agree, is_first, launch, world
@@ -50,6 +51,7 @@ _HERE = Path(__file__).parents[1]
 CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
 _SCRIPTS = _HERE / "scripts" if (_HERE / "scripts").is_dir() else _HERE.parent
 
+_ENDLESS = re.compile(r"\d{1001}|([\[({]\s*){101}")  # of which Hydra's parser makes a traceback
 _SEEDS = Range(0, 2**32 - 1)
 #: What the name of a sweep's job need not say, unless it is swept.
 _UNNAMED = ("run", "base", "stages", "sweep", "launcher", "trainer", "experiment", "data", "data.root")
@@ -348,6 +350,10 @@ def _split_arguments(argv: list[str]) -> tuple[list[str], list[str], str | None]
     from hydra._internal.utils import get_args_parser
 
     parsed = get_args_parser().parse_intermixed_args(argv)  # flags may stand anywhere
+    for text in parsed.overrides:
+        if _ENDLESS.search(text):
+            key = short(text.partition("=")[0])
+            raise UserError(f"{key}: has very many digits or brackets; allowed: up to 1000 digits, 100 brackets.")
     rest = list(parsed.overrides)
     flags = []
     for argument in argv:

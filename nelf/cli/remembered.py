@@ -71,7 +71,7 @@ def read(file: Path) -> list[str]:
     for text in content:
         try:
             key = OverridesParser.create().parse_override(text).key_or_group
-        except (HydraException, RecursionError):
+        except (HydraException, RecursionError, ValueError):  # of very many brackets, or digits
             raise UserError(f"{file}: {text!r} is not an override such as model.width=64. Delete it there.") from None
         if re.split(r"[./]", key)[0] == "hydra":
             raise UserError(f"{file}: {text!r} concerns Hydra itself, and is not remembered. Delete it there.")

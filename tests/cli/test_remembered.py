@@ -126,11 +126,21 @@ def test_a_stranger_s_directory_is_data(tmp_path, monkeypatch, override: str, me
 
 @pytest.mark.parametrize(
     "content",
-    ["a: {_target_: os.system}", "- [1]", "- {a: b}", "- 3", "text", '- "a=\\e[2J"', "{", "- !!python/name:os.system"],
+    [
+        "a: {_target_: os.system}",
+        "- [1]",
+        "- {a: b}",
+        "- 3",
+        "text",
+        '- "a=\\e[2J"',
+        "{",
+        "- !!python/name:os.system",
+        f"- seed={'9' * 5000}",
+    ],
 )
 def test_what_is_no_list_of_overrides_is_refused(tmp_path, content: str) -> None:
     (tmp_path / "overrides.yaml").write_text(content)
-    with pytest.raises(UserError, match=r"overrides.yaml: .*is not a (list of overrides|YAML file)"):
+    with pytest.raises(UserError, match=r"overrides.yaml: .*is not an? (list of overrides|YAML file|override)"):
         _recall("distill", tmp_path / "overrides.yaml", [], None)
 
 

@@ -14,32 +14,40 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from tests.fuzz.cases import Fuzzer, limit_memory
-from tests.fuzz.commands import CommandFuzzer
-from tests.fuzz.formats import FORMATS
-
 COMMANDS = "commands"  # no files: what somebody types
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("formats", nargs="*", choices=[*FORMATS, COMMANDS, []], help="all, if none is named")
+    parser.add_argument("formats", nargs="*", help="all, if none is named")
     parser.add_argument("--count", type=int, default=1000, help="cases of each format")
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--keep", type=Path, help="a folder for the files of the last case")
     parser.add_argument("--one", action="store_true", help="in this process, a JSON line for each case")
     options = parser.parse_args()
     if options.one:
-        name = options.formats[0]
-        if name != COMMANDS:
-            limit_memory()
-        with (CommandFuzzer if name == COMMANDS else Fuzzer)(name, options.keep) as fuzzer:
-            for number in range(options.first, options.first + options.count):
-                print(json.dumps([number, "begun"]), flush=True)
-                print(json.dumps([number, *fuzzer.case(number)]), flush=True)
+        _cases(options.formats[0], options)
         return
-    for name in options.formats or [*FORMATS, COMMANDS]:
+    for name in options.formats or _all_formats():
         _format(name, options)
+
+
+def _all_formats() -> list[str]:
+    from tests.fuzz.formats import FORMATS  # torch, for which the process that starts others need not wait
+
+    return [*FORMATS, COMMANDS]
+
+
+def _cases(name: str, options: argparse.Namespace) -> None:
+    from tests.fuzz.cases import Fuzzer, limit_memory
+    from tests.fuzz.commands import CommandFuzzer
+
+    if name != COMMANDS:
+        limit_memory()
+    with (CommandFuzzer if name == COMMANDS else Fuzzer)(name, options.keep) as fuzzer:
+        for number in range(options.first, options.first + options.count):
+            print(json.dumps([number, "begun"]), flush=True)
+            print(json.dumps([number, *fuzzer.case(number)]), flush=True)
 
 
 def _format(name: str, options: argparse.Namespace) -> None:

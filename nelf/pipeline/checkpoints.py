@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from nelf.errors import UserError
+from nelf.files import reason_of, short
 from nelf.pipeline.memory import lacks_memory
 from nelf.storage import differences
 
-__all__ = ["last_good_checkpoint"]
+__all__ = ["last_good_checkpoint", "unfit"]
 
 
 def last_good_checkpoint(folder: Path, system: torch.nn.Module) -> Path | None:
@@ -56,6 +57,11 @@ def last_good_checkpoint(folder: Path, system: torch.nn.Module) -> Path | None:
     return good
 
 
+def unfit(path: Path, reason: str) -> UserError:
+    """The line about a checkpoint that is whole, but that no training can go on from; says why."""
+    return UserError(f"{path}: cannot be gone on from ({reason}). Delete it, or choose another directory with run=.")
+
+
 class _DamagedError(Exception):
     """A file that holds no checkpoint, or no longer; says why."""
 
@@ -76,6 +82,12 @@ def _weights_of(path: Path) -> Mapping[str, torch.Tensor]:
     weights = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(weights, Mapping) or not all(isinstance(each, torch.Tensor) for each in weights.values()):
         raise _DamagedError("it holds no weights by name")
+    for name, values in weights.items():
+        special = values.layout is not torch.strided or values.is_quantized or values.is_meta
+        if special or values.numel() * values.itemsize > values.untyped_storage().nbytes():
+            raise _DamagedError(f"its {short(str(name))} is no plain tensor")
+        if values.is_floating_point() and not bool(values.double().isfinite().all()):
+            raise _DamagedError(f"its {short(str(name))} holds numbers that are not finite")
     states = content.get("callbacks")
     for text in _strings(list(states.values()) if isinstance(states, dict) else []):
         if ".." in Path(text).parts or "://" in text:
@@ -88,8 +100,11 @@ def _read(path: Path) -> Any:
     if path.stat().st_size == 0:
         raise _DamagedError("it is empty")
     try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(record.file_size for record in archive.infolist()) > path.stat().st_size:
+                raise _DamagedError("its parts are larger than the file")  # which PyTorch unpacks
         return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
+    except (FileNotFoundError, _DamagedError):
         raise
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}). Mend that, or choose another run=.") from None
@@ -99,7 +114,7 @@ def _read(path: Path) -> Any:
         if (reason := _damage(path)) is not None:
             raise _DamagedError(reason) from None
         if not isinstance(error, pickle.UnpicklingError):
-            raise
+            raise unfit(path, f"{type(error).__name__}: {reason_of(error)}") from None
         # The rest of the message advises to trust the file.
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"objects ({found[1]})" if found else "objects"

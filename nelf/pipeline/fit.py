@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import pytorch_lightning as pl
 import torch
 
 from nelf.errors import UserError
-from nelf.pipeline.checkpoints import last_good_checkpoint
+from nelf.files import reason_of
+from nelf.pipeline.checkpoints import last_good_checkpoint, unfit
+from nelf.pipeline.memory import lacks_memory
 from nelf.pipeline.processes import agree, is_first, leaving_with_others, rank, wait_for_all, world
 from nelf.pipeline.quiet import quiet_lightning
 from nelf.pipeline.recipe import Recipe, bare_trainer, limits
@@ -52,13 +55,15 @@ def fit(
         Metrics on the validation views, and the number of steps.
 
     Raises:
-        UserError: checkpoints of another architecture, or a device that is not there.
+        UserError: checkpoints of another architecture, or whose state is none of such a training; or a device that is
+            not there.
         KeyboardInterrupt: Ctrl-C; the state is saved.
     """
     pl.seed_everything(recipe.seed, verbose=False)
     last = _LastValidation()
-    trainer = recipe.trainer(folder, [*callbacks, last], max_steps, max_time)
     checkpoint = agree(lambda: last_good_checkpoint(folder / "checkpoints", system))
+    more = [*callbacks, last, *([_Restored(checkpoint)] if checkpoint else [])]
+    trainer = recipe.trainer(folder, more, max_steps, max_time)
     if checkpoint is not None:
         print(f"{folder}: goes on from {checkpoint.name}", flush=True)
     elif begin is not None:
@@ -79,6 +84,29 @@ def fit(
     wait_for_all()  # nobody reads the file before it is there
     system.to(trainer.strategy.root_device)
     return {**metrics, "steps": trainer.global_step}
+
+
+def _is_restoring(error: BaseException) -> bool:
+    """Whether an error comes from where Lightning restores a training's state, of which a file may hold anything."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(Path(frame.filename).stem == "checkpoint_connector" for frame in frames)
+
+
+class _Restored(pl.Callback):
+    """Refuses a checkpoint whose optimizers' state does not fit the parameters, before they take a step."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.checkpoint = checkpoint
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compare what is kept for each parameter with it, and with what is kept for the others."""
+        for optimizer in trainer.optimizers:
+            for parameter, kept in optimizer.state.items():
+                shapes = {values.shape for values in kept.values() if isinstance(values, torch.Tensor) and values.dim()}
+                if shapes - {parameter.shape}:
+                    raise unfit(self.checkpoint, "its optimizer is of other parameters")
+            if len({tuple(sorted(kept)) for kept in optimizer.state.values()}) > 1:
+                raise unfit(self.checkpoint, "its optimizer's state is not whole")
 
 
 class _LastValidation(pl.Callback):
@@ -134,6 +162,10 @@ def _uninterrupted(trainer: pl.Trainer, system: Any, data: Any, checkpoint: Path
     handler = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(system, datamodule=data, ckpt_path=checkpoint and str(checkpoint), weights_only=True)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if checkpoint is None or lacks_memory(error) or not _is_restoring(error):
+            raise
+        raise unfit(checkpoint, f"{type(error).__name__}: {reason_of(error)}") from None
     except SystemExit:
         if trainer.interrupted:
             raise KeyboardInterrupt from None

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from nelf.cli.command import build, config
 from nelf.errors import UserError
 from nelf.lightfields.volume import SparseVolume
 from nelf.pipeline.checkpoints import last_good_checkpoint
+from nelf.pipeline.fit import fit
+from nelf.pipeline.recipe import Recipe
 
 SYSTEM = torch.nn.Linear(2, 1)
 
@@ -47,7 +53,9 @@ def damage(path: Path, kind: str) -> None:
     os.utime(path, (9, 9))
 
 
-@pytest.mark.parametrize("kind", ["empty", "torn", "text", "bits", "list", "numbers", "bare"])
+@pytest.mark.parametrize(
+    "kind", ["empty", "torn", "text", "bits", "list", "numbers", "bare", "NaN", "sparse", "packed"]
+)
 def test_a_damaged_file_gives_way_to_the_one_before_it(tmp_path, capsys, kind: str) -> None:
     older, newest = save(tmp_path, 1), save(tmp_path, 2)
     damage(newest, kind)
@@ -57,6 +65,33 @@ def test_a_damaged_file_gives_way_to_the_one_before_it(tmp_path, capsys, kind: s
     assert line.endswith("; the one before it is used")
     assert "weights_only" not in line
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step=1.ckpt", "step=2.damaged"]
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        torch.full((1, 2), float("nan")),
+        torch.zeros(1, 2).to_sparse(),
+        torch.quantize_per_tensor(torch.zeros(1, 2), 0.1, 0, torch.qint8),
+        torch.zeros(1).expand(2**40),
+    ],
+    ids=["NaN", "sparse", "quantized", "repeated"],
+)
+def test_weights_that_are_none_give_way_too(tmp_path, capsys, weight: torch.Tensor) -> None:
+    older, newest = save(tmp_path, 1), save(tmp_path, 2, state_dict={**SYSTEM.state_dict(), "weight": weight})
+    assert last_good_checkpoint(tmp_path, SYSTEM) == older
+    assert capsys.readouterr().out.startswith(f"{newest}: is damaged (its weight ")
+
+
+def test_so_does_a_file_that_unpacks_to_more(tmp_path, capsys) -> None:
+    older, newest = save(tmp_path, 1), save(tmp_path, 2)
+    with zipfile.ZipFile(newest) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(newest, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content + bytes(10_000))
+    assert last_good_checkpoint(tmp_path, SYSTEM) == older
+    assert "is damaged (its parts are larger than the file)" in capsys.readouterr().out
 
 
 def test_where_none_is_left_training_begins_anew(tmp_path, capsys) -> None:
@@ -87,7 +122,7 @@ def test_what_is_no_file_does_not_count(tmp_path, capsys) -> None:
         (KeyboardInterrupt(), KeyboardInterrupt),
         (PermissionError(errno.EACCES, "Permission denied"), UserError),
         (OSError(errno.EIO, "Input/output error"), UserError),
-        (RuntimeError("a bug of a new version"), RuntimeError),
+        (RuntimeError("a bug of a new version"), UserError),
     ],
 )
 def test_a_good_file_stays_where_it_is(tmp_path, monkeypatch, error: BaseException, raised: type) -> None:
@@ -123,6 +158,32 @@ def test_a_checkpoint_makes_lightning_delete_nothing_elsewhere(tmp_path, place: 
     save(tmp_path, 1, callbacks={"ModelCheckpoint{}": state})
     with pytest.raises(UserError, match=r"names .*mine', outside its folder"):
         last_good_checkpoint(tmp_path, SYSTEM)
+
+
+def test_a_state_that_cannot_be_restored_is_one_line(tiny_scene, tmp_path) -> None:
+    """What a file holds beside the weights goes to Lightning, and to the optimizers."""
+    options = ["levels=2", "log2_table=8", "finest_resolution=32", "hidden=16", "grid_resolution=16", "max_samples=8"]
+    words = ["data=blender", f"data.root={tiny_scene}", "trainer=cpu", "model=ngp_small", "system.batch_size=16"]
+    words += [*(f"model.{each}" for each in options), "trainer.max_steps=2", "trainer.limit_val_batches=1"]
+    plain: Any = OmegaConf.to_container(config("train", words), resolve=True)
+    recipe = Recipe(plain, build)
+    system = recipe.system()
+    trainer = recipe.trainer(tmp_path, max_steps=1)
+    trainer.fit(system, datamodule=recipe.data(system))
+    path = tmp_path / "checkpoints" / "step=1.ckpt"
+    trainer.save_checkpoint(path)
+    whole = torch.load(path, weights_only=True)
+    moments = copy.deepcopy(whole["optimizer_states"])
+    next(iter(moments[0]["state"].values()))["exp_avg"] = torch.zeros(3)
+    short = copy.deepcopy(whole["optimizer_states"])
+    del next(iter(short[0]["state"].values()))["exp_avg"]
+    changes = ({"optimizer_states": []}, {"loops": 7}, {"lr_schedulers": [{}, {}]}, {"optimizer_states": [7]})
+    for change in (*changes, {"optimizer_states": moments}, {"optimizer_states": short}):
+        torch.save({**whole, **change}, path)
+        system = recipe.system()
+        with pytest.raises(UserError, match=r"step=1\.ckpt: cannot be gone on from \(.*\)\. Delete it, or choose"):
+            fit(recipe, system, recipe.data(system), tmp_path)
+        assert path.is_file()
 
 
 def test_another_network_is_named(tmp_path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 import reprlib
 import stat
+import sys
 import tempfile
 import tokenize
 import warnings
@@ -23,6 +25,7 @@ __all__ = [
     "SMALLEST",
     "array",
     "encoded",
+    "escape_output",
     "finite",
     "is_dir",
     "is_file",
@@ -90,6 +93,13 @@ def reason_of(error: BaseException) -> str:
     """The first line of what another library says is wrong, cut where it is long."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return short(lines[0] if lines else type(error).__name__)
+
+
+def escape_output() -> None:
+    """Let a command print names of files that are no text, or that the terminal has no letters for: escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def encoded(text: str) -> bytes:

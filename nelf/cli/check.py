@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 import types
@@ -17,13 +18,30 @@ from omegaconf import DictConfig
 
 from nelf.cli.sweeps import EXTRAS
 from nelf.errors import Range, UserError, did_you_mean
-from nelf.files import quoted
+from nelf.files import quoted, short
 from nelf.pipeline.recipe import PLACES
 from nelf.pipeline.settings import parameters
 
-__all__ = ["accepts", "check_types", "explain"]
+__all__ = ["accepts", "check_letters", "check_types", "explain"]
 
+_ODD, _DEEPEST = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]|\d{1001}"), 100
 _WORDS = {int: "a whole number", float: "a number", str: "a word", bool: "true or false", Path: "a path"}
+
+
+def check_letters(overrides: Sequence[str]) -> None:
+    """Refuse an override that Hydra's parser ends on, or that no run directory could remember.
+
+    Args:
+        overrides: the command's.
+
+    Raises:
+        UserError: one has control characters, bytes that are no text, or digits or brackets by the hundred.
+    """
+    for text in overrides:
+        depth = max(itertools.accumulate((letter in "[({") - (letter in "])}") for letter in text), default=0)
+        if _ODD.search(text) or depth > _DEEPEST:
+            words = "has control characters, or very many digits or brackets; allowed: text, 1000 digits, 100 brackets"
+            raise UserError(f"{short(text.partition('=')[0])}: {words}.")
 
 
 def check_types(node: Any, where: str = "") -> None:

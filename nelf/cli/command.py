@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nelf.cli import remembered
-from nelf.cli.check import accepts, check_types, explain
+from nelf.cli.check import accepts, check_letters, check_types, explain
 from nelf.cli.remembered import key_of
 from nelf.cli.sweeps import (
     FAILURE,
@@ -35,7 +35,7 @@ from nelf.cli.sweeps import (
 )
 from nelf.cli.threads import let_idle_threads_sleep
 from nelf.errors import Range, UserError, unwritable
-from nelf.files import short
+from nelf.files import escape_output
 from nelf.pipeline.documents import write_yaml
 from nelf.pipeline.memory import lacks_memory
 from nelf.pipeline.processes import adopt_launcher, agree, is_first, launch, world
@@ -51,7 +51,6 @@ _HERE = Path(__file__).parents[1]
 CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
 _SCRIPTS = _HERE / "scripts" if (_HERE / "scripts").is_dir() else _HERE.parent
 
-_ENDLESS = re.compile(r"\d{1001}|([\[({]\s*){101}")  # of which Hydra's parser makes a traceback
 _SEEDS = Range(0, 2**32 - 1)
 #: What the name of a sweep's job need not say, unless it is swept.
 _UNNAMED = ("run", "base", "stages", "sweep", "launcher", "trainer", "experiment", "data", "data.root")
@@ -190,6 +189,7 @@ def main(command: str, task: Callable[[DictConfig], Any]) -> None:
         task: what to do with the configuration.
     """
     let_idle_threads_sleep()  # before anything loads torch
+    escape_output()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of being printed by Hydra
     adopt_launcher()
     if not is_first():
@@ -350,10 +350,7 @@ def _split_arguments(argv: list[str]) -> tuple[list[str], list[str], str | None]
     from hydra._internal.utils import get_args_parser
 
     parsed = get_args_parser().parse_intermixed_args(argv)  # flags may stand anywhere
-    for text in parsed.overrides:
-        if _ENDLESS.search(text):
-            key = short(text.partition("=")[0])
-            raise UserError(f"{key}: has very many digits or brackets; allowed: up to 1000 digits, 100 brackets.")
+    check_letters(parsed.overrides)
     rest = list(parsed.overrides)
     flags = []
     for argument in argv:

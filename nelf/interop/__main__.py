@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nelf.errors import UserError
-from nelf.files import short
+from nelf.files import escape_output, short
 
 _USAGE = """checkpoints and data of other programs, in and out
 
@@ -22,6 +22,7 @@ _HINT = "options that the file does not tell; each format takes some"
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; a mistake of the user's is one line, and exit code 2."""
+    escape_output()
     words = sys.argv[1:] if arguments is None else arguments
     commands = {"poses": _poses, "tar": _tar}
     command = commands.get(words[0]) if words else None

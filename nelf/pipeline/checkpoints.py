@@ -35,11 +35,11 @@ def last_good_checkpoint(folder: Path, system: torch.nn.Module) -> Path | None:
         UserError: it is of another network (names what differs), cannot be read, or is more than data.
     """
     damaged: list[tuple[Path, str]] = []
-    weights: Mapping[str, torch.Tensor] = {}
+    content: dict[str, Any] = {}
     good = None
     for path in _newest_first(folder):
         try:
-            weights = _weights_of(path)
+            content = _content_of(path)
         except _DamagedError as error:
             damaged.append((path, str(error)))
             with suppress(FileNotFoundError):  # another process of the same training was faster
@@ -53,7 +53,8 @@ def last_good_checkpoint(folder: Path, system: torch.nn.Module) -> Path | None:
         last = "training begins anew" if good is None else "the one before it is used"
         print(f"{path}: is damaged ({reason}); {last if index == len(damaged) else 'it is put aside'}", flush=True)
     if good is not None:
-        _refuse_other_network(good, weights, system)
+        _refuse_other_network(good, content["state_dict"], system)
+        _refuse_other_optimizer(good, content)
     return good
 
 
@@ -71,8 +72,8 @@ def _newest_first(folder: Path) -> list[Path]:
     return sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
-def _weights_of(path: Path) -> Mapping[str, torch.Tensor]:
-    """The ``state_dict`` of a checkpoint.
+def _content_of(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, whose ``state_dict`` holds finite weights.
 
     Raises:
         _DamagedError: the file is.
@@ -92,7 +93,7 @@ def _weights_of(path: Path) -> Mapping[str, torch.Tensor]:
     for text in _strings(list(states.values()) if isinstance(states, dict) else []):
         if ".." in Path(text).parts or "://" in text:
             raise UserError(f"{path}: names {text!r}, outside its folder. Delete it, or choose another run=.")
-    return weights
+    return content  # type: ignore[no-any-return]
 
 
 def _read(path: Path) -> Any:
@@ -153,3 +154,18 @@ def _refuse_other_network(path: Path, weights: Mapping[str, torch.Tensor], syste
     if differing:
         listed = ", ".join(differing[:3])
         raise UserError(f"{path}: is of another network: {listed}. Choose another directory with run=.")
+
+
+def _refuse_other_optimizer(path: Path, content: dict[str, Any]) -> None:
+    """Refuse an optimizer's state that has no weight's shape, or that one parameter has and another has not."""
+    shapes = {values.shape for values in content["state_dict"].values()}
+    states = content.get("optimizer_states")
+    for state in states if isinstance(states, list) else []:
+        kept = state.get("state") if isinstance(state, dict) else None
+        if not isinstance(kept, dict) or not all(isinstance(each, dict) for each in kept.values()):
+            raise unfit(path, "its optimizer has no state by parameter")
+        tensors = [values for each in kept.values() for values in each.values() if isinstance(values, torch.Tensor)]
+        if not {values.shape for values in tensors if values.dim()} <= shapes:
+            raise unfit(path, "its optimizer is of other parameters")
+        if len({frozenset(each) for each in kept.values()}) > 1:
+            raise unfit(path, "its optimizer's state is not whole")

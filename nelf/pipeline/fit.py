@@ -61,9 +61,8 @@ def fit(
     """
     pl.seed_everything(recipe.seed, verbose=False)
     last = _LastValidation()
+    trainer = recipe.trainer(folder, [*callbacks, last], max_steps, max_time)
     checkpoint = agree(lambda: last_good_checkpoint(folder / "checkpoints", system))
-    more = [*callbacks, last, *([_Restored(checkpoint)] if checkpoint else [])]
-    trainer = recipe.trainer(folder, more, max_steps, max_time)
     if checkpoint is not None:
         print(f"{folder}: goes on from {checkpoint.name}", flush=True)
     elif begin is not None:
@@ -90,23 +89,6 @@ def _is_restoring(error: BaseException) -> bool:
     """Whether an error comes from where Lightning restores a training's state, of which a file may hold anything."""
     frames = traceback.extract_tb(error.__traceback__)
     return any(Path(frame.filename).stem == "checkpoint_connector" for frame in frames)
-
-
-class _Restored(pl.Callback):
-    """Refuses a checkpoint whose optimizers' state does not fit the parameters, before they take a step."""
-
-    def __init__(self, checkpoint: Path) -> None:
-        self.checkpoint = checkpoint
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Compare what is kept for each parameter with it, and with what is kept for the others."""
-        for optimizer in trainer.optimizers:
-            for parameter, kept in optimizer.state.items():
-                shapes = {values.shape for values in kept.values() if isinstance(values, torch.Tensor) and values.dim()}
-                if shapes - {parameter.shape}:
-                    raise unfit(self.checkpoint, "its optimizer is of other parameters")
-            if len({tuple(sorted(kept)) for kept in optimizer.state.values()}) > 1:
-                raise unfit(self.checkpoint, "its optimizer's state is not whole")
 
 
 class _LastValidation(pl.Callback):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nelf.errors import UserError, did_you_mean
-from nelf.files import is_dir, is_file, quoted, reason_of, short
+from nelf.files import escape_output, is_dir, is_file, quoted, reason_of, short
 from nelf.paths import MOTIONS, in_motion
 from nelf.pipeline.documents import read_record, read_settings
 from nelf.pipeline.memory import lacks_memory
@@ -45,6 +45,7 @@ _SEEN = 0.5  # opacity from which a pixel has a depth
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; exit code 2 and one line for what the user can mend."""
+    escape_output()
     options = _options(arguments)
     try:
         _render(options)

@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from nelf.errors import UserError, lies_in
-from nelf.files import is_file
+from nelf.files import escape_output, is_file
 
 __all__ = ["Server", "main"]
 
@@ -199,6 +199,7 @@ def _bundle_of(path: Path) -> Path:
 
 def main(arguments: list[str] | None = None) -> None:
     """``python -m nelf.viewer RUN``: serve until Ctrl-C."""
+    escape_output()
     parser = argparse.ArgumentParser(
         prog="python -m nelf.viewer", description=__doc__.split("\n", 1)[0] if __doc__ else ""
     )

@@ -9,7 +9,7 @@ from typing import Literal
 
 import pytest
 
-from nelf.cli.check import check_types, parameters
+from nelf.cli.check import check_letters, check_types, parameters
 from nelf.errors import Count, Share, UserError
 
 BASE = """
@@ -51,6 +51,15 @@ def modules(tmp_path, monkeypatch) -> None:
         (tmp_path / f"nelf_test_{name}.py").write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
+
+
+@pytest.mark.parametrize(
+    "word", ["9" * 5000, "[" * 3000, "{a:" * 200, "\udcff", "a\nb"], ids=["digits", "lists", "nests", "bytes", "lines"]
+)
+def test_what_ends_hydra_s_parser_is_refused_before(word: str) -> None:
+    with pytest.raises(UserError, match=r"^system\.lr: has control characters, or very many digits or brackets; "):
+        check_letters(["seed=1", f"system.lr={word}"])
+    check_letters(["data.root=/déjà vu/［1］", "model.skips=[1,2,[3,4]]", "system.lr=1e-3"])
 
 
 def test_annotations_are_looked_up_where_they_are_written() -> None:

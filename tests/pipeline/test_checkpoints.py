@@ -177,7 +177,7 @@ def test_a_state_that_cannot_be_restored_is_one_line(tiny_scene, tmp_path) -> No
     next(iter(moments[0]["state"].values()))["exp_avg"] = torch.zeros(3)
     short = copy.deepcopy(whole["optimizer_states"])
     del next(iter(short[0]["state"].values()))["exp_avg"]
-    changes = ({"optimizer_states": []}, {"loops": 7}, {"lr_schedulers": [{}, {}]}, {"optimizer_states": [7]})
+    changes = ({"loops": 7}, {"lr_schedulers": [{}, {}]}, {"optimizer_states": [7]})
     for change in (*changes, {"optimizer_states": moments}, {"optimizer_states": short}):
         torch.save({**whole, **change}, path)
         system = recipe.system()

@@ -1,4 +1,4 @@
-"""Damaged files of every format end in one line, or are read; a few of each here, many in the slow part."""
+"""Damaged files and wrong commands end in one line, or are obeyed; a few of each here, many in the slow part."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.fuzz.cases import TYPED, Fuzzer
+from tests.fuzz.cases import Fuzzer
+from tests.fuzz.commands import CommandFuzzer
 from tests.fuzz.formats import FORMATS
+from tests.fuzz.words import BASES
 
 FEW, MANY = 8, 400
-COMPOSED = 3  # of command lines, each of which Hydra composes
+#: Formats of which an example, or reading it, takes a second.
+FEWER = {"ngp_pl": 2, "training": 4}
 
 
 @pytest.fixture
@@ -21,10 +24,10 @@ def fuzzer(request: pytest.FixtureRequest) -> Iterator[Fuzzer]:
 
 @pytest.mark.parametrize("fuzzer", FORMATS, indirect=True)
 def test_a_damaged_file_is_refused_in_one_line(fuzzer: Fuzzer) -> None:
-    count = COMPOSED if fuzzer.name == TYPED else FEW
+    count = FEWER.get(fuzzer.name, FEW)
     outcomes = [fuzzer.case(number) for number in range(count)]
     assert [each for each in enumerate(outcomes) if each[1][0] == "finding"] == []
-    assert any(kind == "refused" for kind, _ in outcomes) or fuzzer.name == TYPED
+    assert any(kind == "refused" for kind, _ in outcomes) or fuzzer.name in FEWER
 
 
 @pytest.mark.slow
@@ -32,3 +35,10 @@ def test_a_damaged_file_is_refused_in_one_line(fuzzer: Fuzzer) -> None:
 def test_many_damaged_files_are(fuzzer: Fuzzer) -> None:
     outcomes = [fuzzer.case(number) for number in range(FEW, MANY)]
     assert [each for each in enumerate(outcomes, FEW) if each[1][0] == "finding"] == []
+
+
+@pytest.mark.slow
+def test_good_commands_are_obeyed_and_wrong_ones_refused() -> None:
+    with CommandFuzzer() as fuzzer:
+        outcomes = [fuzzer.case(number) for number in range(len(BASES) + 100)]
+    assert [each for each in enumerate(outcomes) if each[1][0] == "finding"] == []

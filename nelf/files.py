@@ -26,6 +26,7 @@ __all__ = [
     "array",
     "encoded",
     "escape_output",
+    "exists",
     "finite",
     "is_dir",
     "is_file",
@@ -105,6 +106,11 @@ def escape_output() -> None:
 def encoded(text: str) -> bytes:
     """A file's name in bytes, even one that is no text."""
     return text.encode("utf-8", "surrogateescape")
+
+
+def exists(path: Path) -> bool:
+    """Whether there is something; a name that nothing may have is nothing."""
+    return os.path.exists(path)
 
 
 def is_file(path: Path) -> bool:

@@ -13,6 +13,7 @@ from nelf.errors import UserError
 from nelf.files import (
     LARGEST,
     array,
+    exists,
     finite,
     is_dir,
     is_file,
@@ -24,6 +25,11 @@ from nelf.files import (
     read_json,
     read_object,
 )
+
+
+def test_a_name_that_nothing_may_have_is_nothing() -> None:
+    for name in ("a" * 300, "a\0b", "\udcff" * 300):
+        assert not any(there(Path(name)) for there in (exists, is_dir, is_file))
 
 
 def test_a_message_is_one_printable_line_and_not_very_long() -> None:

@@ -35,7 +35,7 @@ from nelf.cli.sweeps import (
 )
 from nelf.cli.threads import let_idle_threads_sleep
 from nelf.errors import Range, UserError, unwritable
-from nelf.files import escape_output
+from nelf.files import escape_output, is_dir
 from nelf.pipeline.documents import write_yaml
 from nelf.pipeline.memory import lacks_memory
 from nelf.pipeline.processes import adopt_launcher, agree, is_first, launch, world
@@ -254,7 +254,7 @@ def _recall(command: str, file: Path, overrides: list[str], config_dir: str | No
     """The overrides of a run directory that still apply; those of an untrusted one may be data only."""
     kept = remembered.still_meant(remembered.read(file), overrides)
     folders = [CONF, *([Path(config_dir)] if config_dir else [])]
-    choices = [text for text in first_job(overrides) if any((folder / key_of(text)).is_dir() for folder in folders)]
+    choices = [text for text in first_job(overrides) if any(is_dir(folder / key_of(text)) for folder in folders)]
     remembered.check(file, kept, choices, folders, functools.partial(_compose, command, config_dir=config_dir))
     return kept
 
@@ -331,7 +331,7 @@ def _place(run: str) -> str:
 def _compose(command: str, overrides: list[str], config_dir: str | None, hydra_too: bool = False) -> DictConfig:
     searched = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
     for key in (key_of(text) for text in overrides if text.endswith("=null")):
-        if (CONF / key).is_dir():  # Hydra ends with a traceback
+        if is_dir(CONF / key):  # Hydra ends with a traceback
             choices = ", ".join(sorted(file.stem for file in (CONF / key).glob("*.yaml")))
             raise UserError(f"{key}: is null; allowed: {choices}.")
     try:

@@ -30,7 +30,7 @@ from nelf.data.decoding import FORMATS, check_whole, open_image
 from nelf.data.images import area_average, for_each, progress_bar
 from nelf.data.registration import load_pycolmap, register
 from nelf.errors import UserError, alone_in, atomic_path, unwritable
-from nelf.files import read_object
+from nelf.files import exists, is_dir, is_file, read_object
 
 __all__ = ["FEWEST", "LARGEST", "register_photos", "registration_folder"]
 
@@ -53,7 +53,7 @@ _VERSION = 1  # of the folder; another one is made anew
 def registration_folder(source: str | Path) -> Path:
     """Where the registration of a folder of photographs, or of a video, is kept."""
     source = Path(source)
-    return source / "nelf_colmap" if source.is_dir() else source.with_name(f"{source.stem}_nelf_colmap")
+    return source / "nelf_colmap" if is_dir(source) else source.with_name(f"{source.stem}_nelf_colmap")
 
 
 def register_photos(source: str | Path, frames: int = 80, seed: int = 0) -> Path:
@@ -76,12 +76,12 @@ def register_photos(source: str | Path, frames: int = 80, seed: int = 0) -> Path
     """
     source = Path(source)
     root = registration_folder(source)
-    files = [source] if source.is_file() else _photographs(source)
-    mark = _mark(files, frames if source.is_file() else 0, seed)
+    files = [source] if is_file(source) else _photographs(source)
+    mark = _mark(files, frames if is_file(source) else 0, seed)
     with alone_in(root.parent):
         if _noted(root) == {"mark": mark, "done": True}:
             return root
-        if root.exists() and _noted(root) is None:
+        if exists(root) and _noted(root) is None:
             raise UserError(f"{root}: holds something else; allowed: to move it away, its place is the registration's.")
         load_pycolmap()
         try:
@@ -94,22 +94,22 @@ def register_photos(source: str | Path, frames: int = 80, seed: int = 0) -> Path
 def _make(source: Path, files: list[Path], root: Path, mark: str, frames: int, seed: int) -> None:
     """Register into a folder beside, and give it its name."""
     work = root.with_name(f".{root.name}.partial")
-    if work.exists() and (_noted(work) or {}).get("mark") != mark:
+    if exists(work) and (_noted(work) or {}).get("mark") != mark:
         shutil.rmtree(work)
-    if root.exists():
+    if exists(root):
         print(f"{source}: its photographs, or the settings, have changed: it is registered anew", flush=True)
     if _noted(work) != {"mark": mark, "done": True}:  # else it only lacks its name
         copies = work / "images"
         copies.mkdir(parents=True, exist_ok=True)
         _note(work, mark, done=False)
-        if source.is_file():
+        if is_file(source):
             _frames(source, copies, frames)
         else:
             _copies(source, files, copies)
-        register(source, work, sequential=source.is_file() or len(files) > _EXHAUSTIVE, fewest=FEWEST, seed=seed)
+        register(source, work, sequential=is_file(source) or len(files) > _EXHAUSTIVE, fewest=FEWEST, seed=seed)
         (work / "database.db").unlink(missing_ok=True)
         _note(work, mark, done=True)
-    if root.exists():
+    if exists(root):
         shutil.rmtree(root)
     work.rename(root)
 
@@ -141,7 +141,7 @@ def _note(folder: Path, mark: str, done: bool) -> None:
 
 def _photographs(folder: Path) -> list[Path]:
     """The photographs in a folder, sorted by name."""
-    if not folder.is_dir():
+    if not is_dir(folder):
         raise UserError(f"data.root: {folder} is not there; allowed: a folder of photographs, or a video file.")
     found = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in _PHOTOS and path.is_file()]
     found = [path for path in found if not path.name.startswith(".")]

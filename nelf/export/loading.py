@@ -10,6 +10,7 @@ from torch import nn
 
 from nelf import storage
 from nelf.export.runtime import load as load_exported
+from nelf.files import is_file
 
 __all__ = ["EXPORTED", "load"]
 
@@ -33,6 +34,6 @@ def load(path: str | os.PathLike[str], network: nn.Module | None = None, device:
         UserError: as ``nelf.storage.load`` or ``nelf.export.runtime.load``.
     """
     path = Path(path)
-    if path.suffix in EXPORTED or (path / "bundle.json").is_file():
+    if path.suffix in EXPORTED or is_file(path / "bundle.json"):
         return load_exported(path)
     return storage.load(path, network, device)

@@ -21,7 +21,7 @@ from nelf.export.graph import session
 from nelf.export.inputs import Window, cut, feed, window_in, with_controls
 from nelf.export.motion import MovingVolume, read_motion
 from nelf.export.volume import Volume, read_volume
-from nelf.files import is_file, quoted, reason_of, short
+from nelf.files import exists, is_dir, is_file, quoted, reason_of, short
 from nelf.kernels.lookup import RayFeatures, ray_features
 from nelf.lightfields.decoder import decoder_inputs
 from nelf.lightfields.mobile_r2l import ray_points
@@ -218,12 +218,12 @@ def load(path: Path | str, threads: int | None = None) -> ExportedLightField:
         nelf.errors.UserError: no/such/bundle: no such file or folder.
     """
     path = Path(path)
-    if not path.exists():
+    if not exists(path):
         raise UserError(f"{path}: no such file or folder.")
-    folder = path if path.is_dir() else path.parent
+    folder = path if is_dir(path) else path.parent
     bundle = read_bundle(folder)
     entries = {entry["file"]: entry for entry in bundle["artifacts"]}
-    entry = next(iter(entries.values()), None) if path.is_dir() else entries.get(path.name)
+    entry = next(iter(entries.values()), None) if is_dir(path) else entries.get(path.name)
     if entry is None:
         raise UserError(f"{path}: bundle.json does not name it; it names {short(', '.join(entries)) or 'nothing'}.")
     volume = read_volume(folder, entry["volume"], bundle["aabb"]) if entry["volume"] else None

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from nelf.errors import UserError
-from nelf.files import is_dir, quoted
+from nelf.files import exists, is_dir, quoted
 from nelf.interop import (
     dnerf,
     dylin,
@@ -88,7 +88,7 @@ def convert(path: Path, out: Path, options: Mapping[str, Any]) -> str:
         return f"{folder}: a Blender data set\nUse it as stage.pseudo.root={folder}"
     found = conversion(path, options)
     there = out / found.role / "model.safetensors"
-    if there.exists():
+    if exists(there):
         raise UserError(f"{there}: is in the way; choose another directory by --to, or delete it.")
     file = found.save(path, out)
     shown = json.dumps({key: value for key, value in found.arguments.items() if value is not None})

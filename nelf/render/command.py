@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nelf.errors import UserError, did_you_mean
-from nelf.files import escape_output, is_dir, is_file, quoted, reason_of, short
+from nelf.files import escape_output, exists, is_dir, is_file, quoted, reason_of, short
 from nelf.paths import MOTIONS, in_motion
 from nelf.pipeline.documents import read_record, read_settings
 from nelf.pipeline.memory import lacks_memory
@@ -85,7 +85,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if not (options.split or options.path or options.mesh):
         parser.error("nothing to do: pass --split, --path or --mesh")
-    options.out = options.out or (options.model if options.model.is_dir() else options.model.parent) / "render"
+    options.out = options.out or (options.model if is_dir(options.model) else options.model.parent) / "render"
     return options
 
 
@@ -309,7 +309,7 @@ def _words(text: str) -> list[str]:
 
 def _file(path: Path) -> Path:
     """What to load: of a run directory the student, or the teacher where there is no student."""
-    if not path.exists():
+    if not exists(path):
         raise UserError(f"{path}: no such file or folder; allowed: a run directory, a stage's folder, a model file.")
     if is_file(path) or is_file(path / "bundle.json"):
         return path

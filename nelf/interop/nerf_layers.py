@@ -30,7 +30,8 @@ __all__ = [
 ]
 
 
-_OUTPUTS, _NARROWEST, _WIDEST = 4, 6, 2**13  # color and density; columns of the layer before them
+_OUTPUTS = (4, 5)  # color and density; nerf-pytorch with fine samples has another row, which it does not use
+_NARROWEST, _WIDEST = 6, 2**13  # columns of the layer before them
 
 
 class Layer(NamedTuple):
@@ -111,9 +112,9 @@ def without_directions(path: Path, layers: Sequence[Layer], output: Layer) -> Pa
         UserError: it gives something else, or is too narrow or too wide.
     """
     outputs, width = output.weight.shape
-    if outputs != _OUTPUTS or not _NARROWEST <= width <= _WIDEST:
+    if outputs not in _OUTPUTS or not _NARROWEST <= width <= _WIDEST:
         raise UserError(
-            f"{path}: its last layer has shape {(outputs, width)}; expected {_OUTPUTS} rows, and {_NARROWEST} to "
+            f"{path}: its last layer has shape {(outputs, width)}; expected 4 or 5 rows, and {_NARROWEST} to "
             f"{_WIDEST} columns."
         )
     weight, bias = torch.zeros(width, width), torch.zeros(width)
@@ -121,7 +122,7 @@ def without_directions(path: Path, layers: Sequence[Layer], output: Layer) -> Pa
     bias[:6] = torch.cat([output.bias[:3], -output.bias[:3]])
     passed = Layer(torch.eye(6, width + 3), torch.zeros(6))
     color = Layer(torch.cat([torch.eye(3), -torch.eye(3)], 1), torch.zeros(3))
-    return Parts(layers, Layer(output.weight[3:], output.bias[3:]), Layer(weight, bias), [passed], color)
+    return Parts(layers, Layer(output.weight[3:4], output.bias[3:4]), Layer(weight, bias), [passed], color)
 
 
 def convert_parts(path: Path, name: str, parts: Mapping[str, Parts], options: Options, **arguments: Any) -> Conversion:

@@ -123,7 +123,8 @@ def _wrong(status: int, seconds: float, said: str, last: str) -> str | None:
         return f"ended with {status}"
     if status == _REFUSED and seconds > SECONDS:
         return f"refused after {seconds:.1f} s"
-    if status == _REFUSED and not (last and last.isprintable() and len(last) <= _LINE):
+    quoted = ": error: " in last  # of Python's own parser, which quotes a word whole
+    if status == _REFUSED and not (last and last.isprintable() and (len(last) <= _LINE or quoted)):
         return "refused in no single printable line"
     return None
 

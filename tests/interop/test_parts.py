@@ -62,6 +62,18 @@ def test_a_last_layer_of_another_shape(tmp_path, shape: tuple[int, int]) -> None
     assert "its last layer has shape" in refused(tmp_path, {"network_fn_state_dict": state})
 
 
+def test_a_fifth_row_is_not_used(tmp_path) -> None:
+    """nerf-pytorch has one in networks without directions that were trained with fine samples."""
+    state = {**layer("pts_linears.0", W, X), **layer("output_linear", 5, W)}
+    made = []
+    for rows in (5, 4):
+        cut = {name: values[:rows] if name.startswith("output") else values for name, values in state.items()}
+        torch.save({"network_fn_state_dict": cut}, tmp_path / "x.tar")
+        made.append(conversion(tmp_path / "x.tar", {}).network(tmp_path / "x.tar").state_dict())
+    assert made[0].keys() == made[1].keys()
+    assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
+
+
 def test_layers_without_numbers(tmp_path) -> None:
     state = {"head.0.weight": torch.zeros(0, 312, 1, 1), "tail.0.weight": torch.zeros(3, 3, 4, 4)}
     assert "is no MobileR2L of nelf's" in refused(tmp_path, {"network_fn_state_dict": state})

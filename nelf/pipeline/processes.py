@@ -18,9 +18,22 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-__all__ = ["adopt_launcher", "agree", "is_first", "launch", "leaving_with_others", "rank", "wait_for_all", "world"]
+if TYPE_CHECKING:
+    from pytorch_lightning.plugins.environments import ClusterEnvironment
+
+__all__ = [
+    "adopt_launcher",
+    "agree",
+    "environment",
+    "is_first",
+    "launch",
+    "leaving_with_others",
+    "rank",
+    "wait_for_all",
+    "world",
+]
 
 T = TypeVar("T")
 
@@ -50,16 +63,30 @@ def world() -> int:
 
 def adopt_launcher() -> None:
     """State srun's numbers as torchrun does; nothing to do elsewhere."""
-    numbers = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS"}
+    numbers = {
+        "RANK": "SLURM_PROCID",
+        "LOCAL_RANK": "SLURM_LOCALID",
+        "GROUP_RANK": "SLURM_NODEID",
+        "WORLD_SIZE": "SLURM_STEP_NUM_TASKS",
+    }
     if "RANK" in os.environ or not all(each in os.environ for each in numbers.values()):
         return
     if os.environ[numbers["WORLD_SIZE"]] == "1":
         return
     from pytorch_lightning.plugins.environments import SLURMEnvironment
 
-    place = SLURMEnvironment()
     os.environ.update({name: os.environ[theirs] for name, theirs in numbers.items()})
-    os.environ.update({"MASTER_ADDR": place.main_address, "MASTER_PORT": str(place.main_port)})
+    first = SLURMEnvironment.resolve_root_node_address(os.environ["SLURM_STEP_NODELIST"])
+    step = 7 * int(os.environ["SLURM_JOB_ID"]) + int(os.environ["SLURM_STEP_ID"])  # several may share a machine
+    os.environ.setdefault("MASTER_ADDR", first)
+    os.environ.setdefault("MASTER_PORT", str(12_000 + step % 20_000))  # below those that systems hand out
+
+
+def environment() -> ClusterEnvironment:
+    """What Lightning is to take for the launcher, whatever else it would recognize, such as SLURM around ``launch``."""
+    from pytorch_lightning.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+
+    return TorchElasticEnvironment() if world() > 1 else LightningEnvironment()
 
 
 def agree(decide: Callable[[], T]) -> T:

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nelf.pipeline.processes import world
+from nelf.pipeline.processes import environment, world
 from nelf.pipeline.stage import Declaration, declarations
 
 if TYPE_CHECKING:
@@ -164,6 +164,7 @@ class Recipe:
             callbacks=[*own, *callbacks],
             logger=self.build(logger, **_places(logger, folder)) if logger else False,
             default_root_dir=str(folder),
+            plugins=environment(),
             use_distributed_sampler=False,  # every process validates all views, so that all have the same figures
         )
 
@@ -175,8 +176,10 @@ def bare_trainer(config: dict[str, Any], build: Callable[..., Any]) -> pl.Traine
         config: the node ``trainer``.
         build: as of ``Recipe``.
     """
+    from pytorch_lightning.plugins.environments import LightningEnvironment
+
     silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    return build(config, **silent)  # type: ignore[no-any-return]
+    return build(config, **silent, plugins=LightningEnvironment())  # type: ignore[no-any-return]
 
 
 def limits(max_steps: int | None, max_time: str | None) -> dict[str, Any]:

@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 
 from nelf.pipeline import processes
+from nelf.pipeline.recipe import Recipe, bare_trainer
 
 ROOT = Path(__file__).parents[2]
 
@@ -127,15 +129,38 @@ def test_they_do_not_outlive_the_one_that_started_them(tmp_path) -> None:
         time.sleep(0.02)
 
 
-def test_srun_s_numbers_are_taken_over(monkeypatch) -> None:
-    theirs = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS_PER_NODE": "4"}
-    for name, value in {**theirs, "SLURM_JOB_ID": "1234", "SLURM_NODELIST": "node[7-8]"}.items():
-        monkeypatch.setenv(name, value)
-    for name in ("MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    environment = dict(os.environ)
+def srun(monkeypatch, **changes: str) -> dict[str, str]:
+    """An environment as srun makes it: of 4 tasks on 2 nodes, the last."""
+    theirs = {"PROCID": "3", "LOCALID": "1", "NODEID": "1", "STEP_NUM_TASKS": "4", "NTASKS": "4", "STEP_ID": "2"}
+    theirs.update({"JOB_ID": "1234", "JOB_NAME": "python", "STEP_NODELIST": "node[7-8]", "NODELIST": "node[6-8]"})
+    environment = {**os.environ, **{f"SLURM_{name}": value for name, value in {**theirs, **changes}.items()}}
+    for name in ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        environment.pop(name, None)
     monkeypatch.setattr(os, "environ", environment)
+    return environment
+
+
+def test_srun_s_numbers_are_taken_over(monkeypatch) -> None:
+    """Also those of a plain ``srun -n4``, which Lightning refuses by itself for want of --ntasks-per-node."""
+    environment = srun(monkeypatch)
     processes.adopt_launcher()
-    assert [environment[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")] == ["3", "1", "4"]
+    assert [environment[name] for name in ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE")] == ["3", "1", "1", "4"]
     assert environment["MASTER_ADDR"] == "node7"
+    other = srun(monkeypatch, STEP_ID="3")
+    processes.adopt_launcher()
+    assert 1024 < int(environment["MASTER_PORT"]) != int(other["MASTER_PORT"]) < 32768
+    lightning = processes.environment()
+    assert (lightning.global_rank(), lightning.local_rank()) == (3, 1)
+    assert (lightning.node_rank(), lightning.world_size()) == (1, 4)
+    assert lightning.creates_processes_externally
+
+
+def test_one_task_of_srun_is_a_plain_process(monkeypatch) -> None:
+    """A sweep's job in SLURM's queue is one, whatever processes its allocation has room for."""
+    environment = srun(monkeypatch, STEP_NUM_TASKS="1", PROCID="0", LOCALID="0", NODEID="0")
+    processes.adopt_launcher()
+    assert "RANK" not in environment
+    recipe = Recipe({"trainer": {}, "callbacks": {}}, lambda _, **arguments: pl.Trainer(**arguments))
+    for trainer in (recipe.trainer(Path("none")), bare_trainer({}, recipe.build)):
+        assert trainer.world_size == 1
+        assert type(trainer._accelerator_connector.cluster_environment).__name__ == "LightningEnvironment"

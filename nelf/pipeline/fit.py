@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from nelf.errors import UserError
 from nelf.files import reason_of
 from nelf.pipeline.checkpoints import last_good_checkpoint, unfit
 from nelf.pipeline.memory import lacks_memory
-from nelf.pipeline.processes import agree, is_first, leaving_with_others, rank, wait_for_all, world
+from nelf.pipeline.processes import agree, change_alike, is_first, leaving_with_others, rank, wait_for_all, world
 from nelf.pipeline.quiet import quiet_lightning
 from nelf.pipeline.recipe import Recipe, bare_trainer, limits
 from nelf.storage import save
@@ -46,7 +47,8 @@ def fit(
         folder: gets ``checkpoints/``, ``logs/``, ``samples/`` and at the end ``model.safetensors``.
         name: ``teacher`` or ``student``; whose description travels with the weights.
         begin: called with the system before it is trained, unless it goes on from a checkpoint.
-        end: called with the trained system before it is validated and saved.
+        end: called with the trained system before it is validated and saved; it changes the network's state only.
+            Of several processes the first one calls it.
         callbacks: beside those of the configuration.
         max_steps: instead of the Trainer's.
         max_time: instead of the Trainer's, days:hours:minutes:seconds.
@@ -73,7 +75,7 @@ def fit(
         _uninterrupted(trainer, system, data, checkpoint)
         metrics = last.metrics if last.step == trainer.global_step else None
         if end is not None:
-            end(system)
+            change_alike(system.network, partial(end, system))
         if end is not None or metrics is None:
             validated = trainer.validate(system, datamodule=data, verbose=False)
             metrics = dict(validated[0]) if validated else {}

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "adopt_launcher",
     "agree",
+    "change_alike",
     "environment",
     "is_first",
     "launch",
@@ -122,6 +123,26 @@ def agree(decide: Callable[[], T]) -> T:
     if said[0] is None:
         sys.exit(_ELSEWHERE)
     return said[0][0]  # type: ignore[no-any-return]
+
+
+def change_alike(network: Any, change: Callable[[], Any]) -> None:
+    """Change a network in the first process and give all the same: by themselves they would draw other numbers.
+
+    Args:
+        network: whose state the others load.
+        change: what changes its state, and nothing else.
+    """
+
+    def changed() -> dict[str, Any]:
+        change()
+        return {name: value.cpu() for name, value in network.state_dict().items()}
+
+    if world() == 1:
+        change()
+        return
+    state = agree(changed)
+    if not is_first():
+        network.load_state_dict(state)
 
 
 def wait_for_all() -> None:

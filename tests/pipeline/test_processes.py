@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
+import torch
 
 from nelf.pipeline import processes
 from nelf.pipeline.recipe import Recipe, bare_trainer
@@ -127,6 +128,31 @@ def test_they_do_not_outlive_the_one_that_started_them(tmp_path) -> None:
             break
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+DRAW = """
+import sys
+from pathlib import Path
+import torch
+from nelf.lightfields import GridR2L
+from nelf.pipeline.processes import change_alike, rank
+
+torch.manual_seed(0)
+network = GridR2L(width=8, depth=2, resolution=8)
+torch.manual_seed(rank())
+cells = torch.rand(network.volume.cells.shape) > 0.9
+change_alike(network, lambda: network.volume.keep(cells))
+torch.save(network.state_dict(), Path(sys.argv[1]) / f"{rank()}.pt")
+"""
+
+
+def test_what_is_drawn_at_random_changes_a_network_alike(tmp_path) -> None:
+    """Trap: a volume whose corners are dropped by chance has another number of rows in each process."""
+    assert processes.launch(2, python(DRAW, tmp_path)) == 0
+    one, two = (torch.load(tmp_path / f"{index}.pt", weights_only=True) for index in range(2))
+    assert len(one["volume.density"]) < 8**3 / 2
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def srun(monkeypatch, **changes: str) -> dict[str, str]:

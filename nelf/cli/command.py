@@ -27,6 +27,7 @@ from nelf.cli.sweeps import (
     check_launcher,
     first_job,
     is_elsewhere,
+    launcher_line,
     note_failure,
     refuse_unfinished,
     shared_stages,
@@ -285,8 +286,15 @@ def _sweep(
     # A run has one scene and one beginning; they need not stand in the names of its jobs.
     unnamed = {*_UNNAMED, *recalled} - {*swept}
     naming = f"hydra.job.config.override_dirname.exclude_keys=[{','.join(sorted(unnamed))}]"
-    _run_hydra(command, task, [*flags, *overrides, naming])
+    lost = None
+    try:
+        _run_hydra(command, task, [*flags, *overrides, naming])
+    except Exception as error:  # a job is gone, and the launcher waits for no other
+        if not (lost := launcher_line(error)):
+            raise
     failed = write_table(Path(first.hydra.sweep.dir))
+    if lost:
+        raise UserError(f"{lost}. The same command goes on, once no other job runs.")
     if failed:
         raise UserError(f"{first.hydra.sweep.dir}: {failed} of the jobs failed; their lines stand above.")
 
@@ -370,6 +378,8 @@ def _line(error: BaseException, run: str | None = None) -> str | None:
     if lacks_memory(error):
         reason = f" ({_first_line(error)})" if str(error) else ""
         return f"There is not enough memory here{reason}. Choose a smaller model, batch or image, or fewer views."
+    if lost := launcher_line(error):
+        return lost
     # What is missing or in the way deep inside is a bug; a disk that is full or read-only is not.
     place_is_wrong = isinstance(error, FileNotFoundError | FileExistsError | NotADirectoryError)
     refused = unwritable(error, error.filename or run) if isinstance(error, OSError) and not place_is_wrong else None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +25,7 @@ __all__ = [
     "check_launcher",
     "first_job",
     "is_elsewhere",
+    "launcher_line",
     "note_failure",
     "refuse_unfinished",
     "results",
@@ -39,6 +42,11 @@ EXTRAS = {
     "submitit_slurm": ("hydra-submitit-launcher", "submitit"),
     "ray": ("hydra-ray-launcher", "ray"),
 }
+_LAUNCHERS_ERRORS = (
+    *("UncompletedJobError", "FailedJobError", "FailedSubmissionError"),  # submitit
+    "TerminatedWorkerError",  # joblib
+    "WorkerCrashedError",  # Ray
+)
 #: In a job's directory: why it has failed.
 FAILURE = "failure.txt"
 
@@ -89,8 +97,25 @@ def check_launcher(cfg: DictConfig, single: bool, devices: int) -> None:
     name = cfg.hydra.runtime.choices.get("launcher") or cfg.hydra.runtime.choices["hydra/launcher"]
     if single:
         raise UserError(f"launcher={name}: is for sweeps. Give a key several values, or add --multirun for one job.")
+    if cfg.hydra.runtime.choices["hydra/launcher"] == "submitit_slurm" and shutil.which("sbatch") is None:
+        raise UserError(f"launcher={name}: this machine has no sbatch; allowed: launcher=submitit, or one with SLURM.")
     if devices > 1:
         raise UserError(f"launcher={name}: a job trains on one device; allowed: trainer.devices=1, not {devices}.")
+
+
+def launcher_line(error: BaseException) -> str | None:
+    """What a launcher says of jobs that it could not submit, or that have been ended from outside.
+
+    Args:
+        error: whatever has been raised; the launchers' own errors are known by their names, not imported for them.
+
+    Returns:
+        The line; None for any other error, and where a job's own code has failed.
+    """
+    text = str(error).strip()
+    if type(error).__name__ not in _LAUNCHERS_ERRORS or "failed during processing" in text.partition("\n")[0]:
+        return None
+    return " ".join(re.split(r"\n\n|\n(?:Error|No error|No output/error) stream", text)[0].split())
 
 
 def note_failure(job: Path, line: str) -> None:

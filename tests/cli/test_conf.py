@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from omegaconf import OmegaConf
 import nelf
 from nelf.cli.command import CONF
 from nelf.cli.remembered import still_meant
-from nelf.cli.sweeps import EXTRAS, first_job, slug, swept_keys
+from nelf.cli.sweeps import EXTRAS, first_job, launcher_line, slug, swept_keys
 from nelf.errors import UserError
 from nelf.pipeline.settings import parameters
 from nelf.systems.teacher import REGULARIZERS
@@ -245,6 +246,46 @@ def test_a_launcher_is_for_jobs_of_one_device_in_a_sweep(command) -> None:
     )
     outcome = command("train trainer=cpu trainer.devices=2 seed=0,1 launcher=joblib")
     assert outcome.line == "launcher=joblib: a job trains on one device; allowed: trainer.devices=1, not 2."
+
+
+def test_slurm_s_queue_needs_its_commands(command, monkeypatch) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    monkeypatch.setenv("PATH", "")
+    line = "launcher=slurm: this machine has no sbatch; allowed: launcher=submitit, or one with SLURM."
+    assert command("train launcher=slurm seed=0,1 trainer=cpu").line == line
+
+
+def test_a_job_that_is_ended_from_outside_is_a_line(tmp_path) -> None:
+    """What submitit raises for it, unlike for a job whose code fails, which is a bug and keeps its traceback."""
+    submitit = pytest.importorskip("submitit")
+    executor = submitit.AutoExecutor(folder=tmp_path, cluster="local")
+    for function, argument, pattern in [
+        (os._exit, 9, r"Job \d+ \(task: 0\) with path \S+ has not produced any output \(state: \w+\)"),
+        (int, "one", None),
+    ]:
+        with pytest.raises(submitit.core.utils.UncompletedJobError) as raised:
+            executor.submit(function, argument).result()
+        line = launcher_line(raised.value)
+        assert line is None if pattern is None else re.fullmatch(pattern, line)
+    # Of SLURM: sbatch's own words.
+    refused = submitit.core.utils.FailedJobError("sbatch: error: invalid partition specified: p\nsbatch: error: No\n")
+    assert launcher_line(refused) == "sbatch: error: invalid partition specified: p sbatch: error: No"
+
+
+def test_a_sweep_that_has_lost_a_job_still_ends_in_its_table(command, monkeypatch) -> None:
+    submitit = pytest.importorskip("submitit")
+
+    def lose(*_: object) -> None:
+        Path("out_sweep").mkdir()
+        raise submitit.core.utils.UncompletedJobError("Job 7 has not produced any output\nError stream produced:\n--")
+
+    monkeypatch.setattr("nelf.cli.command._run_hydra", lose)
+    outcome = command("train data.root=SCENE data=blender trainer=cpu seed=0,1 run=out")
+    assert (outcome.code, outcome.line) == (
+        2,
+        "Job 7 has not produced any output. The same command goes on, once no other job runs.",
+    )
+    assert Path("out_sweep/table.md").is_file()
 
 
 def test_the_search_composes_with_its_space() -> None:

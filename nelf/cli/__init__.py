@@ -1,4 +1,4 @@
-"""The command line: compose, check, run, and say in one line what is wrong. Only this package knows Hydra."""
+"""The command line: compose a configuration, check and run it, report errors in one line. Only here is Hydra used."""
 
 from nelf.cli.command import build, config, distill, main, start, train
 

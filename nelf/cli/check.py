@@ -1,4 +1,4 @@
-"""Check a configuration against the classes that it names, and explain what Hydra refuses in one line."""
+"""Check a configuration against the classes that it names, and explain Hydra's errors in one line."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def check_letters(overrides: Sequence[str]) -> None:
 
 
 def check_types(node: Any, where: str = "") -> None:
-    """Compare every value with the annotation of the argument that it becomes.
+    """Check every value against the annotation of its argument.
 
     Args:
         node: a resolved configuration, or a part of it.
@@ -66,7 +66,7 @@ def check_types(node: Any, where: str = "") -> None:
 
 
 def accepts(annotation: Any, value: Any) -> bool:
-    """Whether a plain value is of an annotated type; what cannot be judged is accepted.
+    """Whether a plain value matches an annotation; annotations that cannot be checked accept everything.
 
     Example:
         >>> accepts(int | None, None), accepts(int, 3.5), accepts(Literal["a", "b"], "c")
@@ -99,12 +99,12 @@ def accepts(annotation: Any, value: Any) -> bool:
 
 
 def explain(error: Exception, overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> UserError:
-    """Say in one line what Hydra refused, and what is allowed instead.
+    """Turn Hydra's error into one line that also says what is allowed.
 
     Args:
         error: what Hydra raised.
-        overrides: the command's.
-        compose: composes with other overrides.
+        overrides: those of the command line.
+        compose: composes the configuration from a list of overrides.
 
     Returns:
         The error to raise.
@@ -129,7 +129,7 @@ def explain(error: Exception, overrides: list[str], compose: Callable[[list[str]
 
 
 def _unknown_key(key: str, overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> UserError:
-    """List the keys beside which an unknown one was written."""
+    """Name an unknown key, and the keys that are allowed in its place."""
     parser = OverridesParser.create()
     others = [text for text in overrides if parser.parse_override(text).key_or_group != key]
     node: Any = compose(others)
@@ -153,7 +153,7 @@ def _check_node(node: dict[str, Any], where: str) -> None:
     except (ImportError, InstantiationException, ValueError) as error:
         raise UserError(f"{where}._target_: {' '.join(str(error).split())}") from error
     known = parameters(target)
-    # A built-in class does not tell what it takes.
+    # The signature of a built-in class cannot be inspected.
     open_ended = not known or any(value.kind is value.VAR_KEYWORD for value in known.values())
     for key, value in node.items():
         if key in ("_target_", "_partial_") or (key in PLACES and value is None):

@@ -1,4 +1,4 @@
-"""The two scripts' way from a command line to a run: compose, recall, check, sweep, explain."""
+"""From a script's command line to a run: compose, add remembered overrides, check, sweep, report errors."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ from nelf.pipeline.stage import declarations
 __all__ = ["build", "config", "distill", "main", "start", "train"]
 
 _HERE = Path(__file__).parents[1]
-#: Inside an installed package the configuration and the scripts lie in it; in the source tree beside it.
+#: The configuration and the scripts are inside an installed package, but beside the package in the source tree.
 CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
 _SCRIPTS = _HERE / "scripts" if (_HERE / "scripts").is_dir() else _HERE.parent
 
 _SEEDS = Range(0, 2**32 - 1)
-#: What the name of a sweep's job need not say, unless it is swept.
+#: Keys left out of the names of a sweep's jobs, unless they are swept.
 _UNNAMED = ("run", "base", "stages", "sweep", "launcher", "trainer", "experiment", "data", "data.root")
 
 
@@ -68,7 +68,7 @@ def distill() -> None:
 
 
 def config(command: str, overrides: list[str] | None = None, *, config_dir: str | None = None) -> DictConfig:
-    """Compose what a command would run with, as in a notebook.
+    """Compose the configuration of a command, for example in a notebook.
 
     Args:
         command: ``train`` or ``distill``.
@@ -76,10 +76,10 @@ def config(command: str, overrides: list[str] | None = None, *, config_dir: str 
         config_dir: a folder with more configuration, as ``--config-dir``.
 
     Returns:
-        The configuration. Values that are missing (``???``) are left so.
+        The configuration. Missing values (``???``) stay missing.
 
     Raises:
-        UserError: an unknown key or choice; says which are allowed.
+        UserError: an unknown key or choice; the message lists the allowed ones.
     """
     return _compose(command, overrides or [], config_dir)
 
@@ -88,8 +88,8 @@ def build(node: dict[str, Any], **arguments: Any) -> Any:
     """Make the object that a node of the configuration describes.
 
     Args:
-        node: ``_target_`` and its arguments, nested at will.
-        **arguments: more arguments, passed on as they are.
+        node: ``_target_`` and its arguments, nested to any depth.
+        **arguments: more arguments, passed on unchanged.
 
     Returns:
         The object; with ``_partial_: true``, the function with its options bound.
@@ -103,7 +103,7 @@ def build(node: dict[str, Any], **arguments: Any) -> Any:
     try:
         return make(**arguments)
     except Exception as error:
-        # Lightning's MisconfigurationException is not a ValueError, and is not imported for its name's sake.
+        # Lightning's MisconfigurationException is not a ValueError; its name saves the import of Lightning.
         if isinstance(error, ValueError) or type(error).__name__ == "MisconfigurationException":
             raise UserError(f"{node['_target_']}: {_first_line(error)}") from error
         raise
@@ -118,25 +118,25 @@ def start(cfg: DictConfig) -> Run:
         cfg: what Hydra composed.
 
     Returns:
-        The run, its scene read. It is a context, which others cannot write into until it is left.
+        The run, its scene read. A context manager: until it exits, no other process can write into the directory.
 
     Raises:
-        UserError: a value is missing or of the wrong type, the scene cannot be read or is not the directory's, or the
-            directory cannot be written, or another process writes into it.
+        UserError: a value is missing or of the wrong type, the scene cannot be read or is not that of the directory,
+            the directory cannot be written, or another process writes into it.
     """
     plain = agree(lambda: _checked(cfg))
     root = _place(plain["run"])
-    job = os.path.relpath(root) != os.path.relpath(plain["run"])  # of a sweep, not what its jobs share
+    job = os.path.relpath(root) != os.path.relpath(plain["run"])  # a sweep's job, not the run that its jobs share
     shared = [*([plain["run"]] if job else []), *([plain["base"]] if plain.get("base") else [])]
     run = Run(root, Recipe(plain, build), shared)
-    if planned := run.planned():  # said before the scene is read, which may take long, too
+    if planned := run.planned():  # printed first, because reading the scene may take long
         print(f"time: {planned}", flush=True)
     agree(lambda: _open(run, job))
     return run
 
 
 def _checked(cfg: DictConfig) -> dict[str, Any]:
-    """The plain values of a configuration, whatever can be refused without its scene."""
+    """The plain values of a configuration, after all checks that do not need the scene."""
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise UserError(f"{missing[0]}: is not set. Add {missing[0]}=VALUE to the command.")
@@ -148,14 +148,14 @@ def _checked(cfg: DictConfig) -> dict[str, Any]:
     seed = plain.get("seed", 0)
     if not accepts(Annotated[int, _SEEDS], seed):
         raise UserError(f"seed: is {seed!r}; allowed: a whole number {_SEEDS}.")
-    from nelf.pipeline.fit import check_trainer  # torch, which a wrong word on the command line need not wait for
+    from nelf.pipeline.fit import check_trainer  # imports torch, which takes seconds; typos are reported before
 
     check_trainer(Recipe(plain, build))
     return plain
 
 
 def _check_words(plain: dict[str, Any]) -> None:
-    """Refuse what no class of ours takes, and so no annotation describes."""
+    """Check the top-level values that are no class's arguments, and so have no annotation."""
     run, stages, length = plain["run"], plain.get("stages", []), plain["trainer"].get("max_time")
     if not isinstance(run, str) or not run:
         raise UserError(f"run: is {run!r}; allowed: a directory.")
@@ -166,8 +166,8 @@ def _check_words(plain: dict[str, Any]) -> None:
 
 
 def _open(run: Run, job: bool) -> None:
-    """Check a run, lock its directory, and note what it is made with."""
-    run.lock.refuse()  # at once, not when the scene is read
+    """Check a run, lock its directory, and write its overrides into it."""
+    run.lock.refuse()  # before the scene is read, which may take long
     run.check()
     try:
         run.open()
@@ -180,21 +180,21 @@ def _open(run: Run, job: bool) -> None:
 
 
 def main(command: str, task: Callable[[DictConfig], Any]) -> None:
-    """Run a script: compose its configuration with Hydra, call it, end with an exit code.
+    """Run a script: compose its configuration with Hydra, call its function, exit with a code.
 
-    Exit codes: 0; 2 with one line on standard error for what the user can mend; 130 after Ctrl-C, with a
-    line that says how to go on. Anything else keeps its traceback.
+    Exit codes: 0; 2 with one line on standard error for what the user can fix; 130 after Ctrl-C, with a line that
+    says how to resume. Any other error keeps its traceback.
 
     Args:
-        command: ``train`` or ``distill``: which defaults.
-        task: what to do with the configuration.
+        command: ``train`` or ``distill``, the name of the top-level configuration.
+        task: the script's function, called with the configuration.
     """
     let_idle_threads_sleep()  # before anything loads torch
     escape_output()
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of being printed by Hydra
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors here instead of printing them
     adopt_launcher()
     if not is_first():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, what all processes have to say is said once
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, only the first process prints
     try:
         _main(command, task)
     except Exception as error:
@@ -208,7 +208,7 @@ def _main(command: str, task: Callable[[DictConfig], Any]) -> None:
     if {"--help", "-h", "--hydra-help", "--version", "--info", "--shell-completion", "-sc"} & set(flags):
         _run_hydra(command, task, [*flags, *overrides])
         return
-    # Only these say which directory; the others may make sense only beside what is stored in it.
+    # Only these keys determine the directory; other overrides may be valid only together with those stored in it.
     typed = list(overrides)
     naming = [text for text in first_job(overrides) if key_of(text) in ("run", "experiment", "sweep", "base")]
     named = _compose(command, naming, config_dir)
@@ -220,7 +220,7 @@ def _main(command: str, task: Callable[[DictConfig], Any]) -> None:
             kept, overrides = [*earlier, *kept], [*earlier, *overrides]
     first = _compose(command, first_job(overrides), config_dir, hydra_too=True)
     if "run" not in map(key_of, overrides):
-        # A directory named by the time keeps this one name, in all jobs and processes, and after Ctrl-C.
+        # A run directory named by the time gets its name once, for all jobs and processes and after Ctrl-C.
         overrides = [*overrides, f"run={first.run}"]
         sys.argv = [*sys.argv, f"run={first.run}"]
     count = 1 if world() > 1 else _devices(first)
@@ -228,19 +228,19 @@ def _main(command: str, task: Callable[[DictConfig], Any]) -> None:
     single = "--multirun" not in flags and "-m" not in flags and not swept
     check_launcher(first, single, count)
     if "nelf" in str(first.hydra.sweeper._target_):
-        from nelf.cli import search  # noqa: F401, which tells Hydra of it
+        from nelf.cli import search  # noqa: F401, registers the sweeper with Hydra
     if count > 1:
         sys.exit(launch(count, [sys.executable, *sys.argv]))
     if single:
         _run_hydra(command, task, [*flags, *overrides])
         return
-    if not swept:  # a sweep of a single job: what was typed is what it is about
+    if not swept:  # a sweep of a single job is named by the typed overrides
         swept = [key for key in map(key_of, typed) if key not in _UNNAMED]
     _sweep(command, task, flags, overrides, first, swept, [key_of(text) for text in kept])
 
 
 def _devices(cfg: DictConfig) -> int:
-    """How many processes a configuration asks for on this machine; one where it is refused anyway."""
+    """How many processes a configuration asks for on this machine; 1 if it is invalid, which is reported later."""
     if cfg.trainer.devices in (1, "1"):
         return 1
     try:
@@ -252,7 +252,7 @@ def _devices(cfg: DictConfig) -> int:
 
 
 def _recall(command: str, file: Path, overrides: list[str], config_dir: str | None) -> list[str]:
-    """The overrides of a run directory that still apply; those of an untrusted one may be data only."""
+    """The overrides of a run directory that still apply, checked because the directory may be untrusted."""
     kept = remembered.still_meant(remembered.read(file), overrides)
     folders = [CONF, *([Path(config_dir)] if config_dir else [])]
     choices = [text for text in first_job(overrides) if any(is_dir(folder / key_of(text)) for folder in folders)]
@@ -269,7 +269,7 @@ def _sweep(
     swept: list[str],
     recalled: list[str],
 ) -> None:
-    """Run what all jobs share once, then the jobs, then write their table."""
+    """Run the shared stages once, then the jobs, then write the table of results."""
     common = []
     if "stages" in first:
         common = shared_stages(list(first.stages), swept, declarations(OmegaConf.to_container(first.stage)))  # type: ignore[arg-type]
@@ -278,12 +278,12 @@ def _sweep(
         dropped = {*swept, "stages", "sweep"}
         fixed = [text for text in overrides if key_of(text) not in dropped and "hydra.sweeper." not in text]
         one = [flag for flag in flags if flag not in ("--multirun", "-m")]
-        if is_elsewhere(first):  # where the jobs run, this runs, too
+        if is_elsewhere(first):  # the shared stages run where the jobs run
             fixed += [f"hydra.sweep.dir={first.run}", "hydra.sweep.subdir=."]
             one.append("--multirun")
         _run_hydra(command, task, [*one, *fixed, f"stages=[{','.join(common)}]"])
         refuse_unfinished(Path(first.run), common)
-    # A run has one scene and one beginning; they need not stand in the names of its jobs.
+    # Remembered overrides, such as the scene, are equal in all jobs and left out of their names.
     unnamed = {*_UNNAMED, *recalled} - {*swept}
     naming = f"hydra.job.config.override_dirname.exclude_keys=[{','.join(sorted(unnamed))}]"
     lost = None
@@ -311,7 +311,7 @@ def _run_hydra(command: str, task: Callable[[DictConfig], Any], arguments: list[
 
 
 def _job(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
-    """One job: its mistakes end a single run, but not the other jobs of a sweep."""
+    """Run one job: an error ends a single run, but not the other jobs of a sweep."""
     place = _place(cfg.run)
     single = HydraConfig.get().mode is hydra.types.RunMode.RUN
     if not single:
@@ -330,7 +330,7 @@ def _job(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
 
 
 def _place(run: str) -> str:
-    """The directory of the command's run, or of a sweep's job."""
+    """The directory of this run, or of this job of a sweep."""
     if HydraConfig.initialized() and HydraConfig.get().mode is hydra.types.RunMode.MULTIRUN:
         return os.path.relpath(HydraConfig.get().runtime.output_dir)
     return run
@@ -346,7 +346,7 @@ def _compose(command: str, overrides: list[str], config_dir: str | None, hydra_t
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
             cfg = hydra.compose(command, [*overrides, *searched], return_hydra_config=hydra_too)
             if hydra_too:
-                _ = (cfg.run, cfg.hydra.sweep.dir)  # what ${now:} and the like make of them is asked for here
+                _ = (cfg.run, cfg.hydra.sweep.dir)  # resolve their interpolations, such as ${now:}, here
             return cfg
     except (HydraException, OmegaConfBaseException) as error:
         without = functools.partial(_compose, command, config_dir=config_dir)
@@ -357,7 +357,7 @@ def _split_arguments(argv: list[str]) -> tuple[list[str], list[str], str | None]
     """Flags (with their values), overrides, and the value of ``--config-dir``."""
     from hydra._internal.utils import get_args_parser
 
-    parsed = get_args_parser().parse_intermixed_args(argv)  # flags may stand anywhere
+    parsed = get_args_parser().parse_intermixed_args(argv)  # flags and overrides in any order
     check_letters(parsed.overrides)
     rest = list(parsed.overrides)
     flags = []
@@ -370,7 +370,7 @@ def _split_arguments(argv: list[str]) -> tuple[list[str], list[str], str | None]
 
 
 def _line(error: BaseException, run: str | None = None) -> str | None:
-    """What to tell the user of an error, in this run directory; None where it is not the user's to mend."""
+    """The line that tells the user about an error in this run directory; None if the user cannot fix it."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
@@ -380,7 +380,7 @@ def _line(error: BaseException, run: str | None = None) -> str | None:
         return f"There is not enough memory here{reason}. Choose a smaller model, batch or image, or fewer views."
     if lost := launcher_line(error):
         return lost
-    # What is missing or in the way deep inside is a bug; a disk that is full or read-only is not.
+    # A missing or obstructing file that was not checked before is a bug; a full or read-only disk is not.
     place_is_wrong = isinstance(error, FileNotFoundError | FileExistsError | NotADirectoryError)
     refused = unwritable(error, error.filename or run) if isinstance(error, OSError) and not place_is_wrong else None
     return None if refused is None else str(refused)
@@ -391,7 +391,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _fail(error: BaseException, run: str | None = None) -> NoReturn:
-    """Print the line and exit, or let the error out as it is."""
+    """Print an error's line and exit, or raise the error itself if it has none."""
     line = _line(error, run)
     if line is None:
         raise error

@@ -1,9 +1,9 @@
-"""What a run directory remembers of the commands in it, checked before it counts for anything.
+"""The overrides that a run directory remembers from earlier commands, checked before they are used.
 
-A run directory may come from anybody, so what stands in its ``overrides.yaml`` is data: values for the keys of conf/
-and the classes that conf/ names or that nelf itself offers, no other class, no ``${...}``, and no path but
-``data.root``. The composed configuration is looked at, beside the text: Hydra has many ways to write a thing.
-The command line and a ``--config-dir`` may name anything, and are not remembered where they do.
+A run directory may be untrusted, so its ``overrides.yaml`` may hold only values for the keys of conf/ and classes that
+conf/ names or nelf exports: no other class, no ``${...}``, and no path except those in ``SHOWN``. The composed
+configuration is checked as well as the text, because Hydra has many notations for the same value. The command line and
+``--config-dir`` may name anything; what a run directory may not hold has to be passed again.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from nelf.pipeline.recipe import PLACES
 
 __all__ = ["PATHS", "check", "key_of", "memorable", "read", "still_meant"]
 
-#: Arguments that are paths. Null, or what conf/ says, is all that may be remembered of them, but for ``SHOWN``.
+#: Arguments that are paths. Except for ``SHOWN``, only null or the value in conf/ is accepted from a run directory.
 PATHS = (*PLACES, "root", "shards", "default_root_dir", "root_dir", "sub_dir", "dir")
-#: Paths that may be remembered; they are shown before they are read.
+#: Paths that are accepted; they are printed before they are read.
 SHOWN = ("data.root", "stage.pseudo.root", "stage.teacher.file", "stage.student.file")
-#: nelf's own classes that a directory may name: packages whose ``__all__`` counts, and what their classes derive from.
+#: Classes of nelf that are accepted: those in ``__all__`` of these packages that derive from this base class.
 _OFFERED = {
     "nelf.fields": ("torch.nn", "Module"),
     "nelf.lightfields": ("torch.nn", "Module"),
@@ -42,7 +42,7 @@ _TRAINER = "pytorch_lightning.Trainer"
 _LOOKS_LIKE_A_PATH = re.compile(r"[/\\]|^~|^\.{1,2}$|^[A-Za-z]:|://")
 _METRIC = re.compile(r"\w+(/\w+)*")
 _MISSING = object()
-#: Said anew in each command, never carried over from the last one.
+#: Keys that are never carried over from an earlier command.
 _FORGET = ("run", "base", "stages", "sweep", "launcher", "hydra")
 #: A choice in these groups decides the keys of these sections.
 _FOLLOWERS = {"data": ("data",), "model": ("model", "system"), "teacher": ("teacher",)}
@@ -56,7 +56,7 @@ def read(file: Path) -> list[str]:
         file: its ``overrides.yaml``.
 
     Returns:
-        The overrides, each of which can be parsed; none where there is no file.
+        The overrides, each of which can be parsed; an empty list if there is no file.
 
     Raises:
         UserError: it is not a list of overrides, or one concerns Hydra itself.
@@ -79,12 +79,12 @@ def read(file: Path) -> list[str]:
 
 
 def memorable(overrides: Sequence[str]) -> list[str]:
-    """The overrides that a later command in the same run directory begins with."""
+    """The overrides that later commands in the same run directory inherit."""
     return [text for text in overrides if key_of(text).split(".")[0].split("/")[0] not in _FORGET]
 
 
 def still_meant(stored: Sequence[str], overrides: Sequence[str]) -> list[str]:
-    """The stored overrides that the new ones neither replace nor make meaningless.
+    """The stored overrides that the new ones neither replace nor invalidate.
 
     Args:
         stored: of earlier commands in the run directory.
@@ -93,7 +93,7 @@ def still_meant(stored: Sequence[str], overrides: Sequence[str]) -> list[str]:
     new = {key_of(text): text for text in overrides}
     old = {key_of(text): text for text in memorable(stored)}
     if "experiment" in new and old.get("experiment") != new["experiment"]:
-        return []  # another preset is another beginning
+        return []  # another preset replaces all stored overrides
     changed = [key for key in _FOLLOWERS if key in new and old.get(key) != new[key]]
     orphans = tuple(f"{section}." for key in changed for section in _FOLLOWERS[key])
     return [text for key, text in old.items() if key not in new and not key.startswith(orphans)]
@@ -106,13 +106,13 @@ def check(
     folders: Sequence[Path],
     compose: Callable[[list[str]], DictConfig],
 ) -> None:
-    """Refuse to go on with remembered overrides that are more than data.
+    """Refuse remembered overrides that are more than plain data.
 
     Args:
-        file: where they stand.
-        kept: those that still count.
-        choices: the present command's own choices of groups, such as ``model=ngp``, which decide what keys there are.
-        folders: where configuration files lie: conf/, and that of ``--config-dir``.
+        file: the file that holds them.
+        kept: those that still apply.
+        choices: the present command's own choices of groups, such as ``model=ngp``, which determine the valid keys.
+        folders: the folders of configuration files: conf/, and that of ``--config-dir``.
         compose: composes from overrides.
 
     Raises:
@@ -133,7 +133,7 @@ def check(
 
 
 def _refuse_new_scene(file: Path, data: dict[str, Any], stated: dict[str, Any]) -> None:
-    """Refuse a folder for the built-in scene that is not there: it would be written, not read."""
+    """Refuse a missing folder for the built-in scene, because the scene would be written into it."""
     root = data.get("root")
     written = data.get("_target_") == "nelf.data.DemoDataModule" and root != stated.get("root")
     if root is not None and written and not Path(root, "transforms_train.json").is_file():
@@ -141,7 +141,7 @@ def _refuse_new_scene(file: Path, data: dict[str, Any], stated: dict[str, Any]) 
 
 
 def _check_override(file: Path, item: Override, folders: Sequence[Path]) -> bool:
-    """Refuse what is no plain value for a plain key; tell whether it is the choice of a group."""
+    """Refuse an override that is not a plain value for a plain key; return whether it is the choice of a group."""
     text, key = str(item.input_line), item.key_or_group
     if "${" in text or any("${" in value for value in _strings(item.value())):
         raise UserError(f"{file}: {text!r} holds an interpolation; allowed: plain values. {_again(text)}")
@@ -164,11 +164,11 @@ def _check_override(file: Path, item: Override, folders: Sequence[Path]) -> bool
 
 
 class _Walk:
-    """Looks at every value of a composed configuration that its files do not state themselves.
+    """Checks every value of a composed configuration that does not come from the configuration files.
 
     Args:
-        file: where the overrides stand.
-        overrides: which may have made the values.
+        file: the file that holds the overrides.
+        overrides: the overrides that may have set the values.
         stated: the classes that the configuration files name, and the arguments that they state for them.
     """
 
@@ -176,7 +176,7 @@ class _Walk:
         self._file, self._overrides, self._stated = file, overrides, stated
 
     def __call__(self, value: Any, base: Any, where: str) -> None:
-        """Compare a value with what stands in its place without the overrides."""
+        """Check a value against that of the configuration composed without the overrides."""
         if value == base and type(value) is type(base):
             return
         if isinstance(value, dict):
@@ -228,7 +228,7 @@ class _Walk:
 
 
 def key_of(override: str) -> str:
-    """The key, or the group, that an override is about."""
+    """The key or the group that an override sets."""
     return OverridesParser.create().parse_override(override).key_or_group
 
 
@@ -268,13 +268,13 @@ def _stated(folders: Sequence[Path]) -> dict[str, set[str]]:
                 collect(inner)
 
     for path in (path for folder in folders for path in folder.rglob("*.yaml")):
-        with suppress(UserError):  # Hydra says it if the file is needed
+        with suppress(UserError):  # Hydra reports it if the file is needed
             collect(read_yaml(path))
     return found
 
 
 def _is_offered(target: str) -> bool:
-    """Whether it is a public class of nelf, of a kind that a configuration builds; of no longer path than that."""
+    """Whether a target is ``PACKAGE.CLASS``: a package of ``_OFFERED``, and a public class of the base given there."""
     package, _, name = target.rpartition(".")
     if package not in _OFFERED or name not in import_module(package).__all__:
         return False

@@ -1,10 +1,10 @@
-"""Search for the best models of each cost: a sweep whose jobs Optuna chooses one after the other.
+"""Search for the Pareto front of quality and cost: a sweep whose jobs Optuna chooses one after the other.
 
-What varies is written as in any sweep of Hydra: ``a,b,c``, ``range(from,to,step)``, ``interval(from,to)``. Each trial
-is a job with its own run directory, started by whichever launcher the command names; its figures are those of its line
-in ``table.md``. The study lies in the sweep's directory, so the same command goes on with it.
+The search space is written in Hydra's sweep syntax: ``a,b,c``, ``range(from,to,step)``, ``interval(from,to)``. Each
+trial is a job with its own run directory, started by the launcher that the command names; its figures are those of its
+row in ``table.md``. The study is stored in the sweep's directory, so the same command resumes it.
 
-Hydra's own plugin for Optuna asks for a version below 3, hence this one.
+Hydra's own Optuna plugin requires a version below 3, hence this one.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ _INTERRUPTED = "interrupted"
 
 
 class Search(Sweeper):
-    """Ask Optuna for trials, run them as jobs, and tell it their quality and cost.
+    """Ask Optuna for trials, run them as jobs, and report their quality and cost to it.
 
-    A trial that fails is noted, and the search goes on. One that was interrupted comes first when it goes on; its run
-    directory goes on, too. Values that have been tried are not run again.
+    A failed trial is recorded, and the search continues. A resumed search first resumes the trials that were
+    interrupted, in their run directories. Values that have been tried are not run again.
 
     Args:
-        trials: how many, in all.
-        parallel: how many are started together.
-        quality: which figure of a job is to be large.
-        cost: which figure is to be small.
-        seed: of what is drawn at random.
-        params: what varies, by key, in the words of a sweep; the command line's own are added.
+        trials: total number of trials.
+        parallel: trials that are started together.
+        quality: the figure of a job to maximize.
+        cost: the figure to minimize.
+        seed: of the sampler.
+        params: the search space, sweep syntax by key; sweeps on the command line are added.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Search(Sweeper):
         self.params = dict(params or {})
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Hydra's own: what jobs are made of."""
+        """Called by Hydra with what jobs are started with."""
         self.config, self.hydra_context = config, hydra_context
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
@@ -68,14 +68,14 @@ class Search(Sweeper):
         self.launch: Callable[..., Sequence[JobReturn]] = launcher.launch
 
     def sweep(self, arguments: list[str]) -> None:
-        """Search, until there are as many trials as are wanted; then write ``pareto.svg`` and ``pareto.md``.
+        """Search until ``trials`` have finished; then write ``pareto.svg`` and ``pareto.md``.
 
         Args:
-            arguments: the command's overrides, those with several values being what varies.
+            arguments: the overrides of the command line; those with several values extend the search space.
 
         Raises:
-            UserError: nothing varies, or a key that there is not; the study is of other settings, or another process
-                works on it.
+            UserError: nothing varies, a key does not exist, the study has other settings, or another process works on
+                it.
         """
         assert self.config is not None
         optuna = _optuna()
@@ -101,7 +101,7 @@ class Search(Sweeper):
             lock.release()
 
     def _study(self, folder: Path, space: dict[str, Any], fixed: list[str]) -> Any:
-        """Open the directory's study, or begin it."""
+        """Open the directory's study, or create it."""
         optuna = _optuna()
         settings = {
             **{"quality": self.quality, "cost": self.cost, "the settings": fixed},
@@ -127,13 +127,13 @@ class Search(Sweeper):
         for trial in begun:
             study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
             study.enqueue_trial(trial.params)
-        for params in _every(space, self.trials):  # a small space is tried whole
+        for params in _every(space, self.trials):  # a small space is searched exhaustively
             study.enqueue_trial(params, skip_if_exists=True)
         study.sampler = optuna.samplers.TPESampler(seed=self.seed + len(study.trials))
         return study
 
     def _batch(self, study: Any, asked: list[Any], fixed: list[str]) -> None:
-        """Run trials side by side; those whose values are known take their figures."""
+        """Run trials in parallel; a trial whose values have been tried takes the figures of that trial."""
         failed = _optuna().trial.TrialState.FAIL
         known = {json.dumps(each.params, sort_keys=True): each for each in _finished(study)}
         new = {}
@@ -170,13 +170,13 @@ class Search(Sweeper):
                 study.tell(trial, figures)
 
     def _figures(self, job: Path, keys: list[str]) -> tuple[float, float] | None:
-        """Quality and cost of a job's last model; None where it has failed, or has no such figure."""
+        """Quality and cost of a job's last model; None if the job has failed or lacks one of them."""
         rows = [] if (job / FAILURE).is_file() else results(job, keys)
         figures = [rows[-1].get(name) for name in (self.quality, self.cost)] if rows else [None]
         return None if None in figures else (float(figures[0]), float(figures[1]))  # type: ignore[arg-type]
 
     def _conclude(self, study: Any, folder: Path) -> None:
-        """Draw all trials, and list those that no other one beats."""
+        """Plot all trials, and list those on the Pareto front."""
         from nelf.report.plots import trade_off_svg
 
         front = sorted(study.best_trials, key=lambda trial: trial.values[1])
@@ -202,14 +202,14 @@ class Search(Sweeper):
 
 
 def distribution(item: Override) -> Any:
-    """What Optuna draws a key's values from.
+    """Optuna's distribution for the values of a key.
 
     Args:
         item: an override with several values.
 
     Returns:
-        Of ``range`` and ``interval`` numbers between two, on a logarithmic scale with the tag ``log``; else one of the
-        words.
+        For ``range`` with whole numbers and for ``interval``, numbers between two limits (an interval with the tag
+        ``log`` is sampled on a logarithmic scale); else a categorical distribution.
 
     Raises:
         UserError: an empty range.
@@ -237,7 +237,7 @@ def distribution(item: Override) -> Any:
 
 
 def _every(space: dict[str, Any], most: int) -> list[dict[str, Any]]:
-    """All points of a space; none where there are more than so many, or it is continuous."""
+    """All points of a search space; an empty list if there are more than ``most``, or it is continuous."""
     axes = []
     for each in space.values():
         values = getattr(each, "choices", None)
@@ -250,7 +250,11 @@ def _every(space: dict[str, Any], most: int) -> list[dict[str, Any]]:
 
 
 def _optuna() -> Any:
-    """The module; a line where it is missing. Its notes on each trial are kept back."""
+    """Import Optuna, without its log messages about each trial.
+
+    Raises:
+        UserError: it is not installed.
+    """
     try:
         import optuna
     except ImportError:
@@ -260,7 +264,7 @@ def _optuna() -> Any:
 
 
 def _finished(study: Any) -> list[Any]:
-    """The trials that have come to an end, with figures or without."""
+    """The trials that have ended, with figures or without, except those that were interrupted."""
     interrupted = study.user_attrs.get(_INTERRUPTED, [])
     return [each for each in study.trials if each.state.is_finished() and each.number not in interrupted]
 
@@ -276,16 +280,16 @@ def _note(trial: Any, facts: dict[str, Any]) -> None:
 
 
 def _word(value: Any) -> str:
-    """A value as the word of an override."""
+    """A value as it is written in an override."""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _short(params: dict[str, Any]) -> str:
-    """What the plot calls a trial."""
+    """The label of a trial in the plot."""
     return ", ".join(f"{key.rpartition('.')[2]} {_word(value)}" for key, value in params.items())
 
 
-# Hydra takes plugins only from a package of this name, which is there where another plugin is.
+# Hydra accepts plugins only from a package of this name, which exists only if another plugin is installed.
 try:
     _package = import_module("hydra_plugins")
 except ModuleNotFoundError:

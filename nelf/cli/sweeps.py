@@ -1,4 +1,4 @@
-"""Sweeps: what their jobs have in common, where they run, and the table that they end in."""
+"""Sweeps: the stages that their jobs share, where the jobs run, and the table of results."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = [
     "write_table",
 ]
 
-#: Hydra's launchers that are packages of their own, and the extra of nelf with each.
+#: Hydra's launchers that are separate packages: the package, and the extra of nelf that installs it.
 EXTRAS = {
     "joblib": ("hydra-joblib-launcher", "joblib"),
     "submitit_local": ("hydra-submitit-launcher", "submitit"),
@@ -47,7 +47,7 @@ _LAUNCHERS_ERRORS = (
     "TerminatedWorkerError",  # joblib
     "WorkerCrashedError",  # Ray
 )
-#: In a job's directory: why it has failed.
+#: In a job's directory: the reason why it failed.
 FAILURE = "failure.txt"
 
 _METRICS = {
@@ -64,7 +64,7 @@ _METRICS = {
 
 
 def slug(overrides: str) -> str:
-    """A job's folder: its overrides, shortened where they are longer than a file name may be."""
+    """The name of a job's folder: its overrides, shortened if they are too long for a file name."""
     name = overrides.replace("/", "_").replace("\\", "") or "default"  # Hydra escapes colons
     return name if len(name) <= 160 else f"{name[:150]}-{hash_of(name)[:8]}"
 
@@ -73,21 +73,21 @@ OmegaConf.register_new_resolver("slug", lambda text: slug(str(text)), replace=Tr
 
 
 def is_elsewhere(cfg: DictConfig) -> bool:
-    """Whether a sweep's jobs run in other processes than the command that starts them.
+    """Whether a sweep's jobs run outside the process that starts them.
 
     Args:
-        cfg: what its first job composes to, with the section ``hydra``.
+        cfg: the configuration of its first job, with the section ``hydra``.
     """
     return str(cfg.hydra.runtime.choices["hydra/launcher"]) != "basic"
 
 
 def check_launcher(cfg: DictConfig, single: bool, devices: int) -> None:
-    """Refuse a launcher where it would do nothing, or start jobs once for each device.
+    """Refuse a launcher without a sweep, or with jobs that use several devices.
 
     Args:
-        cfg: what the first job composes to, with the section ``hydra``.
-        single: the command is no sweep.
-        devices: that a job asks for on this machine.
+        cfg: the configuration of the first job, with the section ``hydra``.
+        single: the command is not a sweep.
+        devices: how many devices a job uses on this machine.
 
     Raises:
         UserError: says what is allowed.
@@ -119,25 +119,25 @@ def launcher_line(error: BaseException) -> str | None:
 
 
 def note_failure(job: Path, line: str) -> None:
-    """Leave a line in a job's directory that says why it has failed: its process may be on another machine.
+    """Write the reason of a failure into a job's directory, since its process may run on another machine.
 
     Args:
-        job: its directory.
-        line: what is to be said at the end of the sweep.
+        job: the directory.
+        line: what to print at the end of the sweep.
     """
     with atomic_path(job / FAILURE) as partial:
         partial.write_text(line + "\n", encoding="utf-8")
 
 
 def refuse_unfinished(run: Path, stages: list[str]) -> None:
-    """Raise an error if a run lacks stages that all jobs need.
+    """Raise an error if stages that all jobs need are not done.
 
     Args:
-        run: its directory.
+        run: the directory of the shared run.
         stages: their names.
 
     Raises:
-        UserError: says why, as far as is known.
+        UserError: a stage is not done; the message gives the reason if it is known.
     """
     for name in stages:
         if not (run / name / "done.json").is_file():
@@ -146,7 +146,7 @@ def refuse_unfinished(run: Path, stages: list[str]) -> None:
 
 
 def first_job(overrides: list[str]) -> list[str]:
-    """The overrides of a sweep's first job: of several values, the first; patterns and ranges are left out.
+    """The overrides of a sweep's first job: the first of several values; patterns, ranges and intervals are left out.
 
     Example:
         >>> first_job(["model.width=64,128", "seed=1", "experiment=glob(*)"])
@@ -162,11 +162,11 @@ def first_job(overrides: list[str]) -> list[str]:
 
 
 def swept_keys(overrides: list[str], cfg: DictConfig) -> list[str]:
-    """The keys that a command gives several values, its own and those of a ``sweep=`` preset.
+    """The keys that a command sweeps: those with several values on the command line, and those of a ``sweep=`` preset.
 
     Args:
-        overrides: the command's.
-        cfg: what its first job composes to, with the section ``hydra``.
+        overrides: those of the command line.
+        cfg: the configuration of the first job, with the section ``hydra``.
     """
     parsed = OverridesParser.create().parse_overrides(overrides)
     own = [item.key_or_group for item in parsed if item.is_sweep_override()]
@@ -175,12 +175,12 @@ def swept_keys(overrides: list[str], cfg: DictConfig) -> list[str]:
 
 
 def shared_stages(stages: list[str], swept: list[str], chain: Mapping[str, Declaration]) -> list[str]:
-    """Those leading stages that no swept key concerns; one run of them serves all jobs.
+    """The leading stages that no swept key affects; they run once for all jobs.
 
     Args:
-        stages: of the command, in order.
+        stages: those of the command, in order.
         swept: the keys that have several values.
-        chain: what the stages declare.
+        chain: the declarations of the stages by name.
 
     Example:
         >>> chain = {
@@ -208,22 +208,23 @@ def shared_stages(stages: list[str], swept: list[str], chain: Mapping[str, Decla
 
 
 def write_table(folder: Path) -> int:
-    """Write and print ``table.md``: a line for each job of a sweep's directory, and why jobs have failed.
+    """Write and print ``table.md``, with a row for each job of a sweep's directory; print why jobs failed.
 
-    A job whose own keys are those of a stage with artifacts (such as ``stage.prune.amount``) has a line for each.
+    If the sweep varies options of a stage with artifacts (such as ``stage.prune.amount``), a job has a row for each
+    artifact.
 
-    Each job is read by its own list of overrides, not by its folder's name. Jobs of earlier sweeps into the
-    same directory stand in it too.
+    The values of a job come from its ``overrides.yaml``, not from the name of its folder. Jobs of earlier sweeps into
+    the same directory are included.
 
     Args:
         folder: the sweep's directory.
 
     Returns:
-        How many jobs have no result.
+        The number of jobs without a result.
     """
     jobs = sorted(path.parent for path in folder.glob("*/overrides.yaml"))
     options = [dict(_split(text) for text in remembered.read(job / "overrides.yaml")) for job in jobs]
-    # Keys with one value in all jobs would say nothing.
+    # Only keys whose value differs between jobs.
     keys = [
         key
         for key in dict.fromkeys(itertools.chain.from_iterable(options))
@@ -260,15 +261,19 @@ def _split(override: str) -> tuple[str, str]:
 
 
 def results(job: Path, keys: list[str]) -> list[dict[str, Any]]:
-    """A job's figures; none where it has failed.
+    """The figures of a job; an empty list if it has failed.
 
     Args:
-        job: its directory.
-        keys: that the sweep varies.
+        job: the directory.
+        keys: those that the sweep varies.
 
     Returns:
-        Of the artifacts of the stages that the keys concern, if there are such; else of ``train`` its own, of a chain
-        those of its student, with its validation, or of its last row; without a report those of the training.
+        A row for each artifact of the stages whose options vary, if there are any. Else one row: that of the student
+        (or the last one) in the report, with the student's validation metrics; without a report, the metrics of the
+        script ``train`` or of the student's training.
+
+    Raises:
+        UserError: a report has no rows with names.
     """
     report = read_record(job / "report.json")
     rows: list[dict[str, Any]] = [] if report is None else report.get("rows", [])

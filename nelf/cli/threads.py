@@ -1,4 +1,4 @@
-"""How the idle threads of a command wait for work."""
+"""How idle OpenMP threads of a command wait for work."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ __all__ = ["let_idle_threads_sleep"]
 
 
 def let_idle_threads_sleep() -> None:
-    """Let OpenMP's idle threads sleep after some microseconds of spinning.
+    """Let idle OpenMP threads sleep after some microseconds of spinning.
 
-    GNU's library, which comes with PyTorch and serves Numba too, else lets them spin for milliseconds. Where other
-    programs compute on the same cores, that takes the cores from those who have work, and a training step several times
-    as long; on cores of one's own it saves waking them. So a command, which may run beside others, is careful, and
-    whoever imports nelf has what the environment says.
+    By default, GNU's OpenMP library, which PyTorch ships and Numba uses too, lets them spin for milliseconds. That is
+    fastest on idle cores, but if other programs compute on the same cores, spinning takes the cores from threads that
+    have work, and a training step takes several times as long. So commands, which may run beside others, call this;
+    importing nelf changes nothing.
 
-    The library reads the environment once, when it is loaded with PyTorch: call this before. What stands in the
-    environment already holds, and processes that are started inherit it.
+    The library reads the environment once, when PyTorch is loaded, so call this before. Variables that are already set
+    are kept, and child processes inherit them.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -8,13 +8,13 @@ from nelf import cli
 
 
 def distill(cfg: DictConfig) -> dict[str, Any]:
-    """Run the chain of stages, or what is left of it.
+    """Run the chain of stages, or the rest of it.
 
     Args:
         cfg: the configuration ``distill``.
 
     Returns:
-        The objects: ``run``, and ``metrics`` by stage.
+        ``run``, and ``metrics`` by stage.
     """
     with cli.start(cfg) as run:
         metrics = {name: run.do(name, run.recipe.stage(name)) for name in cfg.stages}

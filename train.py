@@ -12,20 +12,20 @@ from nelf.pipeline.processes import agree
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
-    """Train one system, or go on with it, and measure it on the test views.
+    """Train one system, resuming if possible, and evaluate it on the test views.
 
     Args:
         cfg: the configuration ``train``.
 
     Returns:
-        The objects: ``run``, ``system``, ``scene``, ``metrics``.
+        ``run``, ``system``, ``scene`` and ``metrics`` by name.
     """
     with cli.start(cfg) as run:
-        from nelf.pipeline.fit import fit  # torch is loaded only once the configuration is known to be right
+        from nelf.pipeline.fit import fit  # imports torch, after the configuration has been checked
 
         start = time.perf_counter()
         system = run.recipe.system()  # the LightningModule around the network
-        data = run.recipe.data(system)  # the LightningDataModule, with the batches that the system wants
+        data = run.recipe.data(system)  # the LightningDataModule, with the batches that the system needs
         metrics = fit(run.recipe, system, data, run.root)  # Trainer.fit, from the last checkpoint on
         metrics["train_seconds"] = time.perf_counter() - start
         metrics = agree(lambda: test(system, data, run.root, metrics))
@@ -33,7 +33,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
 
 def test(system: Any, data: Any, root: Any, metrics: dict[str, Any]) -> dict[str, Any]:
-    """Measure a trained system on the test views, and write its pictures and ``metrics.json``."""
+    """Evaluate a trained system on the test views, and write its pictures and ``metrics.json``."""
     from nelf.pipeline.stages.report import row
     from nelf.report.evaluation import evaluate
 

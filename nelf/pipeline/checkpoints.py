@@ -1,4 +1,4 @@
-"""The checkpoint that a training goes on from; it may be damaged, or from an untrusted source."""
+"""The checkpoint from which training resumes; it may be damaged or untrusted."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ __all__ = ["last_good_checkpoint", "unfit"]
 
 
 def last_good_checkpoint(folder: Path, system: torch.nn.Module) -> Path | None:
-    """Find the newest checkpoint that can be used; put damaged ones aside, and say so.
+    """Find the newest intact checkpoint; rename damaged ones to ``.damaged``, and print a line for each.
 
     Args:
-        folder: where the ``.ckpt`` files are. What is no file, such as a link to nowhere, does not count.
-        system: what is to be resumed.
+        folder: the folder of the ``.ckpt`` files. Anything but a file, such as a broken link, is ignored.
+        system: the LightningModule to resume.
 
     Returns:
-        Its path, or None where there is none.
+        Its path, or None if there is none.
 
     Raises:
-        UserError: it is of another network (names what differs), cannot be read, or is more than data.
+        UserError: it belongs to another network (the message names what differs), cannot be read, or holds more than
+            plain data.
     """
     damaged: list[tuple[Path, str]] = []
     content: dict[str, Any] = {}
@@ -42,7 +43,7 @@ def last_good_checkpoint(folder: Path, system: torch.nn.Module) -> Path | None:
             content = _content_of(path)
         except _DamagedError as error:
             damaged.append((path, str(error)))
-            with suppress(FileNotFoundError):  # another process of the same training was faster
+            with suppress(FileNotFoundError):  # another process of the same training has renamed it
                 path.rename(path.with_suffix(".damaged"))
             continue
         except FileNotFoundError:
@@ -64,7 +65,7 @@ def unfit(path: Path, reason: str) -> UserError:
 
 
 class _DamagedError(Exception):
-    """A file that holds no checkpoint, or no longer; says why."""
+    """A file is not a checkpoint, or is a damaged one; the message says why."""
 
 
 def _newest_first(folder: Path) -> list[Path]:
@@ -76,8 +77,8 @@ def _content_of(path: Path) -> dict[str, Any]:
     """The content of a checkpoint, whose ``state_dict`` holds finite weights.
 
     Raises:
-        _DamagedError: the file is.
-        UserError: it may not be read, or holds objects, or names files elsewhere, which Lightning would delete.
+        _DamagedError: the file is damaged.
+        UserError: it cannot be read, holds objects, or names files outside its folder, which Lightning would delete.
     """
     content = _read(path)
     weights = content.get("state_dict") if isinstance(content, dict) else None
@@ -97,7 +98,7 @@ def _content_of(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> Any:
-    """The content of a checkpoint; what is wrong with the machine, such as too little memory, is raised as it is."""
+    """The content of a checkpoint; errors of the machine, such as too little memory, are raised unchanged."""
     if path.stat().st_size == 0:
         raise _DamagedError("it is empty")
     try:
@@ -123,7 +124,7 @@ def _read(path: Path) -> Any:
 
 
 def _damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, which is a zip file; None where it is whole."""
+    """What is wrong with a checkpoint, which should be a zip file; None if it is intact."""
     if not zipfile.is_zipfile(path):
         return "it is not whole"
     try:
@@ -138,7 +139,7 @@ def _damage(path: Path) -> str | None:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """All strings in plain values, keys too."""
+    """All strings in plain values, including keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -149,7 +150,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _refuse_other_network(path: Path, weights: Mapping[str, torch.Tensor], system: torch.nn.Module) -> None:
-    """Refuse weights of another network, with the names that differ."""
+    """Refuse weights of another network; the message names the tensors that differ."""
     differing = list(differences(system, weights).values())
     if differing:
         listed = ", ".join(differing[:3])

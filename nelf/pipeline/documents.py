@@ -1,4 +1,4 @@
-"""The small files of a run directory: JSON and YAML, whole or not at all."""
+"""The small JSON and YAML files of a run directory, written atomically."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ __all__ = [
 ]
 
 _MENDED = "a whole file as nelf writes it, or none: delete it"
-_FIGURES = ("bytes", "sparsity", "max_abs_error")  # of an artifact, as far as it has them
+_FIGURES = ("bytes", "sparsity", "max_abs_error")  # of an artifact; each is optional
 _MOST_BYTES, _MOST_VALUES = 2**20, 2**17  # of a YAML file
-_TOLD: set[Path] = set()  # damaged notes that have been spoken of
+_TOLD: set[Path] = set()  # damaged files that have been reported
 
 
 def hash_of(settings: Any) -> str:
-    """16 hex digits of plain values, whatever the order of their keys."""
+    """A hash of plain values, 16 hex digits, independent of the order of keys."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -60,9 +60,9 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def read_done(folder: Path) -> dict[str, Any]:
-    """What a finished stage has noted in its ``done.json``; nothing where it has not finished.
+    """The content of a finished stage's ``done.json``; an empty dict if it has not finished.
 
-    A damaged note counts as none, with a line: what was to be noted last may be torn when a machine stops.
+    A damaged file counts as missing, and a line says so: the file may be incomplete after a machine crashed.
     """
     path = folder / "done.json"
     try:
@@ -78,16 +78,16 @@ def read_done(folder: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write plain values as JSON, whole or not at all."""
+    """Write plain values as JSON, atomically."""
     with atomic_path(path) as partial:
         partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def read_artifacts(folder: Path) -> list[dict[str, Any]]:
-    """The files that a stage has noted in its ``artifacts.json``; none where there is no such list.
+    """The files that a stage lists in its ``artifacts.json``; an empty list if there is no such file.
 
     Raises:
-        UserError: it lists something else, or files elsewhere.
+        UserError: it lists something else, or files outside the folder.
     """
     path, listed = folder / "artifacts.json", read_json(folder / "artifacts.json")
     for each in listed if isinstance(listed, list) else [] if listed is None else [None]:
@@ -113,7 +113,7 @@ def read_yaml(path: Path) -> Any:
     """The content of a YAML file, or None where there is none.
 
     Raises:
-        UserError: it is not YAML, or more than plain values.
+        UserError: it is not YAML, is too large, or holds more than plain values.
     """
     if not path.is_symlink() and not path.exists():
         return None
@@ -140,7 +140,7 @@ def read_settings(path: Path) -> dict[str, Any] | None:
 
 
 def _check_plain(path: Path, content: Any) -> None:
-    """Refuse what is no plain value, and what repeats itself by references: a few lines could stand for millions."""
+    """Refuse anything but plain values, and too many of them: with aliases, a few lines can expand to millions."""
     left, values = [content], 0
     while left:
         value = left.pop()
@@ -156,6 +156,6 @@ def _check_plain(path: Path, content: Any) -> None:
 
 
 def write_yaml(path: Path, content: Any) -> None:
-    """Write plain values as YAML, whole or not at all."""
+    """Write plain values as YAML, atomically."""
     with atomic_path(path) as partial:
         partial.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")

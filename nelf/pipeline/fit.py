@@ -1,4 +1,4 @@
-"""Fit a system: the Trainer of a recipe, checkpoints that survive a kill, weights at the end."""
+"""Fit a system with the Trainer of a recipe: resume from checkpoints, save the weights at the end."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def fit(
     max_steps: int | None = None,
     max_time: str | None = None,
 ) -> dict[str, Any]:
-    """Train a system in a folder, from its last good checkpoint where there is one.
+    """Train a system in a folder, from its last intact checkpoint if there is one.
 
     Args:
-        recipe: whose Trainer and seed to use.
-        system: what to train; it ends on the Trainer's device.
+        recipe: gives the Trainer and the seed.
+        system: the LightningModule to train; at the end it is on the Trainer's device.
         data: its datamodule.
         folder: gets ``checkpoints/``, ``logs/``, ``samples/`` and at the end ``model.safetensors``.
         name: ``teacher`` or ``student``; whose description travels with the weights.
@@ -69,7 +69,7 @@ def fit(
         print(f"{folder}: goes on from {checkpoint.name}", flush=True)
     elif begin is not None:
         begin(system)
-    if not is_first():  # the networks are equal; what is drawn at random in training is not
+    if not is_first():  # all processes build the same network, but draw different random numbers in training
         pl.seed_everything(recipe.seed + rank(), verbose=False)
     with leaving_with_others():
         _uninterrupted(trainer, system, data, checkpoint)
@@ -82,7 +82,7 @@ def fit(
     if trainer.is_global_zero:
         config = {**recipe.model_config(name), **getattr(system.network, "arguments", {})}
         save(system.network, folder / "model.safetensors", config, data.scene.digest)
-    wait_for_all()  # nobody reads the file before it is there
+    wait_for_all()  # no process reads the file before it exists
     system.to(trainer.strategy.root_device)
     return {**metrics, "steps": trainer.global_step}
 
@@ -94,14 +94,14 @@ def _is_restoring(error: BaseException) -> bool:
 
 
 class _LastValidation(pl.Callback):
-    """Keeps what the last validation has found, and after which step: a training often ends with one."""
+    """Keeps the metrics and the step of the last validation, since training often ends with one."""
 
     def __init__(self) -> None:
         self.step: int | None = None
         self.metrics: dict[str, Any] = {}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note step and metrics, unless the validation is that before the first step."""
+        """Note step and metrics, unless this is the sanity check before the first step."""
         if not trainer.sanity_checking:
             self.step = trainer.global_step
             found = trainer.callback_metrics.items()
@@ -113,11 +113,11 @@ def check_trainer(recipe: Recipe) -> None:
     """Refuse a Trainer that cannot run here, before anything is read or written.
 
     Args:
-        recipe: whose stages' limits take the place of the Trainer's.
+        recipe: its Trainer is checked with the limits of each stage.
 
     Raises:
-        UserError: a GPU is asked for and none is there, gradients that are scaled would be clipped, there are more or
-            fewer processes than devices, training would never end, or the Trainer refuses a value.
+        UserError: a GPU is requested and there is none, gradients would be clipped before they are unscaled, the
+            numbers of processes and devices differ, training would never end, or the Trainer refuses a value.
     """
     config = recipe.config["trainer"]
     if config.get("accelerator") in ("gpu", "cuda") and not torch.cuda.is_available():
@@ -131,7 +131,7 @@ def check_trainer(recipe: Recipe) -> None:
     for stage in nodes:
         merged = {**config, **limits(stage.get("max_steps"), stage.get("max_time"))}
         if merged.get("max_steps", -1) in (-1, None) and merged.get("max_time") is None:
-            raise UserError("trainer.max_steps: is -1, and trainer.max_time is null; one of them has to end it.")
+            raise UserError("trainer.max_steps: is -1, and trainer.max_time is null; one of them has to end training.")
         trainer = bare_trainer(merged, recipe.build)
         if trainer.num_devices * trainer.num_nodes != world():
             asked = f"{trainer.num_devices} x {trainer.num_nodes}"
@@ -142,7 +142,7 @@ def check_trainer(recipe: Recipe) -> None:
 
 
 def _uninterrupted(trainer: pl.Trainer, system: Any, data: Any, checkpoint: Path | None) -> None:
-    """Fit; Lightning turns Ctrl-C into an exit, which is turned back."""
+    """Fit; Lightning turns Ctrl-C into SystemExit, which becomes KeyboardInterrupt again."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(system, datamodule=data, ckpt_path=checkpoint and str(checkpoint), weights_only=True)

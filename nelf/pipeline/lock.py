@@ -1,7 +1,7 @@
-"""One writer to a run directory: ``lock.json`` in it says who, and a heartbeat that it still is.
+"""One writer per run directory: ``lock.json`` in it names the process, and a heartbeat shows that it is alive.
 
-Reading takes no lock. A writer that was killed leaves its lock behind; the next one recognizes it and takes over: on
-the same machine because that process is gone, on another because its heart has stopped beating.
+Reading takes no lock. A writer that was killed leaves its lock behind; the next one recognizes that and takes it over:
+on the same machine because that process has ended, on another because the heartbeat has stopped.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from nelf.files import parse_json
 __all__ = ["Lock"]
 
 NAME = "lock.json"
-_BEAT, _SILENCE = 15.0, 300.0  # seconds: from one beat to the next; after which another machine's writer is gone
+_BEAT, _SILENCE = 15.0, 300.0  # seconds: between heartbeats; without one, until another machine's lock is stale
 
 
 class Lock:
@@ -38,13 +38,13 @@ class Lock:
         self.folder, self.path = folder, folder / NAME
         self._mark: str | None = None
         self._process = 0
-        self._stopped: threading.Event | None = None  # a released lock is plain data: a sweep's job sends its run back
+        self._stopped: threading.Event | None = None  # None once released, so that a sweep's job can pickle its run
 
     def refuse(self) -> None:
-        """Raise an error if another process holds the lock; does not take it.
+        """Raise an error if another process holds the lock, without taking it.
 
         Raises:
-            UserError: says who and since when.
+            UserError: another process holds it; the message says which, and since when.
         """
         holder = self._holder()
         if holder is not None and not _is_own(holder) and not _is_gone(holder, self.path):
@@ -54,10 +54,10 @@ class Lock:
             )
 
     def acquire(self) -> None:
-        """Take the lock, also one whose holder has ended.
+        """Take the lock, even one whose holder has ended.
 
         Raises:
-            UserError: somebody else holds it; or the directory cannot be written.
+            UserError: another process holds it, or the directory cannot be written.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -80,17 +80,17 @@ class Lock:
         atexit.register(self.release)
 
     def check(self) -> None:
-        """Refuse to go on if the lock has been taken over meanwhile, as from a machine that was asleep.
+        """Refuse to continue if the lock has been taken over, for example while this machine was suspended.
 
         Raises:
-            UserError: says by whom.
+            UserError: another process has taken it over; the message says which.
         """
         holder = self._holder() if self._is_held_here() else None
         if holder is not None and not _is_own(holder):
             raise UserError(f"{self.folder}: {_words(holder)} has taken over; this process stops.")
 
     def release(self) -> None:
-        """Release the lock; does nothing if it is not held, or in a process forked from the holder."""
+        """Release the lock; does nothing if it is not held, and in processes forked from the holder."""
         if self._stopped is None or not self._is_held_here():
             return
         self._stopped.set()
@@ -108,7 +108,7 @@ class Lock:
         return (self._holder() or {}).get("mark") == self._mark
 
     def _holder(self) -> dict[str, Any] | None:
-        """Who holds the lock; a file that nobody has written whole is nobody's."""
+        """Who holds the lock; None if there is no lock file, or an incomplete one."""
         try:
             holder = parse_json(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -125,7 +125,7 @@ class Lock:
 
 
 def _identity() -> dict[str, Any]:
-    """This process; process numbers mean something only beside the boot and the container that they belong to."""
+    """This process; a process number is unique only together with the boot and the PID namespace."""
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -149,12 +149,12 @@ def _is_gone(holder: dict[str, Any], path: Path) -> bool:
             silent = os.fstat(now.fileno()).st_mtime - path.stat().st_mtime
     except OSError:
         return False
-    # Of a machine that was switched off and on again, no process is left.
+    # No process survives a reboot of its machine.
     return silent > _SILENCE or (holder["host"] == own["host"] and silent > _up())
 
 
 def _is_alive(pid: int, started: str | None) -> bool:
-    """Whether a process of this machine runs, and is not another one of the same number."""
+    """Whether a process of this machine runs, and is not a later one with the same number."""
     if Path("/proc/self/stat").is_file():
         now = _start_of(pid)
         return now is not None and started in (now, None)
@@ -168,11 +168,11 @@ def _is_alive(pid: int, started: str | None) -> bool:
 
 
 def _start_of(pid: int) -> str | None:
-    """When a process of this machine began, in ticks since its boot; None for one that has ended."""
+    """When a process of this machine started, in clock ticks since boot; None if it has ended."""
     text = _content(Path(f"/proc/{pid}/stat"))
     if text is None:
         return None
-    fields = text.rpartition(")")[2].split()  # the program's name, which may hold anything, stands before
+    fields = text.rpartition(")")[2].split()  # skip the program's name, which may hold any character
     return None if fields[0] in "ZX" else fields[19]
 
 
@@ -184,7 +184,7 @@ def _container() -> str | None:
 
 
 def _up() -> float:
-    """Seconds since this machine was started; infinite where nobody knows."""
+    """Seconds since this machine booted; infinite if unknown."""
     text = _content(Path("/proc/uptime"))
     return float(text.split()[0]) if text else float("inf")
 

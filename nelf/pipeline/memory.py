@@ -21,7 +21,7 @@ def lacks_memory(error: BaseException) -> bool:
 
 
 def peak_memory() -> int:
-    """The most memory, bytes, that this process has held since ``reset_peak_memory`` (or its start)."""
+    """The peak resident memory of this process since ``reset_peak_memory`` (or its start), in bytes."""
     try:
         line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
@@ -31,7 +31,7 @@ def peak_memory() -> int:
 
 
 def reset_peak_memory() -> None:
-    """Begin a new measurement, so that each stage has its own peak; only Linux can."""
+    """Start a new measurement, so that each stage has its own peak; only on Linux."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

@@ -1,8 +1,8 @@
-"""Several processes of one command, one for each device: how they are started, agree, and stop together.
+"""Several processes of one command, one per device: how they start, agree and stop together.
 
-Each runs the whole command. What RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say is the same whether nelf
-has started them (``launch``), torchrun or srun, and Lightning launches nothing by itself. The first process alone
-decides, writes marks and locks, and prints; the others do as it says (``agree``).
+Each runs the whole command. RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set in the same way whether
+nelf (``launch``), torchrun or srun has started the processes; Lightning launches none itself. Only the first process
+decides, writes marks and locks, and prints; the others follow its decisions (``agree``).
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ __all__ = [
 T = TypeVar("T")
 
 _PATIENCE = timedelta(days=7)  # one process may render or export for hours while the others wait
-_TICK = 0.1  # seconds between two looks at the processes
-_GRACE = 30.0  # seconds from asking processes to stop to killing them
+_TICK = 0.1  # seconds between two polls of the processes
+_GRACE = 30.0  # seconds from terminating processes to killing them
 _ELSEWHERE = 70  # exit code of a process that stops because another one has failed
 
 
 def rank() -> int:
-    """Which of the processes this is."""
+    """The rank of this process."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -55,7 +55,7 @@ def is_first() -> bool:
 
 
 def world() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     distributed: Any = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         return distributed.get_world_size()  # type: ignore[no-any-return]
@@ -91,13 +91,13 @@ def environment() -> ClusterEnvironment:
 
 
 def agree(decide: Callable[[], T]) -> T:
-    """Let the first process do something, and give what it returns to all.
+    """Call a function in the first process, and broadcast its result to all.
 
     Args:
-        decide: what to do; its result has to be picklable where there are several processes.
+        decide: the function; with several processes its result must be picklable.
 
     Returns:
-        The result. Where ``decide`` fails, the first process raises that, and the others end without a word.
+        The result. If ``decide`` fails, the first process raises its error, and the others exit silently.
     """
     if world() == 1:
         return decide()
@@ -110,7 +110,7 @@ def agree(decide: Callable[[], T]) -> T:
     if is_first():
         try:
             said = [(decide(),)]
-        except BaseException as error:  # the others must not wait for ever
+        except BaseException as error:  # the others must not wait forever
             failed = error
     with leaving_with_others():
         try:
@@ -189,17 +189,17 @@ def _disconnect() -> None:
 
 
 def launch(count: int, command: Sequence[str]) -> int:
-    """Run a command in several processes of this machine, as torchrun does, until all have ended.
+    """Run a command in several processes on this machine, as torchrun does, until all have ended.
 
-    Ctrl-C is passed on to them. If one fails, the others are stopped, and a line says which one it was. They do not
-    outlive this process.
+    Ctrl-C is passed on to them. If one is killed or fails, the others are stopped; of a killed one a line says which it
+    was. On Linux they do not outlive this process.
 
     Args:
-        count: how many.
+        count: the number of processes.
         command: the program and its arguments.
 
     Returns:
-        The exit code: 0, or that of the process that failed first.
+        The exit code: 0, or that of a process that failed by itself; 1 if it was killed.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -220,7 +220,7 @@ def launch(count: int, command: Sequence[str]) -> int:
         for index in range(count):
             own = {**shared, "RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": str(count)}
             processes.append(_start(command, own))
-        patience = _GRACE  # who stops because of another is often the first to be gone
+        patience = _GRACE  # processes that stop because of another's failure often end before that one
         while None in (codes := [each.poll() for each in processes]):
             failed = {code for code in codes if code}
             if failed and not asked:
@@ -235,19 +235,19 @@ def launch(count: int, command: Sequence[str]) -> int:
 
 
 def _start(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start one process, in a session of its own: a terminal's Ctrl-C reaches this one only, which passes it on."""
+    """Start a process in its own session: the terminal's Ctrl-C reaches only its parent, which passes it on."""
     return subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_follow_parent)
 
 
 def _follow_parent() -> None:
-    """Listen to Ctrl-C, which a shell's background jobs ignore; and, on Linux, end when the parent ends."""
+    """React to Ctrl-C, which a shell's background jobs ignore; and, on Linux, terminate when the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _outcome(codes: Sequence[int | None]) -> int:
-    """The code of the process that failed by itself; says which one, unless it has said so itself."""
+    """The exit code of a process that failed by itself; prints a line about it if it was killed by a signal."""
     failed = {index: code for index, code in enumerate(codes) if code}
     if not failed:
         return 0

@@ -1,4 +1,4 @@
-"""Lightning without its banners, its tips, and those of its warnings that state what is meant here."""
+"""Lightning without its banners, tips, and warnings about what is intended here."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["quiet_lightning"]
 
 _LOGGERS = ("pytorch_lightning", "lightning.pytorch", "pytorch_lightning.utilities.rank_zero")
 
-#: What Lightning remarks about every run of this library, where it is meant so.
+#: Warnings of Lightning about what is intended in this library.
 _EXPECTED = (
     ".*does not have many workers which may be a bottleneck.*",  # a scene in memory needs no loader processes
-    "Checkpoint directory .* exists and is not empty.*",  # that is how a run goes on
+    "Checkpoint directory .* exists and is not empty.*",  # a resumed run
     "GPU available but not used.*",  # trainer=cpu asks for it
     "You're resuming from a checkpoint that ended before the epoch ended.*",  # there are no epochs
     ".*`IterableDataset` has `__len__` defined.*",
@@ -24,9 +24,9 @@ _EXPECTED = (
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Within it, or within a function that it decorates, Lightning says only what is news.
+    """Suppress expected messages of Lightning, as a context manager or a decorator.
 
-    What a process has set for its warnings and loggers holds again afterwards.
+    The previous warning filters and log levels are restored afterwards.
     """
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]

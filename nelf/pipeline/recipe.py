@@ -1,4 +1,4 @@
-"""Recipe: what a configuration describes, built: its scene, networks, LightningModules and Trainers."""
+"""Recipe: builds the scene, networks, LightningModules and Trainers that a configuration describes."""
 
 from __future__ import annotations
 
@@ -20,18 +20,17 @@ if TYPE_CHECKING:
 
 __all__ = ["PLACES", "Recipe", "bare_trainer", "limits"]
 
-#: Arguments of callbacks and loggers that say where to write; where they are null, the run says it.
+#: Arguments of callbacks and loggers that say where to write; if null, they are set to folders of the run.
 PLACES = ("dirpath", "save_dir")
 
 
 class Recipe:
-    """How a configuration becomes objects. It knows no run directory.
+    """Builds objects from a configuration. It knows no run directory.
 
     Args:
         config: plain, resolved values: ``data``, ``model``, ``system``, ``trainer``, ``callbacks``, ``logger``,
             ``seed`` and, for a chain, ``teacher`` and ``stage``.
-        build: makes the object that a node of the configuration describes (``_target_`` and arguments), with more
-            arguments by name.
+        build: instantiates a node of the configuration (``_target_`` and arguments), with additional keyword arguments.
     """
 
     def __init__(self, config: dict[str, Any], build: Callable[..., Any]) -> None:
@@ -39,16 +38,16 @@ class Recipe:
 
     @cached_property
     def stages(self) -> dict[str, Declaration]:
-        """What each stage of the configuration declares, in their order."""
+        """The declaration of each stage by name, in the order of the configuration."""
         return declarations(self.config.get("stage", {}))
 
     def stage(self, name: str) -> Callable[..., dict[str, Any]]:
-        """The function of a stage, its options bound."""
+        """The function of a stage, with its options bound."""
         return self.build(self.config["stage"][name])  # type: ignore[no-any-return]
 
     @property
     def seed(self) -> int:
-        """Of networks, poses and training."""
+        """The seed of networks, poses and training."""
         return int(self.config.get("seed", 0))
 
     # ------------------------------------------------------------------------------------- the scene
@@ -64,44 +63,45 @@ class Recipe:
         return self.source.scene
 
     def data(self, system: System, scene: Scene | None = None, stream: int = 0) -> SceneDataModule:
-        """The datamodule of a training.
+        """The datamodule for training a system.
 
         Args:
-            system: what is to be trained; it says what its batches are.
-            scene: what to draw from instead of the configuration's scene.
-            stream: of trainings with the same views, which; each draws other batches.
+            system: the LightningModule to train; it determines the kind and size of its batches.
+            scene: replaces the configuration's scene.
+            stream: number of an independent random stream, so that several trainings on the same views draw different
+                batches.
         """
         return self.source.drawing(**system.batches, scene=scene, stream=stream)
 
     # ------------------------------------------------------------------------------------- networks
 
     def model_config(self, name: str = "student") -> dict[str, Any]:
-        """What describes the network of ``system(name)``; it travels with the weights."""
+        """The description of the network of ``system(name)``, which is stored with the weights."""
         return dict(self._part(name)["model"])
 
     def network(self, name: str = "student") -> Any:
-        """A new network of the teacher, or the student (in ``train``: the model); the same for the same seed."""
+        """A new network of the teacher or the student (in ``train``: the model), initialized from the seed."""
         import pytorch_lightning as pl
 
         pl.seed_everything(self.seed, verbose=False)
         return self.build(self._part(name)["model"])
 
     def system(self, name: str = "student", network: Any = None, **changes: Any) -> Any:
-        """A LightningModule around a new network, or around one that is given.
+        """A LightningModule around a new network, or around a given one.
 
         Args:
             name: ``teacher`` or ``student``.
-            network: a light field of another size is described by its own ``arguments``.
-            **changes: arguments instead of the configuration's.
+            network: the network; None for a new one. Its size may differ from the configuration's.
+            **changes: replace arguments of the configuration.
         """
         network = self.network(name) if network is None else network
         return self.build({**self._part(name)["system"], **changes}, network=network)
 
     def load(self, path: Path, name: str = "student", device: str = "cpu") -> Any:
-        """Load a network: its class is that of the configuration, the rest is in the file.
+        """Load a network as its file describes it; a class from outside nelf has to be that of the configuration.
 
         Args:
-            path: the file, or the folder of its stage; or an exported file.
+            path: the weights, or the folder of their stage; or an exported file.
             name: whose network it is, ``teacher`` or ``student``.
             device: where to put it.
 
@@ -109,7 +109,7 @@ class Recipe:
             The network, in evaluation mode.
 
         Raises:
-            UserError: as ``nelf.load``.
+            UserError: see ``nelf.load``.
         """
         from nelf.export.loading import EXPORTED, load
         from nelf.storage import described
@@ -118,7 +118,7 @@ class Recipe:
             return load(path)
         own = self.model_config(name)["_target_"]
         stated = described(path)
-        # Somebody's own class: the command line names it, and the file only confirms it.
+        # A class from outside nelf is built only if the configuration names it, too.
         foreign = stated.get("_target_") == own and not own.startswith("nelf.")
         return load(path, self.build(stated) if foreign else None, device)
 
@@ -129,7 +129,7 @@ class Recipe:
 
     @property
     def device(self) -> str:
-        """Where models are rendered: this process's GPU if the Trainer would use it, else ``cpu``."""
+        """The device for rendering: this process's GPU if the Trainer would use it, else ``cpu``."""
         import torch
 
         wanted = self.config["trainer"].get("accelerator", "auto")
@@ -144,13 +144,13 @@ class Recipe:
         max_steps: int | None = None,
         max_time: str | None = None,
     ) -> pl.Trainer:
-        """A Trainer whose callbacks and logger write into a folder, unless the configuration says where.
+        """A Trainer whose callbacks and logger write into a folder, unless the configuration names another.
 
         Args:
-            folder: gets ``checkpoints/`` and ``logs/``.
-            callbacks: beside those of the configuration.
-            max_steps: instead of the configuration's.
-            max_time: instead of the configuration's, days:hours:minutes:seconds.
+            folder: receives ``checkpoints/`` and ``logs/``.
+            callbacks: in addition to those of the configuration.
+            max_steps: replaces the configuration's.
+            max_time: replaces the configuration's, days:hours:minutes:seconds.
         """
         from nelf.callbacks import StopTogether
 
@@ -165,16 +165,16 @@ class Recipe:
             logger=self.build(logger, **_places(logger, folder)) if logger else False,
             default_root_dir=str(folder),
             plugins=environment(),
-            use_distributed_sampler=False,  # every process validates all views, so that all have the same figures
+            use_distributed_sampler=False,  # every process validates all views, so that all have the same metrics
         )
 
 
 def bare_trainer(config: dict[str, Any], build: Callable[..., Any]) -> pl.Trainer:
-    """A Trainer that writes and shows nothing, to be asked what it makes of its arguments.
+    """A Trainer that writes and shows nothing, for checking its arguments.
 
     Args:
         config: the node ``trainer``.
-        build: as of ``Recipe``.
+        build: as in ``Recipe``.
     """
     from pytorch_lightning.plugins.environments import LightningEnvironment
 
@@ -183,12 +183,12 @@ def bare_trainer(config: dict[str, Any], build: Callable[..., Any]) -> pl.Traine
 
 
 def limits(max_steps: int | None, max_time: str | None) -> dict[str, Any]:
-    """What takes the place of the Trainer's own limits."""
+    """The arguments that replace the Trainer's own limits; those that are None are left out."""
     both = {"max_steps": max_steps, "max_time": max_time}
     return {key: value for key, value in both.items() if value is not None}
 
 
 def _places(node: dict[str, Any], folder: Path) -> dict[str, str]:
-    """The arguments of a callback or logger that say where to write and are left open (null)."""
+    """Values for the arguments of a callback or logger that say where to write and are null."""
     places = dict(zip(PLACES, (folder / "checkpoints", folder), strict=True))
     return {key: str(place) for key, place in places.items() if key in node and node[key] is None}

@@ -1,13 +1,13 @@
-"""Run: a directory of finished and half-finished stages, which knows what is still to do.
+"""Run: a directory of finished and unfinished stages, which knows what is left to do.
 
     runs/NAME/
       config.yaml overrides.yaml scene.json
       teacher/ pseudo/ student/ report/     per stage: config.yaml, metrics.json, checkpoints/, ..., done.json
 
-A stage is done when ``done.json`` holds the hash of its configuration and the marks of its inputs. It is
-written last, by rename, so a killed run never looks finished. Run again, a done stage is skipped, a
-half-done one goes on, a changed one is redone; those after it follow, because the mark of their input is
-another. What would throw a trained model away, another architecture or another scene, is refused instead.
+A stage is done when ``done.json`` holds the hash of its configuration and the marks of its inputs. It is written last,
+by rename, so a killed run never looks finished. When a run is repeated, a stage that is done is skipped, an unfinished
+one resumes, and a changed one is redone, as are the stages after it, because the mark of their input has changed. What
+would discard a trained model, namely another architecture or another scene, is refused.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ from nelf.pipeline.settings import with_new_defaults
 __all__ = ["Run", "check_stages", "refuse_other_architecture"]
 
 
-#: When this process began: what is older, and not whole, nobody is writing any more.
+#: When this process started: temporary files that are older are left over from killed processes.
 _BEGIN = time.time()
 
-# Of these sections only what changes the result counts: a run may move to another machine, or its scene to
-# another folder (its digest is compared instead).
+# Of the sections trainer and data, only what affects the result counts: a run may move to another machine, or its scene
+# to another folder (the scene's digest is compared instead).
 _TRAINER_KEYS = ("max_steps", "max_time", "precision", "accumulate_grad_batches", "gradient_clip_val")
-_TRAINER_SWITCHES = ("sync_batchnorm",)  # off in runs that do not know them
+_TRAINER_SWITCHES = ("sync_batchnorm",)  # off in runs that are older than the switch
 _DATA_PLACES = ("root", "num_workers")
 
 
 class Run:
-    """A run directory, and the recipe that it is made with.
+    """A run directory and its recipe.
 
     Args:
         root: the run's own directory.
-        recipe: what builds its scene, networks and Trainers.
-        shared: further directories in which finished stages are looked for: that of a sweep, whose jobs share their
-            teacher, and another run of the same scene.
+        recipe: builds its scene, networks and Trainers.
+        shared: further directories to search for finished stages: that of a sweep, whose jobs share a teacher, and
+            another run of the same scene.
     """
 
     def __init__(self, root: Path | str, recipe: Recipe, shared: Sequence[Path | str] = ()) -> None:
@@ -65,7 +65,7 @@ class Run:
         self.lock.release()
 
     def open(self) -> None:
-        """Make the directory, lock it until this run is left as a context, and note its configuration and its scene.
+        """Create the directory, lock it until this context exits, and write configuration and scene into it.
 
         Raises:
             UserError: it cannot be written, or another process writes into it.
@@ -79,11 +79,11 @@ class Run:
             write_json(self.root / "scene.json", noted)
 
     def check(self) -> None:
-        """Refuse, before anything is written or trained, what would be refused in the middle.
+        """Refuse, before anything is written or trained, what would fail later.
 
         Raises:
-            UserError: the scene cannot be read or is another one, a stage before is missing, there are weights of
-                another architecture, or a network does not take its arguments.
+            UserError: the scene cannot be read or is another one, an earlier stage is missing, there are weights of
+                another architecture, or a network refuses its arguments.
         """
         earlier = read_settings(self.root / "config.yaml") or {}
         if "batch_rays" in _dig(earlier, ("data",)):
@@ -98,7 +98,7 @@ class Run:
             if previous is not None:
                 refuse_other_architecture(self.root, previous, self.config)
             _ = self.recipe.scene
-            self.recipe.system()  # its classes refuse what they do not take
+            self.recipe.system()  # its classes check their arguments
             return
         for place, name in enumerate(stages):
             previous = read_settings(self.folder(name) / "config.yaml")
@@ -106,7 +106,7 @@ class Run:
                 refuse_other_architecture(self.folder(name), previous, self._settings(name))
             self._check_inputs(name, stages[:place])
         if not self.complete(*stages):
-            _ = self.recipe.scene  # read it, with whatever is wrong with it
+            _ = self.recipe.scene  # reading it reports its errors
             for name in {"teacher", "student"} & set(stages):
                 self.recipe.system(name)
         for name in stages:
@@ -115,7 +115,7 @@ class Run:
                 check(self.recipe)
 
     def _check_scene(self) -> None:
-        """Compare the scene with those that are noted here and in the shared directories."""
+        """Compare the scene with those noted in this and the shared directories."""
         data = self.recipe.source
         for root in (self.root, *self.shared):
             noted = read_record(root / "scene.json")
@@ -124,7 +124,7 @@ class Run:
             if not all(isinstance(noted.get(key), str) for key in ("name", "root", "digest")):
                 raise UserError(f"{root / 'scene.json'}: says nothing of a scene; allowed: name, root and digest.")
             if noted["root"] == _place(data) and self.complete(*self.config.get("stages", ())):
-                return  # nothing will be read, so the files need not be either
+                return  # no stage will read the scene, so its files may be gone
             digest = data.scene.digest
             if noted["digest"] != digest:
                 other = f"{short(noted['name'])} from {short(noted['root'])}, digest {short(noted['digest'])}"
@@ -136,17 +136,17 @@ class Run:
     # ------------------------------------------------------------------------------------- stages
 
     def do(self, name: str, stage: Callable[[Run], dict[str, Any]]) -> dict[str, Any]:
-        """Run one stage, or what is left of it.
+        """Run a stage, or the rest of it.
 
         Args:
             name: one of ``recipe.stages``.
-            stage: the function of that stage, its options bound.
+            stage: the function of that stage, with its options bound.
 
         Returns:
             The metrics of the stage, as in its ``metrics.json``.
 
         Raises:
-            UserError: a stage before it is not done, or its folder holds another architecture's work.
+            UserError: an earlier stage is not done, or its folder holds weights of another architecture.
         """
         done = agree(lambda: self._begin(name))
         if done is not None:
@@ -158,7 +158,7 @@ class Run:
         return agree(lambda: self._finish(name, metrics))
 
     def _begin(self, name: str) -> dict[str, Any] | None:
-        """Make a stage's folder ready; give the metrics instead if it is done."""
+        """Prepare the folder of a stage and return None; return its metrics if it is done."""
         done = self.find(name)
         if done is not None and self._is_current(name, done):
             print(f"{name}: done, {done}", flush=True)
@@ -177,7 +177,7 @@ class Run:
         return metrics
 
     def fingerprint(self, name: str) -> str:
-        """A hash of all that a stage's result depends on: its settings, its inputs' marks, the version of nelf."""
+        """A hash of everything that a stage's result depends on: settings, marks of inputs, the version of nelf."""
         return hash_of({"settings": self._settings(name), "nelf": nelf.__version__})
 
     def complete(self, *names: str) -> bool:
@@ -188,7 +188,7 @@ class Run:
         )
 
     def planned(self) -> str:
-        """How long the stages that are left may train, in words; empty where none of them has a ``max_time``."""
+        """The time limits of the remaining stages, in words; an empty string if none of them has a ``max_time``."""
         left = [name for name in self.config.get("stages", ()) if not self.complete(name)]
         times = {name: self.config["stage"][name].get("max_time") for name in left}
         trained = {name: _minutes(time) for name, time in times.items() if isinstance(time, str)}
@@ -199,15 +199,15 @@ class Run:
         return words + (f"; and what {', '.join(others)} take" if others else "")
 
     def folder(self, name: str) -> Path:
-        """Where a stage of this run writes."""
+        """The folder into which a stage of this run writes."""
         return self.root / name
 
     def find(self, name: str) -> Path | None:
-        """The folder of a finished stage: this run's own, else a shared one's, else None."""
+        """The folder of a finished stage, in this run or else in a shared directory; None if there is none."""
         return next((root / name for root in (self.root, *self.shared) if is_file(root / name / "done.json")), None)
 
     def current(self, name: str) -> Path | None:
-        """As ``find``, but None, with a line, where what the stage was made from has been made anew since."""
+        """As ``find``; but if an input of the stage has been redone since, None, and a line says so."""
         folder, redone = self.find(name), self._redone_before(name)
         if folder is not None and redone is not None:
             print(f"{name}: left out, because it was made from an earlier {redone}", flush=True)
@@ -215,7 +215,7 @@ class Run:
         return folder
 
     def _redone_before(self, name: str) -> str | None:
-        """The input, however far back, that a finished stage was made without knowing; a deleted one is none."""
+        """The input, direct or indirect, that has been redone since a stage finished; deleted inputs do not count."""
         made_from = read_done(self.find(name) or self.folder(name)).get("inputs", {})
         for needed, mark in self._marks(name).items():
             if made_from.get(needed, mark) != mark:
@@ -225,7 +225,7 @@ class Run:
         return None
 
     def input(self, name: str, needed_by: str | None = None) -> Path:
-        """The folder of a finished stage that another one, ``needed_by``, needs.
+        """The folder of a finished stage that the stage ``needed_by`` needs.
 
         Raises:
             UserError: it is not done.
@@ -237,7 +237,7 @@ class Run:
         return folder
 
     def prepare(self, name: str) -> Path:
-        """Make the stage's folder, and empty it if what lies there was made with other settings.
+        """Create the stage's folder, and empty it if its content was made with other settings.
 
         Raises:
             UserError: it holds a model of another architecture.
@@ -252,13 +252,13 @@ class Run:
         remove_leftovers(folder, _BEGIN)
         done = folder / "done.json"
         if done.is_dir():
-            raise UserError(f"{done}: is a directory, in the way of a file; allowed: to remove it.")
+            raise UserError(f"{done}: is a directory, but has to be a file. Delete it.")
         done.unlink(missing_ok=True)
         write_yaml(folder / "config.yaml", settings)
         return folder
 
     def _check_inputs(self, name: str, before: Sequence[str] = ()) -> None:
-        """Refuse to begin where a stage is missing, and is not among those that will be done before."""
+        """Refuse to start a stage if an input is neither done nor among the stages ``before`` it in this command."""
         link = self.recipe.stages[name]
         needed = link.inputs or link.optional
         missing = [one for one in needed if one not in before and self.find(one) is None]
@@ -277,7 +277,7 @@ class Run:
         return done.get("config") == hash_of(earlier) and with_new_defaults(earlier, settings) == settings
 
     def _settings(self, name: str) -> dict[str, Any]:
-        """All that the stage's result depends on, as it stands in the stage's config.yaml."""
+        """Everything that the stage's result depends on, as in the stage's config.yaml."""
         sections = {key: self.config[key] for key in self.recipe.stages[name].sections if key in self.config}
         if "trainer" in sections:
             trainer = sections["trainer"]
@@ -315,15 +315,15 @@ def check_stages(names: list[str], allowed: Mapping[str, Any]) -> None:
 
 
 def refuse_other_architecture(folder: Path, previous: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Refuse to go on, or to begin anew, over weights of another network.
+    """Refuse to resume or overwrite weights of another network.
 
     Args:
-        folder: where checkpoints or a finished model may be.
-        previous: the settings that it was made with.
+        folder: the folder that may hold checkpoints or a finished model.
+        previous: the settings that they were made with.
         settings: the present ones.
 
     Raises:
-        UserError: there are weights, and the networks differ; names the keys with both values.
+        UserError: there are weights, and the networks differ; the message names the keys with both values.
     """
     weights = [*folder.glob("checkpoints/*.ckpt"), *folder.glob("model.safetensors")]
     previous = with_new_defaults(previous, settings)
@@ -348,7 +348,7 @@ def _minutes(time: str) -> float:
 
 
 def _place(data: Any) -> str:
-    """Where a datamodule's scene lies."""
+    """The absolute path of a datamodule's scene."""
     root = getattr(data, "root", None)
     return "" if root is None else str(Path(root).resolve())
 

@@ -1,4 +1,4 @@
-"""What classes and functions take; and settings of a finished stage, read by a version of nelf that takes more."""
+"""Parameters of classes and functions; settings of finished stages, completed with arguments added since."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["parameters", "with_new_defaults"]
 
 
 def with_new_defaults(earlier: Any, present: Any) -> Any:
-    """Add to settings what did not exist when they were written, where it has its default today.
+    """Complete earlier settings with arguments that have been added since, if these have their defaults.
 
     Args:
-        earlier: plain settings as they were written; nothing in them is imported.
-        present: those of today. Of their nodes with the same ``_target_``, arguments that the earlier ones lack are
-            added, if their value is the default of the target's signature.
+        earlier: plain settings as they were written; nothing that they name is imported.
+        present: the present settings. In nodes with the same ``_target_``, an argument that the earlier settings lack
+            is added if its present value is the default in the target's signature.
 
     Returns:
-        A copy of the earlier settings. Work that they describe is what the present ones describe where both are equal.
+        A copy of the earlier settings. If it equals the present ones, both describe the same work.
 
     Example:
         >>> with_new_defaults({"_target_": "builtins.sum"}, {"_target_": "builtins.sum", "start": 0})
@@ -39,14 +39,14 @@ def with_new_defaults(earlier: Any, present: Any) -> Any:
 
 
 def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Arguments that can be passed by name, with those of base classes that ``**options`` are passed on to.
+    """Arguments that can be passed by name, including those of base classes that receive ``**options``.
 
     Args:
         target: a class or a function.
 
     Returns:
-        Parameters by name, without ``self``; ``**options`` is there only if it goes nowhere. Their annotations are
-        types, but for those whose names exist for type checkers only, which stay strings.
+        Parameters by name, without ``self``; ``**options`` is included only if no base class receives it. Annotations
+        are types; those that exist only for type checkers stay strings.
     """
     if not isinstance(target, type):
         return _annotated(target)
@@ -73,7 +73,7 @@ def _defaults(target: str) -> dict[str, Any]:
 
 
 def _annotated(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """A function's parameters, each annotation looked up by itself: one that cannot be leaves the others."""
+    """A function's parameters; each annotation is resolved separately, so that one that fails leaves the others."""
     known = getattr(inspect.unwrap(function), "__globals__", {})
     found = dict(inspect.signature(function).parameters)
     for name, parameter in found.items():

@@ -1,4 +1,4 @@
-"""What a stage declares beside its function; a stage of somebody's own does the same."""
+"""The declaration of a stage, built-in or from outside nelf."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["BATCHES", "EVERYTHING", "Declaration", "declarations", "stage"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: Keys of the section data that say how a training draws its batches.
+#: Keys of the section data that determine how training batches are drawn.
 BATCHES = ("sampling", "time_curriculum")
-#: In place of names: a stage looks at whatever the others have left.
+#: As the value of ``optional``: all stages that do not declare this themselves.
 EVERYTHING = ("*",)
 
 
@@ -27,13 +27,13 @@ class Declaration:
     """What the result of a stage depends on.
 
     Attributes:
-        sections: of the configuration, beside the stage's own options.
+        sections: sections of the configuration, in addition to the stage's own options.
         inputs: stages that have to be done before.
-        optional: stages whose results it takes where they are; one of them, if it has no other input.
-        instead: an option that, where it is set, takes the place of the inputs.
-        without: keys of the section data that it does not look at.
-        spreads: whether all processes run it, where there are several; else the first one does, and the others wait.
-        check: refuses a recipe's options before anything is written or trained.
+        optional: stages whose results it uses if they are done; without ``inputs``, at least one has to be.
+        instead: an option that, if it is set, replaces the inputs.
+        without: keys of the section data that do not affect it.
+        spreads: whether all processes run it; else the first one runs it, and the others wait.
+        check: checks its options in a recipe before anything is written or trained.
     """
 
     sections: tuple[str, ...] = ()
@@ -55,16 +55,7 @@ def stage(
     spreads: bool = False,
     check: Callable[[Recipe], None] | None = None,
 ) -> Callable[[F], F]:
-    """Declare a function ``(run, **options) -> metrics`` a stage; its arguments are those of ``Declaration``.
-
-    Args:
-        sections: see ``Declaration``, as all of them.
-        inputs: likewise.
-        optional: likewise.
-        instead: likewise.
-        without: likewise.
-        spreads: likewise.
-        check: likewise.
+    """Declare a function ``(run, **options) -> metrics`` as a stage. See ``Declaration`` for the arguments.
 
     Example:
         >>> @stage(sections=("data",), inputs=("student",))
@@ -83,13 +74,13 @@ def stage(
 
 
 def declarations(nodes: Mapping[str, Mapping[str, Any]]) -> dict[str, Declaration]:
-    """Look up what the stages of a configuration declare.
+    """Look up the declarations of the stages of a configuration.
 
     Args:
-        nodes: its section ``stage``: by name, a node with ``_target_``.
+        nodes: the section ``stage``: nodes with ``_target_`` by name.
 
     Returns:
-        By name, in the order of the nodes.
+        Declarations by name, in the order of the nodes.
 
     Raises:
         UserError: a target is not a stage.

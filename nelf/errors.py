@@ -1,4 +1,4 @@
-"""The one exception that is shown without a traceback, and the one way in which a file is written.
+"""The exception that is shown without a traceback, and atomic writing of files.
 
 This module stands below everything else in nelf and imports nothing but the standard library.
 """
@@ -21,7 +21,7 @@ try:
 except ImportError:  # not on every system
     fcntl = None  # type: ignore[assignment]
 
-#: What the operating system says when an output directory cannot be written, in the words of an error line.
+#: Reasons for error lines, by the operating system's error number, when an output directory cannot be written.
 _UNWRITABLE = {
     errno.ENOSPC: "no space left on the device",
     errno.EFBIG: "a file would be larger than is allowed here",
@@ -37,19 +37,19 @@ _UNWRITABLE = {
 }
 
 
-#: The names that ``atomic_path`` gives; between the file's name and its suffix stands what ``mkstemp`` has drawn.
+#: The names that ``atomic_path`` gives; ``mkstemp`` puts eight random characters between stem and suffix.
 _TEMPORARY = re.compile(r"\..*\.[a-z0-9_]{8}(\.\w+)?")
 
 
-#: Letters of a message; lists of what is allowed have half as many.
+#: Maximum length of a message, in characters.
 _LONGEST = 1200
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: *where: what is wrong, with the value; what is allowed*.
+    """A mistake that the user can fix: *where: what is wrong, with the value; what is allowed*.
 
-    The scripts print its text as one line and end with exit code 2. Everything else keeps its traceback. Whatever is
-    quoted in it, the text is one line of printable letters, and not very long.
+    The scripts print its text as one line and exit with code 2; any other exception keeps its traceback. Whatever the
+    message quotes, the text is one line of printable characters and of limited length.
 
     Args:
         message: the text.
@@ -70,7 +70,7 @@ def _escaped(letter: str) -> str:
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that an argument may be, stated in its annotation; configurations are checked against it.
+    """The range of a numeric argument, stated in its annotation; configurations are checked against it.
 
     Attributes:
         low: the smallest.
@@ -91,7 +91,7 @@ class Range:
         return (self.low < value if self.above else self.low <= value) and value <= self.high
 
     def __str__(self) -> str:
-        """In words, to follow those for the kind of number."""
+        """In words, to be appended to the kind of number."""
         if self.high < math.inf:
             return f"above {self.low}, at most {self.high}" if self.above else f"from {self.low} to {self.high}"
         return f"above {self.low}" if self.above else f"of {self.low} or more"
@@ -113,14 +113,14 @@ Log2Size = Annotated[int, Range(1, 30)]
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:
-    """Return the end of an error sentence that offers the nearest allowed word.
+    """Suggest the closest allowed word, as the end of an error message.
 
     Args:
         word: What the user wrote.
         allowed: The words that would have been right.
 
     Returns:
-        ``" Did you mean 'x'?"``, or an empty string where nothing is near.
+        ``" Did you mean 'x'?"``, or an empty string if no word is close.
 
     Example:
         >>> did_you_mean("widht", ["width", "depth"])
@@ -133,14 +133,14 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
 
 
 def unwritable(error: OSError, directory: Path | str | None = None) -> UserError | None:
-    """Turn an operating system's refusal to write into a line for the user.
+    """Turn a failure to write, as the operating system reports it, into an error line for the user.
 
     Args:
         error: What was raised.
-        directory: Where the writing went; the error's own file name if None.
+        directory: Where it was written; the error's own file name if None.
 
     Returns:
-        The error to raise instead, or None if ``error`` is not about a place that cannot be written.
+        The error to raise instead, or None if ``error`` is of another kind.
     """
     reason = _UNWRITABLE.get(error.errno or 0)
     place = directory or error.filename or "the output directory"
@@ -150,11 +150,11 @@ def unwritable(error: OSError, directory: Path | str | None = None) -> UserError
 
 
 def lies_in(folder: Path, name: object) -> bool:
-    """Whether a name that a stranger's file states is that of a file in its folder, and no link out of it.
+    """Whether a name from an untrusted file is a plain file name in a folder, and not a link out of it.
 
     Args:
-        folder: where it should lie.
-        name: what is stated; anything.
+        folder: where the file should be.
+        name: the stated name; any value.
 
     Example:
         >>> [lies_in(Path("bundle"), name) for name in ("model.onnx", "../model.onnx", "/model.onnx", "", 3)]
@@ -172,7 +172,7 @@ def lies_in(folder: Path, name: object) -> bool:
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path in the same directory, and rename it to ``path`` once the block has succeeded.
 
-    A reader never sees half a file: it finds the old one, the new one, or none. The directory is created.
+    A reader never sees an incomplete file: it finds the old one, the new one, or none. The directory is created.
 
     Args:
         path: The file (or directory) to write.
@@ -216,7 +216,7 @@ def remove_leftovers(folder: Path, before: float, recursive: bool = True) -> Non
 
     Args:
         folder: where it wrote; may be absent.
-        before: younger files are left alone, since a process that runs may be writing them; seconds since the epoch.
+        before: newer files are kept, since a running process may be writing them; seconds since the epoch.
         recursive: look into the folders in it, too.
     """
     for path in [*(folder.rglob(".*") if recursive else folder.glob(".*"))]:
@@ -227,9 +227,9 @@ def remove_leftovers(folder: Path, before: float, recursive: bool = True) -> Non
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Wait until no other process of this machine is in here with this folder, where the file system can do that.
+    """Hold an exclusive lock on a folder among the processes of this machine, if the file system supports that.
 
-    A process that dies leaves.
+    The lock ends with the block, or with the process.
 
     Args:
         folder: an existing directory.
@@ -246,7 +246,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def _remove(path: Path) -> None:
-    """Delete what a failed block left behind; after a success there is nothing."""
+    """Delete a file or directory if it exists."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Files that may come from anybody: data of known size, whose words are quoted and cut."""
+"""Reading untrusted files: sizes are limited, values are checked, and quotations in messages are shortened."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ __all__ = [
 ]
 
 LARGEST, SMALLEST = 1e15, 1e-15
-"""Sizes of the numbers that a file may state: their squares, and those of quotients, are finite in 32 bits."""
+"""Largest and smallest magnitude that a file may state: squares, and squares of quotients, are finite in float32."""
 
-_MOST_BYTES = 2**26  # of a JSON file, whose values may take 24 times as much memory
-_QUOTED = 60  # letters
-#: What a broken file makes of NumPy's reader.
+_MOST_BYTES = 2**26  # of a JSON file; parsed, it may take 24 times as much memory
+_QUOTED = 60  # characters
+#: Exceptions that NumPy raises for malformed data.
 _BROKEN = (
     *(ValueError, TypeError, SyntaxError, OverflowError, MemoryError, RecursionError, EOFError),
     tokenize.TokenError,
@@ -56,7 +56,7 @@ _BROKEN = (
 
 
 class _Short(reprlib.Repr):
-    """``repr`` that takes no longer for a long value than for a short one."""
+    """``repr`` in bounded time, whatever the length of the value."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class _Short(reprlib.Repr):
         self.maxlist = self.maxdict = self.maxtuple = 20
 
     def repr_int(self, x: int, level: int) -> str:
-        """A whole number, or what it is where its digits are many."""
+        """A whole number, or a description if it has too many digits."""
         return repr(x) if abs(x) < 10**_QUOTED else "a whole number of very many digits"
 
 
@@ -72,7 +72,7 @@ _SHORT = _Short()
 
 
 def quoted(value: object) -> str:
-    """What somebody's file says, in a few words to be shown.
+    """A value from an untrusted file, shortened for a message.
 
     Args:
         value: any plain value.
@@ -86,12 +86,12 @@ def quoted(value: object) -> str:
 
 
 def short(text: str) -> str:
-    """A name that somebody's file states, cut where it is long."""
+    """A name from an untrusted file, truncated if it is long."""
     return text if len(text) <= 2 * _QUOTED else f"{text[: 2 * _QUOTED - 3]}..."
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of what another library says is wrong, cut where it is long."""
+    """The first line of another library's error message, truncated if it is long."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return short(lines[0] if lines else type(error).__name__)
 
@@ -104,7 +104,7 @@ def escape_output() -> None:
 
 
 def encoded(text: str) -> bytes:
-    """A file's name in bytes, even one that is no text."""
+    """A file name in bytes, even if it is not valid UTF-8."""
     return text.encode("utf-8", "surrogateescape")
 
 
@@ -114,32 +114,32 @@ def exists(path: Path) -> bool:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a file; a name that no file may have is none."""
+    """Whether a path is a file; False for an invalid name."""
     return os.path.isfile(path)
 
 
 def is_dir(path: Path) -> bool:
-    """Whether there is a directory; a name that none may have is none."""
+    """Whether a path is a directory; False for an invalid name."""
     return os.path.isdir(path)
 
 
 def own_temporary_folder(name: str) -> Path:
-    """This user's folder of a name in the system's temporary directory; it is made where there is none.
+    """This user's own folder in the system's temporary directory; it is created if it does not exist.
 
-    Anybody may have put something there before: a link, or a folder of their own.
+    Another user may have put a link or a folder there before, so it is checked.
 
     Args:
         name: the same for every user.
 
     Raises:
-        UserError: what is there is no folder, or somebody else's, or others may write into it.
+        UserError: it is not a folder, belongs to another user, or others may write into it.
     """
     folder = Path(tempfile.gettempdir()) / f"{name}_{os.getuid()}"
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     state = folder.lstat()
     if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid() or state.st_mode & 0o022:
-        raise UserError(f"{folder}: is no folder of yours alone; allowed: to remove it, or another TMPDIR=.")
+        raise UserError(f"{folder}: is not a folder that only you can write into. Delete it, or set another TMPDIR=.")
     return folder
 
 
@@ -154,7 +154,7 @@ def read_json(path: Path, allowed: str = "a JSON file") -> Any:
         allowed: what it should be, in words.
 
     Raises:
-        UserError: it is missing, cannot be read, is too large, or no JSON.
+        UserError: it is missing, cannot be read, is too large, or is not JSON.
     """
     try:
         if not path.exists():
@@ -174,7 +174,7 @@ def parse_json(text: str) -> Any:
     """Parse JSON.
 
     Raises:
-        ValueError: it is none, a number has thousands of digits, or lists lie too deep in lists.
+        ValueError: it is not JSON, a number has thousands of digits, or values are nested too deeply.
     """
     try:
         return json.loads(text)
@@ -190,7 +190,7 @@ def read_object(path: Path, allowed: str = "a JSON object") -> dict[str, Any]:
         allowed: what it should be, in words.
 
     Raises:
-        UserError: as of ``read_json``, or it holds something else.
+        UserError: as for ``read_json``, or it holds something else.
     """
     content = read_json(path, allowed)
     if not isinstance(content, dict):
@@ -212,7 +212,7 @@ def number(where: object, key: str, value: Any, low: float = -LARGEST, high: flo
         high: the largest.
 
     Raises:
-        UserError: it is none, or out of range.
+        UserError: it is not a number, or out of range.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         if (low, high) == (-LARGEST, LARGEST):
@@ -231,7 +231,7 @@ def numbers(where: object, key: str, value: Any, count: int) -> list[float]:
         count: how many there have to be.
 
     Raises:
-        UserError: it is no such list, or one of them is no number.
+        UserError: it is not a list of ``count`` numbers.
     """
     if not isinstance(value, list) or len(value) != count:
         raise UserError(f"{where}: {key} is {quoted(value)}; allowed: {count} numbers.")
@@ -248,7 +248,7 @@ def array(where: object, key: str, value: Any, shapes: tuple[tuple[int, ...], ..
         shapes: those that are allowed.
 
     Raises:
-        UserError: it is none, of another shape, or its numbers are too large.
+        UserError: it is not an array, has another shape, or its numbers are not finite or too large.
     """
     what = " or ".join("x".join(map(str, shape)) if len(shape) > 1 else str(math.prod(shape)) for shape in shapes)
     try:
@@ -266,15 +266,15 @@ def array(where: object, key: str, value: Any, shapes: tuple[tuple[int, ...], ..
 
 
 def open_array(path: Path, shape: tuple[int | None, ...], kind: Literal["f", "u"] = "f") -> np.ndarray:
-    """Open a file of NumPy's format as a memory map; nothing in it is unpickled.
+    """Open a file in NumPy's format as a memory map; nothing is unpickled.
 
     Args:
         path: the file.
-        shape: what its shape has to be; None for a side of any length but 0.
-        kind: of its numbers: ``f`` floating-point, ``u`` unsigned whole ones.
+        shape: the required shape; None for a dimension of any length except 0.
+        kind: of its numbers: ``f`` floating-point, ``u`` unsigned integers.
 
     Raises:
-        UserError: no such file, one that is not whole, that holds something else or has another shape.
+        UserError: the file is missing or incomplete, holds something else, or has another shape.
     """
     sides = ", ".join("N" if side is None else str(side) for side in shape)
     what = {"f": "floating-point", "u": "unsigned whole"}[kind]
@@ -283,7 +283,7 @@ def open_array(path: Path, shape: tuple[int | None, ...], kind: Literal["f", "u"
         raise UserError(f"{path}: no such file; allowed: {allowed}.")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # such as of a header that Python 2 wrote
+            warnings.simplefilter("error")  # for example about a header written by Python 2
             values = np.lib.format.open_memmap(path, mode="r")
     except (*_BROKEN, OSError, Warning) as error:
         raise UserError(f"{path}: is not whole, or no array ({reason_of(error)}); allowed: {allowed}.") from None
@@ -296,18 +296,18 @@ def open_array(path: Path, shape: tuple[int | None, ...], kind: Literal["f", "u"
 
 
 def widened(values: np.ndarray) -> np.ndarray:
-    """A copy in 64 bits, in which a NaN of any kind is one, without a warning."""
+    """A float64 copy, made without warnings about signaling NaNs."""
     with np.errstate(invalid="ignore"):
         return values.astype(np.float64)
 
 
 def finite(path: Path, values: np.ndarray) -> np.ndarray:
-    """A copy in 32 bits of numbers of a file, which have to be finite.
+    """A float32 copy of a file's numbers, which have to be finite.
 
     Raises:
-        UserError: they are not, or too large.
+        UserError: they are not finite, or too large.
     """
-    values = widened(values)  # 16 bits do not reach as far as what they are compared with
+    values = widened(values)  # float16 cannot represent LARGEST
     if not (np.abs(values) <= LARGEST).all():
         raise UserError(f"{path}: holds numbers that are not finite, or beyond {LARGEST:g}.")
     return np.array(values, np.float32)

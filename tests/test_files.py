@@ -160,19 +160,19 @@ def test_a_temporary_folder_is_ones_own(tmp_path: Path, monkeypatch: pytest.Monk
     assert own_temporary_folder("cache") == folder
     assert folder.stat().st_mode & 0o777 == 0o700
     folder.chmod(0o777)
-    with pytest.raises(UserError, match="is no folder of yours alone"):
+    with pytest.raises(UserError, match="is not a folder that only you can write into"):
         own_temporary_folder("cache")
     folder.rmdir()
     (tmp_path / "elsewhere").mkdir()
     folder.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="is no folder of yours alone"):
+    with pytest.raises(UserError, match="is not a folder that only you can write into"):
         own_temporary_folder("cache")
     folder.unlink()
     own_temporary_folder("cache")
     other = os.getuid() + 1
     monkeypatch.setattr("os.getuid", lambda: other)
     folder.rename(tmp_path / f"cache_{other}")
-    with pytest.raises(UserError, match="is no folder of yours alone"):
+    with pytest.raises(UserError, match="is not a folder that only you can write into"):
         own_temporary_folder("cache")
 
 

@@ -1,1 +1,1 @@
-"""The links of the chain: one function each, ``stage(run, **options) -> metrics``."""
+"""The stages of the chain: one function each, ``stage(run, **options) -> metrics``."""

@@ -1,4 +1,4 @@
-"""Stage export: the networks of a run as ONNX files, in a bundle that is drawn without nelf."""
+"""Stage export: the networks of a run as ONNX files, in a bundle that can be rendered without nelf."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ from nelf.viewer.web_runtime import runtime_folder
 
 __all__ = ["PRECISIONS", "check", "check_drawn", "export"]
 
-_CHECKED = 3  # views that each 32-bit file draws once more, from the finished bundle
+_CHECKED = 3  # test views on which each 32-bit file of the finished bundle is compared with its network
 PRECISIONS = ("fp32", "fp16", "int8 dynamic", "int8 static", "int8 QAT")
 
 
 def check(recipe: Recipe) -> None:
-    """Refuse options that the stage would stumble over, before anything is trained.
+    """Check the stage's options before anything is trained.
 
     Raises:
         UserError: names the key and what is allowed.
@@ -88,31 +88,32 @@ def export(
     tar: bool = False,
     viewer: bool = False,
 ) -> dict[str, Any]:
-    """Export the student, and its pruned versions where they are, into the bundle ``export/``.
+    """Export the student, and its pruned and narrowed versions if there are any, into the bundle ``export/``.
 
-    Where a graph begins at the features of a volume, the volume lies beside it, in 8 bits unless that costs 0.1 dB on
-    the validation views. What is checked is what is drawn: the network with the volume of the file. ``int8 static``
-    takes the ranges of stage quantize where that is done, and finds its own elsewhere; ``int8 QAT`` is written if it
-    has trained it.
+    If a graph begins at the features of a volume, the volume is a separate file, in 8 bits unless that costs 0.1 dB on
+    the validation views; graphs are checked with the volume as stored. ``int8 static`` uses the activation ranges of
+    stage quantize if that is done, else it calibrates its own; ``int8 QAT`` is written if stage quantize has trained
+    it.
 
     Args:
         run: the run to write into.
-        inputs: where the student's graphs begin, see ``nelf.export.inputs``; all precisions are written for the first
-            of them, fp32 for the others. None for what suits a viewer.
-        fixed_size: for images of the scene's size only.
+        inputs: inputs of the student's graphs, see ``nelf.export.inputs``; all precisions are written for the first,
+            fp32 for the others. None for the input that suits a viewer.
+        fixed_size: export for images of the scene's size only.
         precisions: some of ``PRECISIONS``; fp32 is always written.
-        calibration_views: of the pseudo set, for ``int8 static``.
-        tolerance: largest difference of a color, or opacity, between a 32-bit graph and its network, on all test views.
+        calibration_views: number of views of the pseudo set for calibrating ``int8 static``.
+        tolerance: largest allowed difference of a color or opacity between a 32-bit graph and its network.
         executorch: write ``.pte`` programs for phones, in 32 and 8 bits; needs the extra of that name.
-        coreml: write a ``.mlpackage``, which is not measured; needs the extra of that name.
-        tar: write a checkpoint of MobileR2L's own code, too.
-        viewer: put the page that draws the bundle into it, and its runtime: a folder for any static host.
+        coreml: write a ``.mlpackage``, which is not evaluated; needs the extra of that name.
+        tar: also write a checkpoint for MobileR2L's own code.
+        viewer: add the viewer page and its runtime, so that any static host can serve the folder.
 
     Returns:
-        ``max_abs_error`` of the student's graph, and ``artifacts``: how many.
+        ``max_abs_error`` of the student's graph, and ``artifacts``, their number.
 
     Raises:
-        UserError: an unknown input or precision, a graph that draws something else, or the directory cannot be written.
+        UserError: an unknown input or precision, a graph whose output differs from its network's, or the directory
+            cannot be written.
     """
     recipe = run.recipe
     check(recipe)
@@ -156,7 +157,7 @@ def export(
     for name, file in (_artifacts(run, "prune") | _artifacts(run, "narrow")).items():
         bundle.add(name, recipe.load(file), kinds[0], file.stem)
 
-    write_bundle(folder, scene, student, bundle.entries)  # without figures: what is measured is read from it
+    write_bundle(folder, scene, student, bundle.entries)  # still without figures: the measurement reads the bundle
     bundle.measure()
     write_bundle(folder, scene, student, bundle.entries)
     write_json(folder / "artifacts.json", [_row(entry) for entry in bundle.entries])
@@ -167,9 +168,9 @@ def export(
 
 
 class _Bundle:
-    """A bundle under construction: its folder, what its graphs are checked with, and the entries so far.
+    """A bundle under construction: its folder, what its graphs are checked with, and its entries.
 
-    A file that the journal knows, since an earlier attempt was killed after it, is not made again.
+    Files that an earlier, killed attempt has finished are not written again; the journal lists them.
     """
 
     def __init__(self, folder: Path, scene: Scene, fixed_size: bool, tolerance: float, journal: Journal) -> None:
@@ -177,16 +178,16 @@ class _Bundle:
         self.fixed_size, self.tolerance = fixed_size, tolerance
         self.journal = journal
         self.entries: list[dict[str, Any]] = []
-        self.drawn: dict[str, LightField] = {}  # by file: the network that a 32-bit graph and its volume draw
+        self.drawn: dict[str, LightField] = {}  # by file: the reference network of a 32-bit graph and its volume
 
     def graph(self, network: LightField, path: Path, kind: str) -> float:
-        """Write one network in 32 bits; give its largest error."""
-        # With its rays inside, a graph has the pinhole that bundle.json states.
+        """Write one network in 32 bits; return its largest error."""
+        # A graph that makes its rays from a pose has a pinhole camera, as bundle.json states.
         cameras = self.cameras.pinhole() if kind == "pose" else self.cameras
         return onnx(network, path, cameras, kind, self.fixed_size, self.tolerance)
 
     def add(self, name: str, network: LightField, kind: str, stem: str) -> Path:
-        """Write one network in 32 bits, with its volume, and note it."""
+        """Write one network in 32 bits, with its volume, and add its entry."""
         path = self.folder / f"{stem}.onnx"
 
         def make() -> dict[str, Any]:
@@ -206,7 +207,7 @@ class _Bundle:
         return path
 
     def _dtype(self, network: LightField) -> Dtype:
-        """What the rows of volumes are written in: chosen for the first network; the others are its descendants."""
+        """The data type of volumes: chosen for the first network and used for its descendants, too."""
         found: list[Dtype] = [entry["volume"]["dtype"] for entry in self.entries if entry["volume"]]
         if found:
             return found[0]
@@ -222,7 +223,7 @@ class _Bundle:
         write: Callable[[Path], Path],
         size: tuple[int, int] | None = None,
     ) -> None:
-        """Write a file that is made from the first one, and note it."""
+        """Write a file that is derived from the first one, and add its entry."""
         first = self.entries[0]
 
         def make() -> dict[str, Any]:
@@ -233,7 +234,7 @@ class _Bundle:
         self._once(path, make)
 
     def measure(self) -> None:
-        """Check what the files draw, all together; add quality and time on the validation views for a viewer."""
+        """Check the output of all files of the bundle; add PSNR and latency on the validation views."""
         for entry in self.entries:
             model: ExportedLightField = load(self.folder / entry["file"])
             if entry["file"] in self.drawn:
@@ -257,16 +258,16 @@ class _Bundle:
 
 
 def check_drawn(model: ExportedLightField, network: LightField, cameras: Camera, tolerance: float) -> None:
-    """Refuse a file of a bundle that, read as anybody reads it, draws something else than its network.
+    """Refuse a file of a bundle whose output, as rendered by the runtime, differs from its network's.
 
     Args:
-        model: the file with what lies beside it, loaded.
-        network: of ``exact``, with the volume as its file rounds it.
-        cameras: a batch of cameras; some of them are drawn.
-        tolerance: the largest difference of a color, or opacity, that is accepted.
+        model: the file, loaded with the volume beside it.
+        network: from ``exact``, with the volume rounded as in its file.
+        cameras: a batch of cameras; the first few are rendered.
+        tolerance: the largest allowed difference of a color or opacity.
 
     Raises:
-        UserError: it draws something else.
+        UserError: a difference is larger.
     """
     for index in range(min(_CHECKED, len(cameras))):
         drawn, expected = model.render(cameras[index]), network.render(cameras[index])
@@ -281,7 +282,7 @@ def check_drawn(model: ExportedLightField, network: LightField, cameras: Camera,
 
 
 def _export_trained(network: LightField, bundle: _Bundle, kind: str, feeds: list[dict[str, Any]], out: Path) -> Path:
-    """Write what quantization-aware training left, with the ranges that it learned."""
+    """Write the network of quantization-aware training, with the activation ranges that it learned."""
     with TemporaryDirectory() as temporary:
         dense = Path(temporary) / "dense.onnx"
         bundle.graph(network, dense, kind)
@@ -289,14 +290,14 @@ def _export_trained(network: LightField, bundle: _Bundle, kind: str, feeds: list
 
 
 def _ranges(network: LightField) -> Ranges:
-    """The ranges of activations of a network of stage quantize."""
+    """The activation ranges of a network of stage quantize."""
     ranges = activation_ranges(network)
     assert ranges != "dynamic"
     return ranges
 
 
 def _artifacts(run: Run, stage: str) -> dict[str, Path]:
-    """The files of a finished stage by the names of the artifacts; none where it is not done."""
+    """The files of a finished stage by artifact name; an empty dict if it is not done."""
     folder = run.current(stage)
     if folder is None:
         return {}
@@ -304,13 +305,13 @@ def _artifacts(run: Run, stage: str) -> dict[str, Path]:
 
 
 def _pseudo_cameras(run: Run, views: int) -> Camera:
-    """Cameras of the teacher's views, evenly chosen."""
+    """Evenly spaced cameras of the teacher's views."""
     camera = drawn_cameras(run)
     return camera[torch.linspace(0, len(camera) - 1, min(views, len(camera))).round().long()]
 
 
 def _row(entry: dict[str, Any]) -> dict[str, Any]:
-    """What the report needs to know of a file."""
+    """A file's entry in ``artifacts.json``, for the report."""
     known = {key: entry[key] for key in ("file", "bytes", "max_abs_error") if entry[key] is not None}
     name = entry["name"] if entry["file"].endswith(".pte") else f"onnx {entry['name']}"
     return {"name": name, "kind": "export", **known}

@@ -1,4 +1,4 @@
-"""Stage finetune: the student trained on, on the scene's own photographs alone."""
+"""Stage finetune: fine-tune the student on the scene's own photographs alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["check", "finetune"]
 
 
 def check(recipe: Recipe) -> None:
-    """Refuse a rate that the stage would stumble over, before anything is trained.
+    """Check the learning rate before anything is trained.
 
     Raises:
         UserError: names the key and what is allowed.
@@ -40,24 +40,24 @@ def check(recipe: Recipe) -> None:
 def finetune(
     run: Run, *, lr: Positive | None = None, max_steps: int | None = 10_000, max_time: str | None = None
 ) -> dict[str, Any]:
-    """Train the student on, without the teacher's views.
+    """Fine-tune the student without the teacher's views.
 
-    A teacher's views are as blurred as the teacher is; the photographs are not, but there are few, and what is between
-    them is soon forgotten. So the result is kept only where the validation views gain. Writes ``tuned.safetensors``,
-    ``artifacts.json`` and ``model.safetensors``, the better of the two, which the stages after it take.
+    The teacher's views are as blurred as the teacher; the photographs are sharp, but so few that training on them alone
+    overfits quickly. So the result is kept only if PSNR on the validation views improves. Writes ``tuned.safetensors``,
+    ``artifacts.json`` and ``model.safetensors``, the better of the two networks, which later stages use.
 
     Args:
         run: the run to write into; its student stage is done.
-        lr: learning rate, groups keeping their ratios, schedules their shape; None for a tenth of the student's.
-        max_steps: optimizer steps; None for the Trainer's. R2L takes 400,000 after 1,200,000, its author reports some
-            1,000, DyLiN 10,000 after 800,000; all warn of more.
+        lr: learning rate; parameter groups keep their ratios, schedules their shape. None for a tenth of the student's.
+        max_steps: optimizer steps; None for the Trainer's. R2L uses 400,000 after 1,200,000 (its author also reports
+            about 1,000), DyLiN 10,000 after 800,000; all warn of overfitting with more.
         max_time: days:hours:minutes:seconds; None for the Trainer's.
 
     Returns:
         ``before`` and ``after``, the mean PSNR of all validation views, dB, and ``kept``.
 
     Raises:
-        UserError: as ``nelf.pipeline.fit.fit``; the student is not done.
+        UserError: see ``nelf.pipeline.fit.fit``; or the student is not done.
     """
     recipe, folder, student = run.recipe, run.folder("finetune"), run.input("student")
     scene, file = recipe.scene, folder / "tuned.safetensors"
@@ -69,7 +69,7 @@ def finetune(
 
 
 def _choose(recipe: Recipe, folder: Path, student: Path, before: float, metrics: dict[str, Any]) -> dict[str, Any]:
-    """Keep the better of the two networks, and say which."""
+    """Keep the better of the two networks, and print which."""
     file = folder / "tuned.safetensors"
     after = _quality(recipe.load(file, device=recipe.device), recipe.scene, "the fine-tuned student")
     kept = after > before
@@ -81,7 +81,7 @@ def _choose(recipe: Recipe, folder: Path, student: Path, before: float, metrics:
     name = "fine-tuned" if kept else "fine-tuned, not kept"
     listed = {**described(name, file, metrics, "finetune"), "val/psnr": after}
     write_json(folder / "artifacts.json", [listed])
-    # As the student's own metrics are named, for the stages that read either.
+    # val/psnr is named as in the student's metrics, for stages that read either.
     return {"val/psnr": max(before, after), "before": before, "after": after, "kept": kept, "steps": metrics["steps"]}
 
 

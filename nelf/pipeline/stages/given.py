@@ -1,4 +1,4 @@
-"""A teacher or a student that is not trained here, but comes from a file."""
+"""A teacher or a student from a file, instead of training one."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _KINDS = {"teacher": (RadianceField, LightField), "student": (LightField,)}
 
 
 def check_given(recipe: Recipe, stage: str) -> None:
-    """Refuse a file that cannot take the place of a training, before anything is written.
+    """Refuse a file that cannot replace a training, before anything is written.
 
     Args:
         recipe: the option ``file`` of the stage names it, or is None.
         stage: ``teacher`` or ``student``.
 
     Raises:
-        UserError: as ``nelf.storage.load``; or it holds another kind of network.
+        UserError: see ``nelf.storage.load``; or the file holds another kind of network.
     """
     file = recipe.config["stage"][stage].get("file")
     if file is not None:
@@ -35,18 +35,18 @@ def check_given(recipe: Recipe, stage: str) -> None:
 
 
 def take(run: Run, stage: str, file: Path) -> dict[str, Any]:
-    """Make a file's network the result of a stage.
+    """Use the network in a file as the result of a stage.
 
     Args:
         run: the run to write into.
         stage: ``teacher`` or ``student``.
-        file: the weights, which say what they are; their depth range and place in the scene are theirs.
+        file: the weights with the description of their network; depth range and box are those in the file.
 
     Returns:
-        ``val/psnr`` over the validation views, and ``file``, its name.
+        ``val/psnr`` on the validation views, and ``file``, its name.
 
     Raises:
-        UserError: as ``check_given``.
+        UserError: see ``check_given``.
     """
     recipe, scene = run.recipe, run.recipe.scene
     network = _opened(file, stage).to(recipe.device)
@@ -59,12 +59,12 @@ def take(run: Run, stage: str, file: Path) -> dict[str, Any]:
 
 
 def faster(network: Any, config: dict[str, Any], geometry: Geometry) -> tuple[dict[str, Any], Any] | None:
-    """A field that draws the same as a teacher in less time, with its description; None where there is none.
+    """A faster equivalent of a teacher that skips empty space, with its description; None if there is none.
 
     Args:
         network: a trained teacher.
-        config: what describes it, ``_target_`` and arguments.
-        geometry: of the scene.
+        config: its description, ``_target_`` and arguments.
+        geometry: the scene's.
     """
     layout = {key: value for key, value in config.items() if key != "_target_"}
     field = network.through_grid(layout, geometry) if isinstance(network, RadianceField) else None

@@ -1,4 +1,4 @@
-"""What a stage has written so far, file by file, so that a killed one resumes after its last whole file."""
+"""A record of the files that a stage has finished, so that a killed stage resumes after the last one."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ __all__ = ["Journal"]
 
 
 class Journal:
-    """Notes, beside a stage's files, which of them are whole.
+    """A file, beside a stage's files, that lists which of them are finished.
 
     Args:
-        path: where the notes lie, beside the files.
-        fingerprint: of what the files are made from, ``Run.fingerprint``; notes about others count for nothing.
+        path: the journal's file, in the folder of the stage's files.
+        fingerprint: of everything that the files depend on, ``Run.fingerprint``; a journal with another is ignored.
     """
 
     def __init__(self, path: Path, fingerprint: str) -> None:
         self._path, self._fingerprint = path, fingerprint
         noted = None
-        with suppress(UserError):  # a note that is torn is none
+        with suppress(UserError):  # a damaged journal is ignored
             noted = read_record(path)
         known = noted is not None and noted.get("fingerprint") == fingerprint and isinstance(noted.get("made"), dict)
         self._made: dict[str, Any] = noted["made"] if noted is not None and known else {}
 
     def recall(self, key: str) -> Any:
-        """What was noted under a key, if its files are as they were then; else None."""
+        """The value that was noted under a key, if its files are unchanged; else None."""
         noted = self._made.get(key)
         folder = self._path.parent
         if not isinstance(noted, dict) or "value" not in noted or not isinstance(noted.get("files"), dict):
@@ -42,12 +42,12 @@ class Journal:
         return noted["value"] if whole else None
 
     def note(self, key: str, value: Any, files: Sequence[str]) -> None:
-        """Note that files are whole.
+        """Note that files are finished.
 
         Args:
             key: any word.
-            value: plain values, what ``recall`` is to give.
-            files: their names, beside the notes.
+            value: plain values that ``recall`` returns.
+            files: their names, in the journal's folder.
 
         Raises:
             UserError: the directory cannot be written.
@@ -56,12 +56,12 @@ class Journal:
         write_json(self._path, {"fingerprint": self._fingerprint, "made": self._made})
 
     def close(self) -> None:
-        """Delete the notes: the stage is at its end."""
+        """Delete the journal, at the end of the stage."""
         self._path.unlink(missing_ok=True)
 
 
 def _digest(path: Path) -> str | None:
-    """The hash of a file; of a folder, those of what is in it; None for what is not there."""
+    """The hash of a file, or of all files in a folder; None if it does not exist."""
     if path.is_dir():
         state = hashlib.sha256()
         for inner in sorted(path.rglob("*")):

@@ -16,7 +16,7 @@ __all__ = ["check", "narrow"]
 
 
 def check(recipe: Recipe) -> None:
-    """Refuse options that the stage would stumble over, before anything is trained.
+    """Check the stage's options before anything is trained.
 
     Raises:
         UserError: names the key and what is allowed.
@@ -44,14 +44,14 @@ def narrow(
     max_steps: int | None = None,
     max_time: str | None = None,
 ) -> dict[str, Any]:
-    """Remove channels of the student, and fine-tune what remains as the student was trained.
+    """Remove channels of the student, and fine-tune the rest with the student's own training.
 
     Writes ``narrow.safetensors`` and ``artifacts.json``.
 
     Args:
         run: the run to write into; its pseudo and student stages are done.
         ratio: share of the channels to remove.
-        round_to: channels that remain are a multiple of it.
+        round_to: the number of remaining channels is a multiple of it.
         lr: learning rate; None for the student's own.
         max_steps: optimizer steps; None for the Trainer's.
         max_time: days:hours:minutes:seconds; None for the Trainer's.
@@ -61,13 +61,13 @@ def narrow(
 
     Raises:
         ValueError: an option is out of range.
-        UserError: as ``nelf.pipeline.fit.fit``; a stage before is not done; the network cannot be narrowed.
+        UserError: see ``nelf.pipeline.fit.fit``; or an earlier stage is not done, or the network cannot be narrowed.
     """
     folder = run.folder("narrow")
     network = prune_channels(run.recipe.load(best_student(run)), ratio, round_to)
     scene = student_scene(run, network)
     file = folder / "narrow.safetensors"
-    # A stream of its own, else it would see the views that the student began with.
+    # Another random stream than the student's, whose first batches it would repeat.
     metrics = fine_tune(run.recipe, network, scene, 1, file, lr, max_steps=max_steps, max_time=max_time)
     if is_first():
         write_json(folder / "artifacts.json", [described(f"narrowed by {100 * ratio:.3g} %", file, metrics, "narrow")])

@@ -1,4 +1,4 @@
-"""Stage prune: a student with fewer weights, round by round."""
+"""Stage prune: iterative magnitude pruning of the student."""
 
 import shutil
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ __all__ = ["check", "described", "fine_tune", "prune"]
 
 
 def check(recipe: Recipe) -> None:
-    """Refuse options that the stage would stumble over, before anything is trained.
+    """Check the stage's options before anything is trained.
 
     Raises:
         UserError: names the key and what is allowed.
@@ -61,32 +61,32 @@ def prune(
     max_steps: int | None = 50_000,
     max_time: str | None = None,
 ) -> dict[str, Any]:
-    """Prune the student's weights in rounds, each fine-tuned as the student was trained.
+    """Prune the student's weights in rounds, and fine-tune after each with the student's own training.
 
-    Writes ``round_1.safetensors`` and so on, ``artifacts.json`` and ``pruning.svg``. A round that is done is not done
-    again, a half-done one goes on with its masks.
+    Writes ``round_1.safetensors`` and so on, ``artifacts.json`` and ``pruning.svg``. A finished round is not repeated;
+    an unfinished one resumes with its masks.
 
     Args:
         run: the run to write into; its pseudo and student stages are done.
-        amount: share of the chosen weights that is zero after the last round.
-        rounds: in how many rounds.
-        schedule: how sparse each round is, see ``nelf.compression.pruning.sparsity_after``.
+        amount: sparsity of the chosen weights after the last round.
+        rounds: number of rounds.
+        schedule: sparsity by round, see ``nelf.compression.pruning.sparsity_after``.
         layers: which weights, see ``nelf.compression.pruning.choose_weights``.
-        masks: hold the zeros while the others are fine-tuned. Without, each round zeroes weights once, and its
-            fine-tuning fills them again: with ``schedule="constant"`` that is MobileR2L's pruning extension, whose
-            files end dense.
-        lr: learning rate of the fine-tuning (groups keep their ratios, schedules their shape); None for the
+        masks: keep pruned weights at zero during fine-tuning. Without masks, each round sets weights to zero once and
+            fine-tuning changes them again: with ``schedule="constant"`` that is MobileR2L's pruning extension, whose
+            final weights are dense.
+        lr: learning rate of the fine-tuning (parameter groups keep their ratios, schedules their shape); None for the
             student's own.
-        max_steps: optimizer steps of each round; None for the Trainer's.
-        max_time: of each round, days:hours:minutes:seconds; None for the Trainer's.
+        max_steps: optimizer steps per round; None for the Trainer's.
+        max_time: limit per round, days:hours:minutes:seconds; None for the Trainer's.
 
     Returns:
-        ``sparsity`` and ``val/psnr`` after the last round; ``rounds``, a list of these by round, the student's first,
+        ``sparsity`` and ``val/psnr`` after the last round; ``rounds``, the same for the student and for each round,
         with the sparsity of each layer.
 
     Raises:
         ValueError: an option is out of range.
-        UserError: as ``nelf.pipeline.fit.fit``; a stage before is not done.
+        UserError: see ``nelf.pipeline.fit.fit``; or an earlier stage is not done.
     """
     recipe, folder, student = run.recipe, run.folder("prune"), best_student(run)
     network, dense = recipe.load(student), read_record(student / "metrics.json") or {}
@@ -102,7 +102,7 @@ def prune(
         else:
             weights = choose_weights(network, layers)
             apply_masks(weights, find_masks(network, weights, share))
-        # A stream of its own, else each round would see the views that the student began with.
+        # Other random streams than the student's, whose first batches each round would repeat.
         tuned = fine_tune(recipe, network, scene, number, file, lr, callbacks, max_steps=max_steps, max_time=max_time)
         network = recipe.load(file)
         results.append({"round": number, "val/psnr": None, **tuned, **_sparsity(network, layers)})
@@ -125,20 +125,20 @@ def fine_tune(
     callbacks: Sequence[Any] = (),
     **limits: Any,
 ) -> dict[str, Any]:
-    """Train a network as the student was, in a folder of its own, unless its file is finished.
+    """Train a network with the student's system, in its own folder, unless its file exists.
 
     Args:
-        recipe: whose system and Trainer to use.
-        network: to begin with.
-        scene: of the student's views.
-        stream: of batches, see ``Recipe.data``.
-        file: the network's weights, once it is finished; its metrics lie beside it, its training's folder too.
-        lr: learning rate, groups keeping their ratios; None for the student's own.
-        callbacks: beside those of the configuration.
-        **limits: ``max_steps`` and ``max_time``, instead of the Trainer's.
+        recipe: gives the system and the Trainer.
+        network: the network to fine-tune.
+        scene: the scene with the student's training views.
+        stream: random stream of the batches, see ``Recipe.data``.
+        file: receives the weights; the metrics and the folder of the training are beside it, with the same stem.
+        lr: learning rate; parameter groups keep their ratios. None for the student's own.
+        callbacks: in addition to those of the configuration.
+        **limits: ``max_steps`` and ``max_time``, which replace the Trainer's.
 
     Returns:
-        The metrics of its training.
+        The metrics of the training.
     """
     metrics: dict[str, Any] | None = agree(lambda: read_record(file.with_suffix(".json")))
     if metrics is None:
@@ -153,25 +153,25 @@ def fine_tune(
 
 
 def _keep(folder: Path, file: Path, metrics: dict[str, Any]) -> None:
-    """Give a trained network's weights their name, and drop what its training went on from."""
+    """Move a trained network's weights to their file, write the metrics, and delete the checkpoints."""
     (folder / "model.safetensors").replace(file)
     write_json(file.with_suffix(".json"), metrics)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def _sparsity(network: Any, layers: Sequence[str]) -> dict[str, Any]:
-    """Sparsity of a network's chosen weights, all and each."""
+    """Sparsity of a network's chosen weights, in total and by layer."""
     each = sparsities(choose_weights(network, layers))
     return {"sparsity": each.pop("total"), "layers": each}
 
 
 def described(name: str, file: Path, metrics: dict[str, Any], kind: str = "prune") -> dict[str, Any]:
-    """What the report needs to know of a file.
+    """A file's entry in ``artifacts.json``, for the report.
 
     Args:
-        name: what to call it.
+        name: the artifact's name.
         file: the weights.
-        metrics: of its training.
+        metrics: the metrics of its training.
         kind: the stage.
     """
     known: dict[str, Any] = {key: metrics[key] for key in ("sparsity", "val/psnr") if metrics.get(key) is not None}

@@ -1,4 +1,4 @@
-"""Stage pseudo: the teacher's views from random poses, as a data set like any other."""
+"""Stage pseudo: the teacher's views from random poses, as a data set in the Blender format."""
 
 import math
 from pathlib import Path
@@ -27,15 +27,15 @@ from nelf.storage import described, save
 __all__ = ["TEACHER", "check", "pseudo", "pseudo_cameras", "write_views"]
 
 
-#: In the stage's folder, where its views are rendered online: the teacher.
+#: In the stage's folder, if views are rendered online: the teacher's weights.
 TEACHER = "teacher.safetensors"
 
-_NEAR = 30.0  # degrees, seen from what the cameras look at: so far a view tells what a student has to draw
-_ROLL = 30.0  # degrees: less is a hand that is not steady
+_NEAR = 30.0  # degrees, seen from the point that the cameras look at: within this angle a pose counts as covered
+_ROLL = 30.0  # degrees: a smaller roll is that of an unsteady hand
 
 
 def check(recipe: Recipe) -> None:
-    """Refuse a folder without views, and what cannot be rendered online.
+    """Check the stage's options: a folder of views, and the requirements of online rendering.
 
     Raises:
         UserError: names the key and what is allowed.
@@ -69,33 +69,33 @@ def pseudo(
     renew_every: Count = 8,
     root: str | None = None,
 ) -> dict[str, Any]:
-    """Render random views with the teacher into the stage's folder, or take those that another program has rendered.
+    """Render random views with the teacher into the stage's folder, or use views that another program has rendered.
 
-    Or render none: with ``mode="online"`` the teacher renders for each batch while the student learns, and this stage
-    keeps a copy of it, ready to render. The student then sees other views as long as it learns, and no set is on disk.
+    With ``mode="online"``, this stage only stores a copy of the teacher, which renders views while the student trains:
+    the student sees new views throughout its training, and no set is stored.
 
-    A NeRF is rendered through an occupancy grid, which is filled from its density. In a scene with a time each view is
-    of a moment of its own.
+    A NeRF is rendered with an occupancy grid computed from its density. In a scene with a time, each view has its own
+    random time.
 
     Args:
         run: the run to write into.
-        views: how many; online, after how many a new set of random poses begins.
-        poses: where from, see ``nelf.paths.random_cameras``; None for what the scene's trajectory says: ``hemisphere``
-            for ``orbit``, ``forward``, or ``interpolate`` for ``between``.
+        views: number of views; online, number of random poses per round.
+        poses: distribution of the poses, see ``nelf.paths.random_cameras``; None to choose by the scene's trajectory:
+            ``hemisphere`` for ``orbit``, ``forward`` for ``forward``, ``interpolate`` for ``between``.
         mode: ``stored`` or ``online``.
-        pool: online, how many views are kept in memory, to draw batches from; None renders each batch by itself: views
-            for a student of views, single rays, each of a random view, for one of rays.
-        renew_every: online, batches from one new view of the pool to the next.
-        root: a folder in the Blender format, of the scene and in its coordinates, whose training views take the place
-            of the teacher's; there need not be a teacher then. It stays where it is.
+        pool: online, number of views in memory from which batches are drawn; None renders each batch separately: whole
+            views for a student of views, single rays of random views for a student of rays.
+        renew_every: online, number of batches after which one view of the pool is replaced.
+        root: a folder in the Blender format, of the same scene and coordinates, whose training views replace the
+            teacher's; no teacher is needed then. It is read in place.
 
     Returns:
-        ``mode``, and ``views`` and ``bytes`` of the set; of a folder ``coverage``, too: the share of the scene's
-        training cameras that have a view nearby.
+        ``mode``, ``views`` and ``bytes`` of the set; for a folder ``views``, ``bytes`` and ``coverage``, the share of
+        the scene's training cameras that have a view nearby.
 
     Raises:
-        UserError: the directory cannot be written; the folder's views cannot be read, or are not of the scene; the
-            cameras of the scene do not stand upright, but ``hemisphere`` cameras do.
+        UserError: the directory cannot be written; the folder's views cannot be read, or are not of the scene;
+            ``hemisphere`` poses, which are upright, for a scene whose cameras are not.
     """
     recipe, scene = run.recipe, run.recipe.scene
     if root is not None:
@@ -116,19 +116,19 @@ def pseudo(
 
 
 def pseudo_cameras(recipe: Recipe, views: int, poses: Poses | None, number: int = 0) -> Camera:
-    """The cameras of a set of a teacher's views.
+    """The cameras of a pseudo set.
 
     Args:
-        recipe: of whose scene.
-        views: how many.
+        recipe: gives the scene and the seed.
+        views: number of cameras.
         poses: see ``pseudo``.
-        number: which set; the first one is that which is stored.
+        number: index of the set (online: of the round); set 0 is the stored one.
 
     Returns:
         A batch of cameras.
 
     Raises:
-        UserError: as ``pseudo``.
+        UserError: see ``pseudo``.
     """
     scene = recipe.scene
     roll = rolled(scene.train.camera)
@@ -143,12 +143,12 @@ def pseudo_cameras(recipe: Recipe, views: int, poses: Poses | None, number: int 
 
 
 def _take(root: Path, scene: Scene) -> dict[str, Any]:
-    """Check somebody's views, and say what they are."""
+    """Check the views of another program, and return their metrics."""
     split = with_pseudo_views(scene, root, real_views=False).train
     center = torch.from_numpy(scene.viewpoints.target).float()
     angles = _nearest(scene.train.camera, split.camera, center)
     coverage = float((angles <= _NEAR).float().mean())
-    print(f"pseudo: {len(split)} views of {root} take the place of the teacher's", flush=True)
+    print(f"pseudo: {len(split)} views of {root} replace the teacher's", flush=True)
     if coverage < 1.0:
         print(
             f"pseudo: {round((1 - coverage) * len(angles))} of {len(angles)} training cameras have no view within "
@@ -165,18 +165,18 @@ def _nearest(cameras: Camera, views: Camera, center: Tensor) -> Tensor:
 
 
 def write_views(model: Renderable, cameras: Camera, root: Path | str, scene: Scene | None = None) -> Path:
-    """Write a model's views as a Blender data set; those that are there whole are not rendered again.
+    """Write a model's views as a Blender data set; complete files are not rendered again.
 
-    They have an alpha channel where the model's pictures have an opacity.
+    They have an alpha channel if the model renders opacity.
 
-    One view is in memory at a time. Where there are several processes (``RANK`` and ``WORLD_SIZE`` in the environment),
-    each takes its share of the views, and the first one writes the transforms file.
+    One view is in memory at a time. With several processes (``RANK`` and ``WORLD_SIZE`` in the environment), each
+    renders its share of the views, and the first one writes the transforms file.
 
     Args:
         model: anything with ``render(camera)``.
         cameras: a batch of N cameras.
         root: the data set's directory.
-        scene: whose box, background and license are noted in it.
+        scene: gives depth range, box, controls, background and license for the transforms file.
 
     Returns:
         The directory.

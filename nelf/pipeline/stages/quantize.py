@@ -1,4 +1,4 @@
-"""Stage quantize: the student in files of fewer bits, down to 8 for weights and activations."""
+"""Stage quantize: the student in 16 and 8 bits, weights alone or weights and activations."""
 
 from __future__ import annotations
 
@@ -45,23 +45,24 @@ def quantize(
     qat_time: str | None = None,
     qat_lr: Positive = 5e-4,
 ) -> dict[str, Any]:
-    """Write the student in 16 and 8 bits, and measure each file on the validation views.
+    """Write the student in 16 and 8 bits, and evaluate each file on validation views.
 
     Args:
-        run: the run to write into. The stage's folder gets a file for each precision, ``artifacts.json``, and ``qat/``
-            with the training's checkpoints and, in 32 bits, its weights.
-        views: of the pseudo set, to find the ranges of activations with.
-        method: how, see ``nelf.compression.quantization.calibrate``.
-        qat_steps: of quantization-aware training; None for no limit but ``qat_time``. None for both leaves it out.
-        qat_time: its limit in days:hours:minutes:seconds.
-        qat_lr: its learning rate; it falls along half a cosine. Only convolutions and linear layers learn: a volume
-            beside them is stored in 8 bits, but not computed with, and all files may share it.
+        run: the run to write into. The stage's folder receives a file per precision, ``artifacts.json``, and ``qat/``
+            with the checkpoints of quantization-aware training and its weights in 32 bits.
+        views: number of views of the pseudo set for calibrating activation ranges.
+        method: calibration method, see ``nelf.compression.quantization.calibrate``.
+        qat_steps: steps of quantization-aware training (QAT); None for no limit except ``qat_time``. QAT is left out if
+            both are None.
+        qat_time: time limit of QAT, days:hours:minutes:seconds.
+        qat_lr: initial learning rate of QAT, with a cosine schedule. Only convolutions and linear layers are trained: a
+            volume is stored in 8 bits but not computed with, so all files can share it.
 
     Returns:
         ``val/psnr`` of fp32 and of each file, by name.
 
     Raises:
-        UserError: the pseudo set is missing or damaged; or as ``nelf.pipeline.fit.fit``.
+        UserError: the pseudo set is missing or damaged; or see ``nelf.pipeline.fit.fit``.
     """
     recipe, folder = run.recipe, run.folder("quantize")
     student = recipe.load(best_student(run), device=recipe.device)
@@ -110,30 +111,30 @@ def train_quantized(
     max_time: str | None,
     lr: float,
 ) -> None:
-    """Fine-tune a network's layers with the rounding of int8 kernels, from its last checkpoint on.
+    """Quantization-aware training: fine-tune a network with the rounding of int8 kernels, resuming if possible.
 
     Args:
-        recipe: whose Trainer and system to use.
+        recipe: gives the Trainer and the system.
         network: the trained light field, its batch norms folded; changed in place.
-        ranges: to begin with.
-        scene: of the student's views.
-        folder: where to train; gets the weights.
+        ranges: initial activation ranges.
+        scene: the scene with the student's training views.
+        folder: folder of the training; receives the weights.
         max_steps: optimizer steps, or None.
         max_time: days:hours:minutes:seconds, or None.
-        lr: learning rate of the first step.
+        lr: initial learning rate.
     """
     network.train().requires_grad_(False)
     for layer in quantized_layers(network).values():
         layer.requires_grad_(True)
     system = recipe.system(network=network, lr=lr, warmup_steps=0, schedule="cosine")
-    # Ranges that were found over many views stay: the extremes of single batches would only widen them.
+    # Ranges calibrated on many views are frozen: the extremes of single batches would only widen them.
     callback = QuantizationAwareTraining(ranges, freeze=0.0)
     data = recipe.data(system, scene)
     fit(recipe, system, data, folder, max_steps=max_steps, max_time=max_time, callbacks=[callback])
 
 
 def _mean_psnr(model: Renderable, split: Split, background: str) -> float:
-    """The mean over some of the views, dB."""
+    """The mean PSNR of up to ``_VALIDATION_VIEWS`` views, dB."""
     values = []
     for index in np.linspace(0, len(split) - 1, min(_VALIDATION_VIEWS, len(split))).round().astype(int).tolist():
         view = split.view(index)

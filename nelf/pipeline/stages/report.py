@@ -1,4 +1,4 @@
-"""Stage report: measure every model of the run on the test views, and write it down with pictures."""
+"""Stage report: evaluate all models of a run on the test views, and write figures and images."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from nelf.report.views import comparisons
 
 __all__ = ["Artifact", "along", "artifacts", "film_cameras", "report", "row"]
 
-_VIEWS, _MOMENTS = 4, 5  # whose pictures are shown, of static scenes and of those with a time
+_VIEWS, _MOMENTS = 4, 5  # number of test views that are shown, of static scenes and of scenes with a time
 _FILMS = {
     "orbit": "The camera moves",
     "time": "Time goes by, the camera stands still",
@@ -45,7 +45,7 @@ _FILMS = {
 
 
 class Artifact(NamedTuple):
-    """A model of a run: what it is called, its file, something that renders, and the figures that are known of it."""
+    """A model of a run: its name, its file, the model itself, and figures that are already known."""
 
     name: str
     file: Path
@@ -57,16 +57,16 @@ class Artifact(NamedTuple):
 def report(run: Run, *, frames: int = 60) -> dict[str, Any]:
     """Evaluate all models whose stages are done, and write ``report.json``, ``report.md`` and ``report.html``.
 
-    At the top of the page stand the figures of what is shipped: the bundle's first model where there is a bundle.
+    The figures at the top of the page are those of the shipped model: the first of the bundle if there is a bundle.
 
     Args:
-        run: the run to write into: sample pictures and videos into ``report/``, the report into its root.
-        frames: of the video of the student, or of the teacher where there is no student; 0 for none. Its camera goes
-            where the training cameras stand, see ``film_cameras``. Of a scene with a time there are three: time goes
-            by, the camera goes around, both.
+        run: the run to write into: sample images and videos into ``report/``, the report into its root.
+        frames: frames of the student's video (the teacher's if there is no student); 0 for no video. Its camera follows
+            the training cameras, see ``film_cameras``. A scene with a time has three videos: only the time changes,
+            only the camera moves, or both.
 
     Returns:
-        The row of the student, or of the last model if there is none.
+        The row of the student, or of the last model if there is no student.
 
     Raises:
         UserError: a model cannot be loaded, or the directory cannot be written.
@@ -113,11 +113,10 @@ def artifacts(run: Run) -> list[Artifact]:
     """Open the models of all finished stages, in the order of the chain.
 
     Args:
-        run: whose directory is searched.
+        run: the run.
 
     Returns:
-        Teacher and student; the student made ready for inference; then what the other stages list in their
-        ``artifacts.json``.
+        The teacher, the student, the student optimized for inference, then the ``artifacts.json`` of the other stages.
 
     Raises:
         UserError: a file is missing or damaged.
@@ -153,8 +152,8 @@ def artifacts(run: Run) -> list[Artifact]:
 
 
 def _measured(make: Callable[[], Renderable], camera: Camera) -> tuple[Renderable, int]:
-    """Open a model and render once; give it, and how many bytes of main memory that took at most."""
-    with suppress(OSError, AttributeError):  # else what others have left is used again, and counts for nothing
+    """Open a model and render one view; return the model, and the peak of main memory for that, in bytes."""
+    with suppress(OSError, AttributeError):  # return freed memory, whose reuse would not be counted
         ctypes.CDLL(None).malloc_trim(0)
     reset_peak_memory()
     before = peak_memory()
@@ -174,16 +173,16 @@ def row(
     """One model's figures, as a row of the report.
 
     Args:
-        name: what to call it.
-        model: what renders.
-        result: of ``nelf.report.evaluation.evaluate``.
+        name: its name.
+        model: the model.
+        result: from ``nelf.report.evaluation.evaluate``.
         file: its weights.
-        known: figures that are not measured here; they win.
-        camera: the view whose multiplications are counted.
+        known: figures that are not measured here; they take precedence.
+        camera: the view for which multiply-accumulates are counted.
 
     Returns:
-        Numbers by the names that ``nelf.report.page.write_report`` knows. ``macs`` counts matrix products and
-        convolutions, not lookups and encodings.
+        Figures by the names of ``nelf.report.page.write_report``. ``macs`` counts matrix products and convolutions, not
+        lookups and encodings.
     """
     figures = {
         "name": name,
@@ -207,7 +206,7 @@ def row(
 
 
 def _shown(models: list[Artifact]) -> list[str]:
-    """The models whose pictures stand in the report: teacher, student, and the last of each stage after them."""
+    """The models whose images the report shows: teacher, student, and the last of each later stage."""
     last = {each.known["kind"]: each.name for each in models if "kind" in each.known}
     return [each.name for each in models if each.name in ("teacher", "student", *last.values())]
 
@@ -219,19 +218,19 @@ def _pruning_plot(models: list[Artifact]) -> dict[str, Path]:
 
 
 def _slug(name: str) -> str:
-    """A folder for a model's pictures."""
+    """The name of the folder of a model's images."""
     return re.sub(r"[^\w.-]+", "_", name).strip("_")
 
 
 def film_cameras(scene: Scene, frames: int) -> Camera:
-    """The cameras of a scene's film: LLFF's spiral in front of a ``forward`` one, else ``nelf.paths.around``.
+    """The cameras of a scene's video: LLFF's spiral for a ``forward`` trajectory, else ``nelf.paths.around``.
 
     Args:
-        scene: whose first training camera gives size and intrinsics.
-        frames: how many.
+        scene: its first training camera gives size and intrinsics.
+        frames: number of cameras.
 
     Returns:
-        A batch of cameras. Where the scene has a time, it goes by; its other controls stand in the middle.
+        A batch of cameras. If the scene has a time, it runs over its range; other controls are in the middle of theirs.
     """
     if scene.trajectory == "forward":
         return along(scene, llff_spiral(scene.train.camera.at(), scene.near, scene.far, frames).c2w)
@@ -239,15 +238,16 @@ def film_cameras(scene: Scene, frames: int) -> Camera:
 
 
 def along(scene: Scene, c2w: Tensor, intrinsics: Tensor | None = None) -> Camera:
-    """Cameras of a film of a scene.
+    """Cameras of a video of a scene along given poses.
 
     Args:
-        scene: whose training cameras give the size and the range of the controls.
+        scene: its training cameras give the size and the ranges of the controls.
         c2w: (N, 3, 4) the poses.
         intrinsics: (N, 4) in pixels; None for those of the first training camera.
 
     Returns:
-        A batch of N cameras. Where the scene has a time, it goes by; its other controls stand in the middle.
+        A batch of N cameras. If the scene has a time, it runs over its range; other controls are in the middle of
+        theirs.
     """
     camera = scene.train.camera
     intrinsics = camera.intrinsics[:1].repeat(len(c2w), 1) if intrinsics is None else intrinsics
@@ -260,7 +260,7 @@ def along(scene: Scene, c2w: Tensor, intrinsics: Tensor | None = None) -> Camera
 
 
 def _films(scene: Scene, frames: int) -> dict[str, Camera]:
-    """The cameras of the report's videos, by words of ``_FILMS``."""
+    """The cameras of the report's videos, by the keys of ``_FILMS``."""
     cameras = film_cameras(scene, frames)
     if cameras.time is None:
         return {"orbit": cameras}
@@ -269,13 +269,13 @@ def _films(scene: Scene, frames: int) -> dict[str, Camera]:
 
 
 def _times(scene: Scene) -> dict[str, float]:
-    """The time of each test view by its name; none of a static scene."""
+    """The time of each test view by its name; an empty dict for a static scene."""
     times = scene.test.camera.time
     return {} if times is None else dict(zip(scene.test.names, times.tolist(), strict=True))
 
 
 def _circumstances(scene: Scene) -> dict[str, Any]:
-    """What the figures depend on beside the models."""
+    """The conditions of the measurements."""
     return {
         "scene": scene.name,
         **({"license": scene.license} if scene.license else {}),
@@ -283,12 +283,12 @@ def _circumstances(scene: Scene) -> dict[str, Any]:
         **({"controls": ", ".join(scene.controls)} if scene.controls else {}),
         "image": f"{scene.test.camera.width} x {scene.test.camera.height}",
         **machine(),
-        "latency": "median of render calls, two by two in turns of all models, of which the second counts",
+        "latency": "median over rounds in which all models take turns; each renders twice, the second call is timed",
     }
 
 
 def _distilled_from(run: Run) -> dict[str, str]:
-    """What a student has learned from, if it was a teacher's views."""
+    """The teacher's views that the student was trained on, if any."""
     folder = run.find("pseudo") if "pseudo" in run.recipe.stages else None
     known = (read_record(folder / "metrics.json") or {}) if folder else {}
     if "views" not in known:

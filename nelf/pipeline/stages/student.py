@@ -27,7 +27,7 @@ def check(recipe: Recipe) -> None:
     """Refuse a file that holds no student.
 
     Raises:
-        UserError: as ``nelf.pipeline.stages.given.check_given``.
+        UserError: see ``nelf.pipeline.stages.given.check_given``.
     """
     check_given(recipe, "student")
 
@@ -48,21 +48,22 @@ def student(
     warm_start: bool = True,
     file: str | None = None,
 ) -> dict[str, Any]:
-    """Train the student on the teacher's views, or take a trained one.
+    """Train the student on the teacher's views, or use a trained one.
 
     Args:
-        run: the run to write into; its ``model`` and ``system`` sections say what and how.
+        run: the run to write into; its sections ``model`` and ``system`` describe the network and its training.
         max_steps: optimizer steps; None for the Trainer's.
         max_time: days:hours:minutes:seconds; None for the Trainer's.
-        real_views: mix the scene's own training views in with the teacher's.
-        warm_start: start from the teacher's density and color, where the network can and the teacher has them.
-        file: weights to take instead, such as those of ``python -m nelf.interop``; they say what they are.
+        real_views: add the scene's own training views to the teacher's.
+        warm_start: initialize the network from the teacher's density and color, if both support that.
+        file: weights to use instead of training, such as those of ``python -m nelf.interop``; the file describes its
+            network.
 
     Returns:
         Metrics on the scene's validation views, and the number of steps.
 
     Raises:
-        UserError: as ``nelf.pipeline.fit.fit``; the pseudo set is missing or damaged.
+        UserError: see ``nelf.pipeline.fit.fit``; or the pseudo set is missing or damaged.
     """
     if file is not None:
         return agree(lambda: take(run, "student", Path(file)))
@@ -83,7 +84,7 @@ def student(
 
 
 def _start_from_teacher(run: Run, scene: Scene, system: System) -> None:
-    """Give a new network what the teacher knows of the scene, if there is a teacher that can be asked."""
+    """Initialize a new network from the teacher's density and color, if there is a teacher that has them."""
     folder, device = run.find("teacher"), run.recipe.device
     teacher = None if folder is None else run.recipe.load(folder, "teacher", device)
     if hasattr(teacher, "sigma"):
@@ -91,12 +92,12 @@ def _start_from_teacher(run: Run, scene: Scene, system: System) -> None:
 
 
 def student_scene(run: Run, network: LightField, real_views: bool | None = None) -> Scene:
-    """What a student learns from: the teacher's views, stored or rendered online, validated on the scene's own.
+    """The scene that a student is trained on: the teacher's views, stored or online, and the scene's own validation.
 
     Args:
-        run: whose pseudo stage is done.
-        network: what learns; one of rays reads stored views from disk.
-        real_views: mix the scene's own training views in; None as the configuration of stage ``student`` says.
+        run: a run whose stage pseudo is done.
+        network: the student; for a student of rays, stored views are read from disk.
+        real_views: add the scene's own training views; None for the option of stage ``student``.
 
     Raises:
         UserError: the pseudo set is missing.
@@ -119,7 +120,7 @@ def student_scene(run: Run, network: LightField, real_views: bool | None = None)
 
 
 def drawn_cameras(run: Run) -> Camera:
-    """The cameras of the teacher's views; of those that it renders online, the first ones."""
+    """The cameras of the teacher's views; if these are rendered online, those of round 0."""
     options, recipe = _online(run), run.recipe
     if options is not None:
         return pseudo_cameras(recipe, options["views"], options["poses"])
@@ -127,7 +128,7 @@ def drawn_cameras(run: Run) -> Camera:
 
 
 def _online(run: Run) -> dict[str, Any] | None:
-    """The options of stage pseudo, as it was done, if its teacher renders online; None where views are stored."""
+    """The options with which stage pseudo was done, if views are rendered online; None if they are stored."""
     if run.config["stage"]["pseudo"].get("root") is not None:
         return None
     options: dict[str, Any] = (read_settings(run.input("pseudo") / "config.yaml") or {}).get("stage", {})
@@ -135,7 +136,7 @@ def _online(run: Run) -> dict[str, Any] | None:
 
 
 def pseudo_root(run: Run) -> Path:
-    """The folder of the teacher's views: that of the stage, or the one that it was given.
+    """The folder of the teacher's views: the stage's own, or its option ``root``.
 
     Raises:
         UserError: the stage is not done.
@@ -145,7 +146,7 @@ def pseudo_root(run: Run) -> Path:
 
 
 def best_student(run: Run) -> Path:
-    """The folder of the student that the stages after it take: that of stage finetune where it is done.
+    """The folder of the student that later stages use: that of stage finetune if it is done.
 
     Raises:
         UserError: there is none.

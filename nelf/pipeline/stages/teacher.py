@@ -17,7 +17,7 @@ def check(recipe: Recipe) -> None:
     """Refuse a file that holds no teacher.
 
     Raises:
-        UserError: as ``nelf.pipeline.stages.given.check_given``.
+        UserError: see ``nelf.pipeline.stages.given.check_given``.
     """
     check_given(recipe, "teacher")
 
@@ -26,20 +26,20 @@ def check(recipe: Recipe) -> None:
 def teacher(
     run: Run, *, max_steps: int | None = None, max_time: str | None = None, file: str | None = None
 ) -> dict[str, Any]:
-    """Train the teacher, or take a trained one.
+    """Train the teacher, or use a trained one.
 
     Args:
-        run: the run to write into; its ``teacher`` section says what and how.
+        run: the run to write into; its section ``teacher`` describes the network and its training.
         max_steps: optimizer steps; None for the Trainer's.
         max_time: days:hours:minutes:seconds; None for the Trainer's.
-        file: weights to take instead, such as those of ``python -m nelf.interop``; they say what they are. A NeRF is
-            rendered through an occupancy grid, which is filled from its density.
+        file: weights to use instead of training, such as those of ``python -m nelf.interop``; the file describes its
+            network. A NeRF is rendered with an occupancy grid computed from its density.
 
     Returns:
         Metrics on the validation views, and the number of steps.
 
     Raises:
-        UserError: as ``nelf.pipeline.fit.fit``.
+        UserError: see ``nelf.pipeline.fit.fit``.
     """
     if file is not None:
         return agree(lambda: take(run, "teacher", Path(file)))

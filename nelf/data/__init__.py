@@ -1,4 +1,4 @@
-"""Scenes: readers that all return one form, the Blender writer, the built-in scenes, the training batches."""
+"""Scenes: readers that all return a ``Scene``, the Blender writer, the built-in scenes, and training batches."""
 
 from nelf.data.batches import ImageBatch, RayBatch
 from nelf.data.blender import read_scene, read_views, with_pseudo_views

@@ -1,9 +1,9 @@
-"""Training batches: rays over all views, and whole views, straight from the uint8 images.
+"""Training batches: rays from all views, or whole views, read from the uint8 images.
 
 A batch is a pure function of the seed and its number: no state is carried from batch to batch. A run that is resumed
-after ``k`` batches goes on with batch ``k``; it neither replays the beginning nor needs its generator's state in the
-checkpoint. Loader workers take turns, and so do the processes of a training: with any number of them the batches are
-the same ones.
+after ``k`` batches continues with batch ``k``, without replaying the earlier ones and without a generator's state in
+the checkpoint. Loader workers and the processes of a training take the batches in turns, so the sequence of batches
+does not depend on their number.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from nelf.scene import Split
 
 __all__ = ["Batches", "ImageBatch", "RayBatch", "opening", "sample_rays", "sample_views"]
 
-_FEWEST = 3  # views that a curriculum begins with
+_FEWEST = 3  # minimum number of views of a time curriculum
 
 
 class RayBatch(NamedTuple):
-    """P rays with the color that they saw.
+    """P rays with the colors of their pixels.
 
     Attributes:
         rays: (P,).
@@ -48,7 +48,7 @@ class ImageBatch(NamedTuple):
     Attributes:
         camera: a batch of B cameras.
         rgba: (B, H, W, 4) uint8, not premultiplied; alpha 255 where the files have none.
-        mask: (B, H, W) bool, False where a view does not count; None where no view of the split has a mask.
+        mask: (B, H, W) bool, False at pixels that are ignored; None if no view of the split has a mask.
     """
 
     camera: Camera
@@ -63,17 +63,17 @@ def sample_rays(
     sampling: Literal["all_images", "same_image"] = "all_images",
     among: np.ndarray | None = None,
 ) -> RayBatch:
-    """Draw random pixels, with replacement, of those that count.
+    """Draw random unmasked pixels, with replacement.
 
     Args:
         split: the views.
-        n_rays: P.
-        rng: where the randomness comes from.
-        sampling: ``all_images`` draws a view for each ray, ``same_image`` one view for all.
+        n_rays: number of rays, P.
+        rng: the random generator.
+        sampling: ``all_images`` draws a view for each ray, ``same_image`` one view for all rays.
         among: indices of the views to draw from; None for all.
 
     Returns:
-        The rays through the centers of those pixels.
+        The rays through the centers of the pixels, with their colors.
     """
     height, width = split.images.shape[1:3]
     count = len(split) if among is None else len(among)
@@ -102,7 +102,7 @@ def sample_rays(
 def _places(
     split: Split, count: int, rng: np.random.Generator, among: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Views, rows and columns (count,) of random pixels; those that do not count are drawn again."""
+    """Views, rows and columns, (count,) each, of random pixels; masked ones are drawn again."""
     height, width = split.images.shape[1:3]
     found = np.empty((3, count), np.int64)
     missing = np.arange(count)
@@ -116,13 +116,13 @@ def _places(
 
 
 def sample_views(split: Split, n_views: int, seed: int, first: int) -> ImageBatch:
-    """Take the next views of an endless sequence in which each pass over the split is a new permutation.
+    """Take views from an endless sequence in which each pass over the split is a new permutation.
 
     Args:
         split: the views.
-        n_views: B.
-        seed: which sequence.
-        first: position in the sequence.
+        n_views: number of views, B.
+        seed: seed of the permutations.
+        first: position of the first view in the sequence.
 
     Returns:
         Views ``first`` to ``first + n_views - 1`` of the sequence.
@@ -137,14 +137,14 @@ def sample_views(split: Split, n_views: int, seed: int, first: int) -> ImageBatc
 
 
 def opening(split: Split, share: float) -> np.ndarray:
-    """The views of the first moments of a scene.
+    """The earliest views of a scene.
 
     Args:
         split: the views.
-        share: of the views, how many, 0 to 1; rounded down, but never below three views.
+        share: the share of the views, 0 to 1, rounded down, but at least three views.
 
     Returns:
-        Their indices, in the order of their times.
+        Their indices, sorted by time.
 
     Raises:
         UserError: the views have no times.
@@ -160,7 +160,7 @@ def opening(split: Split, share: float) -> np.ndarray:
 
 
 def _views(split: Split, views: np.ndarray) -> ImageBatch:
-    """The batch of some views."""
+    """A batch of the views with these indices."""
     if isinstance(split, ResidentSplit):
         own = split.images[sent(views, split.images.device)]
     else:
@@ -176,8 +176,8 @@ def _views(split: Split, views: np.ndarray) -> ImageBatch:
 
 
 def _joined(parts: list[ImageBatch]) -> ImageBatch:
-    """The views of several batches in one."""
-    masks = [part.mask for part in parts if part.mask is not None]  # of one scene: all have them, or none
+    """Concatenate batches of views."""
+    masks = [part.mask for part in parts if part.mask is not None]  # in a scene, all batches have masks, or none
     images = torch.cat([part.rgba for part in parts])
     return ImageBatch(Camera.cat([part.camera for part in parts]), images, torch.cat(masks) if masks else None)
 
@@ -188,14 +188,14 @@ class Batches(IterableDataset[RayBatch | ImageBatch]):
     Args:
         split: the views to draw from.
         kind: ``rays`` or ``views``.
-        size: rays, or views, per batch and process.
-        sampling: where the rays of a batch come from, see ``sample_rays``.
-        seed: which stream.
-        first: number of batches that were drawn before.
+        size: rays or views per batch and process.
+        sampling: how the rays of a batch are drawn, see ``sample_rays``.
+        seed: seed of the stream.
+        first: number of batches that have been drawn before.
         rank: index of this process.
-        world: number of processes; together they see each view once per pass.
-        time_curriculum: over so many batches the moments come one after the other: batch ``k`` shows views among the
-            first share ``k / time_curriculum`` of them in the order of time, see ``opening``. None for all at once.
+        world: number of processes; together they draw each view once per pass.
+        time_curriculum: number of batches over which later views are added: batch ``k`` draws from the earliest share
+            ``k / time_curriculum`` of the views, see ``opening``. None to draw from all views at once.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ class Batches(IterableDataset[RayBatch | ImageBatch]):
 
     def batch(self, index: int) -> RayBatch | ImageBatch:
         """Batch ``index`` of this process's stream."""
-        number = index * self.world + self.rank  # of all processes' batches
+        number = index * self.world + self.rank  # in the sequence of all processes
         if self.time_curriculum is not None and index < self.time_curriculum:
             among = opening(self.split, index / self.time_curriculum)
             rng = np.random.default_rng((self.seed, number))
@@ -233,7 +233,7 @@ class Batches(IterableDataset[RayBatch | ImageBatch]):
         return sample_views(self.split, self.size, self.seed, number * self.size)
 
     def _online(self, split: OnlineSplit, index: int) -> RayBatch | ImageBatch:
-        """A batch of views that a teacher renders now, or has rendered into its pool."""
+        """A batch of views that a teacher renders for it, or has rendered into its pool."""
         number = index * self.world + self.rank
         if split.pool is not None:
             pool = split.window(index, self.seed, self.rank, self.world)
@@ -246,7 +246,7 @@ class Batches(IterableDataset[RayBatch | ImageBatch]):
         return sample_rays(views, self.size, np.random.default_rng((self.seed, number)), self.sampling)
 
     def __iter__(self) -> Iterator[RayBatch | ImageBatch]:
-        """Yield batches without end; of several loader workers each yields every ``num_workers``-th batch."""
+        """Yield batches endlessly; each of several loader workers yields every ``num_workers``-th batch."""
         worker = get_worker_info()
         index, step = (self.first, 1) if worker is None else (self.first + worker.id, worker.num_workers)
         while True:

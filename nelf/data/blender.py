@@ -1,19 +1,17 @@
-"""Blender scenes (NeRF synthetic, D-NeRF, instant-ngp's ``transforms.json``): read and write.
+"""Read scenes in the Blender format (NeRF synthetic, D-NeRF, instant-ngp's ``transforms.json``).
 
 Conventions of the files: poses are 4x4 (or 3x4) OpenGL camera-to-world matrices, +z up; pixel centers at
 +0.5; intrinsics are ``fl_x, fl_y, cx, cy, w, h`` per frame or at the top, or ``camera_angle_x`` (radians), and the
 lens is ``camera_model`` of ``nelf.data.lenses`` with ``k1, k2, p1, p2`` and so on; ``time`` per frame in [0, 1]; PNG or
-JPEG, alpha not premultiplied, pixels as they are stored: rotation in EXIF is not applied, as in COLMAP. ``near`` and
-``far`` are z-depths along unnormalized rays, ``aabb`` is the scene's box. Where a file does not state them, they
-follow from its points or its ``aabb_scale``; else they are 2, 6 and the cube +-1.5, which fits NeRF's scenes, whose
-cameras are about 4 units from the origin. nelf's writer states all three, with ``background`` (white unless the file
-says otherwise) and ``license``. ``mask_path`` of a frame says what of its image counts, see ``nelf.data.masks``.
-More: see ``nelf.data.transforms``.
+JPEG, alpha not premultiplied, pixels as stored: rotation in EXIF is not applied, as in COLMAP. ``near`` and ``far`` are
+z-depths along unnormalized rays, ``aabb`` is the scene's box. If a file does not state them, they are derived from its
+points or its ``aabb_scale``; else they are 2, 6 and the cube +-1.5, which fits NeRF's scenes, whose cameras are about 4
+units from the origin. nelf's writer states all three, and ``background`` (white by default) and ``license``.
+``mask_path`` of a frame excludes parts of its image, see ``nelf.data.masks``. Further keys: ``nelf.data.transforms``.
 
 Splits: ``transforms_{train,val,test}.json`` are taken as they are, and so are the lists ``train_filenames``,
-``val_filenames`` and ``test_filenames`` of one ``transforms.json``. Where a split has no file and no list, views are
-held out: of every ``holdout`` views in file order, the first is for test and the second for val, each only if that
-split has no file of its own; what is held out is not trained on.
+``val_filenames`` and ``test_filenames`` of one ``transforms.json``. If val or test has neither a file nor a list, views
+are held out from training: of every ``holdout`` views in file order, the first for test and the second for val.
 """
 
 from __future__ import annotations
@@ -42,7 +40,7 @@ __all__ = ["read_cameras", "read_scene", "read_views", "with_pseudo_views"]
 
 @dataclass
 class _Views:
-    """Views that are known but not yet decoded: N files with their cameras at the files' size."""
+    """N views whose images are not yet decoded: files, and cameras at the size of the files."""
 
     names: list[str]
     paths: list[Path]
@@ -54,7 +52,7 @@ class _Views:
         return len(self.names)
 
     def pick(self, indices: list[int]) -> _Views:
-        """Some of the views."""
+        """The views with these indices."""
         names, paths = [self.names[i] for i in indices], [self.paths[i] for i in indices]
         masks, camera = [self.masks[i] for i in indices], self.camera[torch.tensor(indices, dtype=torch.long)]
         return _Views(names, paths, masks, camera, self.alpha)
@@ -77,15 +75,15 @@ def read_scene(
 
     Args:
         root: directory with ``transforms_train.json`` (and ``_val``, ``_test``) or ``transforms.json``.
-        width: images are reduced to this width by area averaging; None keeps the size of the training images.
-        background: named background of the evaluation, instead of the file's.
-        holdout: of every so many views one is held out for each of val and test, where they have no file.
-        near: instead of the file's smallest z-depth.
-        far: instead of the file's largest z-depth.
-        aabb: instead of the file's box: six numbers, smallest xyz then largest xyz.
-        moving: where no frame of a file states a time, frame i of n is at i / (n - 1), as D-NeRF has it.
-        skip_missing: leave out frames whose image is not there, and say how many, in place of an error.
-        memory_limit: bytes of images that one split may take in RAM before it is memory-mapped.
+        width: images are downsampled to this width by area averaging; None keeps the size of the training images.
+        background: name of the background in evaluation; replaces the file's.
+        holdout: of every ``holdout`` views, one each is held out for val and test if these have no file.
+        near: smallest z-depth; replaces the file's.
+        far: largest z-depth; replaces the file's.
+        aabb: six numbers, smallest xyz then largest xyz; replaces the file's box.
+        moving: if no frame of a file states a time, frame i of n has time i / (n - 1), as in D-NeRF.
+        skip_missing: leave out frames whose image is missing, and print how many, instead of an error.
+        memory_limit: bytes of images of one split above which they are memory-mapped.
 
     Returns:
         The scene. All its views have one size.
@@ -130,30 +128,30 @@ def read_views(root: str | Path, *, width: int | None = None, memory_limit: int 
 
     Args:
         root: the set's directory.
-        width: as of ``read_scene``.
-        memory_limit: as of ``read_scene``.
+        width: as in ``read_scene``.
+        memory_limit: as in ``read_scene``.
 
     Returns:
         The views; none is held out.
 
     Raises:
-        UserError: as ``read_scene``.
+        UserError: see ``read_scene``.
     """
     views = _views(read_transforms(Path(root))["train"])
     return _load(views, "train", views.camera.width if width is None else width, Path(root), memory_limit)
 
 
 def read_cameras(root: str | Path) -> Camera:
-    """Read the cameras of ``read_views``, of which no image is decoded.
+    """Read the cameras of ``read_views`` without decoding images.
 
     Args:
         root: the set's directory.
 
     Returns:
-        A batch of cameras, of the size of the files.
+        A batch of cameras at the size of the files.
 
     Raises:
-        UserError: as ``read_views``.
+        UserError: see ``read_views``.
     """
     return _views(read_transforms(Path(root))["train"]).camera
 
@@ -165,18 +163,18 @@ def with_pseudo_views(
     memory_limit: int = MEMORY_LIMIT,
     for_rays: bool = False,
 ) -> Scene:
-    """A scene whose training views are those that a teacher has drawn of it.
+    """A scene whose training views are a teacher's views of it.
 
     Args:
-        scene: the real one; all but the training views stays.
+        scene: the real scene; everything except its training views is kept.
         root: the pseudo set, see ``read_views``.
-        real_views: keep the scene's own training views beside them.
-        memory_limit: as of ``read_scene``.
-        for_rays: leave the pseudo set on disk, with a file of all pixels that ray batches are read from. See
+        real_views: add the scene's own training views.
+        memory_limit: as in ``read_scene``.
+        for_rays: leave the pseudo set on disk, with a cache file of all pixels from which ray batches are read, see
             ``nelf.data.ray_cache``.
 
     Raises:
-        UserError: as ``read_views``; the views have another shape than the scene's own.
+        UserError: see ``read_views``; or the views have another aspect ratio than the scene's own.
     """
     camera = scene.train.camera
     views = _views(read_transforms(Path(root))["train"])
@@ -205,7 +203,7 @@ def _background(stated: Transforms) -> str:
 
 
 def _check_controls(files: dict[str, Transforms]) -> None:
-    """Refuse splits of which only some have a time, or that name other controls."""
+    """Refuse splits with different controls, for example if only some have a time."""
     train = files["train"]
     for file in files.values():
         if file.controls != train.controls:
@@ -217,7 +215,7 @@ def _check_controls(files: dict[str, Transforms]) -> None:
 
 
 def _split(path: Path, views: dict[str, _Views], holdout: int) -> dict[str, _Views]:
-    """Views of all three splits; those without a file are held out from the training file, ``path``."""
+    """Views of all three splits; splits without a file are held out from the training file, ``path``."""
     absent = [name for name in ("test", "val") if name not in views]
     if not absent:
         return views
@@ -234,7 +232,7 @@ def _split(path: Path, views: dict[str, _Views], holdout: int) -> dict[str, _Vie
 def _views(transforms: Transforms) -> _Views:
     """Open the headers of a file's images and make their cameras.
 
-    Intrinsics that are given for another image size (``w``, ``h``) are scaled to the size of the files.
+    Intrinsics stated for another image size (``w``, ``h``) are scaled to the size of the files.
     """
     headers = image_headers(transforms.images, "scene")
     width, height = headers[0][0]
@@ -253,7 +251,7 @@ def _views(transforms: Transforms) -> _Views:
 
 
 def _load(views: _Views, split: str, width: int, root: Path, memory_limit: int | None) -> Split:
-    """Decode the images of a split at the wanted width; None for a limit leaves them on disk."""
+    """Decode the images of a split at a width; with ``memory_limit`` None they stay on disk."""
     check_width(width, views.paths[0], views.camera.width)
     camera = views.camera.resized(width)
     channels = 4 if views.alpha else 3
@@ -268,7 +266,7 @@ def _load(views: _Views, split: str, width: int, root: Path, memory_limit: int |
 
 
 def _digest(files: dict[str, Transforms]) -> str:
-    """Hash of the transforms files and of each other file's name and size, wherever the scene lies."""
+    """Hash of the transforms files and of the other files' names and sizes; independent of the scene's folder."""
     state = hashlib.sha256()
     for name, transforms in sorted(files.items()):
         state.update(f"{name} {transforms.path.name}\n".encode())

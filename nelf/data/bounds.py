@@ -1,4 +1,4 @@
-"""Where a scene is: its box, and the depths at which its cameras may see something.
+"""The bounds of a scene: its box, and the range of depths of its content.
 
 Depths are z-depths, see ``nelf.cameras``; a box is six numbers, smallest xyz then largest xyz, in the scene's unit.
 """
@@ -27,24 +27,24 @@ Bounds = tuple[float, float, list[float]]
 _SYNTHETIC: Bounds = (2.0, 6.0, [-1.5, -1.5, -1.5, 1.5, 1.5, 1.5])  # NeRF's Blender scenes
 _OUTLIERS = 1.0  # percent of the points on each side
 _MARGIN = 0.1  # share of the longest side of the box
-_SMALLEST = 0.01  # side of the box, share of the depth
-_SLACK = 0.75  # of near, and 1 / of far
-_MOST = 20_000  # points that are looked at
+_SMALLEST = 0.01  # minimum side of the box for the margin, as a share of the far depth
+_SLACK = 0.75  # factor of near, and divisor of far
+_MOST = 20_000  # maximum number of points that are used
 
 
 def find_bounds(
     file: Transforms, camera: Camera, near: float | None, far: float | None, aabb: list[float] | None
 ) -> Bounds:
-    """Near, far and box: what the caller says, else what the file states, else what it tells.
+    """Near, far and box: the caller's, else those stated in the file, else derived ones.
 
-    A file tells them by its points, else by ``aabb_scale``; one that does neither is taken for a scene of NeRF's.
+    They are derived from the file's points, else from its ``aabb_scale``, else they are those of NeRF's Blender scenes.
 
     Args:
         file: the transforms file.
         camera: the cameras of its frames.
-        near: the caller's; None for none. So for the next two.
-        far: see ``near``.
-        aabb: see ``near``.
+        near: smallest z-depth of the caller, or None.
+        far: largest z-depth of the caller, or None.
+        aabb: box of the caller, or None.
 
     Raises:
         UserError: a depth range or box is empty, or the points are needed and cannot be read, or no camera sees them.
@@ -73,15 +73,15 @@ def _told(file: Transforms, camera: Camera, aabb: list[float] | None) -> Bounds:
 
 
 def check_space(path: Path, depth: tuple[float, float], box: list[float]) -> None:
-    """Refuse a depth range or a box that is empty.
+    """Refuse an empty depth range or an empty box.
 
     Args:
-        path: the file to name.
+        path: the file to name in the message.
         depth: near and far.
         box: smallest xyz, largest xyz.
 
     Raises:
-        UserError: either is.
+        UserError: one of them is empty.
     """
     near, far = _rounded(depth)
     if not SMALLEST < near < far < LARGEST:
@@ -95,20 +95,20 @@ def check_space(path: Path, depth: tuple[float, float], box: list[float]) -> Non
 
 
 def _rounded(numbers: Sequence[float]) -> list[float]:
-    """Numbers as they are in 32 bits; what lies beyond becomes infinity."""
+    """Numbers rounded to float32; those out of its range become infinite."""
     return torch.tensor(numbers, dtype=torch.float64).float().tolist()
 
 
 def of_points(points: Tensor, camera: Camera, path: Path) -> Bounds:
-    """What holds the points that lie in the pictures of cameras, see ``of_shown``.
+    """Bounds of the points that project into the images of cameras, see ``of_shown``.
 
     Args:
-        points: (N, 3) scene unit, such as those of a reconstruction.
+        points: (N, 3) in scene units, such as those of a reconstruction.
         camera: a batch of cameras.
-        path: the points' file, to name.
+        path: the file of the points, for messages.
 
     Raises:
-        UserError: no camera has any point in its picture.
+        UserError: no point projects into any image.
     """
     points = points[:: -(-len(points) // _MOST)]
     shown, depths = [], []
@@ -124,14 +124,14 @@ def of_points(points: Tensor, camera: Camera, path: Path) -> Bounds:
 
 
 def of_shown(points: np.ndarray, depths: np.ndarray) -> Bounds:
-    """What holds the points that pictures show, a hundredth of them on each side left out, with a margin.
+    """Bounds of observed points, without 1 % outliers on each side, and with a margin.
 
-    ``near`` is three quarters of the first percentile of the depths, ``far`` four thirds of the 99th; the box goes from
-    the first percentile of the points to the 99th along each axis, and a tenth of its longest side beyond.
+    ``near`` is 3/4 of the first percentile of the depths, ``far`` 4/3 of the 99th; the box reaches from the first to
+    the 99th percentile of the points along each axis, extended by a tenth of its longest side.
 
     Args:
-        points: (P, 3) scene unit, each as often as it is shown.
-        depths: (P,) z-depths in the pictures that show them.
+        points: (P, 3) in scene units, each repeated for every image that shows it.
+        depths: (P,) their z-depths in these images.
     """
     near, far = np.percentile(depths, [_OUTLIERS, 100 - _OUTLIERS])
     low, high = np.percentile(points.astype(np.float64), [_OUTLIERS, 100 - _OUTLIERS], axis=0)
@@ -140,12 +140,12 @@ def of_shown(points: np.ndarray, depths: np.ndarray) -> Bounds:
 
 
 def of_cube(box: list[float], camera: Camera, least: float) -> Bounds:
-    """The box of instant-ngp's ``aabb_scale``, with the depths at which the cameras may see something in it.
+    """Bounds from the box of instant-ngp's ``aabb_scale``: the depths are those of its corners.
 
     Args:
         box: six numbers.
         camera: a batch of cameras.
-        least: near is no smaller, such as where a camera stands in the box.
+        least: lower limit of near, which applies if a camera is inside the box.
     """
     corners = torch.cartesian_prod(*torch.tensor(box).view(2, 3).unbind(1))
     depths = ((camera.c2w[:, :, 3, None] - corners.T) * camera.c2w[:, :, 2, None]).sum(1)

@@ -1,4 +1,4 @@
-"""The JSON files of a Nerfies or HyperNeRF capture, parsed and checked; no image is opened.
+"""Parse and check the JSON files of a Nerfies or HyperNeRF capture; images are not opened.
 
 Conventions of the files: ``camera/ID.json`` holds ``orientation``, world to camera (rows are the camera's right, down
 and forward axes in the world: OpenCV), and ``position`` in the world; ``focal_length`` (of x; times
@@ -26,18 +26,18 @@ from nelf.files import LARGEST, SMALLEST, array, is_file, number, open_array, qu
 
 __all__ = ["Moments", "Space", "read_cameras", "read_dataset", "read_moments", "read_path", "read_points", "read_space"]
 
-_MOST_IDS, _MOST_PIXELS = 2**31, 2**14  # of times and appearances; of a picture's side
-_INTERVAL = 4  # of interpolation captures: every so many frames one is trained on, and the middle of two validated
+_MOST_IDS, _MOST_PIXELS = 2**31, 2**14  # limits of time and appearance ids; of an image's side
+_INTERVAL = 4  # of interpolation captures: every fourth frame is for training, the middle between two for test
 
 
 @dataclass(frozen=True)
 class Space:
-    """``scene.json``: how the files' world becomes the scene's.
+    """``scene.json``: the transform from the files' coordinates to the scene's.
 
     Attributes:
-        scale: scene unit per unit of the files.
-        center: (3,) in the unit of the files, the scene's origin.
-        near: smallest distance along a ray at which something may be, scene unit.
+        scale: scene units per unit of the files.
+        center: (3,) the scene's origin, in units of the files.
+        near: smallest distance of content along a unit ray, scene units.
         far: largest distance.
     """
 
@@ -47,17 +47,17 @@ class Space:
     far: float
 
     def points(self, points: np.ndarray) -> np.ndarray:
-        """(..., 3) points of the files in the scene."""
+        """(..., 3) points, transformed from the files' coordinates to the scene's."""
         return (points - self.center) * self.scale
 
 
 @dataclass(frozen=True)
 class Moments:
-    """``metadata.json``: when images were taken, and what they share.
+    """``metadata.json``: times and appearance ids of the images.
 
     Attributes:
-        times: id to time in [0, 1].
-        appearance: id to appearance id.
+        times: time in [0, 1] by image id.
+        appearance: appearance id by image id.
     """
 
     times: Mapping[str, float]
@@ -70,7 +70,7 @@ class Moments:
 def read_dataset(
     root: Path, split: Literal["auto", "vrig", "interp"]
 ) -> tuple[list[str], dict[Literal["train", "test"], list[str]], bool]:
-    """All ids of a capture, those of its two splits, and whether these come from every fourth frame.
+    """All image ids of a capture, the ids of its two splits, and whether these were made by interpolation.
 
     Args:
         root: the capture.
@@ -103,7 +103,7 @@ def read_dataset(
 
 
 def _ids(path: Path, content: dict[str, Any], key: str) -> list[str]:
-    """A list of ids; each is a part of file names, so it is no path."""
+    """A list of ids; each is used in file names, so it must not be a path."""
     ids = content.get(key)
     if not isinstance(ids, list) or not ids:
         raise UserError(f"{path}: {key}: is {quoted(ids)}; allowed: a list of one or more ids.")
@@ -122,8 +122,8 @@ def _ids(path: Path, content: dict[str, Any], key: str) -> list[str]:
 def read_moments(root: Path, ids: Sequence[str], interpolated: bool) -> Moments:
     """Times and appearance ids of a capture's images.
 
-    A time is the image's time id divided by the largest one. The time id is ``time_id``, where the file states any;
-    else ``warp_id``, and in an interpolation capture the place in ``ids``.
+    A time is the image's time id divided by the largest one. The time id is ``time_id`` if the file states it; else the
+    index in ``ids`` for interpolation captures, and ``warp_id`` for others.
 
     Args:
         root: the capture.
@@ -131,7 +131,7 @@ def read_moments(root: Path, ids: Sequence[str], interpolated: bool) -> Moments:
         interpolated: whether its splits come from every fourth frame.
 
     Raises:
-        UserError: the file is missing or damaged, or says nothing of an id.
+        UserError: the file is missing or damaged, or lacks an id.
     """
     path = root / "metadata.json"
     content = read_object(path, "a JSON object with warp_id and appearance_id of each id")
@@ -186,7 +186,7 @@ def read_space(root: Path) -> Space:
 
 
 def read_points(root: Path, space: Space) -> Tensor | None:
-    """(N, 3) float32 background points in the scene, or None where there is no ``points.npy``.
+    """(N, 3) float32 background points in scene coordinates, or None if there is no ``points.npy``.
 
     Raises:
         UserError: the file is damaged, or holds something else.
@@ -204,16 +204,16 @@ def read_points(root: Path, space: Space) -> Tensor | None:
 
 
 def read_cameras(root: Path, ids: Sequence[str], space: Space, image_scale: int) -> Camera:
-    """The cameras of some images, in the scene, at one of the capture's image sizes.
+    """The cameras of some images, in scene coordinates, at one of the capture's image sizes.
 
     Args:
         root: the capture.
         ids: N of its ids.
         space: see ``read_space``.
-        image_scale: how many times smaller than ``image_size`` the images are.
+        image_scale: the factor by which the images are smaller than ``image_size``.
 
     Returns:
-        A batch of N cameras with a lens, where any of them has one.
+        A batch of N cameras; with lenses if any of them has distortion.
 
     Raises:
         UserError: a file is missing or damaged, or they differ in size.
@@ -222,13 +222,13 @@ def read_cameras(root: Path, ids: Sequence[str], space: Space, image_scale: int)
 
 
 def read_path(folder: Path) -> Camera:
-    """The cameras of a path for views from new places, in the order of the files' names.
+    """The cameras of a camera path for novel views, in the order of the file names.
 
     Args:
         folder: ``CAPTURE/camera-paths/NAME``.
 
     Returns:
-        A batch of pinholes.
+        A batch of pinhole cameras.
 
     Raises:
         UserError: there are no cameras in it, a file is missing or damaged, or they differ in size.
@@ -258,9 +258,9 @@ def _cameras(paths: Sequence[Path], space: Space, image_scale: int) -> Camera:
 
 
 def _camera(path: Path, space: Space) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float]]:
-    """Pose (3, 4), ``fx, fy, cx, cy``, lens (6,) as of ``Camera``, and size of one file; pixels are those of its size.
+    """Pose (3, 4), ``fx, fy, cx, cy``, lens (6,) as in ``Camera``, and ``image_size``, from one file.
 
-    OpenCV's axes become OpenGL's: down and forward change their sign.
+    OpenCV's axes become OpenGL's: the down and forward axes change sign.
     """
     content = read_object(path, "a JSON object with orientation, position, focal_length and others")
     if "tangential" in content:
@@ -283,12 +283,12 @@ def _camera(path: Path, space: Space) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def _stated(path: Path, content: dict[str, Any], key: str) -> Any:
-    """What a file says of a key that it has to have."""
+    """The value of a required key."""
     if key not in content:
         raise UserError(f"{path}: missing key {key!r}; allowed: a number, or as many as the format has.")
     return content[key]
 
 
 def _numbers(path: Path, content: dict[str, Any], key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Finite numbers of a shape."""
+    """An array of finite numbers of a given shape."""
     return array(path, key, _stated(path, content, key), (shape,))

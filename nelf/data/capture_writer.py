@@ -1,4 +1,4 @@
-"""Write hand-held captures in the format of Nerfies and HyperNeRF; see ``nelf.data.capture`` for its conventions."""
+"""Write captures in the format of Nerfies and HyperNeRF; see ``nelf.data.capture`` for its conventions."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def write_capture(
 
     Args:
         root: the directory.
-        camera: a batch of N cameras of all images, in the unit of the files.
-        draw: gives image ``index`` of N, (H, W, 3) uint8; called from several threads.
-        metadata: N ids, in the order of the cameras, with what ``metadata.json`` says of each.
+        camera: a batch of N cameras of all images, in units of the files.
+        draw: returns image ``index``, (H, W, 3) uint8; called from several threads.
+        metadata: the entries of ``metadata.json`` by id, N in the order of the cameras.
         splits: ``train_ids`` and ``val_ids``.
-        space: how the files' world becomes the scene's.
-        points: (P, 3) background points in the unit of the files.
-        paths: cameras of views from new places by the paths' names.
-        image_scales: how many times smaller images are written, each a divisor of width and height.
+        space: the transform from the files' coordinates to the scene's.
+        points: (P, 3) background points in units of the files.
+        paths: cameras of camera paths for novel views, by name.
+        image_scales: factors by which the written images are smaller, each a divisor of width and height.
 
     Raises:
-        ValueError: a lens has coefficients from ``k4`` on, which the format does not state.
+        ValueError: a lens has one of the coefficients ``k4`` to ``k6``, which the format does not have.
     """
     for cameras in (camera, *(paths or {}).values()):
         if cameras.lens is not None and cameras.lens[..., 6:].any():
@@ -73,7 +73,7 @@ def write_capture(
 
 
 def _stated(camera: Camera) -> dict[str, Any]:
-    """What the file of one camera says."""
+    """The content of the file of one camera."""
     fx, fy, cx, cy = camera.intrinsics.double().tolist()
     k1, k2, k3, p1, p2, skew = [0.0] * 6 if camera.lens is None else camera.lens[:6].double().tolist()
     c2w = camera.c2w.double().numpy()

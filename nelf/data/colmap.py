@@ -1,20 +1,20 @@
-"""COLMAP's reconstructions: cameras, poses and points of photographs, in text or binary.
+"""Read scenes reconstructed by COLMAP: photographs with cameras, poses and points, in text or binary.
 
 A scene is a folder with ``images/`` and a model (``cameras``, ``images`` and ``points3D``, ``.bin`` or ``.txt``) in
 ``sparse/0``, ``sparse`` or ``colmap/sparse/0``.
 
 Conventions of the files: poses are world to camera with OpenCV's axes (y down, z forward), the unit is arbitrary, pixel
-centers lie at +0.5. Pixels are as they are stored: neither COLMAP nor this reader turns a picture by its EXIF entry.
-Images of another size than the cameras', such as ``images_4``, have their intrinsics scaled along each axis.
+centers lie at +0.5. Pixels are as stored: neither COLMAP nor this reader applies the rotation in EXIF. For images of
+another size than the cameras', such as ``images_4``, the intrinsics are scaled along each axis.
 
-The scene's world, in this order:
+The scene's coordinates, in this order:
 
 1. The mean of the cameras' up axes is turned to +z by the smallest rotation, and the mean of the cameras' positions
    becomes the origin: nerfstudio's ``orientation_method="up"``, ``center_method="poses"``.
-2. It is scaled so that the median z-depth of a point in a picture that shows it is 4, which is how far the cameras of
-   the Blender scenes stand from their object. (nerfstudio scales the farthest camera coordinate to 1.)
+2. The scale makes the median z-depth of the observed points 4, the distance of the cameras of the Blender scenes from
+   their object. (nerfstudio scales the largest camera coordinate to 1.)
 
-Depth and box are those of the points in the pictures that show them: ``nelf.data.bounds.of_shown``.
+Depth range and box are derived from the observed points, see ``nelf.data.bounds.of_shown``.
 
 Splits: of every ``holdout`` views, sorted by name, the first is for test and the second for val (LLFF's and mip-NeRF
 360's every eighth).
@@ -45,20 +45,20 @@ from nelf.scene import Scene
 __all__ = ["read_colmap"]
 
 _MODELS = ("sparse/0", "sparse", "colmap/sparse/0")
-_DEPTH = 4.0  # scene unit: of the median point
-_ASPECT = 0.02  # by so much may the two scales of images and cameras differ
+_DEPTH = 4.0  # median z-depth of the observed points, scene units
+_ASPECT = 0.02  # tolerance of the ratio of horizontal and vertical scale between cameras and images
 
 
 class _Model(NamedTuple):
-    """What is taken from a reconstruction: N images sorted by name, and what they show.
+    """The used parts of a reconstruction: N images sorted by name, and the points that they observe.
 
     Attributes:
         names: N names, paths inside the folder of images.
-        c2w: (N, 3, 4) float64, OpenGL axes, the files' world.
+        c2w: (N, 3, 4) float64, OpenGL axes, in the files' coordinates.
         intrinsics: (N, 4) ``fx, fy, cx, cy`` in pixels of ``sizes``.
         lens: (N, 6) or (N, 9), see ``Camera``; None for pinholes.
         sizes: (N, 2) width and height of the cameras.
-        seen: (P, 3) the points of all images, each as often as it is seen.
+        seen: (P, 3) the points of all images, each repeated for every image that shows it.
         depths: (P,) their z-depths.
     """
 
@@ -88,17 +88,17 @@ def read_colmap(
     Args:
         root: the scene's directory.
         images: the folder of the photographs in it, such as ``images_4``.
-        width: images are reduced to this width by area averaging; None keeps theirs.
-        holdout: of every so many views one is held out for each of val and test.
-        skip_missing: leave out views whose image is missing, instead of refusing the scene.
-        near: instead of what the points say: smallest z-depth, scene unit.
-        far: largest z-depth.
-        aabb: box, smallest xyz then largest xyz.
-        memory_limit: bytes of images that one split may take in RAM before it is memory-mapped.
+        width: images are downsampled to this width by area averaging; None keeps their size.
+        holdout: of every ``holdout`` views, one each is held out for val and test.
+        skip_missing: leave out views whose image is missing, instead of an error.
+        near: smallest z-depth, scene units; None to derive it from the points.
+        far: largest z-depth; None to derive it from the points.
+        aabb: box, smallest xyz then largest xyz; None to derive it from the points.
+        memory_limit: bytes of images of one split above which they are memory-mapped.
 
     Returns:
-        The scene, in the world that the module's docstring describes. ``view`` of a training camera is its place among
-        the training views.
+        The scene, in the coordinates described in the module's docstring. ``view`` of a training camera is its index
+        among the training views.
 
     Raises:
         UserError: the model or an image is missing or damaged, a camera model is unknown,
@@ -142,14 +142,14 @@ def read_colmap(
 
 
 def _model_folder(root: Path) -> Path:
-    """Where the model is; its parts are all there."""
+    """The folder of the model, which has all three parts."""
     if not is_dir(root):
         raise UserError(f"data.root: {root} is not a directory; allowed: a folder with images/ and sparse/0/.")
     found = [root / place for place in _MODELS if any(_parts(root / place, part) for part in PARTS)]
     if not found:
         raise UserError(
             f"data.root: {root} holds no COLMAP model; allowed: cameras, images and points3D (.bin or .txt) in "
-            f"{', '.join(_MODELS)}. A folder of mere photographs: data=photos."
+            f"{', '.join(_MODELS)}. A folder of photographs alone: data=photos."
         )
     for part in PARTS:
         if not _parts(found[0], part):
@@ -162,7 +162,7 @@ def _parts(folder: Path, part: str) -> bool:
 
 
 def _read(folder: Path) -> _Model:
-    """Read a model, and take from it what is needed."""
+    """Read a model, and extract what is needed."""
     model = read_model(folder)
     images = sorted(model.images, key=lambda image: image.name)
     cameras = {key: model.cameras[key] for key in {image.camera for image in images}}
@@ -186,13 +186,13 @@ def _read(folder: Path) -> _Model:
 
 
 def _pose(world_to_camera: np.ndarray) -> np.ndarray:
-    """(3, 4) camera to world, OpenGL axes: OpenCV's down and forward change their sign."""
+    """(3, 4) camera to world, OpenGL axes: OpenCV's down and forward axes change sign."""
     turn, shift = world_to_camera[:, :3].T, world_to_camera[:, 3]
     return np.column_stack([turn, -turn @ shift]) * np.array([1.0, -1.0, -1.0, 1.0])
 
 
 def _observations(model: Model, images: list[Image], c2w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The points (P, 3) that images show, image by image, and their z-depths (P,); none behind a camera."""
+    """The observed points (P, 3), image by image, and their z-depths (P,); points behind their camera are left out."""
     each = [model.points[np.searchsorted(model.keys, image.points)] for image in images]
     depths = np.concatenate([(pose[:, 3] - some) @ pose[:, 2] for pose, some in zip(c2w, each, strict=True)])
     good = depths > 0
@@ -203,7 +203,7 @@ def _observations(model: Model, images: list[Image], c2w: np.ndarray) -> tuple[n
 
 
 def _world(model: _Model) -> np.ndarray:
-    """(4, 4) what takes the files' world to the scene's."""
+    """(4, 4) transform from the files' coordinates to the scene's."""
     turn = _between(model.c2w[:, :, 1].mean(0), np.array([0.0, 0.0, 1.0]))
     scale = _DEPTH / float(np.median(model.depths))
     world = np.eye(4)
@@ -215,11 +215,11 @@ def _world(model: _Model) -> np.ndarray:
 def _between(start: np.ndarray, end: np.ndarray) -> np.ndarray:
     """The smallest rotation (3, 3) that takes the direction of one vector to that of a unit vector (Rodrigues)."""
     length = np.linalg.norm(start)
-    if length < 1e-6:  # cameras that look all ways have no common up
+    if length < 1e-6:  # the cameras have no common up direction
         return np.eye(3)
     start = start / length
     axis, cosine = np.cross(start, end), float(start @ end)
-    if cosine < -1 + 1e-9:  # any axis across them
+    if cosine < -1 + 1e-9:  # opposite directions: rotate by 180 degrees about any perpendicular axis
         across = np.cross(start, np.eye(3)[np.abs(start).argmin()])
         across /= np.linalg.norm(across)
         return 2 * np.outer(across, across) - np.eye(3)
@@ -231,7 +231,7 @@ def _between(start: np.ndarray, end: np.ndarray) -> np.ndarray:
 
 
 def _pictures(root: Path, images: str, names: list[str], skip_missing: bool) -> tuple[list[int], list[Path]]:
-    """The places of the views whose image is there, and their files."""
+    """The indices of the views whose image exists, and their files."""
     folder = root / images
     if not is_dir(folder):
         there = sorted(path.name for path in root.glob("images*") if path.is_dir())
@@ -247,7 +247,7 @@ def _pictures(root: Path, images: str, names: list[str], skip_missing: bool) -> 
     missing = [path for path in paths if not is_file(path)]
     if missing and not skip_missing:
         raise UserError(
-            f"{missing[0]}: no such image file, {len(missing)} of {len(names)} are missing; allowed: all, or "
+            f"{missing[0]}: no such image file, {len(missing)} of {len(names)} are missing; allowed: all images, or "
             "data.skip_missing=true."
         )
     if missing:
@@ -256,14 +256,14 @@ def _pictures(root: Path, images: str, names: list[str], skip_missing: bool) -> 
 
 
 def _sized(model: _Model, c2w: np.ndarray, there: list[int], paths: list[Path]) -> Camera:
-    """The cameras of some views, for images of the size of these files."""
+    """The cameras of the views ``there``, at the size of their image files."""
     width, height = image_headers(paths, "scene")[0][0]
     scales = np.array([width, height]) / model.sizes[there]
     for path, scale, size in zip(paths, scales, model.sizes[there].tolist(), strict=True):
         if abs(scale[0] / scale[1] - 1) > max(_ASPECT, 1 / min(width, height)):
             raise UserError(
                 f"{path}: is {width}x{height}, but its camera is {size[0]}x{size[1]}; allowed: the same shape. "
-                "Pixels count as they are stored, whatever their EXIF entry says."
+                "Rotation in EXIF is not applied."
             )
     lens = None if model.lens is None else model.lens[there].clone()
     camera = Camera(
@@ -278,7 +278,7 @@ def _sized(model: _Model, c2w: np.ndarray, there: list[int], paths: list[Path]) 
 
 
 def _digest(model: _Model) -> str:
-    """Hash of names, poses and cameras: the same for text and binary, and for each folder of images."""
+    """Hash of names, poses and cameras; independent of the folder of images, and of text or binary."""
     state = hashlib.sha256(encoded("\n".join(model.names)))
     for numbers in (
         model.c2w,

@@ -1,7 +1,7 @@
 """The files of a COLMAP model, in text or binary: cameras, images with their poses, and points.
 
-They are read here, not by COLMAP's own library, which ends the process where it finds a file broken. Of what the files
-hold, colors, errors, tracks and rigs are passed over: an image's own pose is that of its camera in the world.
+They are read here, not by COLMAP's own library, which aborts the process on a damaged file. Colors, errors, tracks and
+rigs are ignored: the pose of an image is that of its camera in the world.
 
 Source: COLMAP, ``doc/format.rst`` and ``src/colmap/scene/reconstruction_io*.cc``.
 """
@@ -26,12 +26,12 @@ PARTS = ("cameras", "images", "points3D")
 """The names of the files of a model."""
 
 _MOST_BYTES = 2**31  # of a file
-#: By its number in binary files: a camera model, see ``PARAMETERS``, or one that is refused by its name.
+#: Camera models by their number in binary files: those of ``PARAMETERS``, and others that are refused by name.
 _MODELS = (
     *("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "OPENCV_FISHEYE", "FULL_OPENCV", "FOV"),
     *("SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE", "THIN_PRISM_FISHEYE", "RAD_TAN_THIN_PRISM_FISHEYE"),
 )
-_SPOT = np.dtype([("x", "<f8"), ("y", "<f8"), ("point", "<i8")])  # where an image shows a point; -1 for none
+_SPOT = np.dtype([("x", "<f8"), ("y", "<f8"), ("point", "<i8")])  # a 2D observation; point is -1 for none
 
 
 class Lens(NamedTuple):
@@ -48,9 +48,9 @@ class Image(NamedTuple):
 
     Attributes:
         name: its path in the folder of images.
-        camera: key of its camera.
+        camera: id of its camera.
         world_to_camera: (3, 4) float64, OpenCV's axes.
-        points: (K,) keys of the points that it shows.
+        points: (K,) ids of the points that it observes.
     """
 
     name: str
@@ -63,9 +63,9 @@ class Model(NamedTuple):
     """A reconstruction.
 
     Attributes:
-        cameras: by key.
+        cameras: by id.
         images: in the order of the file.
-        keys: (P,) int64 those of the points, rising.
+        keys: (P,) int64, ids of the points, ascending.
         points: (P, 3) float64.
     """
 
@@ -80,13 +80,14 @@ class _DamageError(Exception):
 
 
 def read_model(folder: Path) -> Model:
-    """Read a model, of each part the binary file where there is one.
+    """Read a model; of each part the binary file if it exists, else the text file.
 
     Args:
         folder: with ``cameras``, ``images`` and ``points3D``, ``.bin`` or ``.txt`` each.
 
     Raises:
-        UserError: a file is missing or damaged, names what no other one holds, or a number is not finite.
+        UserError: a file is missing or damaged, refers to a camera or point that does not exist, or a number is not
+            finite.
     """
     cameras: dict[int, Lens] = {}
     images: list[Image] = []
@@ -117,7 +118,7 @@ def read_model(folder: Path) -> Model:
 
 
 def _check(folder: Path, model: Model) -> None:
-    """Refuse parts that do not belong together, and numbers that are none."""
+    """Refuse parts that do not fit together, and numbers that are not finite."""
     if not model.images or not len(model.keys):
         raise UserError(f"{folder}: holds {len(model.images)} images and {len(model.keys)} points; allowed: some.")
     if not (np.abs(model.points) <= LARGEST).all():
@@ -135,7 +136,7 @@ def _check(folder: Path, model: Model) -> None:
 
 
 def _pose(turn: tuple[float, ...], shift: tuple[float, ...]) -> np.ndarray:
-    """(3, 4) of a quaternion w x y z, of any length, and a translation; NaN where it is no rotation."""
+    """(3, 4) pose from a quaternion w x y z of any length, and a translation; NaN if the quaternion is invalid."""
     length = np.linalg.norm(turn) if max(map(abs, turn)) <= LARGEST else 0.0
     if length < 1e-6 or not np.isfinite(length):
         return np.full((3, 4), np.nan)
@@ -149,7 +150,7 @@ def _pose(turn: tuple[float, ...], shift: tuple[float, ...]) -> np.ndarray:
     )
 
 
-# ------------------------------------------------------------------------------------------------ either kind
+# ------------------------------------------------------------------------------------------------ text or binary
 
 
 def _lenses(path: Path) -> Iterator[tuple[int, Lens]]:
@@ -165,7 +166,7 @@ def _lenses(path: Path) -> Iterator[tuple[int, Lens]]:
         model = _MODELS[number]
         yield key, _lens(model, width, height, list(file.take(f"<{len(PARAMETERS.get(model, ()))}d")))
         if model not in PARAMETERS:
-            return  # whose parameters are passed over; it is refused by its name
+            return  # the length of its parameters is unknown; the model is refused by name
 
 
 def _lens(model: str, width: int, height: int, parameters: list[float]) -> Lens:
@@ -195,7 +196,7 @@ def _images(path: Path) -> Iterator[Image]:
 
 def _image(name: str, camera: int, numbers: list[float], shown: np.ndarray) -> Image:
     if not (np.abs(shown.astype(np.float64)) < 2**53).all():
-        raise _DamageError(f"image {short(name)} shows points whose keys are none")
+        raise _DamageError(f"image {short(name)} shows points with invalid ids")
     points = shown.astype(np.int64)
     return Image(name, camera, _pose(tuple(numbers[:4]), tuple(numbers[4:])), points[points >= 0])
 
@@ -208,7 +209,7 @@ def _points(path: Path) -> Iterator[tuple[int, float, float, float]]:
     file = _Binary(path)
     for _ in range(file.count(51)):
         key, x, y, z = file.take("<Q3d3xd")[:4]
-        file.table(np.dtype("<u8"))  # images and places in them
+        file.table(np.dtype("<u8"))  # skip the track
         yield _key(key), x, y, z
 
 
@@ -227,14 +228,14 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _rows(path: Path) -> Iterator[list[str]]:
-    """The words of each line that says something."""
+    """The words of each line that is neither empty nor a comment."""
     for line in _lines(path):
         if line.strip() and not line.startswith("#"):
             yield line.split()
 
 
 class _Binary:
-    """A file of little-endian numbers, taken one after the other, none of which is allocated before it is there."""
+    """A little-endian binary file, read sequentially; sizes are checked before memory is allocated."""
 
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
@@ -242,27 +243,27 @@ class _Binary:
         self._at = 0
 
     def take(self, layout: str) -> tuple[Any, ...]:
-        """The next numbers, as ``struct`` writes their layout."""
+        """The next numbers, in a layout of ``struct``."""
         values = struct.unpack_from(layout, self._content, self._at)
         self._at += struct.calcsize(layout)
         return values
 
     def count(self, least: int) -> int:
-        """The next number, which counts what takes so many bytes at least, each."""
+        """The next number, a count of entries with at least ``least`` bytes each."""
         (count,) = self.take("<Q")
         if count * least > len(self._content) - self._at:
             raise _DamageError(f"is cut off: {count} entries take more than its {len(self._content)} bytes")
         return count
 
     def table(self, row: np.dtype) -> np.ndarray:
-        """An array behind its length, (N,)."""
+        """An array (N,) that is preceded by its length."""
         count = self.count(row.itemsize)
         values = np.frombuffer(self._content, row, count, self._at)
         self._at += count * row.itemsize
         return values
 
     def name(self) -> str:
-        """A text that ends in a zero byte."""
+        """A zero-terminated string."""
         end = self._content.find(b"\0", self._at)
         if end < 0:
             raise _DamageError("is cut off in a name")

@@ -1,4 +1,4 @@
-"""Image files, opened with care: known by their content, whole, and of a size that can be decoded."""
+"""Decode untrusted image files: check format, size and completeness."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from nelf.files import is_file, short
 
 __all__ = ["FORMATS", "check_whole", "image_header", "open_image", "read_image"]
 
-#: What is opened, whatever a file's name says: Pillow knows many formats, and runs Ghostscript for one of them.
+#: Allowed formats, whatever a file's name says: Pillow knows many more, and runs Ghostscript for one of them.
 FORMATS = ("PNG", "JPEG", "WEBP")
 
 _MOST_SIDE, _MOST_PIXELS = 2**14, 2**26 + 2**25  # of a picture: a hundred million
 _WITHOUT_ALPHA = ("RGB", "L", "P", "CMYK", "YCbCr", "1")
 _WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa")
 _DIRECT = ("RGB", "RGBA", "L", "LA")  # 0 is black
-#: What Pillow makes of a broken file.
+#: Exceptions that Pillow raises for damaged files.
 _BROKEN = (
     *(OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, OverflowError, EOFError, struct.error),
     *(zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning),
 )
-# Sizes are checked here; a picture that is too large is refused by a line of its own.
+# Sizes are checked here; an image that is too large is refused with a message of its own.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by the kind of color
-#: First column, first row, and the steps from one to the next, of the seven passes of an interlaced picture.
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by PNG color type
+#: First column, first row, column step and row step of the seven passes of an interlaced PNG.
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-_PART = 2**20  # bytes that are unpacked at a time
+_PART = 2**20  # bytes that are decompressed at a time
 
 
 def image_header(path: Path) -> tuple[tuple[int, int], bool]:
-    """Size and kind of an image, without decoding it.
+    """Size of an image, and whether it has transparency, without decoding it.
 
     Returns:
         ``(width, height)`` in pixels, and whether it has transparency.
 
     Raises:
-        UserError: as of ``open_image``.
+        UserError: see ``open_image``.
     """
     with open_image(path) as image:
         alpha = image.mode in _WITH_ALPHA or "transparency" in image.info
@@ -53,17 +53,17 @@ def image_header(path: Path) -> tuple[tuple[int, int], bool]:
 
 @contextmanager
 def open_image(path: Path, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
-    """Open an image of which Pillow has read the header.
+    """Open an image and check its header; pixels are not decoded yet.
 
     Args:
         path: the file.
-        formats: Pillow's names of what it may be.
+        formats: the allowed formats, by Pillow's names.
 
     Yields:
-        The image, of a size and kind that can be decoded; whatever goes wrong with it inside is a ``UserError``.
+        The image, of an allowed size and kind. Errors while decoding it in the block become a ``UserError``.
 
     Raises:
-        UserError: the file is missing, damaged, no such image, too large, or has more than 8 bits per channel.
+        UserError: the file is missing, damaged, of another format, too large, or has more than 8 bits per channel.
     """
     if not is_file(path):
         raise UserError(f"{path}: no such image file.")
@@ -88,31 +88,32 @@ def read_image(path: Path, channels: int) -> np.ndarray:
 
     Args:
         path: the file.
-        channels: 3, or 4 to have alpha (255 where the file has none).
+        channels: 3, or 4 with alpha (255 if the file has none).
 
     Returns:
         (H, W, channels) uint8.
 
     Raises:
-        UserError: as of ``open_image``.
+        UserError: see ``open_image``.
     """
     with open_image(path) as image:
         pixels = np.asarray(image.convert("RGBA" if channels == 4 else "RGB"))
-        # Unpacking takes time, so it is done where something may be missing only: the last row then is.
+        # Pillow leaves missing rows zero. Decompressing again takes time, so it is done only if the last row is zero,
+        # or if zero may not mean black.
         if image.info.get("interlace") or image.mode not in _DIRECT or not pixels[-1, :, :3].any():
             check_whole(path, image)
         return pixels
 
 
 def check_whole(path: Path, image: Image.Image) -> None:
-    """Refuse a PNG that ends early, of which Pillow takes the rest for black.
+    """Refuse a truncated PNG, whose missing rows Pillow fills with zeros.
 
     Args:
-        path: its file.
-        image: of ``open_image``.
+        path: the file.
+        image: from ``open_image``.
 
     Raises:
-        UserError: it does.
+        UserError: the file is truncated.
 
     Source:
         W3C, "Portable Network Graphics (PNG) Specification", second edition, parts 5, 7 and 8.
@@ -122,10 +123,10 @@ def check_whole(path: Path, image: Image.Image) -> None:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether the packed data of a PNG is as long as its size says.
+    """Whether the decompressed data of a PNG is as long as its header requires.
 
     Args:
-        path: a file that begins as a PNG does.
+        path: a file with the signature of a PNG.
     """
     needed, unpacked, stream = 0, 0, zlib.decompressobj()
     with path.open("rb") as file:
@@ -147,7 +148,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def _unpacked(stream: zlib._Decompress, content: bytes) -> int:
-    """How many bytes come of some packed ones."""
+    """The number of bytes that compressed data expands to."""
     count = 0
     while content and not stream.eof:
         count += len(stream.decompress(content, _PART))
@@ -156,7 +157,7 @@ def _unpacked(stream: zlib._Decompress, content: bytes) -> int:
 
 
 def _bytes(width: int, height: int, depth: int, color: int, packing: int, filtering: int, interlace: int) -> int:
-    """The bytes of all scan lines, each with the one of its filter."""
+    """The number of bytes of all scan lines, each with its filter byte."""
     bits = depth * _CHANNELS.get(color, 0)
     if not interlace:
         return height * (1 + -(-width * bits // 8))
@@ -165,6 +166,6 @@ def _bytes(width: int, height: int, depth: int, color: int, packing: int, filter
 
 
 def _reason(error: BaseException) -> str:
-    """First line of an exception of Pillow's, without the path that it repeats."""
+    """First line of one of Pillow's exceptions, without the path that it repeats."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     return short(text.split(" '")[0].split(": ")[0])

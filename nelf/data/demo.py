@@ -1,16 +1,15 @@
-"""The built-in scenes: still lifes, rendered exactly for any camera, each written once as a Blender directory.
+"""The built-in static scenes, ray-traced for any camera, each written once as a Blender directory.
 
-Conventions as in ``nelf.cameras``; +z up, the ground lies about 0.6 below the origin. Cameras stand where those of
-the Blender synthetic scenes do (4.03 from the origin, 39.6 degrees wide). Each has something else that recipes
-break on:
+Conventions as in ``nelf.cameras``; +z is up, the ground is about 0.6 below the origin. Cameras are placed as in the
+Blender synthetic scenes (4.03 from the origin, field of view 39.6 degrees). Each scene has another difficulty:
 
-- ``blocks``: a bit of all: chequers, thin rods, a mirror ball, highlights that move, contact and cast shadows;
-- ``rocket``: small, most of a picture is background;
+- ``blocks``: a mixture: checkerboards, thin rods, a mirror ball, specular highlights, contact and cast shadows;
+- ``rocket``: a small object, so that most pixels are background;
 - ``chess``: dark and bright pieces on a black background;
-- ``bicycle``: thin parts, many below a pixel;
-- ``metals``: polished all over;
-- ``porcelain``: nearly white, on white;
-- ``village``: pictures without alpha, as a camera takes them.
+- ``bicycle``: thin parts, many of them thinner than a pixel;
+- ``metals``: reflective surfaces everywhere;
+- ``porcelain``: nearly white objects on white;
+- ``village``: images without alpha, as from a camera.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ FOV = 0.6911112070083618
 """Horizontal angle of view, radians: that of the Blender synthetic scenes."""
 
 VIEWS = {"train": 100, "val": 10, "test": 25}
-"""How many views of each split are written."""
+"""Number of views by split."""
 
 _NEAR, _FAR = 2.6, 5.5
 _SIDE = 3  # samples per pixel, along each side
@@ -72,9 +71,9 @@ def _packed(scene: str) -> np.ndarray:
 
 @cache
 def _lights() -> Lights:
-    """Sun and sky directions for each sample of a pixel: both spread by the golden ratio."""
+    """Sun and sky directions for each sample of a pixel, distributed by the golden angle."""
     count = _SIDE**2
-    order = np.argsort(np.random.default_rng(0).random(count))  # neighbors in the pixel look at unlike places
+    order = np.argsort(np.random.default_rng(0).random(count))  # decorrelate neighboring samples of a pixel
     sun = np.array([0.48, -0.52, 0.80]) / np.linalg.norm([0.48, -0.52, 0.80])
     right = np.cross(sun, [0.0, 0.0, 1.0])
     right /= np.linalg.norm(right)
@@ -90,27 +89,27 @@ def _lights() -> Lights:
 
 
 def render(camera: Camera, scene: str = "blocks") -> Tensor:
-    """The exact picture of a built-in scene.
+    """Ray-trace a built-in scene.
 
     Args:
         camera: one camera, or a batch of shape (...,).
         scene: one of ``SCENES``.
 
     Returns:
-        (..., H, W, 4) float32 rgba in [0, 1], transparent where nothing is, alpha not premultiplied.
+        (..., H, W, 4) float32 rgba in [0, 1], transparent in the background, alpha not premultiplied.
     """
     return draw(camera, lambda index: _packed(scene))
 
 
 def draw(camera: Camera, solids: Callable[[int], np.ndarray]) -> Tensor:
-    """The exact pictures of solids in the light of the built-in scenes.
+    """Ray-trace solids with the lights of the built-in scenes.
 
     Args:
-        camera: one camera, or a batch of shape (...,), with a lens or without.
-        solids: the table of ``pack`` that the camera of a flat index sees.
+        camera: one camera, or a batch of shape (...,), with or without a lens.
+        solids: returns the table of ``pack`` for the camera with a flat index.
 
     Returns:
-        As of ``render``.
+        As in ``render``.
     """
     size, batch = (camera.width, camera.height), camera.c2w.shape[:-2]
     poses = camera.c2w.cpu().numpy().reshape(-1, 3, 4)
@@ -125,7 +124,7 @@ def draw(camera: Camera, solids: Callable[[int], np.ndarray]) -> Tensor:
 
 @lru_cache(4)
 def _bent(intrinsics: tuple[float, ...], lens: tuple[float, ...], width: int, height: int) -> np.ndarray:
-    """Where a pinhole has each sample that a lens draws: its intrinsics, applied to the rays that the lens gives."""
+    """The pixel coordinates at which a pinhole camera has the rays of the samples of a camera with a lens."""
     camera = Camera(torch.eye(3, 4), torch.tensor(intrinsics), width, height, lens=torch.tensor(lens))
     local = camera.resized(width * _SIDE).rays().directions.double().numpy()
     fx, fy, cx, cy = intrinsics
@@ -133,19 +132,19 @@ def _bent(intrinsics: tuple[float, ...], lens: tuple[float, ...], width: int, he
 
 
 def aabb(scene: str = "blocks") -> Tensor:
-    """(6,) tight box around a built-in scene, with a margin of 0.03: smallest xyz, largest xyz."""
+    """(6,) bounding box of a built-in scene, with a margin of 0.03: smallest xyz, largest xyz."""
     return box_around(SCENES[scene].solids())
 
 
 def box_around(solids: list[Solid]) -> Tensor:
-    """(6,) tight box around solids, with a margin of 0.03: smallest xyz, largest xyz."""
+    """(6,) bounding box of solids, with a margin of 0.03: smallest xyz, largest xyz."""
     boxes = np.stack([bounds(solid) for solid in solids])
     box = np.concatenate([boxes[:, 0].min(axis=0) - 0.03, boxes[:, 1].max(axis=0) + 0.03])
     return torch.from_numpy(box.astype(np.float32))
 
 
 def cameras(width: int = 200) -> dict[str, Camera]:
-    """The cameras of a built-in scene: train spread over the upper half, val random, test on a spiral."""
+    """The cameras of a built-in scene: train spread over the upper hemisphere, val random, test on a spiral."""
     radius = paths.BLENDER_RADIUS
     poses = {
         "train": paths.hemisphere(VIEWS["train"], radius, (0.0, 85.0)),
@@ -156,9 +155,9 @@ def cameras(width: int = 200) -> dict[str, Camera]:
 
 
 def write(root: str | Path, scene: str = "blocks", width: int = 200) -> Path:
-    """Render and write a built-in scene as a Blender directory, unless it is there.
+    """Render and write a built-in scene as a Blender directory, unless it exists.
 
-    The directory gets its name when it is complete: a killed run leaves nothing that is taken for a scene.
+    The directory is renamed into place when it is complete, so a killed run leaves no incomplete scene.
 
     Args:
         root: the directory.
@@ -169,7 +168,7 @@ def write(root: str | Path, scene: str = "blocks", width: int = 200) -> Path:
         The directory.
 
     Raises:
-        UserError: the directory holds something else, another width, or cannot be written.
+        UserError: the directory holds something else, or cannot be written.
     """
     about = SCENES[scene]
 
@@ -187,8 +186,8 @@ def absent(root: Path, file: str = "transforms_train.json", kind: str = "scene")
 
     Args:
         root: its directory.
-        file: what the directory has if it is there.
-        kind: what to call it.
+        file: a file that the directory of a written scene has.
+        kind: the word for it in messages.
 
     Raises:
         UserError: the directory holds something else.
@@ -202,11 +201,11 @@ def absent(root: Path, file: str = "transforms_train.json", kind: str = "scene")
 
 @contextmanager
 def written(root: Path, file: str = "transforms_train.json") -> Iterator[Path]:
-    """Yield a folder that gets the name of a built-in scene when the block ends, unless another process was first.
+    """Yield a folder that is renamed to ``root`` when the block ends, unless another process was first.
 
     Args:
         root: the scene's directory.
-        file: what the directory has if it is there.
+        file: a file that the directory of a written scene has.
 
     Yields:
         The folder to write into.
@@ -220,13 +219,13 @@ def written(root: Path, file: str = "transforms_train.json") -> Iterator[Path]:
 
 
 def write_pictures(root: Path, cameras: dict[str, Camera], picture: Callable[[Camera], Tensor], **stated: Any) -> None:
-    """Write a scene whose views are drawn one by one; the directory gets its name when it is complete.
+    """Write a scene whose views are rendered one by one; the directory is renamed into place when it is complete.
 
     Args:
         root: the directory.
-        cameras: those of each split.
-        picture: draws a single camera, (H, W, 3|4) in [0, 1]; several threads call it.
-        **stated: what the files say of the scene, as of ``SceneWriter``.
+        cameras: the cameras by split.
+        picture: renders a single camera, (H, W, 3|4) in [0, 1]; called from several threads.
+        **stated: properties of the scene, see ``SceneWriter``.
 
     Raises:
         UserError: the directory cannot be written.
@@ -238,7 +237,7 @@ def write_pictures(root: Path, cameras: dict[str, Camera], picture: Callable[[Ca
         for name, camera in cameras.items():
             writer = SceneWriter(folder, camera, name, near=_NEAR, far=_FAR, license="CC0-1.0", **stated)
             draw = partial(_write_view, writer, camera, picture)
-            with ThreadPoolExecutor(os.cpu_count()) as pool:  # the tracer runs without Python's lock
+            with ThreadPoolExecutor(os.cpu_count()) as pool:  # the tracer releases the GIL
                 for _ in pool.map(draw, range(len(camera))):
                     progress.advance(progress.task_ids[0])
             writer.finish()

@@ -1,11 +1,11 @@
-"""The built-in moving scenes, rendered exactly for any camera and moment, each written once as a D-NeRF directory.
+"""The built-in moving scenes, ray-traced for any camera and time, each written once as a D-NeRF directory.
 
-One picture shows one moment, and the next moment is seen from elsewhere: nobody could take such pictures, and a field
-learns more from them than from a camera that goes slowly around. Light, lens and ground are those of
-``nelf.data.demo``. The pictures have an alpha channel.
+Consecutive times are seen from unrelated viewpoints, as in D-NeRF: no real camera could record that, but a field learns
+more from such views than from a camera that moves slowly. Light, field of view and ground are those of
+``nelf.data.demo``. The images have an alpha channel.
 
-- ``robot``: a toy robot dances; arms, legs and head move, and their shadows do;
-- ``controls``: a windmill turns with the time, a drawbridge is raised by a second control, ``bridge``.
+- ``robot``: a dancing toy robot; arms, legs, head and their shadows move;
+- ``controls``: a windmill turns with the time, and a second control, ``bridge``, raises a drawbridge.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from nelf.data.solids import Solid, pack
 __all__ = ["SCENES", "VIEWS", "Toy", "aabb", "cameras", "render", "write"]
 
 VIEWS = {"train": 90, "val": 10, "test": 20}
-"""How many views of each split are written."""
+"""Number of views by split."""
 
 _ELEVATIONS = (5.0, 80.0)
-_MOMENTS = 81  # at which a scene's box is measured
+_MOMENTS = 81  # combinations of control values from which a scene's box is computed
 
 
 class Toy(NamedTuple):
     """A built-in moving scene.
 
     Attributes:
-        solids: makes its solids of one number in [0, 1] for each control.
-        controls: names of the controls, the first is the time.
+        solids: makes its solids from one number in [0, 1] per control.
+        controls: names of the controls, the time first.
     """
 
     solids: Callable[..., list[Solid]]
@@ -51,14 +51,14 @@ SCENES = {"robot": Toy(toys.robot), "controls": Toy(toys.mill, ("time", "bridge"
 
 
 def render(camera: Camera, scene: str = "robot") -> Tensor:
-    """The exact picture of a built-in moving scene.
+    """Ray-trace a built-in moving scene.
 
     Args:
         camera: one camera, or a batch of shape (...,), with the controls of the scene.
         scene: one of ``SCENES``.
 
     Returns:
-        (..., H, W, 4) float32 rgba in [0, 1], transparent where nothing is, alpha not premultiplied.
+        (..., H, W, 4) float32 rgba in [0, 1], transparent in the background, alpha not premultiplied.
 
     Raises:
         ValueError: the camera has other controls than the scene.
@@ -72,7 +72,7 @@ def render(camera: Camera, scene: str = "robot") -> Tensor:
 
 
 def aabb(scene: str = "robot") -> Tensor:
-    """(6,) box around all that a built-in scene ever is, with a margin of 0.03: smallest xyz, largest xyz."""
+    """(6,) bounding box of a built-in scene over all times, with a margin of 0.03: smallest xyz, largest xyz."""
     toy = SCENES[scene]
     count = round(_MOMENTS ** (1 / len(toy.controls)))
     steps = [np.linspace(0.0, 1.0, count).tolist()] * len(toy.controls)
@@ -80,11 +80,11 @@ def aabb(scene: str = "robot") -> Tensor:
 
 
 def cameras(width: int = 200, scene: str = "robot") -> dict[str, Camera]:
-    """The cameras of a built-in moving scene, those of each split in the order of time.
+    """The cameras of a built-in moving scene, sorted by time in each split.
 
-    Training cameras stand all around in a random order. Those of val and test stand elsewhere. With the time as its
-    only control, a scene is seen at even times from 0 to 1 by the training views, and at some of their times by the
-    others; with more controls, each view has random values of its own.
+    Training cameras surround the scene in random order; those of val and test have other poses. If the time is the only
+    control, training views have evenly spaced times from 0 to 1, and other views some of these times; with more
+    controls, each view has random values.
 
     Args:
         width: of the images, pixels.
@@ -108,10 +108,10 @@ def cameras(width: int = 200, scene: str = "robot") -> dict[str, Camera]:
 
 
 def write(root: str | Path, scene: str = "robot", width: int = 200) -> Path:
-    """Render and write a built-in moving scene as a D-NeRF directory, unless it is there.
+    """Render and write a built-in moving scene as a D-NeRF directory, unless it exists.
 
     Args:
-        root: the directory, which gets its name when it is complete.
+        root: the directory, renamed into place when it is complete.
         scene: one of ``SCENES``.
         width: width and height of the images in pixels.
 
@@ -128,12 +128,12 @@ def write(root: str | Path, scene: str = "robot", width: int = 200) -> Path:
 
 
 def _even(count: int) -> Tensor:
-    """(count, 1) times from 0 to 1, each one of those of the training views."""
+    """(count, 1) times from 0 to 1, each of them a time of a training view."""
     last = VIEWS["train"] - 1
     return torch.linspace(0, last, count).round()[:, None] / last
 
 
 def _random(count: int, controls: int, seed: int) -> Tensor:
-    """(count, controls) random values, in the order of time."""
+    """(count, controls) random values, sorted by time."""
     values = np.random.default_rng((3, seed)).random((count, controls))
     return torch.from_numpy(values[values[:, 0].argsort()].astype(np.float32))

@@ -1,10 +1,10 @@
-"""A built-in capture: a casket that opens, filmed by hand from in front of it with two cameras on a rig.
+"""A built-in capture: a box that opens, filmed from the front with a hand-held rig of two cameras.
 
-It is written once in the format of Nerfies and HyperNeRF. At first the casket is one body; its halves part, and the
-ball that was in it rises between them. Table, wall and what stands there stay. The cameras' lenses distort. Of each
-moment one camera's image is for training, left and right in turns, and the other's for validation.
+It is written once in the format of Nerfies and HyperNeRF. The box first is one body; its halves separate, and the ball
+inside rises between them, so the topology changes. Everything else is static. The lenses have distortion. At each time,
+one camera's image is for training, left and right alternating, and the other's for validation.
 
-World: +z up, the table at z = -0.6, the casket at the origin, the wall behind it at y = 2, the cameras 3 in front.
+World: +z up, the table at z = -0.6, the box at the origin, the wall behind it at y = 2, the cameras near y = -3.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _BALL = Material((0.90, 0.70, 0.15), (0.80, 0.80, 0.80), pattern=2, scale=11.0, 
 
 
 def solids(time: float) -> list[Solid]:
-    """The scene at a time in [0, 1]: what stays first, then what moves."""
+    """The scene at a time in [0, 1]: static solids first, then moving ones."""
     parted, risen = _eased(time, 0.1, 0.6), _eased(time, 0.35, 0.95)
     gap, height = 0.46 * parted, _TABLE + 0.32 + 0.7 * risen
     halves = []
@@ -53,14 +53,14 @@ def solids(time: float) -> list[Solid]:
         center = side * (0.27 + gap)
         halves += [
             solid(BOX, (center, 0.0, _TABLE + 0.32), (0.27, 0.3, 0.32), _LACQUER),
-            # The faces along which it parts are seen once it has.
+            # The faces between the halves, visible once they have separated.
             solid(BOX, (center - 0.135 * side, 0.0, _TABLE + 0.32), (0.1352, 0.28, 0.3), _VELVET),
         ]
     return [*_still(), *halves, solid(SPHERE, (0.0, 0.0, height), (0.22, 0, 0), _BALL)]
 
 
 def _still() -> list[Solid]:
-    """What stays: table, wall, and what stands between casket and wall."""
+    """The static solids: table, wall, and the objects between box and wall."""
     upright = np.array([[1.0, 0, 0], [0, 0, 1.0], [0, -1.0, 0]])  # the wall's pattern lies in its plane
     return [
         solid(BOX, (0, 0, _TABLE - 0.1), (6.0, 4.0, 0.1), _WOOD),
@@ -72,15 +72,15 @@ def _still() -> list[Solid]:
 
 
 def _eased(time: float, start: float, end: float) -> float:
-    """From 0 at ``start`` to 1 at ``end``, without a jolt."""
+    """Smoothstep from 0 at ``start`` to 1 at ``end``."""
     way = min(1.0, max(0.0, (time - start) / (end - start)))
     return way * way * (3.0 - 2.0 * way)
 
 
 def rig(moments: int = _MOMENTS, width: int = _WIDTH) -> tuple[Camera, Camera]:
-    """The left and the right camera at so many moments from 0 to 1, batches with time and lens.
+    """The left and the right camera at ``moments`` times from 0 to 1, batches with time and lens.
 
-    Whoever holds the rig sways and does not keep it level.
+    The hand-held rig sways and rolls.
     """
     time = torch.linspace(0.0, 1.0, moments, dtype=torch.float64)
     turn = 2 * torch.pi * time
@@ -105,7 +105,7 @@ def rig(moments: int = _MOMENTS, width: int = _WIDTH) -> tuple[Camera, Camera]:
 
 
 def _rolled(c2w: Tensor, angle: Tensor) -> Tensor:
-    """Poses (N, 3, 4), turned about their view axes by radians (N,)."""
+    """Poses (N, 3, 4), rotated about their view axes by angles (N,) in radians."""
     cosine, sine = angle.cos()[:, None], angle.sin()[:, None]
     right, up = c2w[:, :, 0], c2w[:, :, 1]
     turned = [cosine * right + sine * up, cosine * up - sine * right, c2w[:, :, 2], c2w[:, :, 3]]
@@ -114,7 +114,7 @@ def _rolled(c2w: Tensor, angle: Tensor) -> Tensor:
 
 @cache
 def background_points(count: int = 4000) -> np.ndarray:
-    """(P, 3) float32: points of table and wall in the left camera's first picture, where nothing hides them."""
+    """(P, 3) float32: points on table and wall that project into the left camera's first image."""
     draws = np.random.default_rng(0).uniform(-1.0, 1.0, (count, 2))
     half = count // 2
     table = np.column_stack([draws[:half] * [3.0, _WALL], np.full(half, _TABLE)])
@@ -126,13 +126,13 @@ def background_points(count: int = 4000) -> np.ndarray:
 
 
 def write(root: str | Path, moments: int = _MOMENTS, width: int = _WIDTH) -> Path:
-    """Render and write the capture, unless it is there: images of ``width`` and of half of it.
+    """Render and write the capture, unless it exists: images of ``width`` and of half of it.
 
-    The directory gets its name when it is complete.
+    The directory is renamed into place when it is complete.
 
     Args:
         root: the directory.
-        moments: how many, 2 or more; two images of each.
+        moments: number of times, 2 or more, with two images each.
         width: of the images in pixels; the height is four thirds of it.
 
     Returns:
@@ -174,7 +174,7 @@ def write(root: str | Path, moments: int = _MOMENTS, width: int = _WIDTH) -> Pat
 
 
 def _space(camera: Camera, points: np.ndarray) -> Space:
-    """A scene whose box of points and cameras has a diagonal of 1; near and far with margins, as captures have them."""
+    """A scene in which the bounding box of points and cameras has diagonal 1; near and far with margins."""
     origins = camera.c2w[:, :, 3].numpy().astype(np.float64)
     inner = np.concatenate([points, origins])
     low, high = inner.min(0), inner.max(0)

@@ -1,4 +1,4 @@
-"""The entries of a transforms file, one by one: files, pose, controls, intrinsics, lens."""
+"""Parse the entries of a transforms file: image and mask files, pose, controls, intrinsics, lens."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def inside(path: Path, where: str, stated: str) -> Path:
         UserError: it lies outside of the folder.
     """
     root = Path(os.path.normpath(path.parent.absolute()))
-    # Compared by text, not resolved: a link inside the scene may point to another disk.
+    # Links are not resolved: a link inside the scene may point to another disk.
     target = Path(os.path.normpath(root / stated.replace("\\", "/")))
     if not target.is_relative_to(root):
         raise UserError(f"{path}: {where} points outside {path.parent} ({short(stated)}); allowed: files inside it.")
@@ -38,9 +38,9 @@ def inside(path: Path, where: str, stated: str) -> Path:
 
 
 def picture(path: Path, index: int, frame: dict[str, Any]) -> tuple[Path, Path | None]:
-    """What ``file_path`` of a frame says, and the file, relative to the folder; None where there is none.
+    """``file_path`` of a frame, which may lack the extension, and the image file, or None if it is missing.
 
-    It may lack the extension.
+    Both are relative to the folder of the transforms file.
     """
     stated = frame.get("file_path")
     if not isinstance(stated, str) or not stated:
@@ -58,15 +58,15 @@ def mask(path: Path, index: int, frame: dict[str, Any], image: Path) -> MaskFile
 
     Args:
         path: the transforms file.
-        index: of the frame in it.
+        index: index of the frame.
         frame: its entry.
-        image: its image, as the entry names it.
+        image: its image, as named in the entry.
 
     Returns:
-        The file; None where the frame has no mask.
+        The file; None if the frame has no mask.
 
     Raises:
-        UserError: the file that is named does not exist, or lies outside the scene.
+        UserError: the named file does not exist, or is outside the scene's folder.
     """
     stated = frame.get("mask_path")
     if stated is None:
@@ -81,7 +81,7 @@ def mask(path: Path, index: int, frame: dict[str, Any], image: Path) -> MaskFile
 
 
 def pose(path: Path, index: int, frame: dict[str, Any]) -> np.ndarray:
-    """(3, 4) float32 camera to world of one frame."""
+    """(3, 4) float32 camera-to-world matrix of one frame."""
     where = f"{path}: frame {index} ({_name(frame)})"
     if "transform_matrix" not in frame:
         raise UserError(f"{where} has no key 'transform_matrix'; allowed: a 4x4 camera-to-world matrix.")
@@ -108,7 +108,7 @@ def _name(frame: dict[str, Any]) -> str:
 def controls(
     path: Path, content: dict[str, Any], frames: dict[int, dict[str, Any]]
 ) -> tuple[tuple[str, ...], np.ndarray | None]:
-    """Names and (N, K) float32 values: ``time`` of each frame, then its ``controls``, whose names stand at the top."""
+    """Names and (N, K) float32 values: ``time`` of each frame, then its ``controls``, named by a top-level key."""
     untimed = [index for index, frame in frames.items() if "time" not in frame]
     if len(untimed) == len(frames):
         return (), None
@@ -131,13 +131,13 @@ def controls(
 
 
 def stated_lens(path: Path, index: int, content: dict[str, Any], frame: dict[str, Any]) -> dict[str, Any]:
-    """The keys of one frame's camera: numbers, and ``camera_model``. What the frame states goes before the top's.
+    """The intrinsics and lens of one frame by key. Keys of the frame take precedence over those of the file.
 
     Args:
         path: the transforms file.
-        index: of the frame in it.
-        content: the file's own keys.
-        frame: the frame's.
+        index: index of the frame.
+        content: the top-level keys of the file.
+        frame: the keys of the frame.
 
     Raises:
         UserError: a value is not a finite number.
@@ -150,7 +150,7 @@ def stated_lens(path: Path, index: int, content: dict[str, Any], frame: dict[str
             own |= zip(_RADIAL, numbers(where, "distortion_params", level["distortion_params"], 6), strict=True)
         for (length, angle), degrees in ((_X, "x_fov"), (_Y, "y_fov")):
             axis = {key: number(where, key, level[key]) for key in (length, angle) if level.get(key) is not None}
-            if level.get(degrees) is not None:  # instant-ngp's, before the others
+            if level.get(degrees) is not None:  # takes precedence, as in instant-ngp
                 axis = {angle: math.radians(number(where, degrees, level[degrees]))}
             if axis:
                 merged = {key: value for key, value in merged.items() if key not in (length, angle)}
@@ -167,18 +167,18 @@ def focal(stated: dict[str, Any], width: int, height: int, where: str) -> tuple[
 
     Args:
         stated: its keys, see ``stated_lens``.
-        width: of the image, pixels.
-        height: of the image.
+        width: width of the image, pixels.
+        height: height of the image.
         where: the frame, for messages.
 
     Raises:
-        UserError: there is no focal length, or the image lies otherwise than the keys say.
+        UserError: there is no focal length, or portrait and landscape differ between image and keys.
     """
     w, h = stated.get("w", float(width)), stated.get("h", float(height))
     if (w - h) * (width - height) < 0:
         raise UserError(
-            f"{where}: w {w:g} and h {h:g}, but its image is {width}x{height} as stored; allowed: images that lie as "
-            "their intrinsics do (rotation in EXIF is not applied, as in COLMAP; rotate the file)."
+            f"{where}: w {w:g} and h {h:g}, but its image is {width}x{height} as stored; allowed: the same orientation "
+            "(rotation in EXIF is not applied, as in COLMAP; rotate the file)."
         )
     if "fl_x" in stated:
         fx = stated["fl_x"]
@@ -201,7 +201,7 @@ def focal(stated: dict[str, Any], width: int, height: int, where: str) -> tuple[
 
 
 def lens(stated: dict[str, Any], where: str) -> tuple[float, ...]:
-    """The coefficients of a camera of ``stated_lens``, see ``nelf.data.lenses.coefficients``."""
+    """The distortion coefficients of the keys of ``stated_lens``, see ``nelf.data.lenses.coefficients``."""
     for key in _OTHERWISE:
         if key in stated:
             raise UserError(f"{where}: {key} is {quoted(stated[key])}; allowed: perspective cameras, see camera_model.")

@@ -1,4 +1,4 @@
-"""Rays that a light field finds hard, kept to be seen again."""
+"""R2L's pool of hard rays: training rays with large errors, drawn again."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ __all__ = ["HardRayPool"]
 class HardRayPool:
     """A pool of hard rays.
 
-    In each step, of B fresh rays: ``extend`` puts rays of the pool behind them, and ``update`` takes those of the fresh
-    ones with the largest errors into it. Until it is full, rays only come in. From then on the hardest fresh rays take
-    the places of some of those that were drawn, so the pool keeps its size: ``mul`` B, or up to a step's rays more.
+    In each step, with B fresh rays, ``extend`` appends rays drawn from the pool, and ``update`` adds the fresh rays
+    with the largest errors to the pool. Once the pool is full, the hardest fresh rays replace some of the drawn rays,
+    so its size stays constant: ``mul`` times B, plus up to the rays of one step.
 
-    What is drawn is a function of the seed and the number of steps, and both are in ``state_dict``: a training that is
-    resumed goes on with the same pool, and draws what it would have drawn.
+    The drawn rays are a function of the seed, the rank and the number of steps. ``state_dict`` holds the pool and the
+    number of steps, so a resumed training draws the same rays as an uninterrupted one.
 
     Args:
-        ratio_in: share of B that comes in, at most ``ratio_out``.
-        ratio_out: share of B that is drawn.
-        mul: the pool is full with so many times B rays.
-        seed: what is drawn.
-        rank: of the process, each of which has a pool of its own.
+        ratio_in: share of B that is added per step; ``ratio_out`` is an upper limit.
+        ratio_out: share of B that is drawn per step.
+        mul: capacity of the pool, as a multiple of B.
+        seed: seed of the draws.
+        rank: rank of the process; each process has its own pool.
 
     Raises:
         ValueError: a ratio is not above 0 and at most 1, or ``mul`` is below 1.
@@ -58,28 +58,28 @@ class HardRayPool:
         self._slots = torch.empty(0, dtype=torch.long)
 
     def state_dict(self) -> dict[str, Any]:
-        """The rays, (P, 10 + K) origins, directions, rgba and K controls, and how far it is: plain data."""
+        """Plain data: ``rays`` (P, 10 + K), origins, directions, rgba and K controls; ``full``; ``steps``."""
         return {"rays": self.rays, "full": self.full, "steps": self.steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the pool of a checkpoint."""
+        """Restore the state from a checkpoint."""
         self.rays, self.full, self.steps = state["rays"], state["full"], state["steps"]
 
     def clear(self) -> None:
-        """Begin to fill it again; the number of steps goes on."""
+        """Empty the pool; the number of steps is kept."""
         self.rays, self.full = self.rays[:0], False
 
     def extend(self, batch: RayBatch) -> RayBatch:
-        """Put rays of the pool behind those of a batch, if it is full.
+        """Append rays drawn from the pool to a batch, if the pool is full.
 
         Args:
-            batch: B rays; of their parts, origins, directions and controls count.
+            batch: B rays; only origins, directions and controls are used.
 
         Returns:
             B rays, or B + int(``ratio_out`` B).
 
         Raises:
-            UserError: the pool of a checkpoint is not of such rays, or larger than it can be.
+            UserError: the pool of a checkpoint has other rays, or is larger than its capacity.
         """
         rays = batch.rays
         parts = [rays.origins, rays.directions, batch.rgba, *([] if rays.controls is None else [rays.controls])]
@@ -95,10 +95,10 @@ class HardRayPool:
         return RayBatch(Rays(table[:, :3], table[:, 3:6], controls), table[:, 6:10])
 
     def update(self, errors: Tensor) -> None:
-        """Take the hardest rays of the batch that was extended last.
+        """Add the hardest rays of the batch that was extended last.
 
         Args:
-            errors: (B,) of its fresh rays, from the same forward pass as its loss.
+            errors: (B,) errors of its fresh rays.
         """
         count = len(self._fresh)
         taken = min(int(self.ratio_in * count), int(self.ratio_out * count))
@@ -111,7 +111,7 @@ class HardRayPool:
         self.steps += 1
 
     def _adopt(self, fresh: Tensor) -> None:
-        """Bring the pool to the device of some fresh rays; one of a checkpoint may be of other ones."""
+        """Move the pool to the device of the fresh rays; check that a pool from a checkpoint fits them."""
         if not self.rays.numel():
             self.rays = fresh[:0]
         most = int((self.mul + self.ratio_in) * len(fresh)) + 1

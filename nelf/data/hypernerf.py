@@ -1,21 +1,21 @@
-"""Hand-held captures in the format of Nerfies and HyperNeRF: a moving scene, filmed from in front of it.
+"""Read captures in the format of Nerfies and HyperNeRF: a moving scene, filmed by hand from the front.
 
-A capture is a folder with ``dataset.json`` (ids and splits), ``metadata.json`` (moments), ``scene.json`` (the scene's
-scale, center and depth), ``camera/ID.json``, ``rgb/SCALEx/ID.png``, and perhaps ``points.npy`` (background points) and
-``camera-paths/NAME/*.json``. Conventions of the cameras: see ``nelf.data.capture``. Images are opaque. There is an
-image of no id here and there in released captures; only ids count.
+A capture is a folder with ``dataset.json`` (ids and splits), ``metadata.json`` (times), ``scene.json`` (the scene's
+scale, center and depth range), ``camera/ID.json``, ``rgb/SCALEx/ID.png``, and optionally ``points.npy`` (background
+points) and ``camera-paths/NAME/*.json``. Conventions of the cameras: see ``nelf.data.capture``. Images are opaque. Some
+released captures contain images without an id, which are ignored.
 
-Depth: the files state ``near`` and ``far`` as distances along rays of unit length; nelf's are z-depths. A distance s
-along a ray at an angle a to the camera's axis is the z-depth s cos a, so ``near`` is multiplied by the smallest cosine
-of any training camera's rays, and ``far`` by that of the axis, 1: no ray loses a part of its range.
+Depth: the files state ``near`` and ``far`` as distances along unit rays; nelf's are z-depths. A distance s along a ray
+at an angle a to the optical axis is the z-depth s cos a, so ``near`` is multiplied by the smallest cosine of the
+training rays, and ``far`` by that of the axis, 1: no ray's range is cut.
 
-Box: it holds the training cameras' rays from ``near`` to ``far``. Where background points are known, it reaches no
-farther than these and the cameras do, less a thousandth of the points on each side (outliers), plus a tenth of the
-longest side (what has no points, such as a bare wall).
+Box: it contains the training rays from ``near`` to ``far``. If there are background points, it is cut to the box of
+these points, without 0.1 % outliers on each side, and of the cameras, extended by a tenth of its longest side for
+surfaces without points, such as a bare wall.
 
-Trajectory: ``between``, since whoever films by hand sees only one side.
+Trajectory: ``between``, since a hand-held camera sees only one side.
 
-Splits: the format has two, so validation during training looks at a few of the test views, evenly chosen.
+Splits: the format has two, so validation during training uses a few evenly spaced test views.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from nelf.scene import Scene, Split
 
 __all__ = ["read_capture"]
 
-_VALIDATED = 8  # views that are looked at during training
-_GRID = 17  # rays along each side of a picture that its reach is known from
+_VALIDATED = 8  # validation views
+_GRID = 17  # rays along each side of an image from which the box is computed
 _OUTLIERS, _MARGIN = 0.1, 0.1  # percent of the background points on each side; share of the longest side
 
 
@@ -61,18 +61,18 @@ def read_capture(
 
     Args:
         root: directory with ``dataset.json``.
-        image_scale: which images: those of ``rgb/4x`` for 4, so many times smaller than the cameras' ``image_size``.
+        image_scale: selects the images: 4 for those in ``rgb/4x``, a quarter of the cameras' ``image_size``.
         split: ``vrig`` trains on ``train_ids`` and tests on ``val_ids``; ``interp`` trains on every fourth id and tests
-            on those in the middle between two; ``auto`` is ``interp`` where there are no ``val_ids``.
-        width: images are reduced further, to this width, by area averaging; None keeps theirs.
-        near: instead of the files': smallest z-depth.
-        far: largest z-depth.
-        aabb: box, smallest xyz then largest xyz, scene unit.
-        memory_limit: bytes of images that one split may take in RAM before it is memory-mapped.
+            on those in the middle between two; ``auto`` is ``interp`` if there are no ``val_ids``.
+        width: images are downsampled further, to this width, by area averaging; None keeps their size.
+        near: smallest z-depth; replaces the files'.
+        far: largest z-depth; replaces the files'.
+        aabb: box, smallest xyz then largest xyz, scene units; None for the box of what the cameras see.
+        memory_limit: bytes of images of one split above which they are memory-mapped.
 
     Returns:
         The scene. The cameras' only control is the time, see ``nelf.data.capture.read_moments``; ``view`` of a
-        training camera is the place of its appearance id among those of the training views.
+        training camera is the index of its appearance id among the sorted appearance ids of the training views.
 
     Raises:
         UserError: a file is missing, damaged or contradicts itself, or an argument is out of range.
@@ -92,7 +92,7 @@ def read_capture(
     appearance = np.unique([moments.appearance[each] for each in splits["train"]], return_inverse=True)[1]
     train.camera = replace(train.camera, view=torch.from_numpy(appearance).long())
     rays = _grid_rays(train.camera)
-    distant = float(rays.directions.norm(dim=-1).max())  # of a point of a ray, beside its z-depth
+    distant = float(rays.directions.norm(dim=-1).max())  # largest ratio of distance to z-depth
     depth = space.near / distant if near is None else near, space.far if far is None else far
     box = _box(rays, space, points) if aabb is None else aabb
     check_space(root / "scene.json", depth, box)
@@ -114,7 +114,7 @@ def read_capture(
 
 
 def _images(root: Path, image_scale: int) -> Path:
-    """The folder of the images of a scale."""
+    """The folder of the images at a scale."""
     folder = root / "rgb" / f"{image_scale}x"
     if is_dir(folder):
         return folder
@@ -151,7 +151,7 @@ def _load(
 
 
 def _sized(camera: Camera, paths: list[Path]) -> Camera:
-    """The cameras with the size of the images, which may have been rounded otherwise, by a pixel."""
+    """The cameras with the size of the images, which may differ by a pixel of rounding."""
     width, height = image_headers(paths, "capture")[0][0]
     if abs(width - camera.width) > 1 or abs(height - camera.height) > 1:
         raise UserError(
@@ -162,7 +162,7 @@ def _sized(camera: Camera, paths: list[Path]) -> Camera:
 
 
 def _few(split: Split) -> Split:
-    """Some of the views, evenly chosen."""
+    """A few evenly spaced views."""
     chosen = np.unique(np.linspace(0, len(split) - 1, min(_VALIDATED, len(split))).round().astype(int))
     names = [split.names[index] for index in chosen]
     return Split(split.camera[torch.from_numpy(chosen)], split.images[chosen], names)
@@ -190,9 +190,9 @@ def _box(rays: Rays, space: Space, points: Tensor | None) -> list[float]:
 
 
 def _digest(root: Path, ids: list[str]) -> str:
-    """Hash of the JSON files, the same for all scales and splits."""
+    """Hash of the JSON files; the same for all scales and splits."""
     state = hashlib.sha256()
-    cameras = [f"camera/{each}.json" for each in ids]  # not each has one, if it is in no split
+    cameras = [f"camera/{each}.json" for each in ids]  # an id that is in no split may lack one
     for name in ("dataset.json", "metadata.json", "scene.json", *cameras):
         if is_file(root / name):
             state.update(encoded(f"{name}\n"))

@@ -1,7 +1,7 @@
-"""Image files to uint8 arrays: checked by their headers, reduced by area, in RAM or memory-mapped.
+"""Image files to uint8 arrays: checked by their headers, downsampled by area averaging, in RAM or memory-mapped.
 
-Conventions: (H, W, 3|4) uint8, row 0 at the top, alpha not premultiplied. An image is reduced by exact area
-averaging of its premultiplied color, so transparent pixels never bleed into the edges of an object.
+Conventions: (H, W, 3|4) uint8, row 0 at the top, alpha not premultiplied. Images are downsampled by exact area
+averaging of premultiplied colors, so transparent pixels never bleed into the edges of an object.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ __all__ = [
 ]
 
 MEMORY_LIMIT = 2 * 2**30
-"""Bytes of images that a split may take in RAM; a larger one is memory-mapped from a cache file."""
+"""Bytes of images of one split that are kept in RAM; a larger split is memory-mapped from a cache file."""
 
 
 @contextmanager
 def progress_bar(text: str, total: int) -> Iterator[Progress]:
-    """A bar with count, elapsed time and ETA on stderr; call ``advance(progress.task_ids[0])`` per item.
+    """A progress bar with count, elapsed time and ETA on stderr; call ``advance(progress.task_ids[0])`` per item.
 
-    Of several processes (``RANK`` in the environment) only the first one shows it.
+    With several processes (``RANK`` in the environment) only the first one shows it.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -71,7 +71,7 @@ def progress_bar(text: str, total: int) -> Iterator[Progress]:
 
 
 def track(count: int, text: str) -> Iterator[int]:
-    """Go through ``range(count)`` beside a ``progress_bar``."""
+    """Iterate over ``range(count)`` with a ``progress_bar``."""
     with progress_bar(text, count) as progress:
         for index in range(count):
             yield index
@@ -79,14 +79,14 @@ def track(count: int, text: str) -> Iterator[int]:
 
 
 def image_headers(paths: Sequence[Path], kind: str) -> list[tuple[tuple[int, int], bool]]:
-    """``image_header`` of images of one size.
+    """``image_header`` of several images, which must have the same size.
 
     Args:
         paths: one or more files.
-        kind: what their views are of, such as a scene.
+        kind: the word for the data set in messages, such as ``scene``.
 
     Raises:
-        UserError: as of ``image_header``, or their sizes differ.
+        UserError: see ``image_header``; or their sizes differ.
     """
     headers = [image_header(path) for path in paths]
     width, height = headers[0][0]
@@ -103,8 +103,8 @@ def check_width(width: int, path: Path, own: int) -> None:
     """Refuse to enlarge images.
 
     Args:
-        width: what is asked for, pixels.
-        path: the image to name.
+        width: the requested width, pixels.
+        path: the image, for messages.
         own: its width.
 
     Raises:
@@ -115,10 +115,9 @@ def check_width(width: int, path: Path, own: int) -> None:
 
 
 def area_average(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Reduce an image: each new pixel is the mean of the area that it covers, fractions of pixels included.
+    """Downsample an image: each new pixel is the mean of the area that it covers, fractions of pixels included.
 
-    With alpha the mean is taken of the premultiplied color, then divided by the mean alpha; a pixel that
-    stays fully transparent is black.
+    With alpha, the mean of the premultiplied color is divided by the mean alpha; a fully transparent pixel is black.
 
     Args:
         image: (H, W, 3|4) uint8, alpha not premultiplied.
@@ -147,7 +146,7 @@ def area_average(image: np.ndarray, width: int, height: int) -> np.ndarray:
 
 @njit(nogil=True, cache=True)
 def _area_average(image: np.ndarray, out: np.ndarray) -> None:
-    """Loop of ``area_average``; releases the GIL so that a thread pool reduces several images at once."""
+    """Loop of ``area_average``; releases the GIL so that a thread pool downsamples several images at once."""
     rows, columns, channels = image.shape
     height, width = out.shape[0], out.shape[1]
     step_y, step_x = rows / height, columns / width
@@ -176,12 +175,12 @@ def _area_average(image: np.ndarray, out: np.ndarray) -> None:
 
 
 class ImageFiles:
-    """The images of some files as if they were an array, decoded when they are asked for.
+    """Images on disk with the interface of an array, decoded on access.
 
     Args:
-        paths: N files, each at least as large as the wanted size.
-        width: wanted width in pixels.
-        height: wanted height.
+        paths: N files, each at least as large as the target size.
+        width: target width in pixels.
+        height: target height.
         channels: 3 or 4.
     """
 
@@ -212,18 +211,17 @@ def load_images(
     text: str = "reading images",
     memory_limit: int = MEMORY_LIMIT,
 ) -> np.ndarray:
-    """Decode and reduce the images of one split.
+    """Decode and downsample the images of one split.
 
     Args:
-        paths: N files, each at least as large as the wanted size.
-        width: wanted width in pixels.
-        height: wanted height.
+        paths: N files, each at least as large as the target size.
+        width: target width in pixels.
+        height: target height.
         channels: 3 or 4.
-        cache_root: the scene's directory. A split over ``memory_limit`` is written once to ``.nelf_cache``
-            in it (to the system's temporary directory where it cannot be written) and memory-mapped from
-            there.
-        text: what the progress bar says.
-        memory_limit: bytes of uint8 that may lie in RAM.
+        cache_root: the scene's directory. A split over ``memory_limit`` is written once to ``.nelf_cache`` in it (or,
+            if that is not writable, in the system's temporary directory) and memory-mapped from there.
+        text: label of the progress bar.
+        memory_limit: bytes of images that are kept in RAM.
 
     Returns:
         (N, height, width, channels) uint8 array or read-only memory map.
@@ -248,14 +246,14 @@ def load_images(
 
 
 def cached_array(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Open a cache file, which may come with somebody's scene.
+    """Open a cache file, which may be untrusted, since it may have come with the scene.
 
     Args:
         path: the file.
-        shape: what it should have.
+        shape: the expected shape.
 
     Returns:
-        (shape) uint8, read only; None where there is no whole file of this shape, or a link.
+        (shape) uint8, read-only; None if there is no complete file of this shape, or if it is a link.
     """
     if path.is_symlink():
         return None
@@ -267,7 +265,7 @@ def cached_array(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def _decode(paths: Sequence[Path], images: np.ndarray, text: str) -> None:
-    """Fill ``images`` from ``paths``; decoding and reducing both release the GIL, so threads do."""
+    """Fill ``images`` from ``paths`` in threads, since decoding and downsampling both release the GIL."""
     files = ImageFiles(paths, images.shape[2], images.shape[1], images.shape[3])
 
     def decode(index: int) -> None:
@@ -277,18 +275,18 @@ def _decode(paths: Sequence[Path], images: np.ndarray, text: str) -> None:
 
 
 def for_each(count: int, work: Callable[[int], None], text: str) -> None:
-    """Do something for each of ``range(count)``, in threads, beside a ``progress_bar``; the first error ends it."""
+    """Call ``work`` for each of ``range(count)``, in threads, with a ``progress_bar``; the first error ends it."""
     with progress_bar(text, count) as progress, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         try:
             for _ in pool.map(work, range(count)):
                 progress.advance(progress.task_ids[0])
-        except BaseException:  # Ctrl-C, too
+        except BaseException:  # including Ctrl-C
             pool.shutdown(cancel_futures=True)
             raise
 
 
 def fingerprint(paths: Sequence[Path]) -> str:
-    """Hash of the files' names, sizes and times of change: a changed image makes another cache file."""
+    """Hash of the files' paths, sizes and modification times, so that changed images get another cache file."""
     state = hashlib.sha256()
     for path in paths:
         stat = path.stat()
@@ -297,14 +295,14 @@ def fingerprint(paths: Sequence[Path]) -> str:
 
 
 def cache_directory(root: Path) -> Path:
-    """A directory that can be written: ``.nelf_cache`` in the scene, else one in the temporary directory.
+    """A writable cache directory: ``.nelf_cache`` in the scene, else one in the temporary directory.
 
     Raises:
-        UserError: as of ``nelf.files.own_temporary_folder``.
+        UserError: see ``nelf.files.own_temporary_folder``.
     """
     cache = root / ".nelf_cache"
     try:
-        if cache.is_symlink():  # of whoever made the scene, to wherever they liked
+        if cache.is_symlink():  # an untrusted scene may have a link to any place
             raise PermissionError
         cache.mkdir(exist_ok=True)
         with tempfile.TemporaryFile(dir=cache):

@@ -1,8 +1,8 @@
-"""Camera models by their names, as COLMAP and ``transforms.json`` state them, turned into what ``Camera`` takes.
+"""Camera models of COLMAP and ``transforms.json``, converted to the intrinsics and lens of ``Camera``.
 
-All of them are special cases of OpenCV's model with six radial and two tangential coefficients. Pixels are nelf's: the
-center of the upper left one lies at (0.5, 0.5). The equations have ``y`` down, see ``nelf.cameras``. Fisheye and
-panoramic models are no special cases of it, and refused by name. Source: COLMAP, ``src/colmap/sensor/models.h``.
+All are special cases of OpenCV's model with six radial and two tangential coefficients. The center of the upper left
+pixel is at (0.5, 0.5), and ``y`` points down in the equations, see ``nelf.cameras``. Fisheye and panoramic models are
+not special cases of it and are refused. Source: COLMAP, ``src/colmap/sensor/models.h``.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ __all__ = [
     "stack",
 ]
 
-_OBLIQUE = 1e4  # tangent between a ray and the camera's axis: 89.99 degrees
-_ALONG, _EXACT = 9, 0.1  # pixels along a side whose rays are checked, and how well they lead there
+_OBLIQUE = 1e4  # maximum tangent of the angle between a ray and the optical axis: 89.99 degrees
+_ALONG, _EXACT = 9, 0.1  # pixels along a side whose rays are checked, and tolerance of their projection in pixels
 
 PARAMETERS: dict[str, tuple[str, ...]] = {
     "SIMPLE_PINHOLE": ("f", "cx", "cy"),
@@ -60,15 +60,15 @@ class Lens(NamedTuple):
 
 
 def from_parameters(model: str, parameters: Sequence[float], where: str) -> Lens:
-    """A camera that COLMAP states: a model and its parameters in their order.
+    """A camera from COLMAP's model name and parameters.
 
     Args:
         model: the model's name.
-        parameters: as many as ``PARAMETERS`` has of it, pixels for the first three or four.
-        where: what to name in a message, such as a file and the number of a camera.
+        parameters: those of the model in the order of ``PARAMETERS``; the first three or four are in pixels.
+        where: the place to name in messages, such as a file and a camera id.
 
     Raises:
-        UserError: the model is not one of ``PARAMETERS``, or the parameters are not its own.
+        UserError: the model is not one of ``PARAMETERS``, or the parameters do not fit it.
 
     Example:
         >>> from_parameters("SIMPLE_RADIAL", [100.0, 64.0, 48.0, -0.1], "camera 1").intrinsics
@@ -91,12 +91,12 @@ def from_parameters(model: str, parameters: Sequence[float], where: str) -> Lens
 
 
 def coefficients(model: str, stated: Mapping[str, float], where: str) -> tuple[float, ...]:
-    """The coefficients of a camera that states them by name, as ``transforms.json`` does.
+    """The distortion coefficients of a camera that states them by name, as in ``transforms.json``.
 
     Args:
         model: the model's name.
-        stated: names to values, of which those of ``COEFFICIENTS`` count; what is missing is zero.
-        where: as of ``from_parameters``.
+        stated: values by name; names other than ``COEFFICIENTS`` are ignored, missing ones are zero.
+        where: as in ``from_parameters``.
 
     Returns:
         Nine numbers in the order of ``COEFFICIENTS``.
@@ -106,7 +106,7 @@ def coefficients(model: str, stated: Mapping[str, float], where: str) -> tuple[f
     """
     allowed = {name for name in _parameters(model, where) if name in COEFFICIENTS}
     if model == "OPENCV":
-        allowed.add("k3")  # COLMAP's has none; OpenCV's own five and nerfstudio's do
+        allowed.add("k3")  # not in COLMAP's model, but in OpenCV's five coefficients and nerfstudio
     for name in COEFFICIENTS:
         if stated.get(name) and name not in allowed:
             fitting = [each for each, names in PARAMETERS.items() if name in names]
@@ -124,7 +124,7 @@ def stack(rows: Sequence[tuple[float, ...]]) -> Tensor | None:
         rows: N times nine numbers in the order of ``COEFFICIENTS``.
 
     Returns:
-        (N, 9) float32; (N, 6) where no radial coefficient from ``k4`` on is used, None where no coefficient is.
+        (N, 9) float32; (N, 6) if ``k4`` to ``k6`` are all zero; None if all coefficients are zero.
     """
     lens = torch.tensor(rows, dtype=torch.float64).float()
     if not lens.any():
@@ -133,15 +133,15 @@ def stack(rows: Sequence[tuple[float, ...]]) -> Tensor | None:
 
 
 def check_cameras(camera: Camera, names: Sequence[str], path: Path) -> None:
-    """Refuse cameras whose numbers are none in 32 bits, or whose rays are so oblique that they are none.
+    """Refuse cameras with numbers that are not finite in float32, or with rays nearly perpendicular to their axis.
 
     Args:
         camera: a batch of N cameras.
-        names: of N views.
-        path: the file that states the cameras, to name.
+        names: names of the N views.
+        path: the file that states the cameras, for messages.
 
     Raises:
-        UserError: there is such a camera; its view is named.
+        UserError: there is such a camera; the message names its view.
     """
     fx, fy, cx, cy = camera.intrinsics.unbind(-1)
     sides = [(cx, fx), (camera.width - cx, fx), (cy, fy), (camera.height - cy, fy)]
@@ -163,15 +163,15 @@ def check_cameras(camera: Camera, names: Sequence[str], path: Path) -> None:
 
 
 def check_rays(camera: Camera, names: Sequence[str], path: Path) -> None:
-    """Refuse a lens that no ray leads through to the margin of its picture, since its model folds back before.
+    """Refuse lenses whose distortion is not invertible within the image, so that some pixels have no ray.
 
     Args:
         camera: a batch of N cameras.
-        names: of N views.
-        path: the file that states the cameras, to name.
+        names: names of the N views.
+        path: the file that states the cameras, for messages.
 
     Raises:
-        UserError: there is such a camera; its view is named.
+        UserError: there is such a camera; the message names its view.
     """
     if camera.lens is None:
         return
@@ -179,7 +179,7 @@ def check_rays(camera: Camera, names: Sequence[str], path: Path) -> None:
     x, y = torch.cartesian_prod(*sides).unbind(-1)
     kinds = torch.cat([camera.intrinsics, camera.lens], dim=-1).unique(dim=0, return_inverse=True)[1].tolist()
     for index in {kind: place for place, kind in enumerate(kinds)}.values():
-        here = replace(camera[index], c2w=torch.eye(3, 4))  # where float32 is exact
+        here = replace(camera[index], c2w=torch.eye(3, 4))  # the identity pose adds no rounding
         at_x, at_y, _ = here.project(here.pixel_rays(x, y).directions)
         if not ((at_x - x - 0.5).abs() + (at_y - y - 0.5).abs() < _EXACT).all():
             stated = dict(zip(COEFFICIENTS, camera.lens[index].tolist(), strict=False))

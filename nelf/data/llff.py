@@ -1,20 +1,20 @@
-"""Forward-facing captures (and inward-facing ones) in the format of LLFF, as NeRF reads them.
+"""Read forward-facing (and inward-facing) captures in the format of LLFF, as NeRF does.
 
-A capture is a folder with ``poses_bounds.npy``, (N, 17) numbers, and the images: ``images``, and reduced ones in
+A capture is a folder with ``poses_bounds.npy``, (N, 17) numbers, and the images: ``images``, and downsampled ones in
 ``images_4``, ``images_8`` and so on. Rows belong to the images in the order of their names. A row is a 3 x 5 matrix and
 two bounds: camera to world with axes down, right and back, the position, and height, width and focal length (pixels) of
-the full images; then the z-depth of the nearest and of the farthest point. Nothing is said of pixel centers and the
-principal point; they are as everywhere in nelf, so NeRF's own rays lie half a pixel up and to the left.
+the full images; then the z-depths of the nearest and the farthest point. The format does not define pixel centers and
+principal point; here they follow nelf's conventions, so NeRF's own rays are half a pixel up and to the left.
 
-What NeRF's ``load_llff.py`` does is done here, in 64 bits: positions and bounds are divided by ``bd_factor`` (0.75)
-times the nearest bound of all, and the average camera becomes the world's axes, so that the scene lies along -z. Then
-rays run in normalized device coordinates, whose near plane is one unit in front of the average camera; or
-(``spherify``) the point that all cameras look at becomes the origin, +z their mean direction from it, and their
+As in NeRF's ``load_llff.py``, but in float64, positions and bounds are divided by ``bd_factor`` (0.75) times the
+smallest bound, and the axes of the average camera become the world's, so that the scene lies along -z. Then rays are
+mapped to normalized device coordinates (NDC), whose near plane is one unit in front of the average camera; or
+(``spherify``) the point that all cameras look at becomes the origin, their mean direction from it +z, and their
 root-mean-square distance the unit. ``near`` is 0.9 times the smallest bound, ``far`` the largest.
 
-Box: it holds the rays of all training cameras, from near to far, or all of the NDC.
+Box: it contains the training rays from near to far, or over the whole NDC range.
 
-Splits: of every ``holdout`` views the first is for test, as in NeRF, and the second for val; neither is trained on.
+Splits: of every ``holdout`` views, the first is for test, as in NeRF, and the second for val.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from nelf.scene import Scene
 
 __all__ = ["read_llff"]
 
-_BOUND = 0.75  # NeRF's ``bd_factor``: the nearest bound is so much of what it becomes 1 of
-_NEAR = 0.9  # of the smallest bound
-_PLANE = 1.0  # near plane of NDC, scene unit: between the average camera and the nearest bound, 1.33
+_BOUND = 0.75  # NeRF's ``bd_factor``: the smallest bound becomes 1 / 0.75
+_NEAR = 0.9  # share of the smallest bound
+_PLANE = 1.0  # near plane of NDC, scene units: between the average camera and the smallest bound, 1.33
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 _MOST_ROWS = 100_000
 
@@ -63,16 +63,16 @@ def read_llff(
 
     Args:
         root: directory with ``poses_bounds.npy``.
-        factor: how many times smaller the images are to be: those of ``images_8`` for 8, or where there is no such
-            folder, those of ``images``, reduced by area averaging.
-        width: images are reduced further, to this width; None keeps theirs.
-        ndc: rays run in normalized device coordinates, for scenes that all cameras face; else in the scene.
-        spherify: the cameras stand around something; never with ``ndc``.
-        holdout: of every so many views one is held out for each of test and val.
-        near: instead of 0.9 times the smallest bound: smallest z-depth, in the unit of the scene.
-        far: instead of the largest bound.
-        aabb: instead of the box of the training cameras' rays: smallest xyz then largest xyz, in their space.
-        memory_limit: bytes of images that one split may take in RAM before it is memory-mapped.
+        factor: downsampling factor: 8 for the images in ``images_8``, or, if there is no such folder, those in
+            ``images``, downsampled by area averaging.
+        width: images are downsampled further, to this width; None keeps their size.
+        ndc: rays are in normalized device coordinates, for forward-facing scenes; else in scene coordinates.
+        spherify: the cameras surround an object; not with ``ndc``.
+        holdout: of every ``holdout`` views, one each is held out for test and val.
+        near: smallest z-depth, scene units; None for 0.9 times the smallest bound.
+        far: largest z-depth; None for the largest bound.
+        aabb: box, smallest xyz then largest xyz, in the space of the rays; None for the box of the training rays.
+        memory_limit: bytes of images of one split above which they are memory-mapped.
 
     Returns:
         The scene. Its images are opaque, its background is black.
@@ -159,7 +159,7 @@ def _read_table(path: Path) -> np.ndarray:
 
 
 def _images(root: Path, factor: int, rows: int) -> tuple[list[Path], bool]:
-    """The images by name, and whether they are those of ``images``, to be reduced."""
+    """The images sorted by name, and whether they are those of ``images``, which have to be downsampled."""
     if factor < 1:
         raise UserError(f"data.factor: is {factor}; allowed: 1 or more.")
     folder, reduced = (root / f"images_{factor}" if factor > 1 else root / "images"), False
@@ -178,7 +178,7 @@ def _images(root: Path, factor: int, rows: int) -> tuple[list[Path], bool]:
 
 
 def _cameras(path: Path, table: np.ndarray, c2w: np.ndarray, paths: list[Path], factor: int) -> Camera:
-    """The cameras of images that are so many times smaller than the file says."""
+    """The cameras of images that are smaller than stated in the file by ``factor``."""
     height, width, focal = table[0, :15].reshape(3, 5)[:, 4] / factor
     size = image_headers(paths, "capture")[0][0]
     if abs(size[0] - width) > 1 or abs(size[1] - height) > 1:
@@ -205,7 +205,7 @@ def _in_ndc(path: Path, camera: Camera, ndc: NDC) -> Camera:
 
 
 def _recentered(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Poses (N, 3, 4), OpenGL axes, in front of the average camera, and bounds (N, 2), in the scene's unit."""
+    """Poses (N, 3, 4), OpenGL axes, relative to the average camera, and bounds (N, 2), in scene units."""
     matrix, bounds = table[:, :15].reshape(-1, 3, 5), table[:, 15:]
     down, right, back, position = (matrix[:, :, column] for column in range(4))
     scale = 1.0 / (_BOUND * bounds.min())
@@ -214,7 +214,7 @@ def _recentered(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _spherified(c2w: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Poses around the point that the cameras look at, and bounds, in another unit."""
+    """Poses relative to the point that the cameras look at, and bounds, in units of their mean distance."""
     center = focus(c2w)[0]
     up = c2w[:, :, 3].mean(0) - center
     right = np.cross((0.1, 0.2, 0.3), up)
@@ -226,7 +226,7 @@ def _spherified(c2w: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _seen_from(pose: Tensor, c2w: np.ndarray) -> np.ndarray:
-    """Poses (N, 3, 4) with a pose (3, 4) as the world's axes."""
+    """Poses (N, 3, 4) relative to a pose (3, 4)."""
     axes, position = pose[:, :3].numpy(), pose[:, 3].numpy()
     turned = axes.T @ c2w
     turned[:, :, 3] -= axes.T @ position

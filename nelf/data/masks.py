@@ -1,8 +1,8 @@
-"""Masks: which pixels of a view count, as ``transforms.json`` names them.
+"""Masks of ``transforms.json``, which exclude pixels of a view from training and evaluation.
 
-A mask of nerfstudio's (``mask_path``) has 0 where a view is ignored and anything else where it counts; instant-ngp's
-(``dynamic_mask_NAME.png`` beside the image ``NAME``) is the other way round. A mask of another size than its image is
-brought to it by nearest neighbor. Where images are reduced, a pixel counts if all of the pixels that it is made of do.
+In nerfstudio's masks (``mask_path``), 0 excludes a pixel; in instant-ngp's (``dynamic_mask_NAME.png`` beside the image
+``NAME``), any other value does. A mask of another size than its image is resized by nearest neighbor. If images are
+downsampled, a pixel is used only if all of the pixels that it averages are.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class MaskFile(NamedTuple):
 
     Attributes:
         path: the image file.
-        ignores: it marks what does not count, not what does.
+        ignores: nonzero pixels are excluded, instead of zero ones.
     """
 
     path: Path
@@ -36,15 +36,15 @@ class MaskFile(NamedTuple):
 def load_masks(
     files: Sequence[MaskFile | None], own: tuple[int, int], size: tuple[int, int]
 ) -> list[np.ndarray | None] | None:
-    """Read the masks of some views; a file that several share is read once.
+    """Read the masks of some views; a file that several views share is read once.
 
     Args:
-        files: of each of N views, or None where all of it counts.
+        files: the mask of each of N views, or None.
         own: width and height of the images on disk.
-        size: width and height that they are reduced to.
+        size: width and height to which they are downsampled.
 
     Returns:
-        As of ``Split.masks``: N arrays (H, W) bool, or None where all of a view counts; None if that is so of all.
+        As ``Split.masks``: N arrays (H, W) bool, or None for a view that is used whole; None if all views are.
 
     Raises:
         UserError: a file is missing, truncated or not an image, or leaves no pixel of its view.
@@ -58,7 +58,7 @@ def load_masks(
 
 
 def tell_scaled(files: Iterable[tuple[MaskFile | None, tuple[int, int]]]) -> None:
-    """Say it once where masks are of another size than their images.
+    """Warn once if masks have another size than their images.
 
     Args:
         files: masks, or None, with width and height of their images on disk.
@@ -77,7 +77,7 @@ def tell_scaled(files: Iterable[tuple[MaskFile | None, tuple[int, int]]]) -> Non
 
 
 def _load(file: MaskFile, own: tuple[int, int], size: tuple[int, int]) -> np.ndarray | None:
-    """One mask at the size of the reduced images; None where it leaves everything."""
+    """One mask at the size of the downsampled images; None if it excludes nothing."""
     counts: np.ndarray = np.any(read_image(file.path, 3), axis=-1) ^ file.ignores
     if counts.shape[::-1] != own:
         counts = np.asarray(Image.fromarray(counts).resize(own, Image.Resampling.NEAREST))

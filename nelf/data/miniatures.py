@@ -20,7 +20,7 @@ _SQUARE = 0.28
 
 
 def chess() -> list[Solid]:
-    """An end game on a board of six by six: black pieces and white ones, before black."""
+    """An endgame on a board of six by six squares: black and white pieces, on a black background."""
     squares = Material((0.014, 0.010, 0.009), (0.62, 0.52, 0.36), pattern=1, scale=1 / _SQUARE, shine=0.2, mirror=0.015)
     rim = Material((0.10, 0.030, 0.016), shine=0.4, mirror=0.04)
     half = 3 * _SQUARE
@@ -48,7 +48,7 @@ def chess() -> list[Solid]:
 
 
 def _stand(material: Material, height: float, radius: float = 0.1) -> list[Solid]:
-    """Foot, waist and collar of a piece, its collar at a height."""
+    """Foot, waist and collar of a piece, with the collar at a height."""
     return [
         solid(CYLINDER, (0, 0, 0.02), (radius, 0.02, 0), material),
         ring((0, 0, 0.045), (0, 0, 1), 0.72 * radius, 0.028, material),
@@ -136,7 +136,7 @@ def bicycle() -> list[Solid]:
 
 
 def _wheel(center: Point) -> list[Solid]:
-    """Tyre, rim, hub, and spokes that cross from both ends of the hub."""
+    """Tire, rim, hub, and crossing spokes from both ends of the hub."""
     x, _, z = center
     rubber = matt(0.035, 0.035, 0.04)
     solids = [
@@ -209,7 +209,7 @@ def _basket(center: Point) -> list[Solid]:
 
 
 def village() -> list[Solid]:
-    """Houses, a church, trees and a fence on a green, photographed: no alpha."""
+    """Houses, a church, trees and a fence on grass."""
     grass = Material((0.16, 0.34, 0.06), (0.13, 0.30, 0.05), pattern=1, scale=8.0, shine=0.0, mirror=0.0)
     earth, sand = matt(0.20, 0.11, 0.06), matt(0.66, 0.52, 0.33)
     water = Material((0.04, 0.13, 0.20), shine=1.0, gloss=300.0, mirror=0.25)

@@ -1,15 +1,15 @@
 """nerfstudio's camera paths: the JSON that its viewer saves and ``ns-render camera-path`` reads.
 
 ``camera_path`` lists the frames: ``camera_to_world``, a 4x4 matrix row by row with OpenGL's axes, ``fov``, the vertical
-angle of view in degrees, and perhaps ``render_time`` in [0, 1]; ``render_width`` and ``render_height`` are pixels,
-``fps`` counts frames per second. ``camera_type`` is ``perspective`` unless said. What the viewer keeps for itself
-(``keyframes``, ``seconds``, ``aspect`` and others) is passed over, as by nerfstudio.
+field of view in degrees, and optionally ``render_time`` in [0, 1]; ``render_width`` and ``render_height`` are pixels,
+``fps`` is frames per second. ``camera_type`` is ``perspective`` by default. The viewer's own keys (``keyframes``,
+``seconds``, ``aspect`` and others) are ignored, as in nerfstudio.
 
-Space: nerfstudio turns, centers and scales the poses of a transforms file before it trains, and a path is in that
-space. How it did so stands in the ``dataparser_transforms.json`` of its training run: a point ``p`` of the file becomes
-``scale / applied_scale * (transform @ inverse(applied_transform) @ p)``, since ``transform`` and ``scale`` count from
-before ``applied_transform`` and ``applied_scale``, which the transforms file states of itself. Of a reconstruction by
-COLMAP, or of a transforms file that its tools made of one, that is before it in COLMAP's world.
+Space: nerfstudio rotates, centers and scales the poses of a transforms file before training, and a path is in that
+space. ``dataparser_transforms.json`` of its training run states how: a point ``p`` of the file becomes
+``scale / applied_scale * (transform @ inverse(applied_transform) @ p)``, since ``transform`` and ``scale`` include
+``applied_transform`` and ``applied_scale``, which the transforms file has already applied to itself. For a COLMAP
+reconstruction, and for a transforms file that nerfstudio's tools made from one, they begin in COLMAP's coordinates.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from nelf.paths.rotations import moved
 __all__ = ["TRANSFORMS", "CameraPath", "into_file_space", "is_camera_path", "read_camera_path"]
 
 TRANSFORMS = "dataparser_transforms.json"
-"""What nerfstudio calls the file of a training run that says how it changed the poses."""
+"""nerfstudio's name for the file of a training run that states how the poses were transformed."""
 
 _ALLOWED = "a JSON object, a camera path or transforms file"
-_MOST_PIXELS, _LONGEST = 2**14, 100  # of a side of a frame; of one side, measured by the other
-_NARROWEST, _SLOWEST = 0.01, 0.01  # degrees of an angle of view; frames per second
-_RIGID = 1e-3  # by which a rotation may differ from one
+_MOST_PIXELS, _LONGEST = 2**14, 100  # limits of a frame's side, and of its aspect ratio
+_NARROWEST, _SLOWEST = 0.01, 0.01  # smallest field of view, degrees; smallest frames per second
+_RIGID = 1e-3  # tolerance of the orthonormality of a rotation
 
 
 class CameraPath(NamedTuple):
@@ -39,11 +39,11 @@ class CameraPath(NamedTuple):
 
     Attributes:
         c2w: (N, 3, 4) float64, OpenGL axes.
-        fov: (N,) vertical angles of view, degrees.
+        fov: (N,) vertical fields of view, degrees.
         width: of a frame, pixels.
         height: of a frame, pixels.
         fps: frames per second.
-        times: (N,) in [0, 1], or None where not every frame has one.
+        times: (N,) in [0, 1], or None if not every frame has one.
     """
 
     c2w: np.ndarray
@@ -54,7 +54,7 @@ class CameraPath(NamedTuple):
     times: np.ndarray | None
 
     def intrinsics(self, width: int) -> tuple[np.ndarray, int]:
-        """(N, 4) float32 ``fx, fy, cx, cy`` of frames of a width, pixels, and their height."""
+        """(N, 4) float32 ``fx, fy, cx, cy`` for frames of a width in pixels, and the height of these frames."""
         height = max(1, round(width * self.height / self.width))
         focal = height / 2 / np.tan(np.deg2rad(self.fov) / 2)
         middle = [np.full(len(focal), side / 2) for side in (width, height)]
@@ -71,13 +71,13 @@ def is_camera_path(path: Path) -> bool:
 
 
 def read_camera_path(path: Path) -> CameraPath:
-    """Read a camera path, in the space that it is in.
+    """Read a camera path; poses stay in nerfstudio's space.
 
     Args:
         path: the file.
 
     Raises:
-        UserError: it is damaged, or its cameras are not perspective ones.
+        UserError: it is damaged, or its cameras are not perspective cameras.
     """
     content = read_object(path, _ALLOWED)
     kind = content.get("camera_type", "perspective")
@@ -103,7 +103,7 @@ def read_camera_path(path: Path) -> CameraPath:
 
 
 def into_file_space(c2w: np.ndarray, changes: Path, transforms: Path | None = None) -> np.ndarray:
-    """Undo what nerfstudio did to poses.
+    """Undo nerfstudio's transform of poses.
 
     Args:
         c2w: (N, 3, 4) in nerfstudio's space.
@@ -130,7 +130,7 @@ def into_file_space(c2w: np.ndarray, changes: Path, transforms: Path | None = No
 
 
 def _matrix(where: str, key: str, value: object) -> np.ndarray:
-    """(4, 4) float64 of a rotation and a translation, given as 16 numbers, or as rows with or without the last."""
+    """(4, 4) float64 rigid transform, given as 16 numbers, or as three or four rows."""
     matrix = array(where, key, value, ((4, 4), (3, 4), (16,)))
     matrix = matrix.reshape(4, 4) if matrix.shape == (16,) else matrix
     matrix = np.vstack([matrix, [0, 0, 0, 1]]) if len(matrix) == 3 else matrix

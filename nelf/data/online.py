@@ -1,12 +1,11 @@
-"""A teacher's views without a set on disk: it renders them while its student learns.
+"""A teacher's views, rendered online while its student trains, instead of a stored pseudo set.
 
-The views are those that a stored set would have, and they come in the order in which a stored set is drawn from: a
-round is as many random views as a set has, with the scene's own among them, in a random order. The next round has other
-views. Views are rendered when they are asked for, or into a pool, from which batches are drawn; now and then a view of
-the pool makes room for the next one of the sequence.
+A round consists of the random views of one pseudo set and the scene's own, in random order; round 0 has the views of
+the stored set, and each further round has new ones. Views are rendered either for a single batch, or into a pool from
+which batches are drawn; every ``renew_every`` batches, the next view of the sequence replaces the oldest of the pool.
 
-All is a function of the seed, the number of a batch and the process, as with stored views: a training that goes on from
-a checkpoint has the pool that it would have had.
+As with stored views, a batch is a function of the seed, its number and the process, so a resumed training has the same
+pool as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -29,17 +28,17 @@ from nelf.scene import Scene, Silhouettes, Split
 
 __all__ = ["OnlineSplit", "online_views", "order"]
 
-_LOOKED_AT, _WIDTH = 4, 64  # views, and pixels across, that tell whether a teacher's pictures are opaque
-_FEW = 4  # views that are rendered without a word
+_LOOKED_AT, _WIDTH = 4, 64  # number and width of the views from which it is decided whether images have alpha
+_FEW = 4  # up to so many views are rendered without a progress bar
 
 
 class _Renderer:
-    """A teacher that renders views as uint8 images, and counts them.
+    """Renders a teacher's views as uint8 images, and counts them.
 
     Args:
         teacher: anything with ``render(camera)``.
-        background: (3,) color that its pictures are composited over.
-        device: where the images are to be.
+        background: (3,) background color.
+        device: device of the images.
     """
 
     def __init__(self, teacher: Renderable, background: Tensor, device: torch.device) -> None:
@@ -47,14 +46,14 @@ class _Renderer:
         self.rendered = 0.0
 
     def image(self, camera: Camera) -> Tensor:
-        """What a single camera sees, (H, W, 3|4) uint8, as it would be read from disk."""
+        """The image of a single camera, (H, W, 3|4) uint8, as it would be read from disk."""
         self.rendered += 1
         pixels = self.teacher.render(camera).rgba(self.background).to(self.device)
         return (pixels.float().clamp(0, 1) * 255 + 0.5).to(torch.uint8)
 
     @torch.no_grad()
     def pixels(self, cameras: Camera, rows: Tensor, columns: Tensor) -> Tensor:
-        """What pixel p of camera p shows: (P, 3|4) in [0, 255], not rounded."""
+        """The color of pixel p of camera p: (P, 3|4) in [0, 255], not rounded."""
         self.rendered += len(rows) / (cameras.width * cameras.height)
         shift: float = getattr(self.teacher, "ray_shift", 0.0)
         draw: Any = self.teacher.draw  # type: ignore[attr-defined]
@@ -62,12 +61,12 @@ class _Renderer:
 
     @cached_property
     def draws_rays(self) -> bool:
-        """Whether it can be asked for single rays."""
+        """Whether the teacher can render single rays."""
         return hasattr(self.teacher, "draw") and getattr(self.teacher, "batch", "rays") == "rays"
 
 
 class _Images:
-    """The images of some cameras, rendered when they are asked for, as if they were an array."""
+    """The images of some cameras with the interface of an array, rendered on access."""
 
     def __init__(self, renderer: _Renderer, cameras: Camera, channels: int) -> None:
         self._renderer, self._cameras = renderer, cameras
@@ -85,12 +84,12 @@ class _Images:
 
 @dataclass(eq=False)
 class _Round(Split):
-    """A round of views: first those that a teacher renders, then a scene's own.
+    """A round of views: first those that the teacher renders, then the scene's own.
 
     Attributes:
-        renderer: of the first ones.
-        unshifted: (M,) the cameras that it renders.
-        own: the scene's views; None for none.
+        renderer: renders the former.
+        unshifted: (M,) their cameras, without ``ray_shift``.
+        own: the scene's own views, or None.
     """
 
     renderer: _Renderer
@@ -109,7 +108,7 @@ class _Round(Split):
         return torch.from_numpy(self.images[index]).to(self.renderer.device)
 
     def pixels(self, views: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> Tensor:  # type: ignore[override]
-        """See ``Split.pixels``; floats in [0, 255], of rays that are rendered one by one."""
+        """See ``Split.pixels``; floats in [0, 255], the teacher's rendered ray by ray."""
         count, device = len(self.unshifted), self.renderer.device
         found = torch.full((len(views), self.images.shape[-1]), 255.0, device=device)
         new, old = np.flatnonzero(views < count), np.flatnonzero(views >= count)
@@ -125,7 +124,7 @@ class _Round(Split):
 
 @dataclass
 class _Pool:
-    """The views that are at hand: place ``j % size`` has view ``j`` of a process's sequence."""
+    """The views in memory: slot ``j % size`` holds view ``j`` of a process's sequence."""
 
     key: tuple[int, ...] = ()
     images: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -137,15 +136,15 @@ class _Pool:
 
 @dataclass(eq=False)
 class OnlineSplit(Split):
-    """Views that a teacher renders when a training asks for them. What it is by itself is the first round.
+    """Views that a teacher renders online. As a ``Split``, it has the views of round 0.
 
     Attributes:
-        round: round ``r``, see the module.
-        renderer: what renders them.
-        real: the scene's own training views, whether they are among the rounds' or not.
-        pool: views at hand, which batches are drawn from; None for what is rendered for one batch only.
-        renew_every: batches from one new view of the pool to the next.
-        ray_shift: of the cameras in batches, see ``Camera.shifted``.
+        round: returns round ``r``, see the module.
+        renderer: renders the views.
+        real: the scene's own training views, whether or not the rounds include them.
+        pool: number of views in memory from which batches are drawn; None to render each batch separately.
+        renew_every: number of batches after which one view of the pool is replaced.
+        ray_shift: shift of the cameras in batches, see ``Camera.shifted``.
     """
 
     round: Callable[[int], _Round]
@@ -163,7 +162,7 @@ class OnlineSplit(Split):
 
     @cached_property
     def has_alpha(self) -> bool:
-        """Whether any image is not wholly opaque, by the scene's own and a look at a few of the teacher's."""
+        """Whether any image is not fully opaque, judged by the scene's own views and a few of the teacher's."""
         if self.real.has_alpha:
             return True
         first = self.round(0).unshifted[:_LOOKED_AT].resized(min(self.camera.width, _WIDTH))
@@ -171,7 +170,7 @@ class OnlineSplit(Split):
         return any(each.opacity is not None and float(each.opacity.min()) < 254.5 / 255 for each in pictures)
 
     def silhouettes(self) -> Silhouettes | None:
-        """See ``Split.silhouettes``: those of the scene's own views, for which nothing has to be rendered."""
+        """See ``Split.silhouettes``: those of the scene's own views, which need no rendering."""
         return self.real.silhouettes()
 
     def shifted(self, widths: float) -> Split:
@@ -183,16 +182,16 @@ class OnlineSplit(Split):
         return self.round(number).shifted(self.ray_shift)
 
     def window(self, index: int, seed: int, rank: int = 0, world: int = 1) -> ResidentSplit:
-        """The pool that batch ``index`` of a process is drawn from.
+        """The pool from which batch ``index`` of a process is drawn.
 
         Args:
-            index: of the batch.
-            seed: of the order.
-            rank: of the process; each has views of its own.
-            world: how many processes there are.
+            index: number of the batch.
+            seed: seed of the order of views.
+            rank: rank of the process; each process has different views.
+            world: number of processes.
 
         Returns:
-            Views ``r`` to ``r + pool - 1`` of the process's sequence, ``r`` being ``index // renew_every``; on the
+            Views ``r`` to ``r + pool - 1`` of the process's sequence, where ``r`` is ``index // renew_every``, on the
             renderer's device.
         """
         assert self.pool is not None
@@ -218,7 +217,7 @@ class OnlineSplit(Split):
         return own.split.shifted(self.ray_shift)  # type: ignore[return-value]
 
     def _take(self, view: int, seed: int, rank: int, world: int) -> None:
-        """Put a view of a process's sequence into its place of the pool."""
+        """Render a view of a process's sequence into its slot of the pool."""
         number, place = divmod(view * world + rank, len(self))
         views, index = self.round(number), int(order(len(self), seed, number)[place])
         slot, image = view % len(self._pool.views), views.image(index)
@@ -229,7 +228,7 @@ class OnlineSplit(Split):
 
 
 def order(count: int, seed: int, turn: int) -> np.ndarray:
-    """In which order (count,) so many views come in pass ``turn`` over them."""
+    """The order of views in pass ``turn``: a permutation (count,) of their indices."""
     return np.random.default_rng((seed, turn)).permutation(count)
 
 
@@ -244,20 +243,21 @@ def online_views(
     renew_every: int = 1,
     device: torch.device | str = "cpu",
 ) -> Scene:
-    """A scene whose training views are those that a teacher renders while they are asked for.
+    """A scene whose training views are rendered by a teacher during training.
 
     Args:
-        scene: the real one; all but the training views stays.
-        teacher: anything with ``render(camera)``, in evaluation mode. No pool and ``for_rays``: with ``draw(rays)``.
-        cameras: those of round ``r``, as many of each.
-        real_views: have the scene's own training views among them.
-        for_rays: batches are of rays. Without a pool each is rendered by itself.
+        scene: the real scene; everything except its training views is kept.
+        teacher: anything with ``render(camera)``, in evaluation mode; also with ``draw(rays)`` for ``for_rays`` without
+            a pool.
+        cameras: returns the cameras of round ``r``; every round has the same number.
+        real_views: include the scene's own training views in each round.
+        for_rays: batches consist of rays; without a pool, each ray is rendered separately.
         pool: see ``OnlineSplit``.
         renew_every: see ``OnlineSplit``.
-        device: where images, and batches of a pool, are to be.
+        device: device of the images and of batches from a pool.
 
     Raises:
-        UserError: rays are to be rendered one by one, but the teacher draws whole views only.
+        UserError: single rays have to be rendered, but the teacher renders whole views only.
     """
     renderer = _Renderer(teacher, scene.background_color, torch.device(device))
     if pool is None and for_rays and not renderer.draws_rays:

@@ -1,13 +1,14 @@
-"""Photographs, or a video, to a COLMAP scene: copies that are upright and of one size, registered, kept beside them.
+"""Register photographs or the frames of a video with COLMAP.
 
-What comes out is a folder ``nelf_colmap`` in that of the photographs (beside a video: ``NAME_nelf_colmap``), with
-``images/`` and ``sparse/0/``, which ``nelf.data.colmap`` and other programs read. It is made once: it gets its name
-when it is complete, a killed registration goes on where it was, and other photographs replace it.
+The result is a folder ``nelf_colmap`` inside that of the photographs (beside a video: ``NAME_nelf_colmap``), with
+``images/`` and ``sparse/0/``, which ``nelf.data.colmap`` and other programs read. It is made once: it is renamed into
+place when it is complete, an interrupted registration resumes, and it is made again if the photographs change.
 
-Copies: turned as EXIF says, reduced so that the longer side has at most 1600 pixels; PNG of PNG, else JPEG. Of the EXIF
-entries they keep the focal length, which COLMAP starts from. Photographs of another size than most are left out, since
-all views of a scene have one size, and here one camera. Of a video, the sharpest frame of each of so many equal spans
-is taken: the one with the largest variance of its Laplacian.
+Photographs are copied upright, as EXIF says, and downsampled to at most 1600 pixels on the longer side; PNG stays PNG,
+all else becomes JPEG. Of the EXIF entries only the focal length is kept, as COLMAP's initial value. Photographs of
+another size than most are left out, since all views of a scene have one size, and here share one camera. A video is
+divided into ``frames`` equal spans, and the sharpest frame of each is used: that with the largest variance of its
+Laplacian.
 """
 
 from __future__ import annotations
@@ -35,44 +36,44 @@ from nelf.files import exists, is_dir, is_file, read_object
 __all__ = ["FEWEST", "LARGEST", "register_photos", "registration_folder"]
 
 LARGEST = 1600
-"""Pixels of the longer side of a copy, at most."""
+"""Maximum number of pixels of the longer side of a copy."""
 
 FEWEST = 5
-"""Photographs without which there is no scene."""
+"""Minimum number of photographs."""
 
 _PHOTOS = (".jpg", ".jpeg", ".png", ".webp", ".heic", ".heif")
 _VIDEOS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
 _TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _ORIENTATION, _EXIF, _FOCAL_35MM = 0x0112, 0x8769, 0xA405  # EXIF tags
-_HEAD = 2**16  # bytes of each file that tell one photograph from another, beside its name and size
-_EXHAUSTIVE = 200  # photographs of which each is compared with each; of more, and of frames, with those near in order
-_GRAY = 320  # width of the pictures whose sharpness is measured
-_VERSION = 1  # of the folder; another one is made anew
+_HEAD = 2**16  # bytes of each file that are hashed, in addition to name and size
+_EXHAUSTIVE = 200  # up to so many photographs are matched exhaustively; more, and video frames, sequentially
+_GRAY = 320  # approximate width at which sharpness is measured
+_VERSION = 1  # of the folder's format; a folder of another version is made again
 
 
 def registration_folder(source: str | Path) -> Path:
-    """Where the registration of a folder of photographs, or of a video, is kept."""
+    """The folder of the registration of a folder of photographs, or of a video."""
     source = Path(source)
     return source / "nelf_colmap" if is_dir(source) else source.with_name(f"{source.stem}_nelf_colmap")
 
 
 def register_photos(source: str | Path, frames: int = 80, seed: int = 0) -> Path:
-    """Register photographs, unless it is done.
+    """Register photographs, unless that has been done.
 
-    Several processes may ask for it: one does it, the others wait.
+    If several processes call this, one registers and the others wait.
 
     Args:
         source: a folder of JPEG, PNG, WebP or HEIC files, or a video file.
-        frames: how many are taken of a video.
-        seed: of all that COLMAP draws at random.
+        frames: number of frames taken from a video.
+        seed: COLMAP's random seed.
 
     Returns:
         The folder of the registration, a scene for ``nelf.data.colmap.read_colmap``.
 
     Raises:
-        UserError: there are no or too few photographs, one cannot be read, too few of them could be registered,
-            pycolmap (or for HEIC pillow-heif) is not installed, or the folder cannot be written.
-        KeyboardInterrupt: Ctrl-C; what is done is kept.
+        UserError: there are too few photographs, one cannot be read, too few of them could be registered, pycolmap (or,
+            for HEIC, pillow-heif) is not installed, or the folder cannot be written.
+        KeyboardInterrupt: Ctrl-C; finished steps are kept.
     """
     source = Path(source)
     root = registration_folder(source)
@@ -92,7 +93,7 @@ def register_photos(source: str | Path, frames: int = 80, seed: int = 0) -> Path
 
 
 def _make(source: Path, files: list[Path], root: Path, mark: str, frames: int, seed: int) -> None:
-    """Register into a folder beside, and give it its name."""
+    """Register into a temporary folder, and rename it into place."""
     work = root.with_name(f".{root.name}.partial")
     if exists(work) and (_noted(work) or {}).get("mark") != mark:
         shutil.rmtree(work)
@@ -115,7 +116,7 @@ def _make(source: Path, files: list[Path], root: Path, mark: str, frames: int, s
 
 
 def _mark(files: list[Path], frames: int, seed: int) -> str:
-    """Hash of what a registration depends on; a copied or moved folder keeps it."""
+    """Hash of everything that a registration depends on; copying or moving the folder does not change it."""
     state = hashlib.sha256(f"{_VERSION} {frames} {seed}".encode())
     for path in files:
         with path.open("rb") as file:
@@ -124,7 +125,7 @@ def _mark(files: list[Path], frames: int, seed: int) -> str:
 
 
 def _noted(folder: Path) -> Any:
-    """What ``_note`` has written; None where it has not."""
+    """The content that ``_note`` has written, or None."""
     try:
         return read_object(folder / "photos.json")
     except UserError:
@@ -156,7 +157,7 @@ def _photographs(folder: Path) -> list[Path]:
 
 
 def _open_heic(path: Path) -> None:
-    """Let Pillow read HEIC."""
+    """Enable Pillow to read HEIC."""
     try:
         import pillow_heif
     except ImportError:
@@ -165,12 +166,12 @@ def _open_heic(path: Path) -> None:
 
 
 def _formats() -> tuple[str, ...]:
-    """What photographs may be: HEIC, too, where it can be read."""
+    """The allowed formats of photographs, including HEIC if it has been enabled."""
     return (*FORMATS, "HEIF") if "HEIF" in Image.OPEN else FORMATS
 
 
 def _copies(source: Path, files: list[Path], folder: Path) -> None:
-    """Copy the photographs whose size is that of most."""
+    """Copy the photographs of the most frequent size."""
     sizes = [_upright_size(path) for path in files]
     usual, count = Counter(sizes).most_common(1)[0]
     chosen = [path for path, size in zip(files, sizes, strict=True) if size == usual]
@@ -193,19 +194,19 @@ def _copies(source: Path, files: list[Path], folder: Path) -> None:
 
 
 def _copy_name(path: Path) -> str:
-    """A name that COLMAP's lists of pairs can state: without spaces."""
+    """A name without spaces, as required in COLMAP's lists of pairs."""
     suffix = path.suffix.lower() if path.suffix.lower() in (".jpg", ".jpeg", ".png") else ".jpg"
     return re.sub(r"\s", "_", path.stem) + suffix
 
 
 def _upright_size(path: Path) -> tuple[int, int]:
-    """Width and height once a photograph stands as EXIF says."""
+    """Width and height after the rotation in EXIF."""
     with open_image(path, _formats()) as image:
         return image.size[::-1] if image.getexif().get(_ORIENTATION) in _TRANSPOSED else image.size
 
 
 def _copy(path: Path, copy: Path) -> None:
-    """Write one photograph upright and not too large."""
+    """Write one photograph upright, downsampled if it is too large."""
     with open_image(path, _formats()) as image:
         check_whole(path, image)
         exif = _focal_length(image.getexif())
@@ -214,7 +215,7 @@ def _copy(path: Path, copy: Path) -> None:
 
 
 def _focal_length(exif: Image.Exif) -> Image.Exif:
-    """Of the EXIF entries, the one that COLMAP reads: the focal length on 35 mm film."""
+    """The only EXIF entry that is kept and that COLMAP reads: the 35 mm equivalent focal length."""
     kept = Image.Exif()
     length = exif.get_ifd(_EXIF).get(_FOCAL_35MM)
     if isinstance(length, int) and length > 0:
@@ -223,7 +224,7 @@ def _focal_length(exif: Image.Exif) -> Image.Exif:
 
 
 def _save(pixels: np.ndarray, path: Path, exif: Image.Exif | None = None) -> None:
-    """Write a picture (H, W, 3) uint8, reduced where it is too large."""
+    """Write an image (H, W, 3) uint8, downsampled if it is too large."""
     height, width = pixels.shape[:2]
     ratio = min(1.0, LARGEST / max(width, height))
     if ratio < 1:
@@ -248,7 +249,7 @@ def _frames(video: Path, folder: Path, frames: int) -> None:
     try:
         total, _ = imageio_ffmpeg.count_frames_and_secs(str(video))
         if total < FEWEST:
-            raise UserError(f"{video}: has {total} frames; allowed: {FEWEST} or more, filmed on a walk around.")
+            raise UserError(f"{video}: has {total} frames; allowed: {FEWEST} or more, filmed on a walk around the scene.")
         frames = min(frames, total)
         with progress_bar(f"looking for {frames} sharp frames", total) as progress:
             images = progress.track(_decoded(video), task_id=progress.task_ids[0])
@@ -274,10 +275,10 @@ def _decoded(video: Path) -> Iterator[np.ndarray]:
 
 
 def _sharpest(images: Iterable[np.ndarray], total: int, spans: int) -> Iterator[tuple[int, np.ndarray]]:
-    """The sharpest of the images (H, W, 3) of each span of so many, with the span's number."""
+    """The number of each span and the sharpest of its images (H, W, 3); ``total`` images form ``spans`` equal spans."""
     last, best, picture = 0, -1.0, None
     for index, image in enumerate(images):
-        span = min(index * spans // total, spans - 1)  # a container may count fewer frames than it has
+        span = min(index * spans // total, spans - 1)  # a video may have more frames than its container states
         if span != last and picture is not None:
             yield last, picture
             best = -1.0
@@ -289,7 +290,7 @@ def _sharpest(images: Iterable[np.ndarray], total: int, spans: int) -> Iterator[
 
 
 def _sharpness(image: np.ndarray) -> float:
-    """Variance of the Laplacian of an image's gray values, after reducing it: noise is not sharpness."""
+    """Variance of the Laplacian of an image's gray values, downsampled first so that noise does not count."""
     step = max(1, image.shape[1] // _GRAY)
     rows, columns = image.shape[0] // step * step, image.shape[1] // step * step
     gray = image[:rows, :columns].mean(2).reshape(rows // step, step, columns // step, step).mean((1, 3))

@@ -1,4 +1,4 @@
-"""The points of a PLY file, ASCII or binary. Other elements and properties are passed over; nothing else is read.
+"""Read the points of a PLY file, ASCII or binary; other elements and properties are ignored.
 
 Source: Turk 1994, "The PLY Polygon File Format".
 """
@@ -22,9 +22,9 @@ _TYPES = {
     **{"float": "f4", "double": "f8", "float32": "f4", "float64": "f8"},
 }
 _ORDERS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
-_LONGEST = 1024  # bytes of a line of the header
-_LINES = 1000  # of the header
-_DIGITS = 18  # of the number of vertices
+_LONGEST = 1024  # maximum bytes of a header line
+_LINES = 1000  # maximum header lines
+_DIGITS = 18  # maximum digits of the number of vertices
 
 
 def read_ply(path: Path) -> np.ndarray:
@@ -37,7 +37,7 @@ def read_ply(path: Path) -> np.ndarray:
         (N, 3) float64, x y z of the element ``vertex``.
 
     Raises:
-        UserError: the file is missing, no PLY, cut off, or its vertices are no points.
+        UserError: the file is missing, truncated or not a PLY file, or its vertices are not points.
     """
     if not is_file(path):
         raise UserError(f"{path}: no such file; allowed: a PLY file.")
@@ -90,13 +90,13 @@ def _properties(path: Path, lines: list[list[str]]) -> dict[str, str]:
 
 
 def _vertices(path: Path, file: BinaryIO, order: str, count: int, properties: dict[str, str]) -> np.ndarray:
-    """(N, 3) float64; the file is as long as its header says before any memory is spent."""
+    """(N, 3) float64; the file's length is checked against its header before memory is allocated."""
     if count < 1:
         raise UserError(f"{path}: has no points; allowed: one or more.")
     row = np.dtype([(name, _ORDERS[order] + kind) for name, kind in properties.items()])
     left = path.stat().st_size - file.tell()
     least = 2 * len(properties) if order == "ascii" else row.itemsize  # a digit and a space
-    if count * least > left + (order == "ascii"):  # the last line need not end
+    if count * least > left + (order == "ascii"):  # the last line may lack a newline
         raise UserError(f"{path}: is cut off, {count} vertices take more than its {left} bytes; allowed: a whole file.")
     if order != "ascii":
         table = np.frombuffer(file.read(count * row.itemsize), row)
@@ -104,7 +104,7 @@ def _vertices(path: Path, file: BinaryIO, order: str, count: int, properties: di
     columns = [list(properties).index(axis) for axis in "xyz"]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a file without data
+            warnings.simplefilter("ignore")  # about a file without data
             points = np.loadtxt(file, comments=None, usecols=columns, max_rows=count, ndmin=2, encoding="latin-1")
     except ValueError as error:
         raise UserError(f"{path}: a vertex is no numbers ({reason_of(error)}); allowed: x y z.") from None

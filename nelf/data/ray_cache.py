@@ -1,12 +1,12 @@
-"""Ray batches from sets of views that are larger than memory: all pixels of a set in a random order, in one file.
+"""Ray batches from sets of views that are larger than memory: one file of all pixels in random order.
 
-Random pixels of a file of many gigabytes are as many reads of a page. So the order is made once, when the file is
-written, and batches are read from it block by block. The order is computed, not stored: the file holds nothing but
-colors, and rays are made from the poses.
+Reading random pixels from a file of many gigabytes would read a page for each. So pixels are shuffled once, when the
+file is written, and batches are read from it in blocks. The permutation is computed, not stored: the file holds colors
+only, and rays are made from the poses.
 
-The file is an array (M, C) of uint8, M the pixels of all views. The pixels of each view, in an order of its own, are
-dealt to buckets, an equal number to each; the pixels of a bucket, from all views, are shuffled. So any block is a
-sample of all views. Neither writing nor reading holds more than a bucket, or some views, in memory.
+The file is an array (M, C) uint8, where M is the number of pixels of all views. The pixels of each view are permuted
+and distributed evenly to buckets; then the pixels of each bucket, which come from all views, are shuffled. So any block
+is a random sample of all views. Neither writing nor reading needs more memory than a bucket or a few views.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from nelf.scene import Split
 
 __all__ = ["ShuffledSplit", "shuffled"]
 
-BLOCK = 4096  # pixels that are read together, as many as are in a file of R2L's
+BLOCK = 4096  # pixels that are read together, as many as in one of R2L's files
 BUCKET = 2**21  # pixels that are shuffled together when the file is written
 
 _ROUNDS = 3
@@ -38,14 +38,14 @@ _HALF, _ONE = np.uint64(33), np.uint64(1)
 
 
 class PixelFile:
-    """The pixels of N views in a random order, memory-mapped. Passes on to another process as its path.
+    """The pixels of N views in random order, memory-mapped. It is pickled as its path.
 
     Args:
-        path: the file; ``write`` makes one.
+        path: a file made by ``write``.
         shape: (N, H, W, C) of the views.
 
     Raises:
-        ValueError: there is no such file, or it is not of these views.
+        ValueError: there is no such file, or it has another shape.
     """
 
     def __init__(self, path: Path, shape: tuple[int, int, int, int]) -> None:
@@ -57,21 +57,21 @@ class PixelFile:
         self.colors = colors
 
     def __reduce__(self) -> tuple[Callable[..., PixelFile], tuple[object, ...]]:
-        """What a worker process opens again."""
+        """Pickle the path, so that a worker process opens the file itself."""
         return PixelFile, (self.path, self.shape)
 
     def read(self, first: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Read pixels ``first`` to ``first + count - 1`` of an endless sequence.
 
-        Each pass of the sequence has every pixel once: the blocks of the file in a new order, from a new beginning.
+        Each pass has every pixel once: the blocks of the file in a new order, with a new offset.
 
         Args:
-            first: place in the sequence.
-            count: P.
-            seed: which sequence.
+            first: position in the sequence.
+            count: number of pixels, P.
+            seed: seed of the sequence.
 
         Returns:
-            Views, rows and columns (P,) int64, and rgba (P, 4) float32 in [0, 1], alpha 1 where the views have none.
+            Views, rows and columns (P,) int64, and rgba (P, 4) float32 in [0, 1], alpha 1 if the views have none.
         """
         views, height, width, _ = self.shape
         found = np.empty((2, count), np.int64)
@@ -81,12 +81,12 @@ class PixelFile:
 
     @staticmethod
     def write(path: Path, split: Split, text: str) -> None:
-        """Write the file of a split, of which a few views at a time are in memory.
+        """Write the file of a split, with only a few views in memory at a time.
 
         Args:
             path: the file.
             split: the views.
-            text: what the progress bar says.
+            text: label of the progress bar.
 
         Raises:
             UserError: an image cannot be decoded, or the file cannot be written.
@@ -105,10 +105,10 @@ class PixelFile:
 
 @dataclass(eq=False)
 class ShuffledSplit(Split):
-    """Views whose pixels also lie in a file, from which ray batches are read.
+    """Views with a file of their pixels in random order, from which ray batches are read.
 
     Attributes:
-        file: has them in a random order.
+        file: the file.
     """
 
     file: PixelFile
@@ -117,13 +117,13 @@ class ShuffledSplit(Split):
         """Rays ``first`` to ``first + count - 1`` of an endless sequence in which each pass has every pixel once.
 
         Args:
-            first: place in the sequence.
-            count: P.
-            seed: which sequence.
+            first: position in the sequence.
+            count: number of rays, P.
+            seed: seed of the sequence.
 
         Returns:
-            Rays (P,) through the centers of pixels, and their colors (P, 4) in [0, 1], not premultiplied. In place of
-            pixels that do not count there are others of these P.
+            Rays (P,) through the centers of pixels, and their colors (P, 4) in [0, 1], not premultiplied. Masked pixels
+            are replaced by unmasked ones among these P, or, if all are masked, by the next P.
         """
         views, rows, columns, rgba = self.file.read(first, count, seed)
         seen = self.seen(views, rows, columns)
@@ -138,16 +138,16 @@ class ShuffledSplit(Split):
 
 
 def shuffled(split: Split, root: Path, state: str, mark: str = "") -> ShuffledSplit:
-    """Give a split the file of its pixels, which is written where there is none.
+    """Add the pixel file to a split; it is written if it does not exist.
 
-    When it is written, files in the set's directory that are of another state of the set are deleted.
+    When it is written, outdated pixel files in the set's directory are deleted.
 
     Args:
-        split: the views. They are decoded once, if at all.
-        root: the set's directory; the file is in ``.nelf_cache`` in it, or in the system's temporary directory where
-            that cannot be written.
-        state: of the set's own files, see ``nelf.data.images.fingerprint``.
-        mark: tells these views from others of the same state.
+        split: the views. They are decoded at most once.
+        root: the set's directory; the file is in its ``.nelf_cache``, or, if that is not writable, in the system's
+            temporary directory.
+        state: fingerprint of the set's files, see ``nelf.data.images.fingerprint``.
+        mark: distinguishes different views with the same fingerprint.
 
     Returns:
         The same views with the file.
@@ -168,7 +168,7 @@ def shuffled(split: Split, root: Path, state: str, mark: str = "") -> ShuffledSp
 
 
 def _remove_outdated(folder: Path, root: Path, state: str) -> None:
-    """Delete the files of a set as it was; elsewhere than in the set's directory there are those of other sets, too."""
+    """Delete files of earlier fingerprints, only in the set's own directory: others hold files of other sets, too."""
     for path in folder.glob("rays_*.npy") if folder.parent == root else ():
         if not path.name.startswith(f"rays_{state}_"):
             with suppress(OSError):
@@ -176,20 +176,20 @@ def _remove_outdated(folder: Path, root: Path, state: str) -> None:
 
 
 def _opened(path: Path, shape: tuple[int, int, int, int]) -> PixelFile | None:
-    """The file, if there is one and it is what its name says."""
+    """The file, or None if it does not exist or has another shape."""
     with suppress(ValueError):
         return PixelFile(path, shape)
     return None
 
 
 def _share(views: int, area: int) -> int:
-    """How many pixels of each view a bucket has; the last one may have fewer."""
+    """The number of pixels of each view in a bucket; the last bucket may have fewer."""
     return max(min(BUCKET // views, area), 1)
 
 
 @njit(nogil=True, cache=True)
 def _mix(value: np.uint64) -> np.uint64:
-    """Scatter 64 bits: the finalizer of MurmurHash3."""
+    """Mix 64 bits: the finalizer of MurmurHash3."""
     value = (value ^ (value >> _HALF)) * _FIRST
     value = (value ^ (value >> _HALF)) * _SECOND
     return value ^ (value >> _HALF)
@@ -197,7 +197,7 @@ def _mix(value: np.uint64) -> np.uint64:
 
 @njit(nogil=True, cache=True)
 def _bits(size: int) -> int:
-    """How many bits the numbers below ``size`` have, at least one."""
+    """The number of bits of the numbers below ``size``, at least one."""
     bits = 1
     while (1 << bits) < size:
         bits += 1
@@ -206,10 +206,10 @@ def _bits(size: int) -> int:
 
 @njit(nogil=True, cache=True)
 def _place(index: int, size: int, bits: int, key: np.uint64) -> int:
-    """Where number ``index`` of ``size`` is in a pseudo-random order of them.
+    """The image of ``index`` under a pseudo-random permutation of ``size`` numbers.
 
-    A Feistel network permutes the numbers of as many bits as ``_bits`` says; from one beyond ``size`` it goes on to the
-    next, so that the others stay among themselves (Black and Rogaway 2002, cycle walking).
+    A Feistel network permutes the numbers of ``bits`` bits; it is applied again while its result is not below ``size``
+    (Black and Rogaway 2002, cycle walking).
     """
     right = np.uint64(bits // 2)
     low = (_ONE << right) - _ONE
@@ -240,7 +240,7 @@ _share_of = njit(nogil=True, cache=True)(_share)
 
 @njit(nogil=True, cache=True)
 def _deal(image: np.ndarray, view: int, views: int, out: np.ndarray) -> None:
-    """Put the pixels (A, C) of one view into their buckets of the file (M, C')."""
+    """Distribute the pixels (A, C) of one view to the buckets of the file (M, C')."""
     area = len(image)
     share, bits, key = _share_of(views, area), _bits(area), _view_key(view)
     for index in range(area):
@@ -252,7 +252,7 @@ def _deal(image: np.ndarray, view: int, views: int, out: np.ndarray) -> None:
 
 @njit(nogil=True, cache=True)
 def _shuffle(pixels: np.ndarray, bucket: int, out: np.ndarray) -> None:
-    """Write the pixels of a bucket in their order."""
+    """Write the pixels of a bucket in shuffled order."""
     size, bits, key = len(pixels), _bits(len(pixels)), _bucket_key(bucket)
     for index in range(size):
         out[index] = pixels[_place(index, size, bits, key)]
@@ -267,7 +267,7 @@ def _read(
     share, pixel_bits, whole = _share_of(views, area), _bits(area), total // BLOCK
     done = 0
     while done < len(rgba):
-        # From the sequence to the file: a run of pixels that follow each other in it.
+        # From the sequence to the file: a run of consecutive pixels of the file.
         turn, at = divmod(first + done, total)
         key = _mix(_mix(seed) + np.uint64(turn))
         run = total - at

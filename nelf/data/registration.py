@@ -1,13 +1,12 @@
-"""COLMAP's incremental reconstruction of a folder of pictures, by pycolmap, beside a progress bar.
+"""COLMAP's incremental reconstruction of a folder of images, by pycolmap, with progress bars.
 
-SIFT features, matching of each picture with each (or of a sequence, with those near in order), RANSAC, incremental
-mapping with bundle adjustment. All pictures share one camera, SIMPLE_RADIAL: a focal length and one radial coefficient,
-which is what few pictures determine. Features and matches are kept in ``database.db`` as they are found, so that an
-interrupted registration goes on. Each step works in a thread of its own, so that Ctrl-C reaches Python, which cancels
-it.
+Steps: SIFT features, exhaustive matching (or sequential matching of neighbors), RANSAC, and incremental mapping with
+bundle adjustment. All images share one camera, SIMPLE_RADIAL: a focal length and one radial coefficient, which even few
+images determine. Features and matches are stored in ``database.db`` as they are found, so that an interrupted
+registration resumes. Each step runs in its own thread, so that Python receives Ctrl-C and can cancel it.
 
-Drawn at random are RANSAC's samples only, from a seed; mapping runs on one thread, since sums of several threads are
-not the same twice.
+Only RANSAC's samples are random, from a seed; mapping runs on one thread, since sums over several threads are not
+reproducible.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ T = TypeVar("T")
 
 CAMERA_MODEL = "SIMPLE_RADIAL"
 
-_FEATURES = 4096  # of a picture, at most: matching takes the square of it
-_OVERLAP = 10  # of a sequence: with so many next ones, and those 16, 32, 64, ... further on, a picture is compared
+_FEATURES = 4096  # maximum per image: matching is quadratic in it
+_OVERLAP = 10  # sequential matching: with the next 10 images, and those at distances 16, 32, 64, ...
 _PICTURES_AT_A_TIME, _PAIRS_AT_A_TIME = 4, 20
-_SMALLEST_MODEL = 3  # pictures
-_WHOLE = 0.8  # share of the pictures; if fewer are registered, there is advice
-# What a core of about 3 GHz takes, seconds: for a million pixels; for a pair of pictures with 1000 features each; for
-# a picture to be placed.
+_SMALLEST_MODEL = 3  # images
+_WHOLE = 0.8  # if a smaller share of the images is registered, advice is printed
+# Seconds on a core of about 3 GHz: features per megapixel; matching per pair of images with 1000 features each; mapping
+# per image.
 _PER_MEGAPIXEL, _PER_PAIR, _PER_PICTURE = 3.7, 0.022, 0.25
 _FEATURES_PER_MEGAPIXEL = 7500
 
@@ -49,7 +48,7 @@ _ADVICE = (
 
 
 def load_pycolmap() -> Any:
-    """The module pycolmap.
+    """Import pycolmap.
 
     Raises:
         UserError: it is not installed.
@@ -64,18 +63,18 @@ def load_pycolmap() -> Any:
 
 
 def register(source: Path, work: Path, *, sequential: bool, fewest: int, seed: int = 0) -> None:
-    """Find the cameras of pictures and points that they show; the largest connected part of them is kept.
+    """Reconstruct the cameras and points of images; the largest connected reconstruction is kept.
 
     Args:
-        source: where the photographs are, for messages.
-        work: a folder with ``images/``; gets ``database.db`` and, at the end, ``sparse/0/``.
-        sequential: compare a picture with those near in order only.
-        fewest: pictures that have to be registered.
-        seed: of what is drawn at random.
+        source: the photographs, for messages.
+        work: a folder with ``images/``; receives ``database.db`` and, at the end, ``sparse/0/``.
+        sequential: match an image only with neighbors in the sequence.
+        fewest: minimum number of registered images.
+        seed: random seed.
 
     Raises:
-        UserError: fewer pictures than ``fewest`` could be registered, or pycolmap fails.
-        KeyboardInterrupt: Ctrl-C; the features and matches that were found are kept.
+        UserError: fewer than ``fewest`` images could be registered, or pycolmap fails.
+        KeyboardInterrupt: Ctrl-C; features and matches found so far are kept.
     """
     pycolmap = load_pycolmap()
     images = work / "images"
@@ -102,14 +101,14 @@ def register(source: Path, work: Path, *, sequential: bool, fewest: int, seed: i
     shutil.rmtree(work / "models")
     points, error = model.num_points3D(), model.compute_mean_reprojection_error()
     print(
-        f"{registered} are registered, {points} points are on average {error:.2f} pixels from where they are seen "
+        f"{registered} are registered, {points} points, mean reprojection error {error:.2f} pixels "
         f"({monotonic() - begin:.0f} s)" + (f". {_ADVICE}" if count < _WHOLE * len(names) else ""),
         flush=True,
     )
 
 
 def pairs_of(count: int, sequential: bool) -> list[tuple[int, int]]:
-    """Which pictures are compared: each with each, or with those 1 to 10 and 16, 32, 64, ... after it.
+    """The pairs of images to match: all pairs, or those at distances 1 to 10 and 16, 32, 64, ... in the sequence.
 
     Example:
         >>> pairs_of(3, sequential=False)
@@ -121,12 +120,12 @@ def pairs_of(count: int, sequential: bool) -> list[tuple[int, int]]:
 
 
 def _extract(pycolmap: Any, work: Path, names: list[str]) -> None:
-    """Find features, of a few pictures at a time; those that have some are skipped."""
+    """Extract features, a few images at a time; images that have features are skipped."""
     database = work / "database.db"
     opened = pycolmap.Database.open(database)
     begun = opened.num_images()
     opened.close()
-    if begun not in (0, len(names)):  # killed within a second of its beginning
+    if begun not in (0, len(names)):  # killed during import_images below
         database.unlink()
         pycolmap.Database.open(database).close()
     _forget_halves(database)
@@ -143,7 +142,7 @@ def _extract(pycolmap: Any, work: Path, names: list[str]) -> None:
 
 
 def _forget_halves(database: Path) -> None:
-    """Delete what an interrupted step has written half: COLMAP would write it again, and fail."""
+    """Delete incomplete rows of an interrupted step, which COLMAP would try to insert again, and fail."""
     halves = [("keypoints", "descriptors", "image_id"), ("matches", "two_view_geometries", "pair_id")]
     with closing(sqlite3.connect(database)) as connection, connection:
         for one, other, key in halves:
@@ -152,7 +151,7 @@ def _forget_halves(database: Path) -> None:
 
 
 def _match(pycolmap: Any, work: Path, pairs: list[tuple[str, str]], seed: int) -> None:
-    """Match features, of some pairs at a time; those that are matched are skipped."""
+    """Match features, some pairs at a time; pairs that have been matched are skipped."""
     options = pycolmap.FeatureMatchingOptions(use_gpu=False)
     verification = pycolmap.TwoViewGeometryOptions()
     verification.ransac.random_seed = seed
@@ -194,7 +193,7 @@ def _map(pycolmap: Any, work: Path, count: int, seed: int) -> Any:
 
 
 def _run(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Call one of pycolmap's steps in a thread; what it returns.
+    """Call one of pycolmap's steps in a thread, and return its result.
 
     Raises:
         UserError: it fails.
@@ -213,7 +212,7 @@ def _run(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     try:
         thread.start()
         while thread.is_alive():
-            thread.join(0.2)  # a signal is heard between two waits
+            thread.join(0.2)  # signals are handled between two waits
     except KeyboardInterrupt:
         token.cancel()
         if thread.ident is not None:
@@ -231,7 +230,7 @@ def _parts(items: list[T], size: int) -> Iterator[list[T]]:
 
 @contextmanager
 def _quiet(pycolmap: Any) -> Iterator[None]:
-    """Keep COLMAP's log off the terminal: what matters in it is said by exceptions."""
+    """Keep COLMAP's log off the terminal; errors are raised as exceptions."""
     before = pycolmap.logging.minloglevel
     pycolmap.logging.minloglevel = pycolmap.logging.Level.FATAL.value
     try:
@@ -241,7 +240,7 @@ def _quiet(pycolmap: Any) -> Iterator[None]:
 
 
 def _seconds(count: int, size: tuple[int, int], pairs: int) -> float:
-    """About how long a registration takes."""
+    """Estimated duration of a registration."""
     megapixels = size[0] * size[1] / 1e6
     thousands = min(_FEATURES, _FEATURES_PER_MEGAPIXEL * megapixels) / 1000
     shared = count * megapixels * _PER_MEGAPIXEL + pairs * thousands**2 * _PER_PAIR
@@ -249,5 +248,5 @@ def _seconds(count: int, size: tuple[int, int], pairs: int) -> float:
 
 
 def _about(seconds: float) -> str:
-    """A length of time in words."""
+    """A duration in words."""
     return f"about {seconds / 60:.0f} min" if seconds >= 90 else f"about {max(1, round(seconds / 10)) * 10} s"

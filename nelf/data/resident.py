@@ -1,4 +1,4 @@
-"""Views in the memory of a device, from which batches are drawn without a detour through the processor's memory."""
+"""Views in the memory of a device, from which batches are drawn without transfers from the host."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from nelf.scene import Split
 
 __all__ = ["ResidentSplit", "on_device", "resident", "sent"]
 
-_SHARE = 0.25  # of a GPU's free memory: what views may take of it; the rest is the training's
+_SHARE = 0.25  # maximum share of a GPU's free memory that views may take; the rest is left for training
 
 
 @dataclass(eq=False)
 class ResidentSplit(Split):
-    """Views whose images are a tensor on a device; what is drawn from them is there, too.
+    """Views whose images are a tensor on a device; batches are drawn on this device.
 
-    Batches of views have their cameras in main memory, where windows are chosen by them.
+    The cameras of batches of views stay in main memory, where crops are chosen.
 
     Attributes:
         images: (N, H, W, 3|4) uint8.
@@ -31,7 +31,7 @@ class ResidentSplit(Split):
 
     @cached_property
     def nearby(self) -> Camera:
-        """The cameras where the images are."""
+        """The cameras on the device of the images."""
         return self.camera.to(self.images.device)
 
     def pixels(self, views: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> Tensor:  # type: ignore[override]
@@ -41,11 +41,11 @@ class ResidentSplit(Split):
 
 
 def resident(split: Split, device: torch.device) -> Split:
-    """Bring views to a GPU, if they are in memory and leave it most of what it has free.
+    """Move views to a GPU, if they are in memory and take at most a quarter of its free memory.
 
     Args:
-        split: the views. Those of a memory map, or of files, stay where they are.
-        device: of a training.
+        split: the views. Memory-mapped views, and those read from files, stay where they are.
+        device: the device of the training.
 
     Returns:
         The same views.
@@ -59,12 +59,12 @@ def resident(split: Split, device: torch.device) -> Split:
 
 
 def on_device(split: Split, device: torch.device) -> ResidentSplit:
-    """Views of an array on any device."""
+    """Copy in-memory views to a device."""
     images = torch.from_numpy(np.ascontiguousarray(split.images)).to(device)
     return ResidentSplit(split.camera, images, split.names, masks=split.masks)
 
 
 def sent(values: np.ndarray, device: torch.device) -> Tensor:
-    """An array as a tensor on a device, without waiting for what the device is doing."""
+    """Copy an array to a device, on a GPU asynchronously."""
     tensor = torch.from_numpy(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -1,4 +1,4 @@
-"""What the built-in scenes are made of: materials, and solids that are turned, tilted and joined.
+"""Building blocks of the built-in scenes: materials, and functions that make, rotate and group solids.
 
 Lengths in scene units, angles in degrees, +z up.
 """
@@ -27,19 +27,19 @@ PLUM = Material((0.30, 0.05, 0.28), shine=0.9, gloss=200.0, mirror=0.06)
 
 
 def matt(red: float, green: float, blue: float, **more: Any) -> Material:
-    """A surface without reflections, linear rgb."""
+    """A matte surface, linear rgb."""
     return Material((red, green, blue), **{"shine": 0.1, "gloss": 20.0, "mirror": 0.0, **more})
 
 
 def solid(kind: int, center: Point, size: Point, material: Material, turn: float = 0.0) -> Solid:
-    """A solid that stands upright.
+    """An upright solid.
 
     Args:
-        kind: one of those of ``nelf.data.solids``.
-        center: scene unit.
+        kind: one of the kinds in ``nelf.data.solids``.
+        center: in scene units.
         size: see the kinds.
-        material: its look.
-        turn: about z, degrees.
+        material: its material.
+        turn: rotation about z, degrees.
 
     Returns:
         The solid.
@@ -48,13 +48,13 @@ def solid(kind: int, center: Point, size: Point, material: Material, turn: float
 
 
 def axes(turn: float) -> np.ndarray:
-    """(3, 3) rows: axes turned about +z by degrees."""
+    """(3, 3) axes, as rows, rotated about +z by degrees."""
     c, s = np.cos(np.deg2rad(turn)), np.sin(np.deg2rad(turn))
     return np.array([[c, s, 0.0], [-s, c, 0.0], [0.0, 0.0, 1.0]])
 
 
 def tilt(angle: float) -> np.ndarray:
-    """(3, 3) rows: axes tilted about x by degrees."""
+    """(3, 3) axes, as rows, rotated about x by degrees."""
     c, s = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
     return np.array([[1.0, 0.0, 0.0], [0.0, c, s], [0.0, -s, c]])
 
@@ -63,10 +63,10 @@ def rod(start: Point, end: Point, radius: float, material: Material, kind: int =
     """A solid between two points.
 
     Args:
-        start: the middle of one end, a cone's base.
-        end: the middle of the other, a cone's tip.
-        radius: scene unit.
-        material: its look.
+        start: the center of one end, the base of a cone.
+        end: the center of the other end, the tip of a cone.
+        radius: in scene units.
+        material: its material.
         kind: ``CYLINDER`` or ``CONE``.
 
     Returns:
@@ -81,11 +81,11 @@ def ring(center: Point, normal: Point, radius: float, tube: float, material: Mat
     """A torus around an axis.
 
     Args:
-        center: scene unit.
+        center: in scene units.
         normal: direction of the axis, of any length.
         radius: from the center to the middle of the tube.
         tube: radius of the tube.
-        material: its look.
+        material: its material.
 
     Returns:
         The solid.
@@ -95,7 +95,7 @@ def ring(center: Point, normal: Point, radius: float, tube: float, material: Mat
 
 
 def along(axis: np.ndarray) -> np.ndarray:
-    """(3, 3) rows: axes of which the third is a given unit vector."""
+    """(3, 3) axes, as rows, of which the third is a given unit vector."""
     other = np.array([1.0, 0.0, 0.0]) if abs(axis[0]) < 0.9 else np.array([0.0, 1.0, 0.0])
     across = np.cross(other, axis)
     across /= np.linalg.norm(across)
@@ -103,24 +103,24 @@ def along(axis: np.ndarray) -> np.ndarray:
 
 
 def circle(count: int, radius: float, start: float = 0.0) -> list[tuple[float, float]]:
-    """Points evenly around the origin, the first at an angle in degrees."""
+    """Evenly spaced points on a circle around the origin, the first at an angle in degrees."""
     angles = np.deg2rad(start) + 2 * np.pi * np.arange(count) / count
     return [(radius * float(np.cos(angle)), radius * float(np.sin(angle))) for angle in angles]
 
 
 def moved(solids: list[Solid], turn: float, offset: Point) -> list[Solid]:
-    """A group, turned about z by degrees and then moved."""
+    """A group of solids, rotated about z by degrees and then translated."""
     return placed(solids, axes(turn), offset)
 
 
 def placed(solids: list[Solid], rotation: np.ndarray, offset: Point | np.ndarray) -> list[Solid]:
-    """A group, turned and then moved; the rows of ``rotation`` (3, 3) are the turned axes."""
-    # So a point p goes to p @ rotation.
+    """A group of solids, rotated and then translated; the rows of ``rotation`` (3, 3) are the rotated axes."""
+    # So a point p becomes p @ rotation + offset.
     return [each._replace(center=each.center @ rotation + offset, axes=each.axes @ rotation) for each in solids]
 
 
 def scaled(solids: list[Solid], factor: float) -> list[Solid]:
-    """A group, enlarged about the origin."""
+    """A group of solids, scaled about the origin."""
     return [
         Solid(
             each.kind,
@@ -134,17 +134,17 @@ def scaled(solids: list[Solid], factor: float) -> list[Solid]:
 
 
 def bounds(one: Solid) -> np.ndarray:
-    """(2, 3) the tight box around a solid: smallest xyz, largest xyz."""
+    """(2, 3) the bounding box of a solid: smallest xyz, largest xyz."""
     a, b, _ = one.size
     third = one.axes[2]
-    rim = a * np.sqrt(np.maximum(0.0, 1.0 - third**2))  # how far a circle around the third axis reaches
+    rim = a * np.sqrt(np.maximum(0.0, 1.0 - third**2))  # half extent of a circle around the third axis
     reach = {
         SPHERE: np.full(3, a),
         BOX: np.abs(one.axes).T @ np.array(one.size),
         TORUS: rim + b,
         CYLINDER: rim + b * np.abs(third),
     }
-    if one.kind == CONE:  # its base's circle and its tip
+    if one.kind == CONE:  # the circle of its base, and its tip
         base, tip = -b * third, b * third
         return one.center + np.stack([np.minimum(base - rim, tip), np.maximum(base + rim, tip)])
     return one.center + np.stack([-reach[one.kind], reach[one.kind]])

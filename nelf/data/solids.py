@@ -1,4 +1,4 @@
-"""Solids of the built-in scenes: kinds, looks, and the table that the ray tracer reads."""
+"""Solids of the built-in scenes: kinds, materials, and the table that the ray tracer reads."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import numpy as np
 __all__ = ["BOX", "CONE", "CYLINDER", "SPHERE", "TORUS", "Material", "Solid", "pack"]
 
 SPHERE, BOX, CYLINDER, CONE, TORUS = range(5)
-"""Kinds of solids. Their ``size``: radius; half sides; radius, half height; likewise; a ring's two radii."""
+"""Kinds of solids. Their ``size``: radius; half sides; radius and half height; the same; major and minor radius."""
 
 KIND, BOUND, CENTER, SIZE, AXES = 0, 1, 2, 5, 8  # columns of the table of solids
 COLOR, SECOND, PATTERN, SCALE, SHINE, GLOSS, MIRROR, METAL, SKIP = 17, 20, 23, 24, 25, 26, 27, 28, 29
-GROUP = -1  # kind of a row that bounds those after it
-_FEW = 2  # solids that are not worth a bound
+GROUP = -1  # kind of a row that bounds a group of rows after it
+_FEW = 2  # up to so many solids get no common bound
 
 
 class Material(NamedTuple):
-    """How a surface looks.
+    """The material of a surface.
 
     Attributes:
         color: linear rgb in [0, 1].
         second: linear rgb of the pattern's other color.
-        pattern: 0 none, 1 chequered across x and y, 2 rings along the local z axis.
-        scale: pattern's repeats per scene unit.
-        shine: strength of the sun's highlight.
-        gloss: its exponent; higher is smaller.
-        mirror: reflectance seen straight on; it rises to 1 at grazing angles for ``mirror`` above 0.
-        metal: whether reflections take the surface's color.
+        pattern: 0 none, 1 checkerboard in local x and y, 2 rings along the local z axis.
+        scale: pattern's cells per scene unit.
+        shine: strength of the sun's specular highlight.
+        gloss: its exponent.
+        mirror: reflectance at normal incidence; if above 0, it rises to 1 at grazing angles.
+        metal: whether reflections are tinted by the surface's color.
     """
 
     color: tuple[float, float, float]
@@ -46,9 +46,9 @@ class Solid(NamedTuple):
 
     Attributes:
         kind: ``SPHERE``, ``BOX``, ``CYLINDER``, ``CONE`` or ``TORUS``.
-        center: scene unit.
+        center: in scene units.
         size: see the kinds.
-        material: its look.
+        material: its material.
         axes: (3, 3) the local axes as rows in world space.
     """
 
@@ -66,9 +66,10 @@ def pack(solids: list[Solid]) -> np.ndarray:
         solids: N solids.
 
     Returns:
-        (M, 30) float64: kind, bounding radius, center, size, axes, look, and the row to go on at where a ray misses the
-        bounding sphere. Before neighbors stands a row that bounds them all, so that most rays skip most rows. One
-        array, because every array that is handed to a compiled function costs more than the test of a sphere.
+        (M, 30) float64: kind, bounding radius, center, size, axes, material, and the row to continue with if a ray
+        misses the bounding sphere. A row that bounds a group precedes its rows, so that most rays skip most rows (a
+        bounding volume hierarchy). It is a single array, because each array that is passed to a compiled function costs
+        more than the test of a sphere.
     """
     rows: list[list[float]] = []
     _append(rows, [_row(solid) for solid in solids])
@@ -76,7 +77,7 @@ def pack(solids: list[Solid]) -> np.ndarray:
 
 
 def _row(solid: Solid) -> np.ndarray:
-    """All columns of a solid but the last."""
+    """All columns of a solid except the last."""
     a, b, _ = solid.size
     bound = {SPHERE: a, TORUS: a + b, BOX: float(np.linalg.norm(solid.size))}.get(solid.kind, float(np.hypot(a, b)))
     m = solid.material
@@ -85,7 +86,7 @@ def _row(solid: Solid) -> np.ndarray:
 
 
 def _append(rows: list[list[float]], group: list[np.ndarray]) -> None:
-    """Add rows of a table, split in half again and again across their longest side, each half after its bound."""
+    """Append rows as a hierarchy: split recursively along the longest side, each part preceded by its bound."""
     if len(group) <= _FEW:
         for row in group:
             rows.append([*row, len(rows) + 1])

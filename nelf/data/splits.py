@@ -1,4 +1,4 @@
-"""Views that are held out of one list of them, for captures whose files name no splits."""
+"""Hold out views for validation and test, for captures whose files define no splits."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from nelf.scene import Split
 
 __all__ = ["check_holdout", "held_out", "load_splits"]
 
-_PLACES = {"test": 0, "val": 1}  # in each run of ``holdout`` views
+_PLACES = {"test": 0, "val": 1}  # index in each group of ``holdout`` views
 
 
 def check_holdout(holdout: int) -> None:
-    """Refuse to hold out so many views that none are left.
+    """Refuse to hold out so many views that none are left for training.
 
     Args:
-        holdout: of every so many views one is held out for each of test and val.
+        holdout: of every ``holdout`` views, one each is held out for test and val.
 
     Raises:
         UserError: it is below 3.
@@ -31,15 +31,15 @@ def check_holdout(holdout: int) -> None:
 
 
 def held_out(count: int, holdout: int, names: Sequence[str] = ("test", "val")) -> dict[str, list[int]]:
-    """Which views are held out, and which are left to train on.
+    """Assign views to the splits.
 
     Args:
-        count: of the views.
-        holdout: of every so many views, the first is for test and the second for val.
-        names: those of the two that are held out.
+        count: number of views.
+        holdout: of every ``holdout`` views, the first is for test and the second for val.
+        names: the splits that are held out, of these two.
 
     Returns:
-        Places by the names of the splits; some may be empty where there are few views.
+        Indices of views by split; a split may be empty if there are few views.
 
     Example:
         >>> held_out(10, 8)
@@ -55,17 +55,17 @@ def held_out(count: int, holdout: int, names: Sequence[str] = ("test", "val")) -
 def load_splits(
     root: Path, paths: Sequence[Path], camera: Camera, places: dict[str, list[int]], memory_limit: int
 ) -> dict[str, Split]:
-    """Decode opaque photographs; the training views are numbered.
+    """Decode opaque photographs; training views get their index as ``view``.
 
     Args:
         root: the capture's directory.
-        paths: of N images in it.
-        camera: a batch of N cameras, of the size that the images are reduced to.
-        places: which belong to each split, see ``held_out``.
-        memory_limit: bytes of images that one split may take in RAM before it is memory-mapped.
+        paths: N image files in it.
+        camera: a batch of N cameras, at the size to which the images are downsampled.
+        places: indices of views by split, see ``held_out``.
+        memory_limit: bytes of images of one split above which they are memory-mapped.
 
     Returns:
-        The splits by their names.
+        The splits by name.
     """
     splits = {}
     for name, chosen in places.items():

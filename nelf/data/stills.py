@@ -1,6 +1,6 @@
-"""The built-in scenes as lists of solids: still lifes that differ in what light fields find hard.
+"""The built-in static scenes as lists of solids, each with another difficulty for light fields.
 
-Each fits into a ball of 1.4 around the origin, where the cameras of ``nelf.data.demo`` look.
+Each fits into a ball of radius 1.4 around the origin, the target of the cameras of ``nelf.data.demo``.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Still(NamedTuple):
 
     Attributes:
         solids: makes its solids.
-        background: the named background that it is meant for.
-        alpha: whether its pictures have an alpha channel; those without are laid on the background.
+        background: name of its background.
+        alpha: whether its images have an alpha channel; else they are composited over the background.
     """
 
     solids: Callable[[], list[Solid]]
@@ -41,7 +41,7 @@ class Still(NamedTuple):
 
 
 def _blocks() -> list[Solid]:
-    """Toy blocks on a round chequered board."""
+    """Toy blocks on a round checkerboard."""
     board = [solid(CYLINDER, (0, 0, _FLOOR - 0.05), (1.15, 0.05, 0), _BOARD)]
     return board + _gate() + _tower() + _cage((-0.62, -0.42), 0.21) + _loose()
 
@@ -63,7 +63,7 @@ def _gate() -> list[Solid]:
 
 
 def _tower() -> list[Solid]:
-    """A pile of turned blocks with a ball on top."""
+    """A pile of rotated blocks with a ball on top."""
     solids, height = [], _FLOOR
     for half, turn, material in ((0.22, 12, sh.GREEN), (0.17, 41, sh.YELLOW), (0.125, 75, sh.RED)):
         solids.append(solid(BOX, (-0.60, 0.28, height + half), (half, half, half), material, turn=turn))
@@ -72,7 +72,7 @@ def _tower() -> list[Solid]:
 
 
 def _cage(place: tuple[float, float], half: float) -> list[Solid]:
-    """Twelve thin rods around a ball, turned."""
+    """A cube of twelve thin rods around a ball."""
     turn = 27.0
     center = np.array([*place, _FLOOR + half + 0.012])
     axes = sh.axes(turn)
@@ -87,7 +87,7 @@ def _cage(place: tuple[float, float], half: float) -> list[Solid]:
 
 
 def _loose() -> list[Solid]:
-    """What lies about: a mirror ball, a leaning ring, a cone and small balls."""
+    """Single objects: a mirror ball, a leaning ring, a cone, small balls, a block and a disc."""
     leaning = sh.tilt(72.0) @ sh.axes(-35.0)
     return [
         solid(SPHERE, (0.36, -0.30, _FLOOR + 0.25), (0.25, 0, 0), sh.CHROME),
@@ -104,7 +104,7 @@ def _loose() -> list[Solid]:
 
 
 def _rocket() -> list[Solid]:
-    """A toy rocket on three fins: small, so that most of a picture is background."""
+    """A toy rocket on three fins: small, so that most of an image is background."""
     shell = Material((0.80, 0.80, 0.82), (0.70, 0.06, 0.05), pattern=2, scale=4.0, shine=0.6)
     red = Material((0.70, 0.06, 0.05), shine=0.7, gloss=90.0)
     solids = [
@@ -139,7 +139,7 @@ _TABLE = Material((0.075, 0.030, 0.016), shine=0.6, gloss=150.0, mirror=0.12)
 
 
 def _metals() -> list[Solid]:
-    """Polished metal and lacquer on a polished table: everything mirrors, highlights move."""
+    """Polished metal and lacquer on a polished table: reflections and highlights everywhere."""
     solids = [
         solid(CYLINDER, (0, 0, -0.04), (1.12, 0.04, 0), _TABLE),
         ring((0, 0, -0.04), (0, 0, 1), 1.12, 0.04, sh.GOLD),
@@ -182,7 +182,7 @@ _MILK = Material((0.70, 0.64, 0.55), shine=0.4, gloss=200.0, mirror=0.03)
 
 
 def _porcelain() -> list[Solid]:
-    """A white tea set on a white tray, to be seen on white."""
+    """A white tea set on a white tray, on a white background."""
     solids = [
         solid(CYLINDER, (0, 0, -0.02), (1.10, 0.02, 0), _LINEN),
         ring((0, 0, 0.0), (0, 0, 1), 1.10, 0.03, _WHITE),

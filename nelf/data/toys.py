@@ -1,6 +1,6 @@
-"""Toys that move: solids as functions of a time and of other controls, each in [0, 1].
+"""Moving toys: solids as functions of a time and of other controls, each in [0, 1].
 
-All loop: at time 1 they stand as at time 0. Lengths in scene units, angles in degrees, +z up; they face -y.
+All loop: time 1 equals time 0. Lengths in scene units, angles in degrees, +z up; they face -y.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Vector = np.ndarray
 _FLOOR = -0.84
 _BONE = 0.33  # length of a thigh, and of a shin
 _UPPER, _FORE = 0.30, 0.27  # lengths of an arm's parts
-_HIP = np.array([0.12, 0.0, 0.0])  # on the right, the pelvis at the origin
+_HIP = np.array([0.12, 0.0, 0.0])  # at x > 0, relative to the pelvis
 _SHOULDER = np.array([0.27, 0.0, 0.40])
 
 _SHELL = Material((0.80, 0.76, 0.66), (0.10, 0.36, 0.42), pattern=2, scale=7.0, shine=0.5)
@@ -31,7 +31,7 @@ _STAGE = Material((0.66, 0.50, 0.32), (0.34, 0.20, 0.11), pattern=1, scale=4.0, 
 
 
 def robot(time: float) -> list[Solid]:
-    """A toy robot that dances on a round stage: it steps from foot to foot and swings its arms."""
+    """A toy robot dancing on a round stage: it steps from foot to foot and swings its arms."""
     swing, beat = np.sin(2 * np.pi * time), np.cos(2 * np.pi * time)
     pelvis = np.array([0.05 * swing, 0.0, _FLOOR + 0.66 - 0.05 * beat**2])
     lean = _about_y(7.0 * swing)
@@ -40,7 +40,7 @@ def robot(time: float) -> list[Solid]:
         ring((0, 0, _FLOOR - 0.03), (0, 0, 1), 0.72, 0.035, sh.RED),
     ]
     for side in (-1.0, 1.0):
-        rise = max(0.0, side * swing)  # of the foot on this side
+        rise = max(0.0, side * swing)  # height of the foot on this side
         foot = np.array([side * 0.17, -0.16 * rise, _FLOOR + 0.06 + 0.24 * rise])
         solids += _leg(pelvis + side * _HIP, foot)
     body = _torso() + _head(12.0 * beat)
@@ -50,7 +50,7 @@ def robot(time: float) -> list[Solid]:
 
 
 def _torso() -> list[Solid]:
-    """Chest, belt and buttons, the pelvis at the origin."""
+    """Chest, belt and buttons, relative to the pelvis."""
     solids = [
         solid(BOX, (0, 0, 0.03), (0.17, 0.11, 0.06), _TEAL),
         solid(CYLINDER, (0, 0, 0.26), (0.19, 0.20, 0), _SHELL),
@@ -79,7 +79,7 @@ def _head(tilt: float) -> list[Solid]:
 
 
 def _arm(side: float, lift: float, bend: float) -> list[Solid]:
-    """An arm, ``lift`` degrees up from hanging down, bent at the elbow; the pelvis at the origin."""
+    """An arm, raised by ``lift`` degrees and bent at the elbow by ``bend`` degrees, relative to the pelvis."""
     shoulder = _SHOULDER * [side, 1.0, 1.0]
     elbow = shoulder + _UPPER * _outward(side, lift)
     hand = elbow + _FORE * _outward(side, lift + bend)
@@ -93,7 +93,7 @@ def _outward(side: float, lift: float) -> Vector:
 
 
 def _leg(hip: Vector, foot: Vector) -> list[Solid]:
-    """A leg whose knee bends forward as far as it has to."""
+    """A leg from hip to foot, with the knee bent forward."""
     way = foot - hip
     length = float(np.linalg.norm(way))
     along = way / length
@@ -116,7 +116,7 @@ def _ball(center: Vector, radius: float, material: Material) -> Solid:
 
 
 def _about_y(angle: float) -> np.ndarray:
-    """(3, 3) rows: axes turned about y by degrees; up leans toward +x."""
+    """(3, 3) axes, as rows, rotated about y by degrees; up leans toward +x."""
     c, s = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
     return np.array([[c, 0.0, -s], [0.0, 1.0, 0.0], [s, 0.0, c]])
 
@@ -144,7 +144,7 @@ def mill(time: float, bridge: float) -> list[Solid]:
         solid(CONE, (-0.35, 0.10, 0.58), (0.36, 0.24, 0), _ROOF),
         solid(BOX, (-0.35, -0.196, -0.46), (0.09, 0.02, 0.16), _WOOD),
         *(solid(BOX, (x, -0.17, z), (0.05, 0.03, 0.06), _GLASS) for x, z in ((-0.44, -0.08), (-0.26, 0.06))),
-        *_sails(90.0 * time),  # four alike, so a quarter of a turn is a loop
+        *_sails(90.0 * time),  # four equal sails, so a quarter turn is a loop
         *_gate(),
         *_fir(0.10, 0.62),
         *_fir(0.52, 0.58),
@@ -154,7 +154,7 @@ def mill(time: float, bridge: float) -> list[Solid]:
 
 
 def _sails(angle: float) -> list[Solid]:
-    """Four sails on an axle, of a frame, laths and cloth."""
+    """Four sails on an axle, each with a frame, laths and cloth."""
     solids = [rod((0, 0.20, 0), (0, -0.06, 0), 0.035, _WOOD), solid(SPHERE, (0, -0.06, 0), (0.06, 0, 0), sh.RED)]
     for turn in range(4):
         sail = [
@@ -167,7 +167,7 @@ def _sails(angle: float) -> list[Solid]:
 
 
 def _gate() -> list[Solid]:
-    """Two brick towers with pointed roofs, joined by a beam, before a strip of water."""
+    """Two brick towers with pointed roofs, joined by a beam, in front of a strip of water."""
     x, y, _ = _HINGE
     solids = [
         solid(BOX, (x + 0.02, y - 0.38, _GROUND + 0.004), (0.34, 0.16, 0.006), _WATER),
@@ -191,7 +191,7 @@ def _fir(x: float, y: float) -> list[Solid]:
 
 
 def _drawbridge(angle: float) -> list[Solid]:
-    """Planks between two beams, raised by degrees, and the chains that hold them."""
+    """Planks between two beams, raised by ``angle`` degrees, and the chains that hold them."""
     length, planks = 0.56, 7
     step = length / planks
     board = [solid(BOX, (0, -step * (k + 0.5), 0), (0.15, 0.45 * step, 0.016), _WOOD) for k in range(planks)]

@@ -1,12 +1,12 @@
-"""A small ray tracer of solids: what the built-in scene is rendered with, exact for any camera.
+"""A small ray tracer of solids, which renders the built-in scenes.
 
-It shares no code with the radiance fields that learn from its pictures. Spheres, boxes, cylinders and cones
-are intersected in closed form, tori by sphere tracing their exact distance. Shading: a sun with a soft
-shadow, a sky with ambient occlusion, highlights, and one mirror bounce with Fresnel's rise toward grazing
-angles. Nothing is random: the samples of a pixel are the same in every pixel and every view.
+It shares no code with the radiance fields that are trained on its images. Spheres, boxes, cylinders and cones are
+intersected in closed form, tori by sphere tracing of their exact distance. Shading: a sun with soft shadows, a sky with
+ambient occlusion, specular highlights, and one mirror bounce with Schlick's approximation of Fresnel reflectance.
+Nothing is random: all pixels of all views use the same samples.
 
-Conventions: world +z up; distances along unit directions; colors are linear until the end, where they are
-encoded with a gamma of 2.2, averaged over the samples that hit, and returned with alpha not premultiplied.
+Conventions: world +z up; distances along unit directions; colors are linear until each sample is encoded with a gamma
+of 2.2; samples that hit are averaged, and alpha, their share, is not premultiplied.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ _OCCLUSION_RANGE = 0.6
 
 
 class Lights(NamedTuple):
-    """Sample directions of a pixel: one sun direction and some directions of the sky per sample.
+    """Light directions for each of the S samples of a pixel: one toward the sun, A toward the sky.
 
     Attributes:
         sun: (S, 3) unit vectors toward the sun's disc.
-        sky: (S, A, 3) unit vectors around +z, denser toward it (cosine).
+        sky: (S, A, 3) unit vectors around +z, cosine-weighted.
     """
 
     sun: np.ndarray
@@ -79,13 +79,12 @@ def _to_world(solids, i, v):  # type: ignore[no-untyped-def]
 
 
 # ------------------------------------------------------------------------------------------------ solids
-# Each takes a ray in the solid's own axes and returns the distance (``_FAR`` for a miss) and the normal
-# there.
+# Each takes a ray in the solid's local axes and returns the distance (``_FAR`` for a miss) and the normal.
 
 
 @_inline
 def _roots(a, b, c):  # type: ignore[no-untyped-def]
-    """Both roots of a t^2 + 2 b t + c, the smaller first, or an empty interval."""
+    """Both roots of a t^2 + 2 b t + c = 0, the smaller first; an empty interval if there are none."""
     discriminant = b * b - a * c
     if discriminant < 0.0 or abs(a) < 1e-14:
         return _FAR, -_FAR
@@ -156,12 +155,12 @@ def _cone(o, d, radius, half):  # type: ignore[no-untyped-def]
 def _torus(o, d, ring, tube):  # type: ignore[no-untyped-def]
     reach = ring + tube + 1e-3
     t, leave = _roots(1.0, dot(o, d), dot(o, o) - reach * reach)
-    flat = tube + 1e-3  # and only between two planes
+    flat = tube + 1e-3  # the torus lies between two planes
     if abs(d[2]) > 1e-12:
         near, far = (-flat - o[2]) / d[2], (flat - o[2]) / d[2]
         t, leave = max(t, min(near, far)), min(leave, max(near, far))
     t = max(t, 0.0)
-    for _ in range(512):  # a grazing ray comes near only slowly
+    for _ in range(512):  # grazing rays converge slowly
         if t > leave:
             break
         p = along(o, t, d)
@@ -176,7 +175,7 @@ def _torus(o, d, ring, tube):  # type: ignore[no-untyped-def]
 
 @_inline
 def _near(solids, i, o, d, limit):  # type: ignore[no-untyped-def]
-    """Whether a ray meets the bounding sphere of row ``i`` within ``limit``; most rays miss most of them."""
+    """Whether a ray hits the bounding sphere of row ``i`` within ``limit``."""
     offset = along(o, -1.0, _three(solids, i, CENTER))
     nearest, bound = -dot(offset, d), solids[i, BOUND]
     return -bound < nearest < limit + bound and dot(offset, offset) - nearest * nearest < bound * bound
@@ -184,7 +183,7 @@ def _near(solids, i, o, d, limit):  # type: ignore[no-untyped-def]
 
 @_jit
 def _hit(solids, i, o, d):  # type: ignore[no-untyped-def]
-    """Distance to solid ``i`` and the normal in its own axes; ``_FAR`` for a miss."""
+    """Distance to solid ``i`` and the normal in its local axes; ``_FAR`` for a miss."""
     offset = along(o, -1.0, _three(solids, i, CENTER))
     local_o, local_d, kind = _to_local(solids, i, offset), _to_local(solids, i, d), solids[i, KIND]
     size = _three(solids, i, SIZE)
@@ -220,7 +219,7 @@ def _nearest(solids, o, d):  # type: ignore[no-untyped-def]
 
 @_jit
 def _blocked(solids, o, d, limit):  # type: ignore[no-untyped-def]
-    """Whether anything lies within ``limit`` along a ray."""
+    """Whether a ray hits any solid within ``limit``."""
     i = 0
     while i < len(solids):
         if not _near(solids, i, o, d, limit):
@@ -237,7 +236,7 @@ def _blocked(solids, o, d, limit):  # type: ignore[no-untyped-def]
 
 @_jit
 def _sky(d, sun):  # type: ignore[no-untyped-def]
-    """What a ray sees that leaves the scene: only reflections do, the picture itself is transparent there."""
+    """Sky color for reflected rays; for camera rays, the background is transparent."""
     up = 0.5 + 0.5 * d[2]
     color = blend((0.30, 0.27, 0.25), (0.98, 0.96, 0.92), min(1.0, max(0.0, 8.0 * (up - 0.47))))
     color = blend(color, (0.22, 0.42, 0.80), min(1.0, max(0.0, 1.6 * (up - 0.52))))
@@ -247,7 +246,7 @@ def _sky(d, sun):  # type: ignore[no-untyped-def]
 
 @_jit
 def _surface(solids, i, p):  # type: ignore[no-untyped-def]
-    """Color of solid ``i`` at world point ``p``: one of its two colors."""
+    """Color of solid ``i`` at world point ``p``, according to its pattern."""
     color, second = _three(solids, i, COLOR), _three(solids, i, SECOND)
     pattern, scale = solids[i, PATTERN], solids[i, SCALE]
     local = _to_local(solids, i, along(p, -1.0, _three(solids, i, CENTER)))
@@ -260,7 +259,7 @@ def _surface(solids, i, p):  # type: ignore[no-untyped-def]
 
 @_jit
 def _lit(solids, i, p, n, view, sun, ambient):  # type: ignore[no-untyped-def]
-    """Light that leaves a point toward ``view`` without reflections."""
+    """Linear color of a point seen from ``view``, without mirror reflections."""
     albedo, metal = _surface(solids, i, p), solids[i, METAL] > 0.0
     sky = blend((0.34, 0.30, 0.27), (0.62, 0.68, 0.78), 0.5 + 0.5 * n[2])
     diffuse = 0.25 if metal else 1.0
@@ -277,7 +276,7 @@ def _lit(solids, i, p, n, view, sun, ambient):  # type: ignore[no-untyped-def]
 
 @_jit
 def _openness(solids, p, n, sky, sample):  # type: ignore[no-untyped-def]
-    """Share of the sky's directions around the normal that nothing near blocks."""
+    """Ambient occlusion: 0.25 to 1, by the share of sky directions around the normal without a hit nearby."""
     sign = 1.0 if n[2] >= 0.0 else -1.0
     a = -1.0 / (sign + n[2])
     b = n[0] * n[1] * a
@@ -317,7 +316,7 @@ def _shade(solids, o, d, sun, sky, sample):  # type: ignore[no-untyped-def]
 
 @_jit
 def _trace(solids, sun, sky, frame, bent, side, out):  # type: ignore[no-untyped-def]
-    """Fill one (H, W, 4) image; ``frame``: eye, image corner from there, one pixel across, one down."""
+    """Fill one (H, W, 4) image; rows of ``frame``: eye, vector to the image corner, one pixel right, one pixel down."""
     samples = side * side
     for row in range(out.shape[0]):
         for column in range(out.shape[1]):
@@ -352,13 +351,13 @@ def trace(
 
     Args:
         solids: the table of ``pack``.
-        lights: S = s * s samples of each pixel, which lie on an s x s grid in it.
+        lights: directions for S = s * s samples per pixel, which form an s x s grid.
         c2w: (3, 4) camera to world, OpenGL axes.
         intrinsics: (4,) ``fx, fy, cx, cy`` in pixels.
         width: in pixels.
         height: in pixels.
-        bent: (height * s, width * s, 2) of a camera with a lens: where in the image, column and row, a pinhole sees
-            what the lens draws at each sample.
+        bent: (height * s, width * s, 2) for a camera with a lens: the image position, x and y in pixels, at which a
+            pinhole camera has the ray of each sample.
 
     Returns:
         (height, width, 4) float32 rgba in [0, 1], alpha not premultiplied.

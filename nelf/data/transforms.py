@@ -1,16 +1,17 @@
-"""Transforms files: the JSON beside the images of a Blender scene, parsed and checked, no image opened.
+"""Parse and check transforms files, the JSON beside the images of a Blender scene; images are not opened.
 
-They are read as NeRF's, D-NeRF's, instant-ngp's and nerfstudio's programs read them. Where these differ:
+They are read as by the programs of NeRF, D-NeRF, instant-ngp and nerfstudio. Where these differ:
 
 - ``k3`` of OPENCV is OpenCV's, as in nerfstudio (instant-ngp has none). ``k4`` is the first coefficient of the
-  denominator, and of FULL_OPENCV only; of OPENCV it is refused, since nerfstudio's rays and its undistortion disagree.
+  denominator and allowed for FULL_OPENCV only; for OPENCV it is refused, since nerfstudio's rays and undistortion
+  interpret it differently.
 - ``aabb_scale`` is instant-ngp's: the side of the box around the unit cube into which ``scale`` (0.33) and ``offset``
-  (0.5) bring the file's poses.
+  (0.5) map the file's poses.
 - ``ply_file_path`` names points in the space of the file's poses, since nerfstudio's writers apply
-  ``applied_transform`` to both: it says how that space came about, and changes nothing here. By ``applied_scale``,
-  which they never write, nerfstudio's reader multiplies the points, so this one does, too.
+  ``applied_transform`` to both; the key itself changes nothing here. Points are multiplied by ``applied_scale``, which
+  these writers never write, because nerfstudio's reader does that, too.
 
-Other keys, such as ``sharpness``, are passed over.
+Other keys, such as ``sharpness``, are ignored.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ __all__ = ["SPLITS", "Transforms", "read_path", "read_transforms"]
 SPLITS = ("train", "val", "test")
 
 _NGP_SCALE, _NGP_OFFSET, _NGP_NEAR = 0.33, 0.5, 0.1
-_NAMED = 3  # files that a message names
+_NAMED = 3  # maximum number of files that a message names
 
 
 @dataclass
@@ -44,21 +45,21 @@ class Transforms:
         path: the file.
         names: N file paths inside the scene, without extension.
         images: N image files, which exist.
-        masks: N masks, or None for a frame that has none.
+        masks: N masks, None for a frame without mask.
         c2w: (N, 3, 4) float32.
-        controls: names of what the cameras are set to beside their pose, the first of which is ``time``.
+        controls: names of the controls, the first of which is ``time``.
         values: (N, K) float32 in [0, 1], or None without controls.
-        lenses: N dictionaries of what the file states of a camera, per frame or at its top, see ``stated_lens``.
-        aabb: box, smallest xyz, largest xyz; None where the file states none. So for the next four.
+        lenses: N dictionaries of camera keys, see ``nelf.data.frames.stated_lens``.
+        aabb: box, smallest xyz, largest xyz; like the next four, None if the file does not state it.
         near: smallest z-depth.
         far: largest z-depth.
-        background: the named background that the views are meant for.
+        background: name of the background of the views.
         license: license of the images.
-        cube: the box of ``aabb_scale``, as ``aabb``; None where the file states none.
-        cube_near: where instant-ngp's rays begin, scene unit.
-        cloud: PLY file of points in the space of the poses; None where the file names none.
-        cloud_scale: what its points are multiplied by.
-        lists: indices of the frames that the file lists for each split, if it does.
+        cube: the box of ``aabb_scale``, as ``aabb``; None if the file does not state it.
+        cube_near: distance at which instant-ngp's rays begin, scene units.
+        cloud: PLY file of points in the space of the poses, or None.
+        cloud_scale: factor of its points.
+        lists: indices of frames by split, if the file lists them.
     """
 
     path: Path
@@ -84,8 +85,8 @@ class Transforms:
         """(N, 4) float32 ``fx, fy, cx, cy`` for images of the given size in pixels.
 
         Raises:
-            UserError: a frame has neither ``fl_x`` nor ``camera_angle_x``, or an image is turned against its ``w``
-                and ``h``.
+            UserError: a frame has neither ``fl_x`` nor ``camera_angle_x``, or portrait and landscape differ between an
+                image and its ``w`` and ``h``.
         """
         rows = [parts.focal(lens, width, height, self._where(index)) for index, lens in enumerate(self.lenses)]
         return np.array(rows, dtype=np.float32)
@@ -94,12 +95,12 @@ class Transforms:
         """N times nine coefficients, see ``nelf.data.lenses.stack``.
 
         Raises:
-            UserError: a frame's ``camera_model`` is none of ``nelf.data.lenses``, or has no such coefficients.
+            UserError: a frame's ``camera_model`` is not in ``nelf.data.lenses``, or lacks a stated coefficient.
         """
         return [parts.lens(lens, self._where(index)) for index, lens in enumerate(self.lenses)]
 
     def pick(self, indices: Sequence[int]) -> Transforms:
-        """Some of the frames."""
+        """The frames with these indices."""
         chosen = list(indices)
         return replace(
             self,
@@ -121,12 +122,12 @@ def read_transforms(root: Path, moving: bool = False, skip_missing: bool = False
 
     Args:
         root: the scene's directory.
-        moving: frames that state no time are in the order of time, and evenly spread over it.
-        skip_missing: leave out the frames whose image is not there, in place of an error.
+        moving: if no frame of a file states a time, frames are evenly spaced in time.
+        skip_missing: leave out frames whose image is missing, instead of an error.
 
     Returns:
-        Split name to parsed file; a ``transforms.json`` without split counts as train, unless it lists its files by
-        split (``train_filenames`` and so on). Train is always there.
+        Parsed files by split; ``transforms.json`` is train, unless it lists its files by split (``train_filenames`` and
+        so on). Train is always present.
 
     Raises:
         UserError: see ``nelf.data.blender.read_scene``.
@@ -159,10 +160,10 @@ def read_path(path: Path) -> Transforms:
         path: the file.
 
     Returns:
-        The same as of a scene, without names and images.
+        As for a scene, but without names and images.
 
     Raises:
-        UserError: it is missing, or damaged as of ``read_transforms``.
+        UserError: it is missing or damaged, see ``read_transforms``.
     """
     if not is_file(path):
         raise UserError(f"{path}: no such camera path; allowed: a transforms file with transform_matrix of each frame.")
@@ -170,10 +171,10 @@ def read_path(path: Path) -> Transforms:
 
 
 def _in_order(file: Transforms) -> Transforms:
-    """A file with the times 0 to 1 if it states none; as D-NeRF's reader has it, frame i of n is at i / (n - 1)."""
+    """If a file states no times, set that of frame i of n to i / (n - 1), as D-NeRF's reader does."""
     if file.values is not None:
         return file
-    words = "no frame states a time, so that of each follows from its place; data=blender reads a scene at rest."
+    words = "no frame states a time, so times are evenly spaced in file order; data=blender reads a static scene."
     warnings.warn(f"{file.path}: {words}", stacklevel=2)
     times = np.linspace(0.0, 1.0, len(file.c2w), dtype=np.float32)
     return replace(file, controls=("time",), values=times[:, None])
@@ -222,7 +223,7 @@ def _parse(path: Path, with_images: bool = True, skip_missing: bool = False) -> 
 
 
 def _check_missing(path: Path, frames: dict[int, dict[str, Any]], images: dict[int, Path], skip: bool) -> None:
-    """Refuse frames without image, or say how many are left out."""
+    """Refuse frames without image, or warn how many are left out."""
     missing = [index for index in frames if index not in images]
     if not missing:
         return
@@ -242,7 +243,7 @@ def _check_missing(path: Path, frames: dict[int, dict[str, Any]], images: dict[i
 def _lists(
     path: Path, content: dict[str, Any], targets: dict[int, Path], images: dict[int, Path]
 ) -> dict[str, list[int]]:
-    """The places, among the frames with an image, that ``train_filenames`` and so on name; nothing without them."""
+    """Indices, among frames with an image, that ``train_filenames`` and so on list; empty without these keys."""
     places = {index: place for place, index in enumerate(images)}
     known = {image.as_posix(): index for index, image in images.items()}
     known |= {target.as_posix(): index for index, target in targets.items()}

@@ -1,6 +1,6 @@
 """Vectors as tuples of three floats, for compiled loops.
 
-Numba keeps them in registers, where small arrays would be allocated.
+Numba keeps them in registers, whereas small arrays would be allocated.
 """
 
 from __future__ import annotations
@@ -16,35 +16,35 @@ _inline = njit(inline="always", fastmath=True)
 
 @_inline
 def dot(a, b):  # type: ignore[no-untyped-def]
-    """Give a . b."""
+    """Return a . b."""
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
 @_inline
 def along(o, t, d):  # type: ignore[no-untyped-def]
-    """Give o + t d."""
+    """Return o + t d."""
     return o[0] + t * d[0], o[1] + t * d[1], o[2] + t * d[2]
 
 
 @_inline
 def scaled(a, s):  # type: ignore[no-untyped-def]
-    """Give s a."""
+    """Return s a."""
     return a[0] * s, a[1] * s, a[2] * s
 
 
 @_inline
 def product(a, b):  # type: ignore[no-untyped-def]
-    """Multiply component by component."""
+    """Multiply componentwise."""
     return a[0] * b[0], a[1] * b[1], a[2] * b[2]
 
 
 @_inline
 def blend(a, b, s):  # type: ignore[no-untyped-def]
-    """Go from a to b by a share s in [0, 1] of the way."""
+    """Interpolate linearly from a to b, s in [0, 1]."""
     return a[0] + (b[0] - a[0]) * s, a[1] + (b[1] - a[1]) * s, a[2] + (b[2] - a[2]) * s
 
 
 @_inline
 def unit(a):  # type: ignore[no-untyped-def]
-    """Give a unit length."""
+    """Normalize a."""
     return scaled(a, 1.0 / np.sqrt(dot(a, a) + 1e-30))

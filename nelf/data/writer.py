@@ -1,6 +1,6 @@
-"""Write scenes in the Blender format: what nelf's own reader, and every other NeRF tool, reads.
+"""Write scenes in the Blender format, which nelf's own reader and every other NeRF tool reads.
 
-Nothing half-written is ever taken for whole: an image or a transforms file gets its name when it is complete.
+Files are written atomically, so an incomplete image or transforms file is never read.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"IEND\xaeB`\x82"
 class SceneWriter:
     """Write the views of one split one by one, in any order, by any number of processes, over several runs.
 
-    View ``i`` is ``SPLIT/0000i.png``, ``i`` being its place in ``camera``. The transforms file lists the
-    views that are whole on disk, so a set can be read while it grows. Views are found again by name and size
-    only: the caller sees to it that a directory belongs to one set of cameras.
+    View ``i`` is ``SPLIT/0000i.png``, where ``i`` is its index in ``camera``. The transforms file lists the complete
+    views on disk, so a set can be read while it grows. Existing views are recognized by name and size only, so a
+    directory must be used with one set of cameras.
 
     Args:
-        root: the scene's directory; made if it is not there.
+        root: the scene's directory; created if it does not exist.
         camera: a batch of all N cameras.
         split: ``train``, ``val`` or ``test``.
         aabb: the scene's box, (6,) numbers, smallest xyz, largest xyz.
-        near: the scene's smallest ``t``, z-depth.
-        far: the scene's largest ``t``.
-        controls: names of the cameras' controls; None for ``time`` and numbers.
-        background: the named background that the views are meant for.
+        near: smallest z-depth ``t`` of the scene.
+        far: largest z-depth.
+        controls: names of the cameras' controls, the time first; None for generated names.
+        background: name of the background of the views.
         license: license of the images.
 
     Raises:
-        ValueError: the cameras have a lens with skew, which the format does not state.
-        UserError: the directory cannot be made.
+        ValueError: the cameras have a lens with skew, which the format does not have.
+        UserError: the directory cannot be created.
 
     Example:
-        A loop that can be killed and started again (a process of several takes ``missing()[rank::world]``):
+        A loop that can be killed and started again (one of several processes takes ``missing()[rank::world]``):
 
         >>> writer = SceneWriter("runs/pseudo", camera)               # doctest: +SKIP
         >>> for i in writer.missing():                                # doctest: +SKIP
@@ -88,11 +88,11 @@ class SceneWriter:
             raise UserError(f"{self.root}: cannot be written ({error.strerror}).") from None
 
     def path(self, index: int) -> Path:
-        """File of view ``index``."""
+        """The file of view ``index``."""
         return self.root / self.split / f"{index:05d}.png"
 
     def exists(self, index: int) -> bool:
-        """Whether view ``index`` is on disk, whole and of the right size."""
+        """Whether view ``index`` is on disk, complete and of the right size."""
         try:
             with self.path(index).open("rb") as file:
                 head = file.read(24)
@@ -104,14 +104,14 @@ class SceneWriter:
         return head[:16] == _PNG_START and tail == _PNG_END and size == (self.camera.width, self.camera.height)
 
     def missing(self) -> list[int]:
-        """Indices of the views that are yet to be written."""
+        """Indices of the views that have not been written yet."""
         return [index for index in range(len(self.camera)) if not self.exists(index)]
 
     def write(self, index: int, image: Any) -> Path:
         """Write one view.
 
         Args:
-            index: its place in ``camera``.
+            index: its index in ``camera``.
             image: (H, W, 3|4) tensor or array, uint8, or floats in [0, 1] that are clamped and rounded to
                 nearest; alpha not premultiplied.
 
@@ -134,7 +134,7 @@ class SceneWriter:
         return path
 
     def write_index(self) -> Path:
-        """Write the transforms file, which lists the views that are on disk.
+        """Write the transforms file, which lists the views on disk.
 
         Returns:
             ``root/transforms_SPLIT.json``.
@@ -164,7 +164,7 @@ class SceneWriter:
         return self.write_index()
 
     def _frame(self, index: int) -> dict[str, Any]:
-        """Entry of one view. A float32 written as a double is read back exactly."""
+        """The entry of one view. A float32 written as a double is read back exactly."""
         camera = self.camera[index]
         fl_x, fl_y, cx, cy = camera.intrinsics.tolist()
         frame: dict[str, Any] = {
@@ -188,9 +188,9 @@ class SceneWriter:
 
 
 def stated(scene: Scene) -> dict[str, Any]:
-    """What a scene's transforms files state beside its views: arguments of ``SceneWriter``.
+    """Arguments of ``SceneWriter`` that describe a scene.
 
-    A box in NDC is left out, since the files know none.
+    A box in NDC is left out, since the format has no NDC.
     """
     known = ["near", "far", "controls", "background", "license"]
     if scene.train.camera.ndc is None:
@@ -199,7 +199,7 @@ def stated(scene: Scene) -> dict[str, Any]:
 
 
 def write_scene(root: str | Path, scene: Scene) -> Path:
-    """Write a whole scene; reading it gives back the same poses, intrinsics, lenses, times and images, bit for bit.
+    """Write a whole scene; reading it returns the same poses, intrinsics, lenses, times and images, bit for bit.
 
     Args:
         root: the directory to write.

@@ -61,7 +61,7 @@ def test_names_and_times_are_those_that_the_file_states(tmp_path):
 
 def test_frames_without_times_are_evenly_spread_in_each_file(tmp_path):
     root = write(tmp_path / "plain")
-    with pytest.warns(UserWarning, match="no frame states a time, so that of each follows from its place"):
+    with pytest.warns(UserWarning, match="no frame states a time, so times are evenly spaced in file order"):
         scene = DNeRFDataModule(root).scene
     np.testing.assert_allclose(scene.train.camera.time, np.arange(11) / 10)
     np.testing.assert_allclose(scene.val.camera.time, [0.0, 0.5, 1.0])

@@ -1,4 +1,4 @@
-"""What every LightningDataModule of nelf is: a scene as batches."""
+"""The base class of nelf's LightningDataModules."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ T = TypeVar("T")
 
 
 class SceneDataModule(pl.LightningDataModule):
-    """A scene as batches. A subclass implements ``read``; or the scene is given.
+    """A scene as batches. Either a subclass implements ``read``, or the scene is given.
 
     Args:
-        scene: what to draw from; None for what ``read`` returns.
-        batch: what a training batch is made of: ``rays`` (``RayBatch``) or ``views`` (``ImageBatch``). A system says
-            what it wants: ``SceneDataModule(..., **system.batches)``.
-        batch_size: rays, or views, of a training batch and process.
-        ray_shift: how far left of and above the centers of pixels the rays of training batches lie, image widths, see
-            ``LightField.ray_shift``. The cameras of validation and test views are left to what renders them.
-        part: takes the part of a training batch of views that is sent to the device; None for all of it.
-        sampling: ``all_images`` draws the view of each ray anew, ``same_image`` one view for all rays of a batch.
-        num_workers: loader processes; batches are the same for any number.
-        seed: which stream of training batches.
+        scene: the scene; None for the one that ``read`` returns.
+        batch: the kind of training batches: ``rays`` (``RayBatch``) or ``views`` (``ImageBatch``). A system states what
+            it needs: ``SceneDataModule(..., **system.batches)``.
+        batch_size: rays or views per training batch and process.
+        ray_shift: offset of training rays to the left of and above pixel centers, in image widths, see
+            ``LightField.ray_shift``. The cameras of validation and test views are not shifted.
+        part: selects the part of a training batch of views that is sent to the device; None for all of it.
+        sampling: ``all_images`` draws a view for each ray, ``same_image`` one view for all rays of a batch.
+        num_workers: loader processes; they do not change the batches.
+        seed: seed of the stream of training batches.
 
     Raises:
         UserError: an argument is out of range; on ``scene``, whatever ``read`` raises.
     """
 
-    #: Steps over which a training comes to know the moments of its scene one after the other, see ``Batches``.
+    #: Steps over which later views are added to training, see ``time_curriculum`` of ``Batches``.
     time_curriculum: int | None = None
 
     def __init__(
@@ -70,7 +70,7 @@ class SceneDataModule(pl.LightningDataModule):
 
     @property
     def scene(self) -> Scene:
-        """The scene; read from disk when it is first asked for."""
+        """The scene; read from disk on first access."""
         if self._scene is None:
             self.prepare_data()
             self._scene = self.read()
@@ -78,7 +78,7 @@ class SceneDataModule(pl.LightningDataModule):
 
     @property
     def rendered(self) -> float | None:
-        """How many views a teacher has rendered for it so far; None where its views are stored."""
+        """How many views a teacher has rendered online so far; None if the training views are stored."""
         train = self.scene.train
         return train.rendered if isinstance(train, OnlineSplit) else None
 
@@ -98,14 +98,14 @@ class SceneDataModule(pl.LightningDataModule):
             batch_size: see the class.
             ray_shift: see the class.
             part: see the class.
-            scene: to draw from instead, all moments from the first batch on.
+            scene: replaces the scene, and switches the time curriculum off.
             stream: added to the seed.
         """
         other = copy(self)
         other.batch, other.batch_size, other.ray_shift, other.seed = batch, batch_size, ray_shift, self.seed + stream
         other.part = part
         other._scene = self.scene if scene is None else scene
-        if scene is not None:  # a student's: its teacher knows all moments, and so do a teacher's views
+        if scene is not None:  # for a student: a trained teacher's views need no curriculum
             other.time_curriculum = None
         return other
 
@@ -114,7 +114,7 @@ class SceneDataModule(pl.LightningDataModule):
         _ = self.scene
 
     def train_dataloader(self) -> Iterable[Any]:
-        """Training batches without end, from the first one that this run has not drawn yet."""
+        """Endless training batches, beginning with the first one that this run has not drawn yet."""
         trainer = self.trainer
         per_step = trainer.accumulate_grad_batches if trainer else 1
         split = self.scene.train
@@ -134,7 +134,7 @@ class SceneDataModule(pl.LightningDataModule):
         return _loader(batches, self.num_workers)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Take the part of a training batch that its system wants, before it is sent."""
+        """Select the part of a training batch that its system needs, before it is sent to the device."""
         is_wanted = self.part is not None and isinstance(batch, ImageBatch)
         return self.part(batch) if is_wanted else batch  # type: ignore[misc]
 
@@ -161,12 +161,12 @@ class _Views(Dataset[View]):
 
 
 def _loader(dataset: Dataset[Any], num_workers: int) -> DataLoader[Any]:
-    """A loader that passes on what the dataset yields as it is."""
+    """A loader that passes on the dataset's items unchanged."""
     return DataLoader(dataset, batch_size=None, collate_fn=_same, num_workers=num_workers)
 
 
 def _same(item: T) -> T:
-    """Collate nothing: an item is a batch already."""
+    """Collate function for items that are batches already."""
     return item
 
 
@@ -175,19 +175,19 @@ def check_option(key: str, value: object, good: bool, allowed: str) -> None:
 
     Args:
         key: its name.
-        value: what it is.
-        good: whether that is allowed.
-        allowed: what is, in words.
+        value: its value, for the message.
+        good: whether the value is allowed.
+        allowed: what is allowed, in words.
 
     Raises:
-        UserError: it is not.
+        UserError: the value is not allowed.
     """
     if not good:
         raise UserError(f"data.{key}: is {value}; allowed: {allowed}.")
 
 
 def check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse a word that is none of the choices."""
+    """Refuse a word that is not one of the choices."""
     check_option(
         key,
         repr(value),

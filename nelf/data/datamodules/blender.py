@@ -19,14 +19,14 @@ class BlenderDataModule(SceneDataModule):
 
     Args:
         root: the scene's directory.
-        width: images are reduced to this width; None keeps theirs.
-        background: named background of validation and test; None for the one that the scene's files state, or white.
-        holdout: of every so many views one is held out for each of val and test, where they have no file.
-        near: instead of the file's smallest z-depth (2 where it tells none).
-        far: instead of the file's largest z-depth (6 where it tells none).
-        aabb: instead of the file's box (+-1.5 where it tells none): smallest x y z, largest x y z.
-        skip_missing: leave out frames whose image is not there, and say how many, in place of an error.
-        **options: as of ``SceneDataModule``.
+        width: images are downsampled to this width; None keeps their size.
+        background: name of the background in validation and test; None for the one in the scene's files, else white.
+        holdout: of every ``holdout`` views, one each is held out for val and test if these have no file.
+        near: smallest z-depth; None for the file's, else derived, see ``nelf.data.bounds.find_bounds``.
+        far: largest z-depth; None as for ``near``.
+        aabb: box, smallest x y z, largest x y z; None as for ``near``.
+        skip_missing: leave out frames whose image is missing, and print how many, instead of an error.
+        **options: see ``SceneDataModule``.
 
     Raises:
         UserError: an argument is out of range; on ``scene``, whatever ``read_scene`` raises.
@@ -59,18 +59,17 @@ class BlenderDataModule(SceneDataModule):
 
 
 class DNeRFDataModule(BlenderDataModule):
-    """A scene in the D-NeRF format: Blender's with a time for each view, which is taken as it is stated.
+    """A scene in the D-NeRF format: Blender's with a time for each view.
 
-    Where no frame of a file states a time, they are in the order of time and evenly spread over it.
+    If no frame of a file states a time, the frames are taken to be in order and evenly spaced from 0 to 1.
 
     Args:
         root: the scene's directory.
-        evaluate: whose views the final figures are of, ``test`` or ``val``; the other split takes the other's place and
-            is looked at while training. Lego's shovel stands otherwise in its test views than in those that it is
-            learned from, so its figures are better taken of ``val``.
-        time_curriculum: steps over which a training on the scene's own views comes to know its moments one after the
-            other (D-NeRF: 10,000 or 100,000 of 800,000); None for all at once.
-        **options: as of ``BlenderDataModule``.
+        evaluate: the split for the final figures, ``test`` or ``val``; with ``val`` the two splits are swapped. In
+            lego, the shovel has another position in the test views than in the training views, so ``val`` is better.
+        time_curriculum: steps over which later views are added to a training on the scene's own views (D-NeRF: 10,000
+            or 100,000 of 800,000); None to train on all views at once.
+        **options: see ``BlenderDataModule``.
 
     Raises:
         UserError: an argument is out of range; on ``scene``, whatever ``read_scene`` raises.

@@ -1,4 +1,4 @@
-"""LightningDataModules of real captures: in the formats of HyperNeRF and LLFF, COLMAP's, and photographs alone."""
+"""LightningDataModules of real captures: the formats of HyperNeRF, LLFF and COLMAP, and photographs alone."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class HyperNeRFDataModule(SceneDataModule):
 
     Args:
         root: the capture's directory.
-        image_scale: which images: those of ``rgb/4x`` for 4.
-        split: ``vrig`` as the files say, ``interp`` with every fourth frame for training; ``auto`` is ``interp`` where
-            the files name no validation views.
-        width: images are reduced further, to this width; None keeps theirs.
-        near: instead of the files' smallest z-depth.
-        far: instead of the files' largest z-depth.
-        aabb: instead of the box of what the cameras see: smallest x y z, largest x y z.
-        **options: as of ``SceneDataModule``.
+        image_scale: selects the images: 4 for those in ``rgb/4x``.
+        split: ``vrig`` for the splits in the files, ``interp`` for every fourth frame for training; ``auto`` is
+            ``interp`` if the files name no validation views.
+        width: images are downsampled further, to this width; None keeps their size.
+        near: smallest z-depth; replaces the files'.
+        far: largest z-depth; replaces the files'.
+        aabb: box, smallest x y z, largest x y z; None for the box of what the cameras see.
+        **options: see ``SceneDataModule``.
 
     Raises:
         UserError: an argument is out of range; on ``scene``, whatever ``read_capture`` raises.
@@ -65,15 +65,15 @@ class LLFFDataModule(SceneDataModule):
 
     Args:
         root: the capture's directory.
-        factor: how many times smaller the images are to be: those of ``images_8`` for 8.
-        width: images are reduced further, to this width; None keeps theirs.
-        ndc: rays run in normalized device coordinates.
-        spherify: the cameras stand around something; needs ``ndc=False``.
-        holdout: of every so many views one is held out for each of val and test.
-        near: instead of 0.9 times the smallest bound: smallest z-depth, in the unit of the scene.
-        far: instead of the largest bound.
-        aabb: instead of the box of what the cameras see: smallest x y z, largest x y z.
-        **options: as of ``SceneDataModule``.
+        factor: downsampling factor: 8 for the images in ``images_8``.
+        width: images are downsampled further, to this width; None keeps their size.
+        ndc: rays are in normalized device coordinates.
+        spherify: the cameras surround an object; needs ``ndc=False``.
+        holdout: of every ``holdout`` views, one each is held out for val and test.
+        near: smallest z-depth, scene units; None for 0.9 times the smallest bound.
+        far: largest z-depth; None for the largest bound.
+        aabb: box, smallest x y z, largest x y z; None for the box of what the cameras see.
+        **options: see ``SceneDataModule``.
 
     Raises:
         UserError: an argument is out of range; on ``scene``, whatever ``read_llff`` raises.
@@ -113,13 +113,13 @@ class ColmapDataModule(SceneDataModule):
     Args:
         root: the scene's directory, with ``images/`` and ``sparse/0/``.
         images: the folder of the photographs in it, such as ``images_4``.
-        width: images are reduced to this width; None keeps theirs.
-        holdout: of every so many views, sorted by name, one is held out for each of val and test.
+        width: images are downsampled to this width; None keeps their size.
+        holdout: of every ``holdout`` views, sorted by name, one each is held out for val and test.
         skip_missing: leave out views whose image is missing.
-        near: instead of what the points say: smallest z-depth, scene unit.
-        far: largest z-depth.
-        aabb: box, smallest x y z, largest x y z.
-        **options: as of ``SceneDataModule``.
+        near: smallest z-depth, scene units; None to derive it from the points.
+        far: largest z-depth; None to derive it from the points.
+        aabb: box, smallest x y z, largest x y z; None to derive it from the points.
+        **options: see ``SceneDataModule``.
 
     Raises:
         UserError: an argument is out of range; on ``scene``, whatever ``read_colmap`` raises.
@@ -149,17 +149,17 @@ class ColmapDataModule(SceneDataModule):
 
 
 class PhotosDataModule(SceneDataModule):
-    """Photographs, or a video, whose cameras COLMAP finds once, see ``nelf.data.photos``.
+    """Photographs or a video, whose cameras COLMAP reconstructs once, see ``nelf.data.photos``.
 
     Args:
         root: a folder of photographs, or a video file.
-        frames: how many are taken of a video.
-        width: images are reduced to this width; None keeps theirs, at most 1600 pixels for the longer side.
-        holdout: as of ``ColmapDataModule``, and so are the next three.
-        near: see there.
-        far: see there.
-        aabb: see there.
-        **options: as of ``SceneDataModule``.
+        frames: number of frames taken from a video.
+        width: images are downsampled to this width; None keeps their size, at most 1600 pixels for the longer side.
+        holdout: see ``ColmapDataModule``.
+        near: see ``ColmapDataModule``.
+        far: see ``ColmapDataModule``.
+        aabb: see ``ColmapDataModule``.
+        **options: see ``SceneDataModule``.
 
     Raises:
         UserError: an argument is out of range; on ``scene``, whatever ``register_photos`` or ``read_colmap`` raises.
@@ -183,7 +183,7 @@ class PhotosDataModule(SceneDataModule):
         self._reading: dict[str, Any] = {"width": width, "holdout": holdout, "near": near, "far": far, "aabb": aabb}
 
     def prepare_data(self) -> None:
-        """Register the photographs unless that is done."""
+        """Register the photographs, unless that has been done."""
         register_photos(self.root, self.frames)
 
     def read(self) -> Scene:

@@ -21,11 +21,11 @@ class DemoDataModule(BlenderDataModule):
     """The built-in procedural scene, written once to disk and read like any other.
 
     Args:
-        root: where it is (to be) written; None for ``$NELF_CACHE/demo`` or ``~/.cache/nelf/demo``, one
-            folder per scene and width.
+        root: the scene's directory, written if it does not exist; None for a folder per scene and width in
+            ``$NELF_CACHE/demo`` or ``~/.cache/nelf/demo``.
         scene: which built-in scene, one of ``nelf.data.demo.SCENES``.
         width: image width in pixels; None for 200.
-        **options: as of ``BlenderDataModule``.
+        **options: see ``BlenderDataModule``.
 
     Raises:
         UserError: an argument is out of range, or the directory cannot be written.
@@ -52,10 +52,10 @@ class DemoDynamicDataModule(DNeRFDataModule):
     """A built-in moving scene, written once to disk and read like any other.
 
     Args:
-        root: where it is (to be) written; None for the cache, as of ``DemoDataModule``.
+        root: the scene's directory, written if it does not exist; None for the cache, as in ``DemoDataModule``.
         scene: which built-in scene, one of ``nelf.data.demo_dynamic.SCENES``.
         width: image width in pixels; None for 200.
-        **options: as of ``DNeRFDataModule``.
+        **options: see ``DNeRFDataModule``.
 
     Raises:
         UserError: an argument is out of range, or the directory cannot be written.
@@ -82,9 +82,10 @@ class DemoHandheldDataModule(HyperNeRFDataModule):
     """The built-in capture, written once to disk and read like any other.
 
     Args:
-        root: where it is (to be) written; None for ``$NELF_CACHE/demo/handheld`` or ``~/.cache/nelf/demo/handheld``.
-        image_scale: 1 for images of 120x160 pixels, 2 for half of that.
-        **options: as of ``HyperNeRFDataModule``.
+        root: the capture's directory, written if it does not exist; None for ``$NELF_CACHE/demo/handheld`` or
+            ``~/.cache/nelf/demo/handheld``.
+        image_scale: 1 for images of 120x160 pixels, 2 for 60x80.
+        **options: see ``HyperNeRFDataModule``.
 
     Raises:
         UserError: an argument is out of range, or the directory cannot be written.
@@ -99,5 +100,5 @@ class DemoHandheldDataModule(HyperNeRFDataModule):
 
 
 def _cache() -> Path:
-    """Where built-in scenes are written."""
+    """The folder of the built-in scenes."""
     return Path(os.environ.get("NELF_CACHE") or Path.home() / ".cache" / "nelf") / "demo"

@@ -249,7 +249,7 @@ def _frames(video: Path, folder: Path, frames: int) -> None:
     try:
         total, _ = imageio_ffmpeg.count_frames_and_secs(str(video))
         if total < FEWEST:
-            raise UserError(f"{video}: has {total} frames; allowed: {FEWEST} or more, filmed on a walk around the scene.")
+            raise UserError(f"{video}: has {total} frames; allowed: {FEWEST} or more, filmed walking around.")
         frames = min(frames, total)
         with progress_bar(f"looking for {frames} sharp frames", total) as progress:
             images = progress.track(_decoded(video), task_id=progress.task_ids[0])

@@ -1,4 +1,4 @@
-"""Trained light fields as files that need no PyTorch: ONNX graphs, and bundles that describe how to draw them."""
+"""Trained light fields as files that need no PyTorch: ONNX graphs, and bundles that describe how to render them."""
 
 from nelf.export.bundle import read_bundle, write_bundle
 from nelf.export.graph import onnx

@@ -1,36 +1,37 @@
-"""A bundle: a folder with all that is needed to draw a light field without nelf.
+"""A bundle: a folder with everything that is needed to render a light field without nelf.
 
-``bundle.json`` (version 4) says how to make rays, where a camera may go, and which files hold the network:
+``bundle.json`` (version 4) defines how rays are made, the range of cameras, and the files of the network:
 
 - ``image`` {width, height}, ``intrinsics`` {fx, fy, cx, cy} in pixels of that size, ``near``, ``far``, ``aabb`` (6),
-  ``sr_factor`` and ``stride`` (pixels along a side of a block, and from one ray to the next), ``ray_shift`` (image
-  widths that rays lie left of and above ``pixel_center``; 0 where it is left out), ``background`` and
-  ``background_color`` (3), ``axes``, ``pixel_center``, ``name``, ``license``, ``network``;
-- ``ndc`` {near, half_width, half_height}, of ``nelf.rays.NDC``, where points and volumes lie in these; null or left out
-  where they lie in the scene, as poses and the rays that a graph is given always do;
-- ``time`` {min, max, value} or null, ``controls`` a list of {name, min, max, value}: inputs beside the rays;
-- ``orbit``: ``target`` (3), ``up`` (3) and the limits and first values {min, max, value} of ``radius`` (scene unit),
-  ``elevation`` above the plane that ``up`` is perpendicular to and ``azimuth`` around ``up`` (degrees), from the
-  training cameras; azimuth 0 is +x, made perpendicular to ``up``, or +y where the x of ``up`` is beyond +-0.9;
-- ``artifacts``: of each ``name``, ``file`` (``.onnx`` or ``.pte``), ``bytes``, ``sha256``, ``precision``, ``input``
+  ``sr_factor`` and ``stride`` (side of a block and distance between rays, in pixels), ``ray_shift`` (offset of rays to
+  the left of and above ``pixel_center``, in image widths; 0 by default), ``background`` and ``background_color`` (3),
+  ``axes``, ``pixel_center``, ``name``, ``license``, ``network``;
+- ``ndc`` {near, half_width, half_height}, see ``nelf.rays.NDC``, if points and volumes are in normalized device
+  coordinates; null or absent if they are in scene coordinates. Poses, and rays as inputs of a graph, always are in
+  scene coordinates;
+- ``time`` {min, max, value} or null, ``controls`` a list of {name, min, max, value}: inputs in addition to rays;
+- ``orbit``: ``target`` (3), ``up`` (3) and limits and initial values {min, max, value} of ``radius`` (scene units),
+  ``elevation`` above the plane perpendicular to ``up`` and ``azimuth`` around ``up`` (degrees), from the training
+  cameras; azimuth 0 is +x projected onto that plane, or +y if the x component of ``up`` is beyond +-0.9;
+- ``artifacts``: for each ``name``, ``file`` (``.onnx`` or ``.pte``), ``bytes``, ``sha256``, ``precision``, ``input``
   (``nelf.export.inputs``), ``output`` (``rgb``, or ``rgba``: rgb on black and opacity), ``size`` [width, height] or
-  null for any, ``volume`` and ``window`` or null, and ``max_abs_error``, ``psnr`` (dB) and ``latency_ms`` or null.
+  null for any size, ``volume`` and ``window`` or null, and ``max_abs_error``, ``psnr`` (dB) and ``latency_ms`` or null.
 
-A ``window`` {margin, multiple}, in blocks, says where a graph need not run: beyond ``margin`` around the blocks that
-meet something, nothing is drawn. The rectangle's sides are whole multiples, or all there is.
+A ``window`` {margin, multiple}, in blocks, means that the graph only has to run on a rectangle: that of the blocks with
+nonzero opacity, extended by ``margin`` on each side and to multiples of ``multiple`` (at most the whole image).
 
 A ``volume`` {file (``.bin.gz``), sha256, resolution [D, H, W], rows K, features C, dtype "uint8" or "float16", scale,
 step, min_alpha, min_transmittance, motion} describes a file of ``nelf.export.volume``; ``scale`` {low, step} has 1 + C
-numbers each for 8 bits, the density's first, and is null for 16. What is not in the file, the index and how far cells
-are from the nearest one with all its corners, follows from the bits. Points lie one ``step`` (scene unit) apart, the
-first half of one behind the entry; how they are composited: ``nelf.kernels.lookup``.
+numbers each for 8 bits, that of the density first, and is null for 16 bits. The index of rows and the distance of each
+cell from the nearest one with all corners are computed from the mask in the file. Samples along a ray are one ``step``
+(scene units) apart, the first half a step behind the entry; for compositing see ``nelf.kernels.lookup``.
 
 A ``motion`` {file, sha256, resolution [D, H, W], windows N, grid [K, T, Z, Y, X], aabb (6), canonical_aabb (6), empty}
-of a volume, null where it is at rest, describes a file of ``nelf.export.motion``. The volume is that of the scene at
-rest then, over ``canonical_aabb``; what rays meet is the frame of their controls, over the bundle's ``aabb``: of window
-``floor(N * time)``, the last one at 1, it has the corners, and each has what ``nelf.lightfields.frames`` makes of the
-volume at rest and of the motion grid over ``aabb``. A corner at rest that does not exist has the density ``empty`` and
-features of 0. The graph begins at the features, so it takes no time.
+of a volume, null for a static one, describes a file of ``nelf.export.motion``. The volume then is the canonical one,
+over ``canonical_aabb``. Rays are composited through the frame of their controls, over the bundle's ``aabb``: its
+corners are those of window ``floor(N * time)`` (the last window at time 1), and ``nelf.lightfields.frames`` computes
+their values from the canonical volume and the motion grid over ``aabb``. Canonical corners that do not exist have the
+density ``empty`` and features 0. The graph begins at the features, so time is not one of its inputs.
 """
 
 from __future__ import annotations
@@ -62,18 +63,18 @@ _KEYS = (
     *("time", "controls", "orbit", "artifacts"),
 )
 _ENTRY = {"name", "file", "input", "output", "size", "volume", "window"}
-GRAPHS, PACKED = (".onnx", ".pte"), (".bin.gz",)  # endings of an artifact's files
-_GAP = 60.0  # degrees without a training camera, from which on the azimuth has limits
+GRAPHS, PACKED = (".onnx", ".pte"), (".bin.gz",)  # suffixes of an artifact's files
+_GAP = 60.0  # degrees: a gap of this width between training cameras limits the azimuth
 
 
 def write_bundle(folder: Path | str, scene: Scene, network: LightField, artifacts: Sequence[dict[str, Any]]) -> Path:
     """Write ``bundle.json``.
 
     Args:
-        folder: where the files of the artifacts lie.
-        scene: gives size, lens, license and the limits of the camera.
+        folder: the folder of the artifacts' files.
+        scene: gives size, intrinsics, license and the limits of the camera.
         network: gives depth range, box and block size.
-        artifacts: of ``artifact``, the one to show first first.
+        artifacts: entries from ``artifact``, the default one first.
 
     Returns:
         Its path.
@@ -129,18 +130,18 @@ def artifact(
     """Describe a file of a bundle.
 
     Args:
-        name: what to call it.
+        name: its name.
         path: the file.
-        kind: where its graph begins, see ``nelf.export.inputs``.
+        kind: kind of the graph's inputs, see ``nelf.export.inputs``.
         precision: in words.
-        volume: of ``write_volume``, where the graph begins at features.
-        size: width and height, if it takes only those.
+        volume: the result of ``write_volume``, if the graph begins at features.
+        size: width and height, if it is for this size only.
         output: ``rgb`` or ``rgba``, see ``nelf.export.inputs``.
-        window: of the light field, where it need not run everywhere.
+        window: the light field's ``window``, if it need not run on the whole image.
         **figures: ``max_abs_error``, ``psnr``, ``latency_ms``.
 
     Returns:
-        Its entry for ``bundle.json``; ``bytes`` counts its volume and motion.
+        Its entry in ``bundle.json``; ``bytes`` includes volume and motion.
     """
     content = path.read_bytes()
     beside = sum((path.parent / file).stat().st_size for file in files_beside(volume))
@@ -160,7 +161,7 @@ def artifact(
 
 
 def files_beside(volume: Mapping[str, Any] | None) -> list[Any]:
-    """The names of the files that a graph's volume, and what makes it move, are in."""
+    """The names of the files of a volume and of its motion."""
     parts = [volume, (volume or {}).get("motion")]
     return [part.get("file") for part in parts if isinstance(part, dict)]
 
@@ -172,10 +173,10 @@ def read_bundle(folder: Path | str) -> dict[str, Any]:
         folder: the bundle.
 
     Returns:
-        The document, as at the top of this module.
+        The document, see the top of this module.
 
     Raises:
-        UserError: it is missing, torn, no bundle, of another version, or names files that lie elsewhere.
+        UserError: it is missing, damaged, not a bundle, of another version, or names files outside the folder.
     """
     path = Path(folder) / "bundle.json"
     document = read_object(path, "a whole bundle.json, which stage export writes beside the .onnx files")
@@ -196,13 +197,13 @@ def read_bundle(folder: Path | str) -> dict[str, Any]:
 
 
 def ndc_of(document: Mapping[str, Any]) -> NDC | None:
-    """The space that the rays of a bundle's cameras run in, of ``read_bundle``'s document; None for the scene's own."""
+    """The NDC of the rays of a bundle's cameras, from ``read_bundle``'s document; None for scene coordinates."""
     about = document.get("ndc")
     return None if about is None else NDC(about["near"], about["half_width"], about["half_height"])
 
 
 def _check_artifacts(path: Path, entries: Any) -> None:
-    """Refuse entries that lack what a reader needs, and files elsewhere, since a bundle may come from anybody."""
+    """Refuse incomplete entries, and files outside the folder, since a bundle may be untrusted."""
     for entry in entries if isinstance(entries, list) else [None]:
         if not isinstance(entry, dict) or not set(entry) >= _ENTRY:
             raise UserError(f"{path}: artifacts must be a list, each with {', '.join(sorted(_ENTRY))}.")
@@ -222,10 +223,10 @@ def _check_artifacts(path: Path, entries: Any) -> None:
 
 
 def orbit_limits(scene: Scene) -> dict[str, Any]:
-    """Where the training cameras stand around what they look at, with a little margin.
+    """The range of the training cameras' positions around the point that they look at, with a small margin.
 
     Args:
-        scene: any.
+        scene: the scene.
 
     Returns:
         ``target``, ``up``, and {min, max, value} of ``radius``, ``elevation`` and ``azimuth`` (degrees).
@@ -241,7 +242,7 @@ def orbit_limits(scene: Scene) -> dict[str, Any]:
 
 
 def _control(scene: Scene, index: int) -> dict[str, float]:
-    """The range of a control of the training cameras, and a first value."""
+    """The range of a control of the training cameras, and an initial value."""
     controls = scene.train.camera.controls
     if controls is None or index >= controls.shape[-1]:
         return {"min": 0.0, "max": 1.0, "value": 0.0}
@@ -255,7 +256,7 @@ def _limits(values: np.ndarray, margin: float, least: float = 1e-3, most: float 
 
 
 def _azimuth_limits(azimuth: np.ndarray) -> dict[str, float]:
-    """All around, unless the cameras leave a wide gap: then from its end to its beginning."""
+    """The full circle, unless the cameras leave a wide gap: then the arc that they cover."""
     first, width = covered_arc(azimuth, _GAP)
     if width == 360.0:
         return {"min": -180.0, "max": 180.0, "value": float(azimuth[0])}

@@ -1,4 +1,4 @@
-"""A light field as a Core ML package for Apple's devices; written anywhere, run there only. Needs an extra."""
+"""Export a light field as a Core ML package, which only Apple's devices can run. Needs the extra ``coreml``."""
 
 from __future__ import annotations
 
@@ -17,29 +17,30 @@ __all__ = ["check_installed", "mlpackage"]
 
 
 def check_installed() -> None:
-    """Refuse to begin without coremltools.
+    """Check that coremltools is installed.
 
     Raises:
-        UserError: says how to install it.
+        UserError: it is not; the message says how to install it.
     """
     if importlib.util.find_spec("coremltools") is None:
         raise UserError("coreml: coremltools is not installed: pip install 'nelf[coreml]'.")
 
 
 def mlpackage(network: LightField, path: Path | str, camera: Camera, kind: str | None = None) -> Path:
-    """Write a light field as an ML program that computes in 16 bits, for images of one size.
+    """Write a light field as an ML program with 16-bit arithmetic, for images of one size.
 
     Args:
         network: a trained light field.
         path: the package, a folder whose name ends in ``.mlpackage``.
-        camera: a single camera: the size.
-        kind: where the program begins, see ``nelf.export.inputs``; None for the one that suits a viewer.
+        camera: a single camera, which gives the size.
+        kind: kind of its inputs, see ``nelf.export.inputs``; None for the one that suits a viewer.
 
     Returns:
-        The package. What it draws is not compared with the network: only macOS can run it.
+        The package. Its output is not compared with the network's, since only macOS can run it.
 
     Raises:
-        UserError: coremltools is not installed, the network has no such kind of input, or it cannot be written.
+        UserError: coremltools is not installed, the network has no such kind of input, or the package cannot be
+            written.
     """
     check_installed()
     kind = kind or network.entries[0]

@@ -1,4 +1,4 @@
-"""What an ONNX graph costs: its weights, and the multiplications of a picture."""
+"""The cost of an ONNX graph: its weights, and the multiply-accumulates per image."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ __all__ = ["graph_cost"]
 _PRODUCTS = ("Conv", "ConvTranspose", "ConvInteger", "Gemm", "MatMul", "MatMulInteger")
 _LOOKUPS = ("Gather", "GatherElements", "GatherND", "GridSample")
 _ON_THE_WAY = ("Cast", "DequantizeLinear", "Reshape", "Transpose", "Unsqueeze")
-# Where the value and the zero point of whole numbers stand among a node's inputs.
+# Input positions of the quantized value and of its zero point.
 _WHOLE = {"DequantizeLinear": (0, 2), "ConvInteger": (1, 3), "MatMulInteger": (1, 3)}
 
 
 def graph_cost(path: Path | str, feeds: dict[str, np.ndarray]) -> dict[str, int]:
-    """Count the weights of an ONNX file, and the multiply-accumulates of drawing one picture with it.
+    """Count the weights of an ONNX file, and its multiply-accumulates for one image.
 
     Args:
         path: the file.
-        feeds: the inputs of one picture by name, as ``ExportedLightField.inputs`` makes them.
+        feeds: the inputs of one image by name, from ``ExportedLightField.inputs``.
 
     Returns:
-        ``parameters``; ``nonzero``, those of them that are not zero, or that 8 bits do not round to it; ``macs`` of
-        convolutions and matrix products, not of lookups and encodings.
+        ``parameters``; ``nonzero``, the parameters that are not zero as stored; ``macs`` of convolutions and matrix
+        products, not of lookups and encodings.
     """
     import onnx
 
@@ -43,7 +43,7 @@ def graph_cost(path: Path | str, feeds: dict[str, np.ndarray]) -> dict[str, int]
 
 
 def _weights(model: ModelProto) -> dict[str, np.ndarray]:
-    """The numbers that were learned, by name; in 8 bits less their zero point, so that zero is zero."""
+    """The trained weights by name; those in 8 bits minus their zero point, so that a zero weight is zero."""
     from onnx import numpy_helper
 
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
@@ -61,20 +61,20 @@ def _weights(model: ModelProto) -> dict[str, np.ndarray]:
 
 
 def _learned(node: NodeProto, place: int, maker: Mapping[str, str]) -> bool:
-    """Whether a stored input holds weights, not the settings of quantization, an embedding's frequencies or shapes."""
+    """Whether a stored input holds weights, not quantization parameters, frequencies of an embedding, or shapes."""
     if node.op_type == "Add":  # the bias of a product
         return any(maker.get(name) == "MatMul" for name in node.input)
     return place in (1, 2) if node.op_type in _PRODUCTS else place == 0 and node.op_type in (*_LOOKUPS, *_ON_THE_WAY)
 
 
 def _centered(values: np.ndarray, zero_point: np.ndarray, axis: int) -> np.ndarray:
-    """Whole numbers less their zero point, one for all or one for each place along an axis."""
+    """Integers minus their zero point, one for all or one per index along an axis."""
     shape = [-1 if place == axis else 1 for place in range(values.ndim)]
     return values.astype(np.int32) - zero_point.astype(np.int32).reshape(shape)
 
 
 def _macs(model: ModelProto, feeds: dict[str, np.ndarray]) -> int:
-    """Draw the picture once, with every product's operands as outputs, for their shapes."""
+    """Run the graph once, with the operands of all products as outputs, to get their shapes."""
     import onnxruntime
     from onnx import helper
 

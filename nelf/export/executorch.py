@@ -1,4 +1,4 @@
-"""A light field as an ExecuTorch program for phones: XNNPACK kernels, in 32 or 8 bits; needs an extra."""
+"""Export a light field as an ExecuTorch program for phones: XNNPACK kernels, in 32 or 8 bits. Needs an extra."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ __all__ = ["Program", "check_installed", "pte"]
 
 
 def check_installed() -> None:
-    """Refuse to begin without ExecuTorch.
+    """Check that ExecuTorch is installed.
 
     Raises:
-        UserError: says how to install it.
+        UserError: it is not; the message says how to install it.
     """
     if importlib.util.find_spec("executorch") is None:
         raise UserError("executorch: is not installed, and .pte files need it: pip install 'nelf[executorch]'.")
@@ -34,14 +34,14 @@ def check_installed() -> None:
 def pte(network: LightField, path: Path | str, cameras: Camera, kind: str | None = None, int8: bool = False) -> Path:
     """Write a light field as a ``.pte`` program for images of one size.
 
-    XNNPACK computes GELU by its error function, as PyTorch's default does.
+    XNNPACK computes GELU with the error function, like PyTorch's default.
 
     Args:
         network: a trained light field.
         path: the file, ``.pte``.
-        cameras: a batch of cameras of one size: the size, and for ``int8`` the views to find the ranges with.
-        kind: where the program begins, see ``nelf.export.inputs``; None for the one that suits a viewer.
-        int8: weights (per channel) and activations in 8 bits, but for ``LightField.exact_parts`` and
+        cameras: a batch of cameras, which gives the size and, for ``int8``, the views for calibration.
+        kind: kind of its inputs, see ``nelf.export.inputs``; None for the one that suits a viewer.
+        int8: weights (per channel) and activations in 8 bits, except for ``LightField.exact_parts`` and
             ``exact_in_8_bits``.
 
     Returns:
@@ -75,7 +75,7 @@ def pte(network: LightField, path: Path | str, cameras: Camera, kind: str | None
 
 
 def _quantized(module: Any, examples: Sequence[tuple[torch.Tensor, ...]], exact_parts: Sequence[str]) -> Any:
-    """Post-training quantization as XNNPACK wants it, its ranges from the examples; some parts stay in 32 bits."""
+    """Post-training quantization for XNNPACK, calibrated on the examples; some parts stay in 32 bits."""
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
         get_symmetric_quantization_config,
@@ -101,7 +101,7 @@ class Program:
 
     Args:
         path: the file.
-        kind: where it begins.
+        kind: kind of its inputs.
 
     Raises:
         UserError: ExecuTorch is not installed, or the file is not a program.
@@ -124,6 +124,6 @@ class Program:
         return [SimpleNamespace(name=name, shape=shape) for name, shape in zip(self._names, shapes, strict=True)]
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Compute the picture, (1, 3, H, W), or (1, 4, H, W) with opacity."""
+        """Compute the image, (1, 3, H, W), or (1, 4, H, W) with opacity."""
         found = self._method.execute([torch.from_numpy(feeds[name]) for name in self._names])
         return [found[0].numpy().copy()]

@@ -1,4 +1,4 @@
-"""Files of a bundle that may come from anybody: what they declare is checked before memory is taken for it."""
+"""Untrusted files of a bundle: declared sizes and values are checked before memory is allocated."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ __all__ = [
 ]
 
 _MOST_PIXELS, _MOST_BLOCK, _MOST_SIDE = 2**14, 64, 2**12
-_MOST_POINTS = 2**13  # on a ray
+_MOST_POINTS = 2**13  # samples on a ray
 _MOST_NODES = 2**22  # of a motion grid
-_RATIO, _LEAST = 256, 2**24  # a file's content, measured by the file's bytes, beyond a few megabytes
+_RATIO, _LEAST = 256, 2**24  # maximum compression ratio of a file, and bytes of content that are always allowed
 
 
 def check_numbers(path: Path, document: Mapping[str, Any]) -> None:
-    """Refuse a description whose numbers nobody can draw with.
+    """Refuse a description whose numbers cannot be rendered with.
 
     Args:
         path: the ``bundle.json``.
         document: its content, with all keys.
 
     Raises:
-        UserError: names the key and what is allowed.
+        UserError: a number is out of range; the message names the key and what is allowed.
     """
     image, lens, box = document["image"], document["intrinsics"], document["aabb"]
     sides = [image.get("width"), image.get("height")] if isinstance(image, dict) else [None]
@@ -75,7 +75,7 @@ def check_numbers(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def check_entry(path: Path, entry: Mapping[str, Any]) -> None:
-    """Refuse an artifact whose output or window is none.
+    """Refuse an artifact with an invalid input, output, size or window.
 
     Raises:
         UserError: names the artifact and what is allowed.
@@ -107,12 +107,12 @@ def check_entry(path: Path, entry: Mapping[str, Any]) -> None:
 
 
 def check_volume(path: Path, volume: Mapping[str, Any], aabb: Sequence[float]) -> None:
-    """Refuse a description of a volume that nobody could have written, or nobody can draw in any time.
+    """Refuse an invalid description of a volume, or one that would take too long to render.
 
     Args:
         path: the volume's file.
         volume: its description.
-        aabb: the box that it fills.
+        aabb: the box of the volume.
 
     Raises:
         UserError: says what is allowed.
@@ -143,12 +143,12 @@ def check_volume(path: Path, volume: Mapping[str, Any], aabb: Sequence[float]) -
 
 
 def check_motion(path: Path, motion: Mapping[str, Any], controls: int) -> None:
-    """Refuse a description of a motion that nobody could have written, or nobody can hold.
+    """Refuse an invalid description of a motion, or one that is too large.
 
     Args:
         path: the motion's file.
         motion: its description.
-        controls: how many the bundle has.
+        controls: number of the bundle's controls.
 
     Raises:
         UserError: says what is allowed.
@@ -172,14 +172,14 @@ def check_motion(path: Path, motion: Mapping[str, Any], controls: int) -> None:
 
 
 def check_packed(path: Path, size: int) -> None:
-    """Refuse a small file that stands for much: what is learned does not pack so well.
+    """Refuse an implausible compression ratio, which trained weights do not reach.
 
     Args:
-        path: the file.
-        size: of what becomes of it, bytes.
+        path: the compressed file.
+        size: bytes of its content.
 
     Raises:
-        UserError: it is missing, or such a file.
+        UserError: it is missing, or too small for its content.
     """
     if not is_file(path):
         raise UserError(f"{path}: no such file; bundle.json names it.")
@@ -189,14 +189,14 @@ def check_packed(path: Path, size: int) -> None:
 
 
 def check_digest(path: Path, about: Mapping[str, Any]) -> None:
-    """Refuse a file that is another one than was described.
+    """Refuse a file whose hash differs from its description.
 
     Args:
         path: the file.
-        about: its description; without ``sha256``, any file is the right one.
+        about: its description; without ``sha256``, any file is accepted.
 
     Raises:
-        UserError: it is another one.
+        UserError: the hash differs.
     """
     if about.get("sha256") is None or not is_file(path):
         return
@@ -206,11 +206,11 @@ def check_digest(path: Path, about: Mapping[str, Any]) -> None:
 
 
 def gunzip(path: Path, size: int) -> bytes:
-    """Unpack a gzip file of a known size; a file of another size takes no memory.
+    """Decompress a gzip file of known size, with memory for no more than that size.
 
     Args:
         path: the file.
-        size: of its content, bytes.
+        size: bytes of its content.
 
     Returns:
         The content.
@@ -234,10 +234,10 @@ def gunzip(path: Path, size: int) -> bytes:
 
 
 def check_graph(path: Path) -> None:
-    """Refuse an ONNX file that takes its weights from other files: they may be anybody's.
+    """Refuse an ONNX file with external data, which could be any file.
 
     Raises:
-        UserError: it does, or it is no ONNX file.
+        UserError: it has external data, or is not an ONNX file.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -281,7 +281,7 @@ def _are_numbers(values: Any, count: int) -> bool:
 
 
 def _check_resolution(path: Path, shape: Any) -> None:
-    """Refuse what are no corners of a grid along z, y, x."""
+    """Refuse an invalid resolution of a grid, which counts corners along z, y, x."""
     if not isinstance(shape, list) or len(shape) != 3 or not all(_is_size(n, _MOST_SIDE, 2) for n in shape):
         raise UserError(f"{path}: has resolution {quoted(shape)}; allowed: three whole numbers from 2 to {_MOST_SIDE}.")
 

@@ -1,4 +1,4 @@
-"""A light field as an ONNX graph: what was trained, with its embedding inside, checked when it is written."""
+"""Export a light field as an ONNX graph, and compare the graph with the network."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OPSET = 20  # GridSample of volumes; GELU as one node
 
 
 class _FromPose(nn.Module):
-    """A light field from the pose on, for cameras of one size and lens."""
+    """A light field as a function of the pose, for cameras of one size and lens."""
 
     directions: Tensor
 
@@ -51,7 +51,7 @@ class _FromPose(nn.Module):
 
 
 class _FromRays(nn.Module):
-    """A light field from the rays of the scene on."""
+    """A light field as a function of rays in scene coordinates."""
 
     def __init__(self, network: LightField, ndc: NDC | None) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class _FromRays(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """A light field from its points or features on."""
+    """A light field as a function of its points or features."""
 
     def __init__(self, network: LightField) -> None:
         super().__init__()
@@ -87,23 +87,23 @@ def onnx(
     fixed_size: bool = False,
     tolerance: float = 1e-4,
 ) -> float:
-    """Write a light field as an ONNX file, and compare what the file draws with what the network draws.
+    """Write a light field as an ONNX file, and compare its output with the network's.
 
-    Batch norms are folded and fake quantization is left out: the graph computes in 32 bits.
+    Batch norms are folded and fake quantization is removed; the graph computes in 32 bits.
 
     Args:
         network: a trained light field, in evaluation mode or not.
         path: the file to write, ``.onnx``.
-        cameras: a batch of cameras of one size: the size to trace, and the views to compare.
-        kind: where the graph begins, see ``nelf.export.inputs``; None for the one that suits a viewer.
-        fixed_size: take images of this size only; ``pose`` always does.
-        tolerance: the largest difference of a color, or opacity, that is accepted.
+        cameras: a batch of cameras of one size, which is traced; all views are compared.
+        kind: kind of the graph's inputs, see ``nelf.export.inputs``; None for the one that suits a viewer.
+        fixed_size: export for images of this size only, as ``pose`` always is.
+        tolerance: the largest allowed difference of a color or opacity.
 
     Returns:
-        The largest difference of any color in any of the views, in [0, 1].
+        The largest difference of a color or opacity in any of the views.
 
     Raises:
-        UserError: the network has no such kind of input, the file cannot be written, or it draws something else.
+        UserError: the network has no such kind of input, the file cannot be written, or the difference is too large.
     """
     kind = kind or network.entries[0]
     check_kind(network, kind)
@@ -133,7 +133,7 @@ def onnx(
 
 
 def _forget_sources(model: Model) -> None:
-    """Drop the exporter's notes of source lines, which name folders of this machine."""
+    """Remove the exporter's stack traces, which contain paths of this machine."""
     from onnx_ir.traversal import RecursiveGraphIterator
 
     for node in RecursiveGraphIterator(model.graph):
@@ -141,7 +141,7 @@ def _forget_sources(model: Model) -> None:
 
 
 def exact(network: LightField) -> LightField:
-    """Copy a light field: in evaluation mode, without fake quantization and norms, all in 32 bits."""
+    """Copy a light field in evaluation mode, without fake quantization, with folded batch norms, in 32 bits."""
     copy = deepcopy(network)
     restore_network(copy)
     copy.low_precision = False
@@ -149,16 +149,16 @@ def exact(network: LightField) -> LightField:
 
 
 def largest_difference(graph: InferenceSession, network: LightField, kind: str, cameras: Camera) -> float:
-    """Compare what a graph draws with what a network draws.
+    """Compare the output of a graph with that of a network.
 
     Args:
         graph: the opened file.
-        network: of ``exact``.
-        kind: where the graph begins.
+        network: from ``exact``.
+        kind: kind of the graph's inputs.
         cameras: a batch of cameras.
 
     Returns:
-        The largest difference of any color, or opacity, in any view.
+        The largest difference of a color or opacity in any view.
     """
     differences = []
     for index in range(len(cameras)):
@@ -171,7 +171,7 @@ def largest_difference(graph: InferenceSession, network: LightField, kind: str, 
 
 
 def graph_module(network: LightField, kind: str, camera: Camera) -> nn.Module:
-    """What to trace, so that the graph begins at ``kind``; ``camera`` gives NDC and, for the pose, size and lens."""
+    """The module to trace for inputs of a kind; ``camera`` gives NDC and, for ``pose``, size and lens."""
     if kind == network.encoded:
         return _Decoder(network)
     rays = _FromRays(network, camera.ndc)
@@ -179,21 +179,21 @@ def graph_module(network: LightField, kind: str, camera: Camera) -> nn.Module:
 
 
 def _any_size(network: LightField, kind: str) -> tuple[dict[int, object] | None, ...]:
-    """The axes of each input that may have any size."""
+    """The dynamic axes of each input."""
     first = 1 if kind == "rays" else 2
     axes: dict[int, object] = {first: torch.export.Dim.DYNAMIC, first + 1: torch.export.Dim.DYNAMIC}
     return tuple(axes if name in KINDS[kind] else None for name in names_of(network, kind))
 
 
 def half_weights(path: Path | str, out: Path | str, exact: Sequence[str] = ()) -> Path:
-    """Store the weights of an ONNX file in 16 bits; it still computes in 32.
+    """Store the weights of an ONNX file in 16 bits; the graph still computes in 32 bits.
 
-    Constants that are no weights, such as the depths of points on a ray, stay in 32 bits.
+    Constants other than weights, such as the depths of samples on a ray, stay in 32 bits.
 
     Args:
         path: the fp32 file.
-        out: the file to write, of about half the size.
-        exact: parts of the network whose weights do, too, see ``LightField.exact_parts``.
+        out: the file to write, about half as large.
+        exact: parts of the network whose weights stay in 32 bits, see ``LightField.exact_parts``.
 
     Returns:
         ``out``.
@@ -209,9 +209,9 @@ def half_weights(path: Path | str, out: Path | str, exact: Sequence[str] = ()) -
     casts = []
     for tensor in model.graph.initializer:
         if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < 16:
-            continue  # a cast would take more room than it saves
+            continue  # a Cast node would take more bytes than it saves
         if "." not in tensor.name or in_parts(tensor.name, exact):
-            continue  # only tensors of the network, not those that the exporter has folded, are below a module
+            continue  # names of the network's weights contain a module; those of folded constants do not
         values = numpy_helper.to_array(tensor).astype(np.float16)
         name, half = tensor.name, f"{tensor.name}_fp16"
         tensor.CopyFrom(numpy_helper.from_array(values, half))
@@ -231,17 +231,17 @@ def session(path: Path | str, threads: int | None = None) -> InferenceSession:
 
     Args:
         path: the file.
-        threads: how many to compute with; None for as many as PyTorch uses.
+        threads: number of threads; None for PyTorch's.
 
     Raises:
-        UserError: no such file, or it is not a whole ONNX file.
+        UserError: the file is missing, or is not a valid ONNX file.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle, it would take others' time
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads must not spin
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file; stage export writes .onnx files.")
     try:

@@ -1,20 +1,20 @@
-"""What an exported graph is given for a camera: where between the pose and the network the graph begins.
+"""The inputs of an exported graph for a camera, by kind: how much of the way from pose to network is in the graph.
 
 ========  ==========================================================================================
 kind      inputs, float32; s is ``sr_factor``, h and w are the image's sides over s, rounded up
 ========  ==========================================================================================
 pose      ``c2w`` (1, 3, 4); size and intrinsics are inside the graph
-rays      ``rays_o``, ``rays_d`` (1, ., ., 3), of ``LightField.rays``; those of the scene, NDC are inside the
-          graph
+rays      ``rays_o``, ``rays_d`` (1, ., ., 3), of ``LightField.rays``, in scene coordinates; the mapping to
+          NDC is inside the graph
 points    ``points`` (1, 3 P, h, w): linear in t from near to far, channel ``point * 3 + coordinate``
 features  ``features`` (1, (C + 1) s^2 + 16, h, w): a volume's, composited along the s^2 rays of each
           block, their opacities, and the block's direction
 ========  ==========================================================================================
 
-A light field that takes controls has the further inputs ``time`` (1,) and, beyond the first control, ``controls``
-(1, K - 1), in [0, 1]; but for features, which are those of a moment. The output is ``rgb`` (1, 3, H, W), or ``rgba``
-(1, 4, H, W): rgb on black and opacity. Where s does not divide the sides of an image, H and W are the next multiples,
-and what is beyond the image is cut off.
+A light field with K controls has the further inputs ``time`` (1,) and, if K > 1, ``controls`` (1, K - 1), in [0, 1];
+except for features, which already depend on the controls. The output is ``rgb`` (1, 3, H, W), or ``rgba`` (1, 4, H, W):
+rgb on black and opacity. If s does not divide the sides of an image, H and W are the next multiples, and the output is
+cropped.
 """
 
 from __future__ import annotations
@@ -58,21 +58,21 @@ KINDS: dict[str, tuple[str, ...]] = {
 
 
 def names_of(network: LightField, kind: str) -> tuple[str, ...]:
-    """The names of the inputs of a network's graph that begins at ``kind``."""
+    """The names of the inputs of a network's graph, by their kind."""
     count = 0 if kind == "features" else network.controls
     return (*KINDS[kind], *(["time"] if count else []), *(["controls"] if count > 1 else []))
 
 
 def output_of(network: LightField) -> str:
-    """The name of a graph's output: ``rgba`` where the network leaves the background out, else ``rgb``."""
+    """The name of a graph's output: ``rgba`` if the background is not part of the network's colors, else ``rgb``."""
     return "rgb" if network.background is None else "rgba"
 
 
 def check_kind(network: LightField, kind: str) -> None:
-    """Refuse a kind of input that a network does not have.
+    """Refuse a kind of input that a network does not support.
 
     Raises:
-        UserError: names those that it has.
+        UserError: it does not; the message lists the supported kinds.
     """
     allowed = network.entries
     if kind not in allowed or kind not in KINDS:
@@ -86,13 +86,13 @@ def feed(
     """Make the inputs of a graph for one camera.
 
     Args:
-        kind: where the graph begins.
+        kind: kind of the graph's inputs.
         camera: a single camera.
-        rays: gives the rays (h, w) that the network draws the picture of a camera from, see ``LightField.rays``.
-        encode: makes ``points`` or ``features`` of rays (1, h, w).
+        rays: returns the rays (h, w) of a camera's image, see ``LightField.rays``.
+        encode: returns ``points`` or ``features`` of rays (1, h, w).
 
     Returns:
-        Arrays by the names of the inputs; with ``time`` and ``controls`` where the camera has any, but for features.
+        Arrays by input name; with ``time`` and ``controls`` if the camera has them, except for features.
     """
     arrays: dict[str, Tensor]
     if kind == "pose":
@@ -110,26 +110,26 @@ def feed(
 
 
 def feed_of(network: LightField, kind: str, camera: Camera) -> dict[str, np.ndarray]:
-    """``feed`` with what a network knows of itself; controls that it does not take are left out."""
+    """``feed`` for a network; controls that the network does not take are left out."""
     camera = with_controls(camera, network.controls)
     return feed(kind, camera, network.rays, network.encode)
 
 
 def with_controls(camera: Camera, count: int) -> Camera:
-    """A single camera with so many controls: its own, and zeros for those that it lacks."""
+    """A single camera with ``count`` controls: its own, filled up with zeros."""
     own = [] if camera.controls is None else camera.controls.tolist()
     return camera.at(*[*own, *[0.0] * count][:count])
 
 
 Window = tuple[int, int, int, int]
-"""First and last row, first and last column of a rectangle of blocks, the last ones excluded."""
+"""A rectangle of blocks: first row, end row, first column, end column; the ends are excluded."""
 
 
 def window_in(features: np.ndarray, sr_factor: int, window: dict[str, int]) -> Window:
-    """Find the rectangle that a graph which begins at features need run on.
+    """Find the rectangle of blocks on which a graph with features as inputs has to run.
 
     Args:
-        features: of ``feed``; one ray for each pixel.
+        features: from ``feed``, with one ray per pixel.
         sr_factor: s.
         window: ``margin`` and ``multiple``, see ``LightField.window``.
 
@@ -147,15 +147,15 @@ def cut(features: np.ndarray, window: Window) -> np.ndarray:
 
 
 def window_feeds(network: LightField, kind: str, cameras: Camera | Sequence[Camera]) -> list[dict[str, np.ndarray]]:
-    """``feed_of`` for several cameras, where possible without what need not be drawn; all of one size.
+    """``feed_of`` for several cameras; features are cropped to the rectangle on which the graph has to run.
 
     Args:
-        network: to make the inputs for.
-        kind: where its graph begins.
-        cameras: of one size.
+        network: the network.
+        kind: kind of its graph's inputs.
+        cameras: cameras of one size.
 
     Returns:
-        Arrays by name, for each camera; of features, rectangles as large as the largest that a camera needs.
+        Arrays by name for each camera; all rectangles of features have the size of the largest.
     """
     feeds = [feed_of(network, kind, cameras[index]) for index in range(len(cameras))]
     if kind != "features" or network.window is None:

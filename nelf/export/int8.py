@@ -1,17 +1,17 @@
 """ONNX files that compute in 8-bit integers.
 
-What makes ONNX Runtime fast here: unsigned activations with signed weights (its kernels for signed activations are
-slower than those for fp32), and quantized tensors on both sides of each convolution and each sum, so that convolution,
-ReLU and residual sum become one integer kernel each. GELU and transposed convolution have no such kernel: they are
-computed in fp32 between two conversions. The last convolution in 32 bits would cost more time than it is worth. Linear
-layers become Gemm, bias and ReLU included.
+ONNX Runtime is fast with unsigned activations and signed weights (its kernels for signed activations are slower than
+fp32), and if tensors are quantized on both sides of each convolution and sum, so that convolution, ReLU and residual
+sum each become one integer kernel. GELU and transposed convolution have no integer kernel and are computed in fp32
+between two conversions. Keeping the last convolution in 32 bits would cost more time than it is worth. Linear layers
+become Gemm, including bias and ReLU.
 
-Static files are right on every processor because their weights are integers from -64 to 64: x86 without VNNI adds the
-products of two neighbors in 16 bits and cuts off what does not fit, and 2 * 255 * 64 fits. With weights up to 127 a
-picture breaks there. Unsigned weights keep all 8 bits, but their kernels are slower, and AVX-512 VNNI has none.
-Dynamic files, whose kernel takes no others, have unsigned weights; no kernel for those adds in 16 bits.
+Static files give correct results on every processor because their weights are integers from -64 to 64: x86 without VNNI
+adds the products of two neighbors with 16-bit saturation, and 2 * 255 * 64 fits. With weights up to 127, saturation
+corrupts the image. Unsigned weights could use all 8 bits, but their kernels are slower, and AVX-512 VNNI has none.
+Dynamic files have unsigned weights, which their kernel requires; no kernel for these saturates at 16 bits.
 
-``benchmarks/int8.py`` measures all of these ways.
+``benchmarks/int8.py`` measures all these variants.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _LAYERS = ("Conv", "ConvTranspose", "Gemm")
 
 
 def quantize_dynamic(path: Path | str, out: Path | str, exact: Sequence[str] = ()) -> Path:
-    """Write an ONNX file with 8-bit weights, whose activations are rounded within each input's own range.
+    """Write an ONNX file with 8-bit weights and dynamic quantization: activation ranges are computed for each input.
 
     Args:
         path: the fp32 file.
@@ -50,16 +50,16 @@ def quantize_dynamic(path: Path | str, out: Path | str, exact: Sequence[str] = (
         ``out``.
 
     Raises:
-        UserError: ``path`` is no ONNX file, or the directory cannot be written.
+        UserError: ``path`` is not an ONNX file, or the directory cannot be written.
     """
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization import quantize_dynamic as quantize
 
     with _prepared(path) as prepared, atomic_path(out) as partial:
-        left = [*_nodes(prepared, "MatMul")]  # with what is no layer, such as the frequencies of an encoding
+        left = [*_nodes(prepared, "MatMul")]  # products that are not layers, such as with an encoding's frequencies
         kept = _in_parts(_nodes(prepared, *_LAYERS), exact)
-        left += [*kept, *(f"{name}_MatMul" for name in kept)]  # what ONNX Runtime makes of a Gemm first
-        # The kernel of convolutions takes no signed weights.
+        left += [*kept, *(f"{name}_MatMul" for name in kept)]  # ONNX Runtime first converts a Gemm to MatMul
+        # The kernel of dynamic convolutions requires unsigned weights.
         quantize(prepared, partial, weight_type=QuantType.QUInt8, nodes_to_exclude=left)
     return Path(out)
 
@@ -80,19 +80,19 @@ def quantize_static(
     Args:
         path: the fp32 file; batch norms folded.
         out: the file to write.
-        feeds: inputs by name, float32, to find the ranges with; one is enough where ``ranges`` has them.
-        ranges: by "LAYER.input" and "LAYER.output", of ``nelf.compression.quantization``; layers that are not in it
-            stay in 32 bits. None finds them here.
-        method: how to find them: all that occurs, without ``100 - percentile`` % on each side, or by least entropy.
-        percentile: for that method.
+        feeds: inputs by name, float32, for calibration; one is enough if ``ranges`` is given.
+        ranges: activation ranges by "LAYER.input" and "LAYER.output", from ``nelf.compression.quantization``; other
+            layers stay in 32 bits. None calibrates here.
+        method: ONNX Runtime's calibration method.
+        percentile: for the method ``percentile``.
         keep: layers that stay in 32 bits: the first, the last.
-        exact: parts of the network that do, see ``LightField.exact_parts`` and ``exact_in_8_bits``.
+        exact: parts of the network that stay in 32 bits, see ``LightField.exact_parts`` and ``exact_in_8_bits``.
 
     Returns:
         ``out``.
 
     Raises:
-        UserError: ``path`` is no ONNX file, there are no feeds, or ``ranges`` names a layer that it does not have.
+        UserError: ``path`` is not an ONNX file, there are no feeds, or ``ranges`` names a layer that does not exist.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType
     from onnxruntime.quantization import quantize_static as quantize
@@ -127,10 +127,10 @@ def quantize_static(
 
 
 def _keep_inputs(path: Path) -> None:
-    """Give the inputs of a graph to all but its layers as they are.
+    """Pass the inputs of a graph unrounded to all nodes except its layers.
 
-    Rounded to 8 bits within one range for all channels, the colors and opacities that a network only corrects would
-    be coarser than its corrections.
+    The network only corrects the composited colors and opacities among its inputs; rounded to 8 bits in one range for
+    all channels, these would be coarser than the corrections.
     """
     import onnx
 
@@ -148,7 +148,7 @@ def _keep_inputs(path: Path) -> None:
 
 
 class _Reader:
-    """Feeds, in the form in which ONNX Runtime asks for them."""
+    """Calibration inputs with the interface that ONNX Runtime expects."""
 
     def __init__(self, feeds: Iterable[Feed]) -> None:
         self._feeds = [dict(feed) for feed in feeds]
@@ -161,7 +161,7 @@ class _Reader:
 
 
 def _nodes(path: Path, *kinds: str) -> dict[str, onnx.NodeProto]:
-    """The nodes of a file that are of a kind, by name and in order."""
+    """The nodes of some kinds in a file, by name and in order."""
     import onnx
 
     return {node.name: node for node in onnx.load(path).graph.node if node.op_type in kinds}
@@ -175,11 +175,11 @@ def _in_parts(nodes: Mapping[str, onnx.NodeProto], parts: Sequence[str]) -> list
 def _overrides(
     path: Path | str, nodes: Mapping[str, onnx.NodeProto], ranges: Mapping[str, Sequence[float]]
 ) -> tuple[set[str], dict[str, list[dict[str, Any]]]]:
-    """The nodes that ``ranges`` names, and its ranges by the names of the tensors."""
+    """The nodes named in ``ranges``, and the ranges by tensor name."""
     chosen, overrides = set(), {}
     for key, (low, high) in ranges.items():
         layer, _, side = key.rpartition(".")
-        # An exporter may put the name of a wrapping module before the layer's.
+        # The exporter may prefix the layer's name with that of a wrapping module.
         found = [name for name, node in nodes.items() if f".{node.input[1]}".endswith(f".{layer}.weight")]
         if len(found) != 1 or side not in ("input", "output"):
             raise UserError(
@@ -195,7 +195,7 @@ def _overrides(
 
 @contextmanager
 def _prepared(path: Path | str) -> Iterator[Path]:
-    """A copy of a file with linear layers as Gemm and constants folded; ONNX Runtime says nothing while it is used."""
+    """A copy of a file with linear layers as Gemm and folded constants; silences ONNX Runtime meanwhile."""
     import onnx
     import onnxruntime
     from google.protobuf.message import DecodeError

@@ -1,4 +1,4 @@
-"""Linear layers of an ONNX graph as Gemm, the node whose integer kernel adds the bias and does the ReLU, too."""
+"""Linear layers of an ONNX graph as Gemm, whose integer kernel includes the bias and the ReLU."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ if TYPE_CHECKING:
 
 __all__ = ["in_parts", "linear_as_gemm"]
 
-# At its end, where a node comes from: the module, its class, and the operation.
+# The end of a node's namespace: the module, its class, and the operation.
 _LINEAR = re.compile(r"([^/:]*): [^/]*/[^/]*: aten\.linear\.default$")
 
 
 def in_parts(name: str, parts: Sequence[str]) -> bool:
     """Whether a tensor of that name in a graph belongs to some parts of a network, see ``LightField.exact_parts``."""
-    return any(f".{part}." in f".{name}" for part in parts)  # wrapping modules may have put their names before
+    return any(f".{part}." in f".{name}" for part in parts)  # names may be prefixed with wrapping modules
 
 
 def linear_as_gemm(model: onnx.ModelProto) -> None:
-    """Write each linear layer of a graph as one Gemm over rows, in place.
+    """Rewrite each linear layer of a graph as one Gemm over rows, in place.
 
-    torch's exporter does so where a layer's inputs are (N, C). Where they are (..., C) it writes MatMul and Add, and
-    ONNX Runtime's integer kernel for MatMul knows no bias: what it gives would be rounded before the bias, or be
-    converted to 32 bits and back, which takes longer than the product. Here, the leading dimensions become one before
-    such a layer and come back after it, or after its ReLU.
+    PyTorch's exporter writes Gemm if a layer's inputs are (N, C). If they are (..., C) it writes MatMul and Add, and
+    ONNX Runtime's integer kernel for MatMul has no bias: its result would be rounded before the bias, or converted to
+    32 bits and back, which takes longer than the product. So the leading dimensions are flattened before such a layer
+    and restored after it, or after its ReLU.
 
     Args:
-        model: as torch's exporter writes it; its weights get the layers' names, as those of Gemm have them.
+        model: a model from PyTorch's exporter; weights are renamed to the names of their layers, as for Gemm.
     """
     graph = _Graph(model.graph)
     for node in model.graph.node:
@@ -54,10 +54,10 @@ class _Graph:
     """A graph under construction.
 
     Attributes:
-        nodes: so far.
-        constants: of the old graph and the new one, by name.
-        merged: outputs of nodes of the old graph that are part of a layer already.
-        replaced: weights of the old graph that a layer has transposed.
+        nodes: the nodes so far.
+        constants: constants of the old and the new graph, by name.
+        merged: outputs of old nodes that are already part of a layer.
+        replaced: old weights that have been replaced by transposed ones.
     """
 
     def __init__(self, graph: onnx.GraphProto) -> None:
@@ -66,7 +66,7 @@ class _Graph:
         self.merged: set[str] = set()
         self.replaced: set[str] = set()
         self._initializers = graph.initializer
-        self._rows: dict[str, str] = {}  # tensors (..., C) that are there as (N, C), too
+        self._rows: dict[str, str] = {}  # by tensor (..., C): its flattened version (N, C)
         self._readers: dict[str, list[onnx.NodeProto | None]] = defaultdict(list)
         for node in graph.node:
             for name in node.input:
@@ -75,7 +75,7 @@ class _Graph:
             self._readers[value.name].append(None)
 
     def add_layer(self, layer: str, product: onnx.NodeProto) -> None:
-        """Add the layer that begins with a MatMul; its bias and the ReLU after it need not be added."""
+        """Add the layer that begins with a MatMul, including its bias and the ReLU after it."""
         from onnx import numpy_helper
 
         (x, weight), output = product.input, product.output[0]
@@ -103,7 +103,7 @@ class _Graph:
         self._add("Reshape", [rows, self._add("Concat", [leading, width], f"{output}_shape", axis=0)], output)
 
     def _only_reader(self, name: str, kind: str) -> onnx.NodeProto | None:
-        """The node that alone reads a tensor, if it is of that kind."""
+        """The only node that reads a tensor, if there is only one and it is of that kind."""
         found = self._readers[name]
         return found[0] if len(found) == 1 and found[0] is not None and found[0].op_type == kind else None
 
@@ -123,7 +123,7 @@ class _Graph:
 
 
 def _layer(node: onnx.NodeProto) -> str | None:
-    """The name of the layer, where torch's exporter says that a node is of a linear one."""
+    """The name of the linear layer that a node belongs to, according to PyTorch's exporter, or None."""
     notes = {note.key: note.value for note in node.metadata_props}
     found = _LINEAR.search(notes.get("namespace", ""))
     return found[1] if found else None

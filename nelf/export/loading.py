@@ -1,4 +1,4 @@
-"""One way to open whatever renders: a network's weights, a graph of a bundle, a program for phones."""
+"""Load any model that renders: weights of a network, a graph of a bundle, a program for phones."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def load(path: str | os.PathLike[str], network: nn.Module | None = None, device:
 
     Args:
         path: a ``.safetensors`` file, or the folder of a run or stage that holds ``model.safetensors``; or a bundle,
-            for its first artifact, or a ``.onnx`` or ``.pte`` file of it.
-        network: a network of your own to fill with weights; None builds the one that the file describes.
-        device: where to put a network; graphs and programs run on the processor.
+            for its first artifact, or one of its ``.onnx`` or ``.pte`` files.
+        network: a network of your own to load the weights into; None builds the one that the file describes.
+        device: device of a network; graphs and programs run on the CPU.
 
     Returns:
-        What has ``render(camera)``: a network in evaluation mode, or an ``ExportedLightField``.
+        A network in evaluation mode, or an ``ExportedLightField``; both have ``render(camera)``.
 
     Raises:
-        UserError: as ``nelf.storage.load`` or ``nelf.export.runtime.load``.
+        UserError: see ``nelf.storage.load`` and ``nelf.export.runtime.load``.
     """
     path = Path(path)
     if path.suffix in EXPORTED or is_file(path / "bundle.json"):

@@ -1,9 +1,8 @@
-"""What makes a volume of a bundle move: its file, and the volume of each moment.
+"""The motion of a bundle's volume: its file, and the volume at given controls.
 
-The file is gzip of one mask for each window of the time, each of one bit for each corner of a frame's grid
-(``numpy.packbits`` of (D, H, W), in whole bytes), then the motion grid (K, T, Z, Y, X, 4) in little-endian 16-bit
-numbers: displacement xyz in scene units, and what is added to the density. How a frame follows from them:
-``nelf.lightfields.frames``.
+The file is gzip of one mask per time window, with one bit per corner of a frame's grid (``numpy.packbits`` of
+(D, H, W), in whole bytes), then the motion grid (K, T, Z, Y, X, 4) in little-endian 16-bit floats: displacement xyz in
+scene units, and an offset of the density. ``nelf.lightfields.frames`` computes frames from them.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ HALF = np.dtype("<f2")
 
 
 def _stored(network: GridDyLiN) -> np.ndarray:
-    """The motion grid as a file holds it."""
+    """The motion grid as stored in a file."""
     largest = np.finfo(np.float16).max
     return network.displacements.detach().float().cpu().numpy().clip(-largest, largest).astype(HALF)
 
 
 @torch.no_grad()
 def rounded_motion(network: GridDyLiN) -> None:
-    """Round the motion grid of a network to what a file of it would give."""
+    """Round the motion grid of a network as its file would."""
     network.set_displacements(torch.from_numpy(_stored(network).astype(np.float32)))
 
 
@@ -47,7 +46,7 @@ def write_motion(network: GridDyLiN, path: Path) -> dict[str, Any]:
     """Write the masks and the motion grid of a light field.
 
     Args:
-        network: trained.
+        network: a trained light field.
         path: the file, ``.bin.gz``.
 
     Returns:
@@ -73,13 +72,13 @@ def write_motion(network: GridDyLiN, path: Path) -> dict[str, Any]:
 
 
 class MovingVolume:
-    """The volumes of a bundle's moments.
+    """A moving volume of a bundle.
 
     Args:
-        rest: the volume at rest.
-        frames: the corners of each window.
+        rest: the canonical volume.
+        frames: the corners of each time window.
         values: (K, T, Z, Y, X, 4) the motion grid.
-        about: of ``write_motion``.
+        about: the description from ``write_motion``.
         aabb: the box of the frames.
     """
 
@@ -93,7 +92,7 @@ class MovingVolume:
 
     @torch.no_grad()
     def at(self, controls: Tensor) -> Frame:
-        """The volume of a moment; that of the last one is kept.
+        """The volume at given controls; the last one is cached.
 
         Args:
             controls: (K,) in [0, 1].
@@ -109,14 +108,14 @@ class MovingVolume:
 
 
 def read_motion(folder: Path, about: dict[str, Any], rest: Volume, aabb: list[float], controls: int) -> MovingVolume:
-    """Read what makes a volume move.
+    """Read the motion of a volume.
 
     Args:
         folder: the bundle.
-        about: of ``write_motion``.
-        rest: the volume that it moves.
+        about: the description from ``write_motion``.
+        rest: the canonical volume.
         aabb: the box of the frames, smallest and largest xyz.
-        controls: how many the bundle has.
+        controls: number of the bundle's controls.
 
     Raises:
         UserError: the file is missing, damaged, of another size, or too large.

@@ -1,4 +1,4 @@
-"""Draw with an exported file: the same ``render(camera)`` as everything else, through ONNX Runtime."""
+"""Render with an exported file, through ONNX Runtime or ExecuTorch, with the usual ``render(camera)``."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ _MOST_POINTS = 2**13  # of a ray
 
 
 class ExportedLightField:
-    """A light field of a bundle. Has ``render(camera)``, and takes the place of a network where one is looked at.
+    """A light field of a bundle, which renders like a network.
 
     Args:
         path: the ONNX file or ExecuTorch program.
         graph: the same, opened.
-        bundle: of ``read_bundle``.
+        bundle: the document from ``read_bundle``.
         entry: the artifact's entry in it.
-        volume: the arrays that its graph's features come from, if it begins there.
-        moving: what makes them move, if they do.
+        volume: the volume, if the graph begins at features.
+        moving: the moving volume, if it moves.
     """
 
     def __init__(
@@ -70,14 +70,14 @@ class ExportedLightField:
         """Render one camera.
 
         Args:
-            camera: a single camera, its controls those that the graph takes. A graph that begins at the pose, or was
-                exported for one size, takes only cameras of that size (and, from the pose on, of that lens).
+            camera: a single camera with the controls of the graph. A graph that begins at the pose, or was exported for
+                one size, renders only cameras of that size (and, from the pose, of that lens).
 
         Returns:
-            ``rgb`` (H, W, 3) in [0, 1], over the bundle's background; opacity where the graph has it, no depth.
+            ``rgb`` (H, W, 3) in [0, 1], over the bundle's background; opacity if the graph has it; no depth.
 
         Raises:
-            UserError: a camera of another size than the graph takes.
+            UserError: the graph does not support the camera's size, or fails.
         """
         arrays, window = self._feed(camera)
         if window is None:
@@ -92,17 +92,17 @@ class ExportedLightField:
         return Rendering.over(drawn.movedim(0, -1), self._background).cropped(camera.height, camera.width)
 
     def inputs(self, camera: Camera) -> dict[str, np.ndarray]:
-        """Make what the graph is given for one camera, see ``render``; arrays by name.
+        """Make the inputs of the graph for one camera, see ``render``: arrays by name.
 
-        Where the graph draws a part of the picture only, these are that part's inputs.
+        If the graph has to run on a part of the image only, these are the inputs of that part.
 
         Raises:
-            UserError: a camera of another size than the graph takes.
+            UserError: the graph does not support the camera's size.
         """
         return self._feed(camera)[0]
 
     def _feed(self, camera: Camera) -> tuple[dict[str, np.ndarray], Window | None]:
-        """The inputs of the graph, and the rectangle of blocks that they are for; None for all of them."""
+        """The inputs of the graph, and the rectangle of blocks that they belong to; None for the whole image."""
         self._check(camera)
         kind = self.entry["input"]
         camera = replace(with_controls(camera.to("cpu"), self._controls), ndc=self._ndc)
@@ -116,7 +116,7 @@ class ExportedLightField:
         return arrays, window
 
     def _rays(self, camera: Camera) -> Rays:
-        """The rays (h, w) of a picture, see ``LightField.rays``."""
+        """The rays (h, w) of an image, see ``LightField.rays``."""
         return camera.shifted(self.bundle["ray_shift"]).padded(self.sr_factor).rays(self.bundle["stride"])
 
     def _encode(self, rays: Rays) -> Tensor:
@@ -127,7 +127,7 @@ class ExportedLightField:
         return decoder_inputs(rays, self._composite(rays), self.sr_factor // self.bundle["stride"])
 
     def _points(self) -> int:
-        """How many points of a ray the graph takes."""
+        """The number of points per ray that the graph takes."""
         shape = self._graph.get_inputs()[0].shape
         if len(shape) != 4 or not isinstance(shape[1], int) or not 0 < shape[1] <= 3 * _MOST_POINTS or shape[1] % 3:
             raise UserError(f"{self.path}: takes inputs {quoted(shape)}; allowed: (1, 3 P, h, w) for P points.")
@@ -146,17 +146,17 @@ class ExportedLightField:
         return drawn[0]
 
     def _fitting(self, drawn: Tensor, size: tuple[int, int]) -> Tensor:
-        """What was drawn, if it is of a size."""
+        """Check the size of the graph's output, and return it."""
         expected = (len(self.entry["output"]), *size)
         if drawn.shape != expected:
             raise UserError(f"{self.path}: draws {tuple(drawn.shape)}; allowed here: {expected}.")
         return drawn
 
     def cost(self, camera: Camera) -> dict[str, int]:
-        """Count what drawing one camera takes: ``parameters``, ``nonzero``, ``macs`` and ``compressed_bytes``.
+        """Count the cost of one image: ``parameters``, ``nonzero``, ``macs`` and ``compressed_bytes``.
 
-        The rows of a volume beside the graph count with it, and its motion. Of an ExecuTorch program only the bytes can
-        be told. See ``nelf.export.cost``.
+        Parameters include the volume and its motion. For an ExecuTorch program, only the bytes are known. See
+        ``nelf.export.cost``.
         """
         files = [self.path, *(self.path.parent / file for file in files_beside(self.entry["volume"]))]
         cost = {"compressed_bytes": sum(map(compressed_bytes, files))}
@@ -171,7 +171,7 @@ class ExportedLightField:
         return cost | counted
 
     def _check(self, camera: Camera) -> None:
-        """Refuse a camera that the graph cannot draw."""
+        """Refuse a camera of a size that the graph does not support."""
         file, size = self.entry["file"], self.entry["size"]
         if size is not None and tuple(size) != (camera.width, camera.height):
             asked = f"the camera has {camera.width}x{camera.height}"
@@ -204,13 +204,13 @@ def load(path: Path | str, threads: int | None = None) -> ExportedLightField:
 
     Args:
         path: a bundle, for its first artifact, or one of the ``.onnx`` and ``.pte`` files in it.
-        threads: how many to compute with; None for as many as PyTorch uses.
+        threads: number of threads; None for PyTorch's.
 
     Returns:
-        Something with ``render(camera)``.
+        The light field, with ``render(camera)``.
 
     Raises:
-        UserError: a file is missing, damaged, or of a newer version of nelf; or bundle.json does not name ``path``.
+        UserError: a file is missing, damaged, or of another version of nelf; or bundle.json does not name ``path``.
 
     Example:
         >>> load("no/such/bundle")
@@ -243,5 +243,5 @@ def load(path: Path | str, threads: int | None = None) -> ExportedLightField:
 
 
 def _controls(bundle: dict[str, Any]) -> int:
-    """How many controls a bundle has."""
+    """The number of a bundle's controls."""
     return 0 if bundle["time"] is None else 1 + len(bundle["controls"])

@@ -1,7 +1,7 @@
-"""The sparse volume beside a graph: its rows rounded to 8 or 16 bits, its file, and reading it again.
+"""The file of a sparse volume: rounding its rows to 8 or 16 bits, writing, and reading.
 
-The file is gzip of one bit for each corner of the grid (``numpy.packbits`` of (D, H, W)), then the densities (K,) and
-the features (K, C) of the corners that exist, in their order; 16-bit numbers are little-endian. In 8 bits, a number is
+The file is gzip of one bit per corner of the grid (``numpy.packbits`` of (D, H, W)), then the densities (K,) and the
+features (K, C) of the existing corners, in their order; 16-bit floats are little-endian. In 8 bits, a number is
 ``low + step * q`` in 64-bit arithmetic, rounded to 32 bits, with a low and a step for the density and for each channel.
 """
 
@@ -34,20 +34,20 @@ __all__ = ["DTYPES", "Dtype", "Volume", "choose_dtype", "read_volume", "rounded"
 
 Dtype = Literal["uint8", "float16"]
 DTYPES: dict[str, np.dtype[Any]] = {"uint8": np.dtype("u1"), "float16": np.dtype("<f2")}
-WORTH = 0.1  # dB that 8 bits may cost against 16
-_LARGEST_DENSITY = 12.0  # before its sigmoid: an alpha within 1e-5 of 0 or 1; beyond it 8 bits would be wasted
+WORTH = 0.1  # dB: loss of 8 bits against 16 from which 16 bits are used
+_LARGEST_DENSITY = 12.0  # before its sigmoid: alpha within 1e-5 of 0 or 1; a larger range would waste levels of 8 bits
 
 
 class Volume(NamedTuple):
-    """What a volume file holds: ``density`` (K,), ``features`` (K, C), float32, and ``index`` (D, H, W) int32."""
+    """A volume as read from a file: ``density`` (K,), ``features`` (K, C), float32, and ``index`` (D, H, W) int32."""
 
     density: Tensor
     features: Tensor
-    index: Tensor  # type: ignore[assignment]  # a tuple's own method is not wanted here
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
 
 
 class Stored(NamedTuple):
-    """Rows as a file holds them: ``density`` (K,), ``features`` (K, C), and for 8 bits (1 + C,) each, density first."""
+    """Rows as stored: ``density`` (K,), ``features`` (K, C); in 8 bits ``low``, ``step`` (1 + C,), density first."""
 
     density: np.ndarray
     features: np.ndarray
@@ -56,14 +56,14 @@ class Stored(NamedTuple):
 
 
 def stored(volume: SparseVolume, dtype: Dtype) -> Stored:
-    """Round the rows of a volume to what a file holds: the only place where they are rounded.
+    """Round the rows of a volume as in its file; nothing else rounds them.
 
     Args:
-        volume: any.
-        dtype: of the rows.
+        volume: the volume.
+        dtype: data type of the rows.
 
     Returns:
-        Rows, low and step. A zero among the numbers of a channel stays exactly zero.
+        Rows, low and step. Zero stays exactly zero if a channel has both signs.
     """
     density, features = (rows.detach().float().cpu().numpy() for rows in (volume.density, volume.features))
     if dtype == "float16":
@@ -72,7 +72,7 @@ def stored(volume: SparseVolume, dtype: Dtype) -> Stored:
         return Stored(halves[0], halves[1], None, None)
     numbers = np.concatenate([density.clip(-_LARGEST_DENSITY, _LARGEST_DENSITY)[:, None], features], 1).astype(float)
     low, high = numbers.min(0), numbers.max(0)
-    # A step of 32 bits, so that a multiple of it is exact in 64.
+    # The step is rounded to float32, so that its multiples are exact in float64.
     step = np.maximum((high - low) / 255, np.finfo(np.float32).tiny).astype(np.float32).astype(float)
     crosses = (low < 0) & (high > 0)
     low = np.where(crosses, -np.rint(-low / step) * step, low)
@@ -81,10 +81,10 @@ def stored(volume: SparseVolume, dtype: Dtype) -> Stored:
 
 
 def _restored(rows: Stored) -> tuple[Tensor, Tensor]:
-    """The numbers (K,) and (K, C) that stored rows stand for, float32."""
+    """The numbers (K,) and (K, C) of stored rows, float32."""
     density, features = np.empty(rows.density.shape, np.float32), np.empty(rows.features.shape, np.float32)
     channels = zip([rows.density, *rows.features.T], [density, *features.T], strict=True)
-    for channel, (stated, out) in enumerate(channels):  # 64 bits of one channel at a time
+    for channel, (stated, out) in enumerate(channels):  # float64 for one channel at a time, to save memory
         if rows.low is None or rows.step is None:
             out[:] = stated
         else:
@@ -94,7 +94,7 @@ def _restored(rows: Stored) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def rounded(network: LightField, dtype: Dtype) -> GridR2L:
-    """Copy a light field with the rows that a file of its volume would give: what a reader of the bundle draws."""
+    """Copy a light field with its volume rounded as in its file, so that it renders as the bundle does."""
     copy = cast("GridR2L", deepcopy(network))
     density, features = _restored(stored(copy.volume, dtype))
     copy.volume.density.copy_(density)
@@ -105,14 +105,14 @@ def rounded(network: LightField, dtype: Dtype) -> GridR2L:
 
 
 def choose_dtype(network: LightField, scene: Scene) -> tuple[Dtype, str]:
-    """Find out whether 8 bits for each number of a volume are enough, on the validation views.
+    """Choose the data type of a volume by the PSNR on the validation views.
 
     Args:
-        network: trained, with a volume.
-        scene: what it has learned.
+        network: a trained light field with a volume.
+        scene: its scene.
 
     Returns:
-        ``uint8``, unless it costs 0.1 dB or more against ``float16``; and a line that says so.
+        ``uint8``, unless it costs 0.1 dB or more against ``float16``; and a line with both PSNRs.
     """
     psnr = {
         dtype: evaluate(
@@ -126,12 +126,12 @@ def choose_dtype(network: LightField, scene: Scene) -> tuple[Dtype, str]:
 
 
 def write_volume(network: LightField, path: Path, dtype: Dtype = "uint8") -> dict[str, Any]:
-    """Write the volume of a light field, and what makes it move in another file beside it.
+    """Write the volume of a light field and, in another file, its motion.
 
     Args:
-        network: trained.
+        network: a trained light field with a volume.
         path: the file, ``.bin.gz``.
-        dtype: of the rows.
+        dtype: data type of the rows.
 
     Returns:
         Its description, see ``nelf.export.bundle``.
@@ -162,17 +162,17 @@ def write_volume(network: LightField, path: Path, dtype: Dtype = "uint8") -> dic
 
 
 def _beside(path: Path) -> Path:
-    """The file of the motion of a volume in ``path``."""
+    """The file of the motion that belongs to the volume file ``path``."""
     return path.with_name(f"{path.name.removesuffix('.bin.gz')}_motion.bin.gz")
 
 
 def read_volume(folder: Path, about: dict[str, Any], aabb: list[float]) -> Volume:
-    """Read the volume that a bundle describes.
+    """Read a volume of a bundle.
 
     Args:
         folder: the bundle.
-        about: of ``write_volume``.
-        aabb: the box that the volume fills, smallest and largest xyz.
+        about: its description from ``write_volume``.
+        aabb: the box of the volume, smallest and largest xyz.
 
     Returns:
         Its rows and the index of its corners.

@@ -1,4 +1,4 @@
-"""The page that draws a bundle in a browser, the server that shows it, and its place in a notebook."""
+"""The page that renders a bundle in a browser, its server, and its display in a notebook."""
 
 from nelf.viewer.notebook import view
 from nelf.viewer.server import Server

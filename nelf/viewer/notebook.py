@@ -18,14 +18,14 @@ def view(model: Any, scene: Any = None, height: int = 560) -> Any:
 
     Args:
         model: a run directory or a bundle; or a light field (or a student with one), which is exported first.
-        scene: for a light field, the scene that it has learned: size, lens and the limits of the camera.
-        height: of the frame, pixels.
+        scene: for a light field, its scene, which gives size, lens and the limits of the camera.
+        height: height of the frame, pixels.
 
     Returns:
-        What the notebook displays: the page, served by this process until it ends.
+        An IFrame with the page, which this process serves until it ends.
 
     Raises:
-        UserError: there is no bundle; a light field without its scene.
+        UserError: there is no bundle, or a light field comes without its scene.
     """
     from IPython.display import IFrame
 
@@ -47,7 +47,7 @@ def _export(network: Any, scene: Any) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="nelf-view-"))
     kind = network.entries[0]
     volume = None
-    if kind == "features":  # in 16 bits: here nobody has to fetch it from afar
+    if kind == "features":  # in 16 bits, since download size does not matter here
         volume = write_volume(network, folder / "volume.bin.gz", "float16")
         network = rounded(network, "float16")
     error = onnx(network, folder / "model.onnx", scene.test.camera[:1].pinhole(), kind)

@@ -1,7 +1,7 @@
 """Serve a light field to a browser: ``python -m nelf.viewer RUN``.
 
-A small server on this machine's own address only. It serves the files that bundle.json names, the page, its runtime,
-and nothing else; for a run whose teacher is trained, it renders that for comparison, too.
+A small server on the loopback address. It serves only the files named in bundle.json, the page and its runtime; for a
+run with a trained teacher, it also renders the teacher for comparison.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _TYPES = {
     ".png": "image/png",
 }
 _MAX_PREVIEW = 400  # pixels
-_PATIENCE = 30.0  # seconds without a byte, after which a connection ends
-_MOST_CONNECTIONS = 64  # at a time; a browser holds six
+_PATIENCE = 30.0  # timeout of a connection, seconds
+_MOST_CONNECTIONS = 64  # at a time; a browser uses six
 
 
 class Server(ThreadingHTTPServer):
@@ -43,10 +43,10 @@ class Server(ThreadingHTTPServer):
 
     Args:
         path: a bundle, or a run directory whose stage export is done.
-        port: where to listen; 0 for any free one.
+        port: the port; 0 for any free one.
 
     Raises:
-        UserError: there is no bundle, its page cannot be put together, or the port is taken.
+        UserError: there is no bundle, the page's runtime is missing, or the port is in use.
     """
 
     daemon_threads = True
@@ -64,7 +64,7 @@ class Server(ThreadingHTTPServer):
         weights = self.folder.parent / "teacher" / "model.safetensors"
         self.teacher = _Teacher(weights, self.bundle) if weights.is_file() else None
         if self.teacher:
-            # The page knows this entry: pictures come from here instead of a graph.
+            # For this entry, the page requests images from the server instead of running a graph.
             about = {"file": "teacher.png", "input": "server", "output": "rgb", "size": None}
             entries.append({"name": "teacher (slow)", **about})
         try:
@@ -74,34 +74,34 @@ class Server(ThreadingHTTPServer):
             raise UserError(f"port {port}: cannot be listened on ({reason}). Choose another with --port.") from None
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer in a thread of its own, unless there are too many."""
+        """Answer in a new thread, unless there are too many connections."""
         if not self._free.acquire(blocking=False):
             self.shutdown_request(request)
             return
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Answer, and make room for the next."""
+        """Answer, then release the connection's slot."""
         try:
             super().process_request_thread(request, client_address)
         finally:
             self._free.release()
 
     def read(self, name: str) -> bytes | None:
-        """A file of the bundle or the page; None where there is none, or by now a link out of its folder."""
+        """A file of the bundle or the page; None if it does not exist, or has become a link out of its folder."""
         path = self.files.get(name)
         if path is None or (path.parent == self.folder and not lies_in(self.folder, name)) or not is_file(path):
             return None
         return path.read_bytes()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A page that is left before its answer has come is no error; everything else keeps its traceback."""
+        """Ignore connections that the browser has closed; other errors keep their traceback."""
         if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
             super().handle_error(request, client_address)
 
     @property
     def address(self) -> str:
-        """Where the page is."""
+        """The address of the page."""
         return f"http://127.0.0.1:{self.server_address[1]}/"
 
 
@@ -111,11 +111,11 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = _PATIENCE
 
     def do_GET(self) -> None:
-        """Answer with a file of the bundle or the page, or with a picture of the teacher."""
+        """Answer with a file of the bundle or the page, or with an image of the teacher."""
         asked = urlsplit(self.path)
         host = (self.headers.get("Host") or "").rsplit(":", 1)[0]
         name = asked.path.lstrip("/") or "index.html"
-        if host not in ("127.0.0.1", "localhost"):  # another site's name, made to point here
+        if host not in ("127.0.0.1", "localhost"):  # DNS rebinding: another site's name that points here
             self._send(HTTPStatus.FORBIDDEN, b"", ".txt")
         elif name == "bundle.json":
             self._send(HTTPStatus.OK, json.dumps(self.server.bundle).encode(), ".json")
@@ -126,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send(HTTPStatus.NOT_FOUND, b"", ".txt")
 
-    do_HEAD = do_GET  # noqa: N815, the name that http.server looks for; without the content, see ``_send``
+    do_HEAD = do_GET  # noqa: N815, the name is http.server's; ``_send`` leaves out the content
 
     def _send_teacher(self, query: dict[str, list[str]]) -> None:
         assert self.server.teacher is not None
@@ -144,7 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", _TYPES.get(suffix, "application/octet-stream"))
         self.send_header("Content-Length", str(len(content)))
-        # Alone in its process, a page may share memory between threads.
+        # Cross-origin isolation: required for shared memory between threads.
         self.send_header("Cross-Origin-Opener-Policy", "same-origin")
         self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
         self.send_header("Cross-Origin-Resource-Policy", "cross-origin")  # a notebook shows the page in a frame
@@ -155,11 +155,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing of single requests."""
+        """Do not log requests."""
 
 
 class _Teacher:
-    """Renders a run's teacher, one picture at a time; loaded when first asked for."""
+    """Renders a run's teacher, one image at a time; it is loaded on the first request."""
 
     def __init__(self, weights: Path, bundle: dict[str, Any]) -> None:
         self._weights, self._bundle = weights, bundle
@@ -167,7 +167,7 @@ class _Teacher:
         self._lock = threading.Lock()
 
     def png(self, c2w: list[float], width: int) -> bytes:
-        """Draw what a camera (12 numbers, row by row) sees."""
+        """Render the view of a camera (c2w as 12 numbers, row by row)."""
         import imageio.v3 as iio
         import torch
 
@@ -204,7 +204,7 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m nelf.viewer", description=__doc__.split("\n", 1)[0] if __doc__ else ""
     )
     parser.add_argument("run", help="a run directory or a bundle")
-    parser.add_argument("--port", type=int, default=0, help="where to listen; any free port if it is left out")
+    parser.add_argument("--port", type=int, default=0, help="port; any free one by default")
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
     options = parser.parse_args(arguments)
     try:

@@ -1,7 +1,7 @@
-"""The page that draws a bundle in a browser: plain files, no build step, no request beyond its own folder.
+"""The page that renders a bundle in a browser: plain files, no build step, no requests outside its own folder.
 
-``page/`` is the page, which draws light fields on grids by itself (``kernels/``, compiled); ``web_runtime`` finds ONNX
-Runtime Web (MIT, Microsoft), which it fetches for all others.
+``page/`` is the page, which renders GridR2L and GridDyLiN with its own kernels (compiled from ``kernels/``). For other
+networks it loads ONNX Runtime Web (MIT, Microsoft), see ``web_runtime``.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ def page_files() -> dict[str, Path]:
     """All files of the page and of its runtime, by their paths below the bundle.
 
     Raises:
-        UserError: the runtime is neither here nor can be fetched.
+        UserError: the runtime is missing and cannot be fetched.
     """
     own = {path.name: path for path in sorted(_PAGE.iterdir()) if path.is_file()}
     return own | {f"runtime/{path.name}": path for path in sorted(runtime_folder().iterdir())}
 
 
 def write(folder: Path | str) -> Path:
-    """Put the page into a bundle, so that any static host serves it as it is.
+    """Copy the page into a bundle, so that any static host can serve it.
 
     Args:
         folder: the bundle.
@@ -37,7 +37,7 @@ def write(folder: Path | str) -> Path:
         The page, ``index.html``.
 
     Raises:
-        UserError: the directory cannot be written, or the runtime is neither here nor can be fetched.
+        UserError: the directory cannot be written, or the runtime is missing and cannot be fetched.
     """
     for name, path in page_files().items():
         with atomic_path(Path(folder) / name) as partial:

@@ -1,8 +1,8 @@
-"""ONNX Runtime Web: where its files are, and how they get there.
+"""Find or fetch the files of ONNX Runtime Web.
 
-A wheel of nelf carries them; a source tree fetches them once, with npm, into the cache folder. Either way their
-checksums are compared with those below. Imports the standard library and ``nelf.errors`` only: the build of the wheel
-runs this file by itself.
+A wheel of nelf includes them; in a source tree they are fetched once, with npm, into the cache folder. Their checksums
+are compared with those below when they are fetched. This module imports only the standard library and ``nelf.errors``,
+since the build of the wheel runs it separately.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def runtime_folder() -> Path:
         The folder that holds exactly ``FILES``.
 
     Raises:
-        UserError: they are not here and npm cannot bring them.
+        UserError: they are missing and npm cannot fetch them.
     """
     if _PACKAGED.is_dir():
         return _PACKAGED
@@ -53,13 +53,13 @@ def runtime_folder() -> Path:
 
 
 def fetch(folder: Path) -> None:
-    """Fetch the files from the npm registry that npm is set up with.
+    """Fetch the files from the npm registry that npm is configured with.
 
     Args:
-        folder: where to put them.
+        folder: the folder for them.
 
     Raises:
-        UserError: npm is missing or fails, or a file is not the one that is known.
+        UserError: npm is missing or fails, or a checksum differs.
     """
     what = f"onnxruntime-web@{VERSION}"
     npm = shutil.which("npm")
@@ -89,7 +89,7 @@ def fetch(folder: Path) -> None:
 
 
 def _reason(output: str) -> str:
-    """What npm says of a failure, from its JSON."""
+    """The reason of a failure, from npm's JSON."""
     try:
         return str(json.loads(output)["error"]["summary"]).splitlines()[0][:200]
     except (ValueError, LookupError, TypeError):

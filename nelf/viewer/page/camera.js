@@ -10,7 +10,7 @@ const RADIANS = Math.PI / 180;
 
 const clamp = (value, { min, max }) => Math.min(Math.max(value, min), max);
 
-/** Where the viewer stands on its sphere, kept within the limits that the training cameras set. */
+/** Position of the viewer's camera on a sphere, kept within the range of the training cameras. */
 export class Orbit {
   /** @param {OrbitLimits} limits */
   constructor(limits) {
@@ -18,14 +18,14 @@ export class Orbit {
     this.reset();
   }
 
-  /** Go back to the first view. */
+  /** Return to the initial view. */
   reset() {
     this.azimuth = this.limits.azimuth.value;
     this.elevation = this.limits.elevation.value;
     this.radius = this.limits.radius.value;
   }
 
-  /** Turn by degrees; all around where the limits span a whole turn. */
+  /** Rotate by degrees; azimuth wraps around if its limits span a full turn. */
   turn(azimuth, elevation) {
     const { min, max } = this.limits.azimuth;
     const next = this.azimuth + azimuth;
@@ -33,7 +33,7 @@ export class Orbit {
     this.elevation = clamp(this.elevation + elevation, this.limits.elevation);
   }
 
-  /** Go nearer (factor below one) or farther. */
+  /** Move closer (factor below one) or farther away. */
   zoom(factor) {
     this.radius = clamp(this.radius * factor, this.limits.radius);
   }
@@ -70,7 +70,7 @@ function normalized(v) {
 }
 
 /**
- * The camera of a bundle at a pose, its image reduced by a factor to whole blocks.
+ * The camera of a bundle at a pose, with its image scaled by a factor and rounded to whole blocks.
  * @returns {Camera}
  */
 export function cameraOf(bundle, c2w, scale) {
@@ -83,7 +83,7 @@ export function cameraOf(bundle, c2w, scale) {
 }
 
 /**
- * The same image, seen by rays so many image widths to the left of its pixels and above them.
+ * The camera whose rays are shifted to the left and up by a number of image widths.
  * @param {Camera} camera
  * @param {number} widths
  * @returns {Camera}
@@ -94,7 +94,7 @@ export function shifted(camera, widths) {
 }
 
 /**
- * Rays of the scene through the centers of the image's blocks of stride x stride pixels.
+ * Rays, in scene coordinates, through the centers of the image's blocks of stride x stride pixels.
  * @param {Camera} camera
  * @param {number} stride
  * @param {{top: number, left: number, width: number, height: number}} [window] of blocks; all if it is left out
@@ -118,9 +118,9 @@ export function raysOf(camera, stride, window) {
   return { width, height, origin: [m[3], m[7], m[11]], directions };
 }
 
-const SIDEWAYS = -1e-6; // of a direction's z: rays that run no farther forward count as such
+const SIDEWAYS = -1e-6; // upper limit of a direction's z, for rays that do not point forward
 
-/** Where x or y of a ray starts and goes in normalized device coordinates, as nelf.rays.NDC: of z from -1, by 2. */
+/** Origin and direction of a ray along x or y in NDC, see nelf.rays.NDC; along z they are -1 and 2. */
 export function ndcOf(origin, direction, originZ, directionZ, near, half) {
   const slope = -direction / Math.min(directionZ, SIDEWAYS);
   const start = (origin + (near + originZ) * slope) / near;
@@ -128,7 +128,7 @@ export function ndcOf(origin, direction, originZ, directionZ, near, half) {
 }
 
 /**
- * Rays, where a camera has them in normalized device coordinates.
+ * Rays in normalized device coordinates, if the camera has them, else unchanged.
  * @returns {{origins: Float32Array, directions: Float32Array}} (h, w, 3) each
  */
 export function inNdc({ origin, directions }, ndc) {

@@ -1,18 +1,18 @@
-// Which corners of a grid exist, and what follows from it. A mask has a bit for each corner, the first in the highest.
+// Which corners of a grid exist, and data derived from that. A mask has one bit per corner, the highest bit first.
 
-const CLEARANCE = 12; // cells; a walk through empty space leaps no further
+const CLEARANCE = 12; // cells: the largest step through empty space
 
 /** Whether a corner exists. */
 const has = (mask, corner) => (mask[corner >> 3] >> (7 - (corner & 7))) & 1;
 
-/** How many corners exist. */
+/** The number of existing corners. */
 export function countCorners(mask, corners) {
   let found = 0;
   for (let i = 0; i < corners; i++) found += has(mask, i);
   return found;
 }
 
-/** The row of each corner, -1 where it has none. */
+/** The row of each corner, -1 if it does not exist. */
 export function indexOf(mask, [depth, height, width]) {
   const index = new Int32Array(depth * height * width).fill(-1);
   for (let i = 0, row = 0; i < index.length; i++) if (has(mask, i)) index[i] = row++;
@@ -20,12 +20,12 @@ export function indexOf(mask, [depth, height, width]) {
 }
 
 /**
- * How many cells each cell is from the nearest one with all its corners, at most 12: two passes over all neighbors. A
- * cell's number stands where its first corner does.
+ * The Chebyshev distance of each cell from the nearest one with all its corners, at most 12, by two passes over all
+ * neighbors. A cell's value is stored at the index of its first corner.
  */
 export function clearanceOf(index, [depth, height, width]) {
   const [d, h, w] = [depth - 1, height - 1, width - 1];
-  // A margin of one cell spares the neighbors' bounds.
+  // A margin of one cell avoids bounds checks for neighbors.
   const [row, slice] = [w + 2, (w + 2) * (h + 2)];
   const far = new Uint8Array(slice * (d + 2)).fill(CLEARANCE);
   const before = [-1, -row - 1, -row, -row + 1];

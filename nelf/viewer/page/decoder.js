@@ -1,28 +1,28 @@
-// The network of a GridR2L, found in its ONNX graph: what decode of nelf/lightfields/grid_r2l.py computes, as
-// nelf/export/graph.py writes it. A graph that is anything else is left to ONNX Runtime.
+// Recognizes the network of a GridR2L in its ONNX graph: decode of nelf/lightfields/grid_r2l.py, as written by
+// nelf/export/graph.py. Any other graph is left to ONNX Runtime.
 
 import { readGraph } from "./onnx.js";
 
 /**
  * @typedef {object} Layer a convolution, and what follows it
- * @property {number} side of what it sees, 1 or 3
+ * @property {number} side of its kernel, 1 or 3
  * @property {number} inputs channels
  * @property {number} outputs channels
  * @property {"linear" | "relu" | "gelu"} activation
  * @property {Float32Array} weights (outputs, inputs, side, side)
  * @property {Float32Array} bias (outputs)
- * @property {Rounding | null} before of what is activated
- * @property {Rounding | null} after of that
- * @property {Rounding | null} sum with what is added to it, in a residual block
+ * @property {Rounding | null} before the activation
+ * @property {Rounding | null} after the activation
+ * @property {Rounding | null} sum after the residual sum
  *
- * @typedef {{scale: number, zero: number}} Rounding to 8 bits: multiples of a scale, so many of them below zero
+ * @typedef {{scale: number, zero: number}} Rounding to 8 bits: scale and zero point
  *
  * @typedef {object} Decoder
  * @property {number} s pixels along a side of a block
  * @property {number} channels of the volume
  * @property {Layer[]} layers the first, two of each residual block, the last
- * @property {Rounding | null} rounding of what the first layer is given
- * @property {{texels: number, values: Float32Array} | null} environment what is behind: (3, texels, texels)
+ * @property {Rounding | null} rounding of the first layer's inputs
+ * @property {{texels: number, values: Float32Array} | null} environment map of the background (3, texels, texels)
  */
 
 const UNKNOWN = Symbol("another graph");
@@ -48,7 +48,7 @@ export function readDecoder(file, artifact, s) {
   return { ...found, s, channels: artifact.volume.features };
 }
 
-/** Refuse numbers that do not fit each other or the volume. */
+/** Refuse layers that do not fit together or do not fit the volume. */
 function check({ layers, environment }, { file, volume }, s) {
   const need = (right, what) => {
     if (!right) throw new Error(`${file}: ${what}.`);
@@ -67,13 +67,13 @@ function check({ layers, environment }, { file, volume }, s) {
   need(!environment || environment.values.every(Number.isFinite), "its environment has numbers that are not finite");
 }
 
-/** Follows a graph from its output back, and stops where it is not what it should be. */
+/** Matches a graph, from its output backwards, and throws UNKNOWN where it differs. */
 class Search {
   constructor(graph) {
     this.graph = graph;
     this.makers = new Map(graph.nodes.flatMap((node) => node.outputs.map((output) => [output, node])));
     this.used = new Set();
-    this.steps = 0; // of formulas, which a graph made to harm could let grow without end
+    this.steps = 0; // of formulas, limited because a malicious graph could make them grow exponentially
   }
 
   decoder(s, channels) {
@@ -107,7 +107,7 @@ class Search {
     return { layers, rounding, environment };
   }
 
-  /** Min(1, the largest of twice the opacities of a block and its neighbors); those opacities. */
+  /** Matches min(1, twice the largest opacity of a block and its neighbors); returns the opacities. */
   near(value) {
     const pool = this.maker("MaxPool", this.unary("Clip", value, null, 1));
     const { kernel_shape: sides, pads, strides, dilations, ceil_mode: up = 0 } = pool.attributes;
@@ -120,7 +120,7 @@ class Search {
     return most.inputs[0];
   }
 
-  /** The convolutions from the graph's features to a value, and how the features are rounded. */
+  /** The convolutions from the graph's features to a value, and the rounding of the features. */
   layers(value, features) {
     const layers = [this.convolution(this.rounded(value), 3)];
     let { from } = layers[0];
@@ -137,7 +137,7 @@ class Search {
     return { layers: [head, ...layers], rounding: head.from.rounding };
   }
 
-  /** The convolution before an activation; without one where the rounding to what is not negative does the same. */
+  /** The convolution before an activation; a ReLU may be missing, as rounding with zero point 0 does the same. */
   activated({ value, rounding }, side) {
     const { kind } = this.makers.get(value) ?? {};
     if (kind === "Conv") {
@@ -164,7 +164,7 @@ class Search {
     return { ...sizes, from: this.rounded(from), activation: "linear", before: null, after: rounding, sum: null };
   }
 
-  /** What a value is rounded from, and how; itself where it is not. */
+  /** The value before rounding, and the rounding; the value itself if it is not rounded. */
   rounded(value) {
     if (this.makers.get(value)?.kind !== "DequantizeLinear") return { value, rounding: null };
     const [stored, scale, zero] = this.maker("DequantizeLinear", value).inputs;
@@ -175,20 +175,20 @@ class Search {
     return { value: from, rounding };
   }
 
-  /** The map of all directions, where a value is its color in the directions of the pixels. */
+  /** The environment map, if a value is its color in the directions of the pixels. */
   environment(value, features, s) {
     const sample = this.maker("GridSample", value);
     const { align_corners: aligned = 0, mode = "linear", padding_mode: padding } = sample.attributes;
     need(!aligned && mode === "linear" && padding === "border");
     let [map] = sample.inputs;
-    if (this.makers.has(map)) [map] = this.maker("Expand", map).inputs; // to the one picture of a batch
+    if (this.makers.has(map)) [map] = this.maker("Expand", map).inputs; // expanded to the batch size of 1
     const { shape, values } = this.constant(map);
     need(same(shape, [1, 3, shape[2], shape[2]]));
     need(this.formula(sample.inputs[1]) === unfolded(features, s));
     return { texels: shape[2], values };
   }
 
-  /** How a value is computed, in one line. */
+  /** The formula of a value as text. */
   formula(value) {
     const node = this.makers.get(value);
     if (!node) {
@@ -216,14 +216,14 @@ class Search {
     return inputs;
   }
 
-  /** What a Clip keeps within two numbers, null for none. */
+  /** The input of a Clip with these limits, null for none. */
   unary(kind, value, ...limits) {
     const [input, ...given] = this.maker(kind, value).inputs;
     need(limits.every((limit, k) => (given[k] ? this.number(given[k]) : null) === limit));
     return input;
   }
 
-  /** What channels first to last, excluded, are taken of. */
+  /** The input of a Slice of channels first to last (excluded). */
   slice(value, first, last) {
     const [input, start, end, axes, steps] = this.maker("Slice", value).inputs;
     const to = this.number(end);
@@ -238,7 +238,7 @@ class Search {
     return values[0];
   }
 
-  /** A constant of the graph; those in 16 or 8 bits are converted by a node. */
+  /** A constant of the graph, possibly behind the node that converts it from 16 or 8 bits. */
   constant(name) {
     const { constants } = this.graph;
     const found = constants.get(name);
@@ -257,7 +257,7 @@ class Search {
   }
 }
 
-/** The formula of octahedral in nelf/lightfields/environment.py, of the directions of blocks linear between them. */
+/** The formula of octahedral in nelf/lightfields/environment.py, for linearly interpolated directions of blocks. */
 function unfolded(features, s) {
   const given = `Slice(${features};-15;-12;1;1)`;
   const harmonic = (k) => `Squeeze(Slice(${given};${k};${k + 1};1);1)`; // y, z and x

@@ -1,6 +1,6 @@
 // Files of a bundle: fetched with progress, checked and unpacked.
 
-const GZIP_RATIO = 1032; // gzip packs no tighter than that
+const GZIP_RATIO = 1032; // maximum compression ratio of gzip
 
 /**
  * Fetch a file.
@@ -15,7 +15,7 @@ export async function load(base, name, sha256, progress) {
     throw new Error(`${name}: the server does not answer.`);
   });
   if (!response.ok) throw new Error(`${name}: is missing from the bundle (the server says ${response.status}).`);
-  const packed = response.headers.has("Content-Encoding"); // then the length is not that of what arrives here
+  const packed = response.headers.has("Content-Encoding"); // then Content-Length is the compressed length
   const total = packed ? 0 : Number(response.headers.get("Content-Length"));
   const chunks = [];
   let received = 0;
@@ -29,7 +29,7 @@ export async function load(base, name, sha256, progress) {
     progress({ name, received, total });
   }
   const content = new Uint8Array(await new Blob(chunks).arrayBuffer());
-  // Only pages of this machine and of https hosts may compute digests.
+  // crypto.subtle exists only on localhost and https.
   if (sha256 && self.crypto.subtle && (await digest(content)) !== sha256) {
     throw new Error(`${name}: is damaged, or not the file that bundle.json describes.`);
   }
@@ -37,14 +37,14 @@ export async function load(base, name, sha256, progress) {
 }
 
 /**
- * Unpack a gzip file of a known size; one of another size takes no memory.
+ * Decompress a gzip file of known size, with memory for no more than that size.
  * @param {Uint8Array} file
  * @param {string} name
  * @param {number} size of its content, bytes
  * @returns {Promise<Uint8Array>}
  */
 export async function unpacked(file, name, size) {
-  if (file.byteLength === size) return file; // some hosts declare .gz as an encoding, and the browser has unpacked it
+  if (file.byteLength === size) return file; // hosts that declare .gz as an encoding: the browser has decompressed it
   const wrong = (held) => new Error(`${name}: holds ${held} bytes, but bundle.json describes ${size}.`);
   if (!(size <= GZIP_RATIO * file.byteLength)) throw wrong("too few");
   const content = new Uint8Array(size);

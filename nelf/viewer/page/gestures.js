@@ -1,11 +1,11 @@
-// Hand and keyboard: drag to turn, pinch or wheel to zoom, keys for both, double-click to go back.
+// Pointer and keyboard input: drag to rotate, pinch or wheel to zoom, keys for both, double-click to reset.
 
 const DEGREES_PER_PIXEL = 0.4;
 const DEGREES_PER_KEY = 5;
 const ZOOM_PER_KEY = 0.95;
 
 /**
- * Let an element move an orbit.
+ * Control an orbit by events of an element.
  * @param {HTMLElement} surface
  * @param {import("./camera.js").Orbit} orbit
  * @param {() => void} moved called after each movement
@@ -14,7 +14,7 @@ const ZOOM_PER_KEY = 0.95;
 export function listen(surface, orbit, moved, space) {
   /** @type {Map<number, {x: number, y: number}>} */
   const pointers = new Map();
-  let spread = 0; // between two fingers
+  let spread = 0; // distance between two fingers
   const apart = () => {
     const [a, b] = [...pointers.values()];
     return Math.hypot(a.x - b.x, a.y - b.y);
@@ -39,7 +39,7 @@ export function listen(surface, orbit, moved, space) {
   };
   surface.onpointerup = surface.onpointercancel = (event) => pointers.delete(event.pointerId);
   const wheel = (event) => {
-    event.preventDefault(); // the page would scroll or grow
+    event.preventDefault(); // do not scroll or zoom the page
     orbit.zoom(Math.exp(event.deltaY * 0.001));
     moved();
   };

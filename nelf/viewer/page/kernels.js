@@ -1,16 +1,16 @@
-// The same as lookup.js in WebAssembly, four numbers at a time, and the network of decoder.js: nelf/viewer/kernels/*.c,
-// and the memory that they read.
+// lookup.js in WebAssembly with SIMD, and the network of decoder.js: calls nelf/viewer/kernels/*.c and lays out their
+// memory.
 
 import { maskAt, nodesAt } from "./motion.js";
 
 const PAGE = 65536; // bytes, of WebAssembly's memory
 const ALIGNED = 16;
-const KEPT = 2 ** 26; // bytes for what follows from all masks of a motion; if it is more, one is kept
-const TOGETHER = 8; // channels of a layer, see decoder.c
-const ACTIVATIONS = ["linear", "relu", "gelu"]; // likewise
-const [WORDS, CLEARANCE] = [36, 0]; // where the addresses of these are, in the structs of a volume and of a walk
+const KEPT = 2 ** 26; // bytes for caching data of all masks of a motion; beyond, only one is cached
+const TOGETHER = 8; // channels that are computed together, see decoder.c
+const ACTIVATIONS = ["linear", "relu", "gelu"]; // in the order of decoder.c
+const [WORDS, CLEARANCE] = [36, 0]; // byte offsets of these pointers in the structs Volume and Walk
 
-/** @returns {Promise<WebAssembly.Module | null>} null where the browser knows no SIMD */
+/** @returns {Promise<WebAssembly.Module | null>} null if the browser does not support SIMD */
 export async function compileKernels() {
   const response = await fetch(new URL("kernels.wasm", self.location.href)).catch(() => null);
   if (!response?.ok) throw new Error("kernels.wasm: is missing beside the page.");
@@ -22,7 +22,7 @@ export async function compileKernels() {
  * @param {WebAssembly.Module} compiled
  * @param {import("./volume.js").Volume} volume
  * @param {import("./lookup.js").Walk} walk
- * @param {import("./motion.js").Motion | null} motion what moves it
+ * @param {import("./motion.js").Motion | null} motion of the volume
  * @returns {Promise<Kernels>}
  */
 export async function openKernels(compiled, volume, walk, motion) {
@@ -31,14 +31,14 @@ export async function openKernels(compiled, volume, walk, motion) {
   return new Kernels(exports, new Arena(memory, exports.__heap_base.value), volume, walk, motion);
 }
 
-/** WebAssembly's memory, given out once. A view ends when the memory grows; what it showed stays where it is. */
+/** Allocates WebAssembly's memory; nothing is freed. Views are invalid once the memory grows, addresses are not. */
 class Arena {
   constructor(memory, start) {
     this.memory = memory;
     this.end = start;
   }
 
-  /** Take so many bytes; where they begin. */
+  /** Allocate bytes, and return their address. */
   take(bytes) {
     const start = Math.ceil(this.end / ALIGNED) * ALIGNED;
     this.end = start + bytes;
@@ -46,7 +46,7 @@ class Arena {
     return start;
   }
 
-  /** Let the memory go on to some byte, and a vector beyond. */
+  /** Grow the memory to an address, and a vector beyond. */
   reach(end) {
     const pages = Math.ceil((end + ALIGNED) / PAGE) - this.memory.buffer.byteLength / PAGE;
     if (pages > 0) this.memory.grow(pages);
@@ -56,14 +56,14 @@ class Arena {
     return new Type(this.memory.buffer, start, length);
   }
 
-  /** Take room for an array, and copy it there; where it begins. */
+  /** Allocate a copy of an array, and return its address. */
   hold(values) {
     const start = this.take(values.byteLength);
     this.view(values.constructor, start, values.length).set(values);
     return start;
   }
 
-  /** Take the members of a C struct, arrays of 32-bit numbers one after the other; where it begins. */
+  /** Allocate a C struct from arrays of 32-bit members, and return its address. */
   struct(...members) {
     const start = this.take(4 * members.reduce((sum, each) => sum + each.length, 0));
     let at = start;
@@ -78,7 +78,7 @@ class Arena {
 const ints = (...numbers) => Int32Array.from(numbers);
 const floats = (...numbers) => Float32Array.from(numbers);
 
-/** Looks a volume up, as Lookup of lookup.js does. */
+/** Has the interface of Lookup in lookup.js, and renders the network, too. */
 class Kernels {
   constructor(exports, arena, volume, walk, motion) {
     Object.assign(this, { exports, arena, motion, channels: volume.channels });
@@ -105,10 +105,10 @@ class Kernels {
     this.hit = arena.take(4 * 4);
     this.target = arena.take(4 * 4);
     this.background = arena.take(4 * 3);
-    this.free = arena.take(0); // what is behind it is of another size in each image
+    this.free = arena.take(0); // scratch memory begins here; its size depends on the image
   }
 
-  /** Take room for a volume: its corners' words, and rows with one more, for corners that do not exist. */
+  /** Allocate a volume: the words of its corners, and its rows, with one more for corners that do not exist. */
   #grid(resolution, aabb, rows) {
     const { arena, channels } = this;
     const [depth, height, width] = resolution;
@@ -124,13 +124,13 @@ class Kernels {
     return { resolution, corners: depth * height * width, stride, words, density, features, rows, pointer };
   }
 
-  /** Note which corners of a volume exist. */
+  /** Store which corners of a volume exist. */
   #number({ resolution, words }, mask) {
     this.arena.view(Uint8Array, this.bits, mask.length).set(mask);
     this.exports.number_corners(this.bits, ...resolution, words);
   }
 
-  /** Make ready for frames of a canonical volume. */
+  /** Prepare for frames of a canonical volume. */
   #prepare(canonical) {
     const { arena, motion } = this;
     arena.view(Float32Array, canonical.density, canonical.rows + 1)[canonical.rows] = motion.empty;
@@ -177,7 +177,7 @@ class Kernels {
     return { planes: this.arena.view(Float32Array, this.free, size), hit: { top, bottom, left, right } };
   }
 
-  /** Write what is looked up where memory is free; numbers from channel to channel, from block to block, and in all. */
+  /** Composite into scratch memory; channel and block are strides, size is the total, in floats. */
   #look({ c2w, fx, fy, cx, cy, ndc, width, height }, s, [channel, block, size]) {
     const { arena, exports } = this;
     const frustum = ndc ? [ndc.near, ndc.half_width, ndc.half_height] : [0, 1, 1];
@@ -188,7 +188,7 @@ class Kernels {
   }
 
   /**
-   * Take a network that makes a picture of what is looked up.
+   * Set the network that renders the composited features.
    * @param {import("./decoder.js").Decoder} decoder
    */
   setDecoder({ s, channels, layers, environment, rounding }) {
@@ -211,15 +211,15 @@ class Kernels {
   /**
    * Draw an image.
    * @param {Camera} camera
-   * @param {number[]} background what is behind where the network has nothing of its own, from 0 to 255
-   * @returns {{pixels: Uint8ClampedArray, looked: number}} four bytes for each pixel, good until the next call; and
-   *   when the look-up was done
+   * @param {number[]} background color for networks without environment map, from 0 to 255
+   * @returns {{pixels: Uint8ClampedArray, looked: number}} RGBA bytes, valid until the next call, and the time at which
+   *   the look-up ended
    */
   draw(camera, background) {
     const { arena, exports, s, pitch } = this;
     const { width, height } = camera;
     arena.view(Int32Array, this.camera + 4 * 19, 2).set([width, height]);
-    const inputs = ((width * height) / (s * s)) * pitch; // and what the last group of blocks reads beyond
+    const inputs = ((width * height) / (s * s)) * pitch; // with padding for the last group of blocks
     const memory = this.free + filled(4 * (inputs + 4 * pitch), ALIGNED);
     const pixels = memory + exports.room_for(this.decoder, this.camera);
     arena.reach(pixels + 4 * width * height);
@@ -232,10 +232,10 @@ class Kernels {
   }
 }
 
-/** A rounding as decoder.c reads it; a scale of 0 stands for none. */
+/** A rounding as decoder.c reads it; a scale of 0 means none. */
 const levels = (rounding) => (rounding ? [rounding.scale, rounding.zero] : [0, 0]);
 
-/** The next multiple of a number. */
+/** Round up to a multiple. */
 const filled = (count, multiple) => Math.ceil(count / multiple) * multiple;
 
 /** Weights (outputs, inputs, side, side) as decoder.c reads them: (outputs / 8, side, side, inputs, 8), zeros added. */
@@ -253,7 +253,7 @@ function inOrder(weights, side, inputs, outputs, given) {
   return ordered;
 }
 
-/** A map (3, texels, texels) with the colors of a texel side by side, and one more number. */
+/** A map (3, texels, texels) as (texels, texels, 4), padded. */
 function interleaved({ texels, values }) {
   const count = texels * texels;
   const map = new Float32Array(4 * count);

@@ -1,7 +1,7 @@
-// The look-up of a sparse volume along the rays of an image, where a browser has no SIMD for kernels.js. The walk is that
-// of nelf/kernels/cpu_lookup.py: points one step apart, the density interpolated before its sigmoid, cells that lack a
-// corner skipped, a ray ended once less than min_transmittance of its light is left. Points near either limit fade, so
-// that no rounding shows.
+// Composites a sparse volume along the rays of an image, for browsers without the SIMD that kernels.js needs. As in
+// nelf/kernels/cpu_lookup.py, samples are one step apart, the density is interpolated before its sigmoid, cells that
+// lack a corner are skipped, and a ray ends once its transmittance is below min_transmittance. Samples near either
+// limit are faded, so that rounding has no visible effect.
 
 import { ndcOf } from "./camera.js";
 import { clearanceOf, indexOf } from "./cells.js";
@@ -9,18 +9,18 @@ import { fillFrame, maskAt, nodesAt } from "./motion.js";
 
 /** @typedef {{step: number, min_alpha: number, min_transmittance: number}} Walk as in bundle.json */
 
-/** Looks a volume up; one that moves, at the moment that was set last. */
+/** Composites a volume; a moving one at the controls that were set last. */
 export class Lookup {
   /**
    * @param {import("./volume.js").Volume} volume
    * @param {Walk} walk
-   * @param {import("./motion.js").Motion | null} motion what moves it
+   * @param {import("./motion.js").Motion | null} motion of the volume
    */
   constructor(volume, walk, motion) {
     this.walk = walk;
     this.planes = new Float32Array(0);
     this.motion = motion;
-    this.mask = -1; // of the motion's, the one that the frame has
+    this.mask = -1; // index of the motion's mask that the frame has
     const { resolution, channels } = volume;
     const index = indexOf(volume.mask, resolution);
     if (motion) {
@@ -32,7 +32,7 @@ export class Lookup {
     }
   }
 
-  /** Set the moment and other controls of a volume that moves. */
+  /** Set the time and other controls of a moving volume. */
   set(controls) {
     const { canonical, motion, volume } = this;
     const mask = maskAt(motion, controls);
@@ -48,9 +48,9 @@ export class Lookup {
    * Composite the rays of an image.
    * @param {Camera} camera
    * @param {number} s pixels along a side of a block
-   * @returns {{planes: Float32Array, hit: {top, bottom, left, right}}} features, then opacities, of the rays at each place
-   *   of a block, in planes of one number for each block, good until the next call; and the first and last row and
-   *   column of blocks that are hit, the first beyond the last if there are none
+   * @returns {{planes: Float32Array, hit: {top, bottom, left, right}}} planes of features, then opacities, one plane
+   *   per pixel of a block, with one number per block, valid until the next call; and the first and last row and
+   *   column of blocks that are hit (first > last if there are none)
    */
   composite(camera, s) {
     const size = (this.volume.channels + 1) * camera.width * camera.height;
@@ -62,7 +62,7 @@ export class Lookup {
 /** From 0 at a limit to 1 at twice as much. */
 const fade = (value, least) => Math.min(Math.max(value / least - 1, 0), 1);
 
-/** Write the planes of all pixels' rays; give the first and last row and column of hit blocks. */
+/** Write the planes of all rays; return the first and last row and column of hit blocks. */
 function composite(volume, walk, camera, s, out) {
   const { density, features, index, clearance, channels, aabb } = volume;
   const { step, min_alpha: minAlpha, min_transmittance: minLight } = walk;
@@ -128,7 +128,7 @@ function composite(volume, walk, camera, s, out) {
           i += ((clear - 1) * slow) | 0;
           continue;
         }
-        // Rows stand in the order of their corners: the one after a corner's is that of its neighbor in x.
+        // Rows are in the order of their corners: the row after a corner's is that of its neighbor in x.
         const r00 = index[c];
         const r01 = index[c + row];
         const r10 = index[c + slice];

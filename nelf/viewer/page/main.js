@@ -10,12 +10,12 @@ const NEEDED = [
   ...["orbit", "controls", "artifacts"],
 ];
 const BACKGROUNDS = { white: [255, 255, 255], black: [0, 0, 0], gray: [128, 128, 128] };
-const REST = 180; // milliseconds without a movement, after which a full frame is drawn
-const FLUENT = 80; // milliseconds that a frame may take while moving, where the resolution is automatic
-const MEASURED = 10; // frames drawn of each model at first, since the first ones are slower than those to come
-const SLOW = 250; // milliseconds; a model that takes longer is not drawn again only to be measured
-const UNKNOWN = "unknown"; // how much of something has come, where that cannot be said: the bar moves to and fro
-const PREVIEW_WIDTHS = [50, 100, 200]; // of the teacher, coarse to fine
+const REST = 180; // milliseconds without movement, after which a full frame is drawn
+const FLUENT = 80; // milliseconds: target frame time while moving, for automatic resolution
+const MEASURED = 10; // frames that are drawn to measure a model, since the first ones are slower
+const SLOW = 250; // milliseconds; a slower model is not drawn again just to be measured
+const UNKNOWN = "unknown"; // indeterminate progress
+const PREVIEW_WIDTHS = [50, 100, 200]; // of the teacher's images, coarse to fine
 
 const at = (id) => document.getElementById(id);
 const [canvas, status, message, words, bar] = ["view", "status", "message", "words", "progress"].map(at);
@@ -28,15 +28,15 @@ let orbit;
 let models;
 let inputs;
 let worker;
-let opened = 0; // models so far
+let opened = 0; // number of models opened so far
 let ready = false;
 let busy = false; // a frame is being drawn
-let dirty = false; // something has changed since it began
-let sharp = false; // it is, or the last one was, a full one
+let dirty = false; // something has changed since that frame began
+let sharp = false; // that frame, or the last one, has full resolution
 let movedAt = 0;
 let frames = 0;
 
-/** Show a sentence over the picture; a failure stays and is read aloud, progress has a bar. */
+/** Show a message over the image; a failure is an alert for screen readers, progress has a bar. */
 function say(text, { failed = false, part = null } = {}) {
   words.textContent = text;
   message.role = failed ? "alert" : null;
@@ -52,7 +52,7 @@ function fail(text) {
   say(text, { failed: true });
 }
 
-/** Read what the bundle holds, or say why it cannot be read. */
+/** Read and check bundle.json. */
 async function readBundle() {
   const response = await fetch(new URL("bundle.json", page)).catch(() => null);
   if (!response) throw new Error("The server does not answer.");
@@ -71,16 +71,16 @@ async function readBundle() {
   return { ...described, artifacts, base: page.href };
 }
 
-/** Open the chosen model; the picture that is there stays until the new one comes. */
+/** Open the chosen model; the last image stays until the new one arrives. */
 function open() {
   const artifact = models.chosen;
   const server = artifact.input === "server";
-  worker?.terminate(); // what it was drawing is of no interest any more
+  worker?.terminate(); // its frame is no longer needed
   opened++;
   ready = busy = false;
   at("chosen").textContent = artifact.name;
   at("runtime").disabled = at("resolution").disabled = server;
-  at("background").disabled = artifact.output !== "rgba"; // others have the scene's in their colors
+  at("background").disabled = artifact.output !== "rgba"; // for others, the background is part of the colors
   document.body.style.background = `rgb(${background().join()})`;
   tell([]);
   if (server) {
@@ -100,19 +100,19 @@ function open() {
   worker.postMessage({ type: "open", bundle, artifact, wish: at("runtime").value, threads, kernels, trial });
 }
 
-/** The color (0 to 255) that the chosen model is drawn over. */
+/** The background color (0 to 255) of the chosen model. */
 function background() {
   const own = bundle.background_color.map((part) => Math.round(255 * part));
   return (models.chosen.output === "rgba" && BACKGROUNDS[at("background").value]) || own;
 }
 
-/** Keep a setting in the page's address, so that loading it again or passing it on shows the same. */
+/** Keep a setting in the page's address, for reloading and sharing. */
 function remember({ target: { id, value } }) {
   asked.set(id, value);
   history.replaceState(null, "", `?${asked}`);
 }
 
-/** What is worth knowing beside the figures: the scene's license, and runtimes that were tried and left. */
+/** Show notes: the scene's license, and runtimes that were tried and rejected. */
 function tell(notes) {
   at("notes").textContent = [bundle.license, ...notes].filter(Boolean).join(" · ");
 }
@@ -140,13 +140,13 @@ const handlers = {
     if (dirty || (sharp && ms < SLOW && models.count < MEASURED)) request();
   },
   failed({ message: text }) {
-    worker.terminate(); // or files that it still loads would be told of instead
+    worker.terminate(); // else the progress of other files would replace the message
     ready = busy = false;
     fail(text);
   },
 };
 
-/** Put a picture onto the canvas, and note beside it where and when it was taken. */
+/** Draw an image to the canvas, and store its camera and time in the canvas's dataset. */
 function show(image) {
   if (canvas.width !== image.width || canvas.height !== image.height) {
     [canvas.width, canvas.height] = [image.width, image.height];
@@ -158,14 +158,14 @@ function show(image) {
   canvas.dataset.background = background().join();
 }
 
-/** Something has moved: draw, coarsely while it goes on, in full once it rests. */
+/** Redraw after a movement: coarsely while it continues, at full resolution afterwards. */
 function moved() {
   movedAt = performance.now();
   redraw();
   setTimeout(() => !moving() && !sharp && redraw(), REST);
 }
 
-const moving = () => performance.now() - movedAt < REST - 5; // timers may be a little early
+const moving = () => performance.now() - movedAt < REST - 5; // timers may fire slightly early
 
 function redraw() {
   dirty = true;
@@ -175,7 +175,7 @@ function redraw() {
 function request() {
   dirty = false;
   busy = true;
-  const scale = moving() && !models.chosen.size ? coarse() : 1; // some graphs draw one size only
+  const scale = moving() && !models.chosen.size ? coarse() : 1; // some graphs support one size only
   sharp = scale === 1;
   const camera = cameraOf(bundle, orbit.pose(), scale);
   if (models.chosen.input === "server") requestServer(camera);
@@ -185,14 +185,14 @@ function request() {
   }
 }
 
-/** The share of the full resolution, along a side, that is drawn while something moves. */
+/** The scale of the image's sides while something moves. */
 function coarse() {
   const wish = at("resolution").value;
   if (wish !== "auto") return Number(wish);
   return [1, 0.5].find((scale) => models.frameTime * scale ** 2 <= FLUENT) ?? 0.25;
 }
 
-/** A radiance field is slow: ask the server for ever finer pictures until something changes. */
+/** Request images of the teacher, which is slow, with increasing resolution until something changes. */
 async function requestServer(camera) {
   const [model, own] = [models.chosen, opened];
   const widths = [...PREVIEW_WIDTHS.filter((width) => width < bundle.image.width), bundle.image.width];
@@ -203,7 +203,7 @@ async function requestServer(camera) {
       const response = await fetch(new URL(`${model.file}?${query}`, page));
       if (!response.ok) throw new Error(`The server cannot draw the ${model.name} (it says ${response.status}).`);
       const bitmap = await createImageBitmap(await response.blob());
-      if (own !== opened) return; // another model draws by now, or this one anew
+      if (own !== opened) return; // another model, or this one again, has been opened
       show(bitmap);
       const seconds = (performance.now() - begin) / 1000;
       status.textContent = `${bitmap.width} × ${bitmap.height} · ${seconds.toFixed(1)} s · drawn by the server`;

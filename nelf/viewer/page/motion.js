@@ -1,5 +1,6 @@
-// What moves a volume: its file, and the volume of a moment. Each corner of a frame's grid is led by the motion, which
-// is linear between the nodes of a grid of controls and space, to a place of the canonical volume, whose numbers it takes.
+// The motion of a volume: its file, and the frame at given controls. The motion is interpolated linearly between the
+// nodes of a grid over controls and space; it maps each corner of a frame's grid to a point of the canonical volume,
+// whose values the corner takes.
 
 import { countCorners } from "./cells.js";
 import { unpacked } from "./files.js";
@@ -12,12 +13,12 @@ const MOST_SIDE = 4096;
 /**
  * @typedef {object} Motion
  * @property {number[]} resolution corners of a frame's grid along z, y and x
- * @property {number[]} frame the box that they fill
- * @property {Uint8Array[]} masks the corners that exist in each part of the time, all parts alike long
- * @property {number} rows the most that one of them has
+ * @property {number[]} frame box of the frames
+ * @property {Uint8Array[]} masks the existing corners by time window; all windows have the same length
+ * @property {number} rows the largest number of corners of a mask
  * @property {number[]} grid nodes of the motion: controls, steps of each, and along z, y and x
- * @property {number[]} aabb the box that the nodes fill
- * @property {Float32Array} values of each node: x, y and z of the displacement, and what is added to the density
+ * @property {number[]} aabb box of the nodes
+ * @property {Float32Array} values of each node: displacement x, y and z, and an offset of the density
  * @property {number} empty the density of canonical corners that do not exist
  */
 
@@ -26,7 +27,7 @@ const MOST_SIDE = 4096;
  * @param {Uint8Array} file
  * @param {object} about
  * @param {number[]} frame the box of the frames
- * @param {number} controls how many there are
+ * @param {number} controls number of the bundle's controls
  * @returns {Promise<Motion>}
  */
 export async function readMotion(file, about, frame, controls) {
@@ -45,7 +46,7 @@ export async function readMotion(file, about, frame, controls) {
 
 const product = (sides) => sides.reduce((all, side) => all * side, 1);
 
-/** Refuse what nobody could have written, before memory is taken for it. */
+/** Refuse an invalid description before memory is allocated. */
 function check({ file, resolution, windows, grid, aabb, canonical_aabb: canonical, empty }, controls) {
   const sizes = (values, count, most) =>
     values?.length === count && values.every((n) => Number.isInteger(n) && n >= 2 && n <= most);
@@ -63,12 +64,12 @@ function check({ file, resolution, windows, grid, aabb, canonical_aabb: canonica
   if (wrong.length) throw new Error(`${file}: bundle.json describes no motion that can be drawn (${wrong.join(", ")}).`);
 }
 
-/** Which mask is that of some controls. */
+/** The index of the mask for given controls. */
 export function maskAt({ masks }, [time]) {
   return Math.min(Math.max(Math.floor(time * masks.length), 0), masks.length - 1);
 }
 
-/** The nodes of the motion for some controls, (Z, Y, X, 4): the sum over the controls, each between two of its steps. */
+/** The nodes of the motion for given controls, (Z, Y, X, 4): the sum over controls, interpolated in their steps. */
 export function nodesAt({ grid, values }, controls) {
   const [count, steps] = grid;
   const size = values.length / (count * steps);
@@ -83,14 +84,14 @@ export function nodesAt({ grid, values }, controls) {
   return nodes;
 }
 
-/** The step before a place, and the share of the way to the next one. */
+/** The step before a coordinate, and the fraction of the way to the next one. */
 function between(place, steps) {
   const within = Math.min(Math.max(place, 0), steps - 1);
   const step = Math.min(Math.floor(within), steps - 2);
   return [step, within - step];
 }
 
-/** Along x, y and z: where a box begins, how many corners it has, and how many cells there are for each unit. */
+/** Along x, y and z: the low side of a box, its number of corners, and cells per scene unit. */
 function axesOf(aabb, [depth, height, width]) {
   return [width, height, depth].map((side, k) => ({ low: aabb[k], side, perUnit: (side - 1) / (aabb[k + 3] - aabb[k]) }));
 }
@@ -136,7 +137,7 @@ function mixLines(nodes, [y, fy], [z, fz], height, line) {
   }
 }
 
-/** Write the density and the features of a place in a row of another volume. */
+/** Interpolate density and features at a point, and write them to a row of another volume. */
 function interpolate({ resolution, aabb, index, density, features, channels }, empty, [px, py, pz], to, row) {
   const [depth, height, width] = resolution;
   const [x, fx] = between(((px - aabb[0]) / (aabb[3] - aabb[0])) * (width - 1), width);

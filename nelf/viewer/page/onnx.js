@@ -1,8 +1,8 @@
-// Reads an ONNX file: the nodes of its graph and its constants, as onnx.proto numbers them. Nothing is computed.
+// Parses an ONNX file: the nodes and constants of its graph, with the field numbers of onnx.proto.
 
 import { halves } from "./volume.js";
 
-const [VARINT, FIXED64, BYTES, FIXED32] = [0, 1, 2, 5]; // how a field of a protocol buffer is stored
+const [VARINT, FIXED64, BYTES, FIXED32] = [0, 1, 2, 5]; // wire types of protocol buffers
 const FLOAT = 1; // of TensorProto.data_type
 const TYPES = { 1: Float32Array, 2: Uint8Array, 3: Int8Array, 6: Int32Array, 7: BigInt64Array, 10: Uint16Array };
 const HALF = 10;
@@ -44,7 +44,7 @@ export function readGraph(file, name) {
   }
 }
 
-/** The fields of a message by their numbers: bytes, or numbers. */
+/** The fields of a message by field number: bytes, or numbers. */
 function fieldsOf(bytes) {
   if (!(bytes instanceof Uint8Array)) throw new RangeError("a number stands for a message");
   const fields = {};
@@ -65,7 +65,7 @@ function fieldsOf(bytes) {
   return fields;
 }
 
-/** A whole number of up to 64 bits, seven of them in each byte; exact up to 2^53. */
+/** A varint of up to 64 bits; exact up to 2^53. */
 function varint(reader) {
   let value = 0n;
   for (let shift = 0n; shift < 70n; shift += 7n) {
@@ -87,7 +87,7 @@ const decoder = new TextDecoder();
 const textOf = (bytes) => (bytes instanceof Uint8Array ? decoder.decode(bytes) : "");
 const nameOf = (value) => textOf(fieldsOf(value)[1]?.[0]);
 
-/** Whole numbers, each in a field of its own or all of them in one. */
+/** Repeated integers, packed or not. */
 function wholes(values = []) {
   return values.flatMap((value) => {
     if (!(value instanceof Uint8Array)) return [value];
@@ -107,7 +107,7 @@ function nodeOf(bytes) {
   };
 }
 
-/** Name and value of an attribute: a whole number, several, or a text; what else there is counts as missing. */
+/** Name and value of an attribute: an integer, integers, or a string; other types are ignored. */
 function attributeOf(bytes) {
   const { 1: name, 3: whole, 4: text, 8: several } = fieldsOf(bytes);
   return [textOf(name?.[0]), several ? wholes(several) : text ? textOf(text[0]) : whole?.[0]];

@@ -1,12 +1,12 @@
-// Draws with ONNX Runtime Web what kernels.js does not: fetches it, and finds out with which of its ways it is quickest.
+// Runs networks that kernels.js does not support with ONNX Runtime Web, and chooses its fastest backend.
 
 import { inNdc, raysOf } from "./camera.js";
 import { decoderInputs } from "./volume.js";
 
-const FLUENT = 50; // milliseconds for the trial picture; a WebGPU that takes less need not be quicker than WASM
-const HEAVY = 20; // milliseconds for the trial picture, from which on it is worth trying with all cores
-const PATIENCE = 15_000; // milliseconds until WebGPU must have drawn twice; some adapters never do
-const ALIKE = 1e-3; // mean squared difference of colors (30 dB), above which two pictures are not the same
+const FLUENT = 50; // milliseconds for the trial image, below which WebGPU is used even if WASM is faster
+const HEAVY = 20; // milliseconds for the trial image, from which all cores are tried
+const PATIENCE = 15_000; // milliseconds in which WebGPU must have drawn twice; some adapters never do
+const ALIKE = 1e-3; // mean squared difference of colors (30 dB), above which two images differ
 
 /** @typedef {{ort: object, session: object, kind: string, count: number}} Session on "webgpu" or "wasm", with threads */
 
@@ -19,12 +19,12 @@ export class OnnxRuntime {
    * @param {Uint8Array} about.graph content of its file
    * @param {object} about.lookup of its volume, see lookup.js
    * @param {"webgpu" | "wasm" | "auto"} about.wish
-   * @param {number} about.threads wished for WASM, or 0
-   * @param {Camera} about.trial of a small picture to try with
+   * @param {number} about.threads requested for WASM, or 0
+   * @param {Camera} about.trial of a small image for trials
    * @param {(about: object) => void} about.progress
    * @param {(about: object) => void} about.ready told with what it draws, and why not with WebGPU where that was tried
    * @param {(error: unknown) => string} about.readable
-   * @param {(controls: number[]) => void} about.moveTo sets the moment of a volume that moves
+   * @param {(controls: number[]) => void} about.moveTo sets the controls of a moving volume
    * @returns {Promise<OnnxRuntime>}
    */
   static async open(about) {
@@ -61,8 +61,8 @@ export class OnnxRuntime {
   }
 
   /**
-   * Begin with WebGPU, and draw a small picture with it and without: drivers exist that draw another one, or never.
-   * @returns {Promise<string | null>} why it is not to be used, if so
+   * Start WebGPU, and compare a small image with that of WASM, since some drivers draw a wrong image, or none.
+   * @returns {Promise<string | null>} why WebGPU cannot be used, or null
    */
   async #tryWebGPU() {
     const attempt = await within(PATIENCE, async () => {
@@ -81,8 +81,8 @@ export class OnnxRuntime {
   }
 
   /**
-   * Begin with WASM. One core is left to the page and to whatever else runs, since threads wait for each other after
-   * each layer; a heavy model takes all of them if that is faster.
+   * Start WASM. One core is left to the page and to other programs, since threads synchronize after each layer; a heavy
+   * model uses all cores if that is faster.
    */
   async #startWasm() {
     const cores = Math.min(navigator.hardwareConcurrency || 1, 4);
@@ -97,7 +97,7 @@ export class OnnxRuntime {
     return better;
   }
 
-  /** Draw the trial picture; see #network. */
+  /** Draw the trial image; see #network. */
   #tried(candidate) {
     const { time, controls } = this.bundle;
     return this.#network(
@@ -108,10 +108,10 @@ export class OnnxRuntime {
     );
   }
 
-  /** Make a session on a runtime, of the build of that name or of another one that has it too. */
+  /** Create a session on a backend, with the build of that name or another one that includes it. */
   async #start(kind, build = kind, count = 1) {
     const base = new URL("./runtime/", self.location.href).href;
-    // The number of threads is settled once for each copy of the module.
+    // The number of threads is fixed per copy of the module.
     const ort = await import(`${base}ort.${build}.min.mjs?threads=${count}`).catch(() => {
       throw new Error(`runtime/ort.${build}.min.mjs: is missing beside the page.`);
     });
@@ -133,9 +133,9 @@ export class OnnxRuntime {
   }
 
   /**
-   * Inputs for a camera, then the graph.
-   * @returns the values of its output (C, h, w), none where there is nothing to draw; their rectangle of pixels; when
-   *   the inputs were there, and the milliseconds of both
+   * Compute the inputs for a camera, and run the graph.
+   * @returns the output (C, h, w), null if nothing has to be drawn; its rectangle of pixels; the time at which the
+   *   inputs were ready; and the milliseconds of both
    */
   async #network({ ort, session }, camera, time, controls) {
     const begin = performance.now();
@@ -151,7 +151,7 @@ export class OnnxRuntime {
     return { values: await output.getData(), window, looked, ms: performance.now() - begin };
   }
 
-  /** The inputs of the artifact's kind, see nelf/export/inputs.py, and the pixels that they are for. */
+  /** The inputs of the artifact's kind, see nelf/export/inputs.py, and their rectangle of pixels. */
   #inputs(ort, session, camera) {
     const { artifact, bundle } = this;
     const tensor = (data, ...shape) => new ort.Tensor("float32", data, shape);
@@ -182,7 +182,7 @@ export class OnnxRuntime {
   }
 }
 
-/** Why a picture drawn with WebGPU is not as good as the one drawn with WASM; null if it is. */
+/** Why an image drawn with WebGPU is rejected, compared with that of WASM; null if it is not. */
 function comparison(drawn, expected) {
   if (!expected.values) return null; // nothing is seen from here
   const { values } = expected;
@@ -194,12 +194,12 @@ function comparison(drawn, expected) {
   return null;
 }
 
-/** The result of an action, or null where it takes too long. */
+/** The result of an action, or null on timeout. */
 function within(limit, act) {
   return Promise.race([act(), new Promise((resolve) => setTimeout(() => resolve(null), limit))]);
 }
 
-/** Lay what the network has drawn, colors and maybe opacity in a rectangle of the picture, over a background. */
+/** Composite the network's output, colors and optionally opacity in a rectangle of the image, over a background. */
 function paint(pixels, width, { values, window }, [red, green, blue]) {
   const plane = window.width * window.height;
   const opaque = values.length < 4 * plane;

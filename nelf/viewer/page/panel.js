@@ -1,6 +1,6 @@
-// What is set beside the picture: the table of models, and sliders for the moment and other controls.
+// The panel: the table of models, and sliders for the time and other controls.
 
-const LOOP = 2000; // milliseconds from the first moment to the last of all, 0 and 1, while playing
+const LOOP = 2000; // milliseconds from time 0 to 1 while playing
 const TIMES = 5; // frame times kept of each model; their median is shown
 
 /** The models of a bundle as rows to choose from, each with its size, its PSNR and its frame time in this browser. */
@@ -8,7 +8,7 @@ export class Models {
   /**
    * @param {HTMLElement} body of the table
    * @param {object[]} artifacts of bundle.json
-   * @param {string | null} first name of the model to begin with, if there is one of this name
+   * @param {string | null} first name of the initial model, if it exists
    * @param {() => void} changed called when another one is chosen
    */
   constructor(body, artifacts, first, changed) {
@@ -58,7 +58,7 @@ export class Models {
     return this.counts[this.#index];
   }
 
-  /** Begin anew, since another runtime draws. */
+  /** Forget all times, since the runtime has changed. */
   forgetTimes() {
     this.times = this.artifacts.map(() => []);
     this.counts = this.artifacts.map(() => 0);
@@ -66,7 +66,7 @@ export class Models {
   }
 }
 
-/** The moment and the other inputs that a bundle declares beside the camera; where there are none, nothing is shown. */
+/** The time and the other controls of a bundle; hidden if there are none. */
 export class Inputs {
   /**
    * @param {HTMLElement} place
@@ -86,14 +86,14 @@ export class Inputs {
     this.setTimed(false);
   }
 
-  /** Show the time only beside a model that takes it; another one draws every moment alike. */
+  /** Show the time only for models that depend on it. */
   setTimed(timed) {
     if (!timed && this.playing) this.toggle();
     if (this.button) this.button.hidden = this.slider.parentElement.hidden = !timed;
     this.place.hidden = [...this.place.children].every((child) => child.hidden);
   }
 
-  /** Start or stop the time. */
+  /** Play or pause. */
   toggle() {
     if (!this.button || this.button.hidden) return;
     this.playing = !this.playing;

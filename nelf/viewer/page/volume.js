@@ -1,4 +1,4 @@
-// The sparse volume of a GridR2L: its file, and what the network sees of the rays of an image.
+// The sparse volume of a GridR2L: its file, and the network's inputs for the rays of an image.
 
 import { raysOf } from "./camera.js";
 import { countCorners } from "./cells.js";
@@ -9,9 +9,9 @@ export const MOST_CORNERS = 2 ** 27;
 /**
  * @typedef {object} Volume
  * @property {number[]} resolution corners along z, y and x
- * @property {number[]} aabb the box that they fill, smallest and largest x, y, z
- * @property {Uint8Array} mask a bit for each corner, the first in the highest: whether it has a row
- * @property {number} rows in the order of the corners
+ * @property {number[]} aabb its box, smallest and largest x, y, z
+ * @property {Uint8Array} mask one bit per corner, the highest bit first: whether it has a row
+ * @property {number} rows number of rows, which are in the order of the corners
  * @property {number} channels
  * @property {Float32Array} density of each row
  * @property {Float32Array} features channels of each row
@@ -41,7 +41,7 @@ export async function readVolume(file, about, aabb) {
   return { resolution, aabb, mask, rows, channels, density, features };
 }
 
-/** What each stored number stands for: a table for the density and for each channel. */
+/** The values of the stored numbers: a table for the density and for each channel. */
 function tablesOf({ dtype, features, scale }) {
   if (dtype === "uint8") {
     return scale.low.map((low, k) => Float32Array.from({ length: 256 }, (_, q) => low + scale.step[k] * q));
@@ -49,9 +49,9 @@ function tablesOf({ dtype, features, scale }) {
   return new Array(1 + features).fill(halves());
 }
 
-let table; // all numbers of 16 bits, once they are needed
+let table; // made on first use
 
-/** All numbers of 16 bits. */
+/** The values of all 16-bit floats. */
 export function halves() {
   if (table) return table;
   table = new Float32Array(65536);
@@ -65,12 +65,12 @@ export function halves() {
 }
 
 /**
- * What the network sees of an image's pixels, in blocks of s x s: for each, the composited features and opacities of its
- * rays, channel by channel as PyTorch's pixel_unshuffle orders them, and 16 spherical harmonics of its direction.
+ * The network's inputs for an image, per block of s x s pixels: the composited features and opacities of its rays, in
+ * the channel order of PyTorch's pixel_unshuffle, and 16 spherical harmonics of its direction.
  * @param {import("./lookup.js").Lookup} lookup
  * @param {Camera} camera
  * @param {number} s pixels along a side of a block
- * @param {{margin: number, multiple: number} | null} about where the network need not run; null for everywhere
+ * @param {{margin: number, multiple: number} | null} about the artifact's window; null for the whole image
  * @returns {{top, left, height, width, inputs: Float32Array} | null} a rectangle of blocks; null if nothing is hit
  */
 export function decoderInputs(lookup, camera, s, about) {

@@ -1,5 +1,5 @@
-// Draws: owns the volume's look-up and the network, so that the page never waits. It answers {type: "draw"} with
-// {type: "frame"}, and tells {type: "progress" | "ready" | "failed"} of what it opens.
+// The rendering worker: owns the volume and the network, so that the page never blocks. It answers {type: "draw"} with
+// {type: "frame"}, and sends {type: "progress" | "ready" | "failed"} while it opens a model.
 
 import { shifted } from "./camera.js";
 import { readDecoder } from "./decoder.js";
@@ -12,8 +12,8 @@ import { readVolume } from "./volume.js";
 let bundle;
 let artifact;
 let lookup; // of its volume, see lookup.js
-let runtime; // draws the network: of ort.js, or null where kernels.js does
-let shown; // the moment and other controls that a moving volume is of
+let runtime; // of ort.js, which runs the network; undefined if kernels.js does
+let shown; // time and other controls of a moving volume's present frame
 
 onmessage = async ({ data }) => {
   try {
@@ -24,7 +24,7 @@ onmessage = async ({ data }) => {
   }
 };
 
-/** Load an artifact's files, and take what draws it best. */
+/** Load an artifact's files, and choose the fastest implementation. */
 async function open(message) {
   ({ bundle, artifact } = message);
   const { volume } = artifact;
@@ -43,7 +43,7 @@ async function open(message) {
     ready({ network: "nelf", runtime: "WASM", timed: Boolean(volume.motion), notes: [] });
     return;
   }
-  const { OnnxRuntime } = await import("./ort.js"); // whoever does without it need not fetch it
+  const { OnnxRuntime } = await import("./ort.js"); // fetched only if it is needed
   const drawing = { bundle, artifact, graph, progress, ready, readable, moveTo, lookup };
   runtime = await OnnxRuntime.open({
     ...drawing,
@@ -53,12 +53,12 @@ async function open(message) {
   });
 }
 
-/** The network where kernels.js can compute it; null for another one. */
+/** The network, if kernels.js can compute it, else null. */
 function ownDecoder(graph) {
   return artifact.input === "features" ? readDecoder(graph, artifact, bundle.sr_factor) : null;
 }
 
-/** The quickest look-up of a volume that this browser has. */
+/** The fastest look-up of a volume that this browser supports. */
 async function openLookup(packed, packedMotion, compiled) {
   const { volume: about } = artifact;
   const moves = about.motion;
@@ -67,13 +67,13 @@ async function openLookup(packed, packedMotion, compiled) {
   return compiled ? openKernels(compiled, volume, about, motion) : new Lookup(volume, about, motion);
 }
 
-/** Tell the page with what it draws. */
+/** Tell the page which implementation renders. */
 function ready(about) {
   const kernels = lookup && (lookup instanceof Lookup ? "JavaScript" : "WASM SIMD");
   postMessage({ type: "ready", kernels, ...about });
 }
 
-/** Draw one frame and hand its pixels over. */
+/** Draw one frame and transfer its pixels. */
 async function draw({ camera, time, controls, background }) {
   const asked = shifted(camera, bundle.ray_shift ?? 0);
   const begin = performance.now();
@@ -85,21 +85,21 @@ async function draw({ camera, time, controls, background }) {
   postMessage(message, [pixels.buffer]);
 }
 
-/** What kernels.js draws: pixels, and when their look-up was done. */
+/** Draw with kernels.js: pixels, and the time at which the look-up ended. */
 function drawn(camera, controls, background) {
   moveTo(controls);
   const { pixels, looked } = lookup.draw(camera, background);
   return { pixels: pixels.slice(), looked };
 }
 
-/** Make a volume that moves that of a moment and other controls, unless it is already. */
+/** Set the time and other controls of a moving volume, if they have changed. */
 function moveTo(controls) {
   if (!artifact.volume?.motion || shown?.every((value, k) => value === controls[k])) return;
   lookup.set(controls);
   shown = controls;
 }
 
-/** What to show of an error: when memory ends, ONNX Runtime throws a number or std::bad_alloc. */
+/** The message of an error; when out of memory, ONNX Runtime throws a number or std::bad_alloc. */
 function readable(error) {
   const text = String(error?.message ?? error);
   const memory = typeof error === "number" || /memory|alloc/i.test(text);

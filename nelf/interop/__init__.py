@@ -1,1 +1,1 @@
-"""Files of other programs."""
+"""Read and write files of other programs."""

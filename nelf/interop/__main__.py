@@ -1,4 +1,4 @@
-"""Checkpoints and data of other programs, in and out; see ``python -m nelf.interop --help``."""
+"""Import and export checkpoints and data of other programs; see ``python -m nelf.interop --help``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from nelf.errors import UserError
 from nelf.files import escape_output, short
 
-_USAGE = """checkpoints and data of other programs, in and out
+_USAGE = """import and export checkpoints and data of other programs
 
 python -m nelf.interop FILE --to RUN            a checkpoint becomes RUN/teacher or RUN/student
 python -m nelf.interop SET --to FOLDER          a pseudo set of MobileR2L becomes a Blender data set
@@ -43,21 +43,21 @@ def _convert(words: list[str]) -> None:
     chosen = parser.add_argument_group(_HINT)
     chosen.add_argument("--radius", type=float, help="distance of the scene's cameras from its origin (ngp_pl)")
     chosen.add_argument(
-        "--width", type=_count, help="of the training images, pixels (NeRF, R2L, DyLiN): 400 if left out"
+        "--width", type=_count, help="of the training images, pixels (NeRF, R2L, DyLiN): 400 by default"
     )
-    chosen.add_argument("--near", type=float, help="smallest z-depth of samples: 2 if left out")
-    chosen.add_argument("--far", type=float, help="largest z-depth of samples: 6 if left out")
-    chosen.add_argument("--background", choices=("white", "black"), help="NeRF: white if left out")
-    chosen.add_argument("--samples", type=_count, help="even samples of a ray (NeRF): 64 if left out")
-    chosen.add_argument("--fine-samples", type=_count, help="samples by weight (NeRF): 128, or 64, if left out")
-    chosen.add_argument("--multires", type=_count, help="frequencies of the embedding (MobileR2L): 6 if left out")
-    chosen.add_argument("--activation", choices=("gelu", "relu"), help="MobileR2L: gelu if the file does not tell")
+    chosen.add_argument("--near", type=float, help="smallest z-depth of samples: 2 by default")
+    chosen.add_argument("--far", type=float, help="largest z-depth of samples: 6 by default")
+    chosen.add_argument("--background", choices=("white", "black"), help="NeRF: white by default")
+    chosen.add_argument("--samples", type=_count, help="coarse samples per ray (NeRF): 64 by default")
+    chosen.add_argument("--fine-samples", type=_count, help="fine samples per ray (NeRF): 128 or 64 by default")
+    chosen.add_argument("--multires", type=_count, help="frequencies of the embedding (MobileR2L): 6 by default")
+    chosen.add_argument("--activation", choices=("gelu", "relu"), help="MobileR2L: the file's, else gelu, by default")
     chosen.add_argument("--residual", type=_yes, metavar="yes|no", help="trained with --use_residual (R2L)")
-    still = "nothing moves at time 0 (D-NeRF): yes if left out"
+    still = "no displacement at time 0 (D-NeRF): yes by default"
     chosen.add_argument("--zero-canonical", type=_yes, metavar="yes|no", help=still)
     given = vars(parser.parse_args(words))
 
-    from nelf.interop.recognize import convert  # what is wrong with the words does not wait for torch
+    from nelf.interop.recognize import convert  # imports torch, which takes seconds, after the arguments are checked
 
     file, out = Path(given.pop("file")), Path(given.pop("to"))
     print(convert(file, out, {key: value for key, value in given.items() if value is not None}))
@@ -71,12 +71,13 @@ def _tar(words: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m nelf.interop tar")
     parser.add_argument("model", help="a student's model.safetensors, or its folder")
     parser.add_argument("--out", required=True, help="the file to write, .tar")
-    parser.add_argument("--resume", action="store_true", help="to train on with; else to draw and to export")
+    parser.add_argument("--resume", action="store_true", help="for resuming training; else for rendering and export")
     given = parser.parse_args(words)
     network = load(given.model)
     save = mobile_r2l.save_tar if isinstance(network, MobileR2L) else r2l.save_tar
     path = save(network, given.out, given.resume)
-    print(f"{path}: {type(network).__name__}, to {'train on with --resume' if given.resume else 'draw and to export'}")
+    purpose = "resuming training with --resume" if given.resume else "rendering and export"
+    print(f"{path}: {type(network).__name__}, for {purpose}")
 
 
 def _poses(words: list[str]) -> None:
@@ -89,7 +90,7 @@ def _poses(words: list[str]) -> None:
     parser.add_argument("--scene", required=True, help="a scene in the Blender format, whose cameras are followed")
     parser.add_argument("--views", required=True, type=_count, help="how many")
     parser.add_argument("--out", required=True, help="the file to write, such as pseudo/transforms_train.json")
-    parser.add_argument("--width", type=int, help="of the pictures, pixels: the scene's if left out")
+    parser.add_argument("--width", type=int, help="of the images, pixels: the scene's by default")
     parser.add_argument("--poses", choices=POSES, default="hemisphere")
     parser.add_argument("--seed", type=_seed, default=0, help="which set")
     given = parser.parse_args(words)

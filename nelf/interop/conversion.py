@@ -1,4 +1,4 @@
-"""What an adapter makes of a foreign checkpoint, and how that becomes a file of nelf's."""
+"""The result of converting a foreign checkpoint, and writing it as a file of nelf."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Conversion(NamedTuple):
     """A foreign network in nelf's terms.
 
     Attributes:
-        role: what it is in a run.
+        role: its role in a run.
         kind: the name of nelf's class.
-        arguments: of its constructor.
-        state: its state dict, but for what only training needs.
-        found: one line about the file, for whoever converts it.
+        arguments: arguments of its constructor.
+        state: its state dict, without buffers that only training needs.
+        found: one line that describes the file, for the user.
     """
 
     role: Literal["teacher", "student"]
@@ -75,7 +75,7 @@ class Conversion(NamedTuple):
             out: a run directory.
 
         Raises:
-            UserError: as ``network``; or the directory cannot be written.
+            UserError: see ``network``; or the directory cannot be written.
         """
         config = {"_target_": f"{_HOMES[self.role]}.{self.kind}", **self.arguments}
         return save(self.network(path), out / self.role / "model.safetensors", config, scene="")
@@ -85,7 +85,7 @@ def depth_range(near: float, far: float) -> dict[str, Tensor]:
     """The buffers of a depth range.
 
     Raises:
-        UserError: it is none.
+        UserError: the range is empty.
     """
     if not 0 <= near < far < math.inf:
         raise UserError(f"--near, --far: are {near:g} and {far:g}; allowed: from 0 on, and near before far.")
@@ -93,7 +93,7 @@ def depth_range(near: float, far: float) -> dict[str, Tensor]:
 
 
 def prepared(near: float, far: float) -> dict[str, Tensor]:
-    """The buffers of a light field that has its depth range already; its box is that of the Blender scenes."""
+    """The buffers of a light field with a known depth range; its box is that of the Blender scenes."""
     return {
         **depth_range(near, far),
         "aabb": torch.tensor([-1.5, -1.5, -1.5, 1.5, 1.5, 1.5]),
@@ -109,13 +109,13 @@ def strip_prefix(state: Mapping[str, Any], prefix: str = "module.") -> dict[str,
 
 
 def unknown_layout(path: Path, name: str, found: Mapping[Any, Any], expected: str) -> UserError:
-    """The line about a layout that an adapter does not know.
+    """The error for an unknown layout of a checkpoint.
 
     Args:
         path: the file.
-        name: whose checkpoint it is not.
-        found: has the keys that were found.
-        expected: those that were expected.
+        name: the program whose checkpoint it is not.
+        found: a mapping with the keys that were found.
+        expected: the keys that were expected.
     """
     keys = [short(key) if isinstance(key, str) else quoted(key) for key in found]
     listed = ", ".join(keys[:6]) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")

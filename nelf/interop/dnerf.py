@@ -1,6 +1,6 @@
 """Checkpoints of D-NeRF's own code (``NNNNNN.tar``).
 
-Its conventions are those of ``nelf.interop.nerf_layers``; one network is asked for coarse and fine samples.
+Its conventions are those of ``nelf.interop.nerf_layers``; one network evaluates both coarse and fine samples.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _CANONICAL = "_occ."
 
 
 def recognizes(content: Any) -> bool:
-    """Whether what a file holds is one of its checkpoints."""
+    """Whether the content of a file is one of its checkpoints."""
     state = content.get("network_fn_state_dict") if isinstance(content, dict) else None
     return isinstance(state, dict) and any(str(name).removeprefix("module.").startswith("_time") for name in state)
 
@@ -32,15 +32,15 @@ def convert(checkpoint: Checkpoint, zero_canonical: bool = True, **options: Any)
 
     Args:
         checkpoint: the file.
-        zero_canonical: nothing is displaced at time 0; the original's default, of which the weights have no trace.
+        zero_canonical: nothing is displaced at time 0; the original's default, which the weights do not show.
         **options: those of ``nelf.interop.nerf_layers.Options``.
 
     Raises:
-        UserError: layers that are missing or do not fit, or a second network for the fine samples.
+        UserError: layers are missing or do not fit, or there is a second network for the fine samples.
 
     Source:
-        github.com/albertpumarola/D-NeRF, ``run_dnerf_helpers.py``: ``_time`` and ``_time_out`` move a position to where
-        ``_occ``, the network of nerf-pytorch, knows it; there, the position joins the output of the fifth layer.
+        github.com/albertpumarola/D-NeRF, ``run_dnerf_helpers.py``: ``_time`` and ``_time_out`` map a position to the
+        canonical space of ``_occ``, the network of nerf-pytorch, whose skip connection is after the fifth layer.
     """
     path, content = checkpoint.path, checkpoint.content
     if content.get("network_fine_state_dict"):

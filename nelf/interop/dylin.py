@@ -1,9 +1,9 @@
 """Checkpoints of DyLiN's own code.
 
 Its conventions: OpenGL cameras, z-depths, and rays through the upper left corners of pixels (``ray_shift`` of
-``nelf.lightfields.DyLiN``: half a pixel of the training images). A file has a state dict of the trunk alone; the two
-other networks are in it as pickled modules, of which nothing is run. A file with the three state dicts by the names
-``trunk``, ``offset`` and ``hyper`` is read as well.
+``nelf.lightfields.DyLiN``: half a pixel of the training images). A file has a state dict of the trunk only; the two
+other networks are pickled modules, which are read without running their code. A file with three state dicts named
+``trunk``, ``offset`` and ``hyper`` is read, too.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _NEEDED = {
 
 
 def recognizes(content: Any) -> bool:
-    """Whether what a file holds is one of its checkpoints."""
+    """Whether the content of a file is one of its checkpoints."""
     return isinstance(content, dict) and any(key in content for key in (*_KEYS["offset"], *_KEYS["hyper"]))
 
 
@@ -51,16 +51,16 @@ def convert(
     Args:
         checkpoint: the file.
         width: of the images that it was trained with, pixels (its commands halve D-NeRF's to 400).
-        near: z-depth of the first point of a ray; None for what the options that are stored with the trunk say, or 2.
-        far: of the last one; None likewise, or 6.
+        near: z-depth of the first point of a ray; None for that in the options stored with the trunk, else 2.
+        far: z-depth of the last point; None for that in the stored options, else 6.
 
     Raises:
-        UserError: a network is missing, layers are missing or do not fit, or the options say something that nelf's
-            DyLiN does not have.
+        UserError: a network is missing, layers are missing or do not fit, or nelf's DyLiN does not support the stored
+            options.
 
     Source:
         github.com/Heng14/DyLiN, ``model/nerf_raybased.py`` and ``main.py``. Earlier versions have one layer,
-        ``output_linear``, that moves origin and direction alike.
+        ``output_linear``, for the offsets of both origin and direction.
     """
     path = checkpoint.path
     parts = {part: _tensors(checkpoint, part) for part in _KEYS}
@@ -130,7 +130,7 @@ def _tensors(checkpoint: Checkpoint, part: str) -> dict[str, Tensor]:
 
 
 def _depth(stored: Any, chosen: float | None, default: float) -> float:
-    """A z-depth: the chosen one, or that of the original's options, which is above 0 where it was given."""
+    """A z-depth: the chosen one, else that in the original's options if it is set (above 0), else the default."""
     if chosen is not None:
         return chosen
     return float(stored) if isinstance(stored, int | float) and 0 < stored <= LARGEST else default

@@ -1,8 +1,8 @@
-"""Pickles as data: what a stranger's pickle describes, while nothing in it is called.
+"""Read untrusted pickles as data, without calling anything that they name.
 
-A pickle is a program for a small stack machine, and the usual machine calls whatever functions the program names. This
-one knows the instructions that PyTorch's checkpoints consist of, and calls only its own few: a name that the file
-states is looked up in tables of this module, and any other is refused.
+A pickle is a program for a stack machine, and Python's unpickler calls any function that the program names. This
+machine supports only the instructions in PyTorch's checkpoints. A name in the file is looked up in tables of this
+module, which map it to a safe replacement; any other name is refused.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 __all__ = ["Global", "Storage", "StoredTensor", "Stub", "module_state", "run"]
 
-_INSTRUCTIONS = 2**20  # of one pickle, each of which costs little memory; a large network has a tenth of them
-_DIMENSIONS = 64  # of a tensor, at the most
+_INSTRUCTIONS = 2**20  # limit per pickle; a large network has a tenth of that
+_DIMENSIONS = 64  # limit per tensor
 
 #: Classes of the originals, and of PyTorch, that become a ``Stub``.
 STUBS = frozenset(
@@ -50,27 +50,28 @@ _STORAGES = frozenset(
 
 
 class Global(NamedTuple):
-    """A name that a pickle states, ``module.name``; one that the tables of this module know."""
+    """A name in a pickle, ``module.name``, that is in one of this module's tables."""
 
     name: str
 
 
 @dataclass(eq=False)
 class Stub:
-    """What is left of an object of a foreign class: its class's name and what it held."""
+    """A replacement for an object of a foreign class: the name of its class and its attributes."""
 
     name: str
     state: dict[Any, Any] = field(default_factory=dict)
 
 
 def module_state(module: Stub) -> dict[str, Any]:
-    """The state dict of a stored module: its parameters by their paths, as far as its parts are stored modules, too.
+    """The state dict of a pickled module: parameters and buffers by their paths.
 
     Args:
-        module: what was pickled whole.
+        module: the pickled module.
 
     Returns:
-        By name; what is no ``StoredTensor`` was something else in the file. A part that occurs twice counts once.
+        Values by name, which are ``StoredTensor`` unless the file holds something else. A submodule that occurs twice
+        is included once.
     """
     found: dict[str, Any] = {}
     left, seen = [("", module)], {id(module)}
@@ -89,7 +90,7 @@ def module_state(module: Stub) -> dict[str, Any]:
 
 @dataclass(eq=False)
 class Storage:
-    """``numel`` numbers that lie in the file, of the kind that ``torch.FloatStorage`` names; and how to get them."""
+    """``numel`` numbers in the file, of a kind such as ``torch.FloatStorage``, with a function that reads them."""
 
     kind: str
     numel: int
@@ -97,7 +98,7 @@ class Storage:
 
 
 class StoredTensor(NamedTuple):
-    """A tensor that has not been loaded: a view of a storage, which it is known to lie in."""
+    """A tensor that has not been loaded: a view of a storage, checked to be within it."""
 
     storage: Storage
     offset: int
@@ -109,15 +110,15 @@ def run(file: Any, persistent: Callable[[Any], Any]) -> Any:
     """Run the next pickle of a file.
 
     Args:
-        file: has ``read``, ``readline`` and ``tell``, and never gives more than it holds (``io.BytesIO``, ``mmap``).
-        persistent: makes objects of what the pickle states to be stored elsewhere.
+        file: an object with ``read``, ``readline`` and ``tell`` in memory or mapped (``io.BytesIO``, ``mmap``).
+        persistent: makes objects from the persistent ids of the pickle.
 
     Returns:
-        Of numbers, text, lists, tuples and dictionaries, ``StoredTensor`` and ``Stub``. An ``OrderedDict`` is a
-        dictionary here, a set is a list, a parameter is its tensor.
+        The object, made of numbers, text, lists, tuples, dictionaries, ``StoredTensor`` and ``Stub``. An
+        ``OrderedDict`` becomes a dictionary, a set a list, a parameter its tensor.
 
     Raises:
-        ValueError: a name that is not known (it is given), an instruction that no checkpoint has, a broken pickle.
+        ValueError: an unknown name (the message states it), an unsupported instruction, or a damaged pickle.
     """
     machine = _Machine(persistent)
     for count, (code, argument, _) in enumerate(pickletools.genops(file)):
@@ -135,7 +136,7 @@ def run(file: Any, persistent: Callable[[Any], Any]) -> Any:
 
 
 class _Machine:
-    """The stack, the marks in it and the memo of a running pickle."""
+    """The state of a running pickle: its stack, marks and memo."""
 
     def __init__(self, persistent: Callable[[Any], Any]) -> None:
         self.stack: list[Any] = []
@@ -156,7 +157,7 @@ class _Machine:
             raise ValueError(f"its pickle has the instruction {name}, which no checkpoint needs")
 
     def take(self, count: int) -> list[Any]:
-        """Take the uppermost values off the stack."""
+        """Pop values off the stack."""
         if len(self.stack) < count:
             raise IndexError
         values = self.stack[len(self.stack) - count :]
@@ -164,17 +165,17 @@ class _Machine:
         return values
 
     def spend(self, copied: Any) -> None:
-        """Count the values in what is copied: a few instructions could copy the same ones again and again."""
+        """Limit the number of copied values: a few instructions could copy the same ones repeatedly."""
         self.copies -= sum(len(value) for value in copied if isinstance(value, list | tuple | dict))
         if self.copies < 0:
             raise ValueError("its pickle copies more than a checkpoint's")
 
     def marked(self) -> list[Any]:
-        """Take the values since the last mark off the stack."""
+        """Pop the values since the last mark."""
         return self.take(len(self.stack) - self.marks.pop())
 
     def remember(self, place: int) -> None:
-        """Note the uppermost value in the memo."""
+        """Store the top value in the memo."""
         self.memo[place] = self.stack[-1]
 
     def extend(self, values: list[Any]) -> None:
@@ -187,14 +188,14 @@ class _Machine:
         _items(_a(dict, top.state if isinstance(top, Stub) else top), values)
 
     def call(self) -> None:
-        """Make what a known function, or class, would have made of its arguments."""
+        """Call the replacement of a known function or class."""
         called, values = self.take(2)
         name, values = _a(Global, called).name, _a(tuple, values)
         self.spend(values)
         self.stack.append(Stub(name) if name in STUBS else _CALLS[name](*values))
 
     def build(self) -> None:
-        """Give the object on top its attributes; those of a dictionary are left out."""
+        """Set the attributes of the object on top; those of a dictionary are ignored."""
         (state,) = self.take(1)
         target = self.stack[-1]
         if isinstance(target, Stub):
@@ -252,14 +253,14 @@ _STEPS: dict[str, Callable[[_Machine, Any], Any]] = {
 
 
 def _a(kind: type, value: Any) -> Any:
-    """A value of which an instruction needs that it is of one kind."""
+    """Check that a value has the type that an instruction requires, and return it."""
     if not isinstance(value, kind):
         raise TypeError
     return value
 
 
 def _items(target: dict[Any, Any], values: list[Any]) -> dict[Any, Any]:
-    """Put pairs into a dictionary; its keys are plain, since a nested one may take for ever to hash."""
+    """Put pairs into a dictionary; keys must be plain, since nested ones could take forever to hash."""
     for key, value in zip(values[::2], values[1::2], strict=True):
         if not isinstance(key, str | int | float | None):
             raise ValueError(f"its pickle has a key that is a {type(key).__name__}")
@@ -268,7 +269,7 @@ def _items(target: dict[Any, Any], values: list[Any]) -> dict[Any, Any]:
 
 
 def _known(name: str) -> Global:
-    """A name that is in one of the tables."""
+    """Check that a name is in one of the tables."""
     if name not in STUBS and name not in _STORAGES and name not in _CALLS:
         raise ValueError(f"its pickle names {name[:200]!r}, which is code that nelf does not run")
     return Global(name)
@@ -289,7 +290,7 @@ def _parameter(tensor: Any, *_: Any) -> StoredTensor:
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> StoredTensor:
-    """A view of a storage; refused where it reaches beyond, or repeats numbers so that it is larger."""
+    """A view of a storage; refused if it exceeds the storage, or repeats numbers so that it is larger."""
     storage = _a(Storage, storage)
     numbers = [offset, *_a(tuple, shape), *_a(tuple, stride)]
     if not len(shape) == len(stride) <= _DIMENSIONS or any(

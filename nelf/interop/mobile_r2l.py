@@ -1,4 +1,4 @@
-"""Checkpoints of MobileR2L's own code, in and out.
+"""Read and write checkpoints of MobileR2L's own code.
 
 Its conventions are nelf's: OpenGL cameras, pixel centers at +0.5, z-depths along directions of camera z -1.
 """
@@ -22,11 +22,11 @@ __all__ = ["check_original", "convert", "recognizes", "save_tar"]
 _BLOCK = re.compile(r"body\.\d+\.conv_block\.0\.weight")
 _TRANSPOSED = re.compile(r"tail\.(\d+)\.weight")
 _FACTORS = {(): 1, (2,): 2, (2, 2): 4, (2, 2, 2): 8, (2, 2, 3): 12}
-_FEWEST = 2  # factor of the smallest tail that the original builds
+_FEWEST = 2  # smallest factor of a tail in the original
 
 
 def recognizes(content: Any) -> bool:
-    """Whether what a file holds is one of its checkpoints."""
+    """Whether the content of a file is one of its checkpoints."""
     return len(getattr(_state(content).get("head.0.weight"), "shape", ())) == 4
 
 
@@ -38,13 +38,13 @@ def convert(
     Args:
         checkpoint: the file; its names may have the prefix ``module.``.
         near: z-depth of the first point of a ray.
-        far: of the last one.
+        far: z-depth of the last point.
         multires: frequencies of the embedding.
-        activation: ``gelu`` or ``relu``; None takes that of the stored network, and gelu, the original's default, where
-            there is none.
+        activation: ``gelu`` or ``relu``; None for that of the stored network, or, if there is none, gelu, the
+            original's default.
 
     Raises:
-        UserError: layers that are missing or do not fit, or a tail that nelf's ``MobileR2L`` does not have.
+        UserError: layers are missing or do not fit, or nelf's ``MobileR2L`` does not support the tail.
 
     Source:
         github.com/snap-research/MobileR2L, ``model/R2L.py``.
@@ -82,11 +82,12 @@ def convert(
 def check_original(network: LightField) -> None:
     """Refuse a network that the original does not have, or cannot build.
 
-    It takes three widths for its tail: each transposed convolution but the last goes from its own to its own, and the
-    last one from the second to the third. So with three of them the first two widths have to be equal.
+    The original takes three widths for its tail: each transposed convolution except the last has equal input and output
+    widths, and the last one maps the second width to the third. So with three of them, the first two widths must be
+    equal.
 
     Raises:
-        UserError: says what it has.
+        UserError: the original cannot build it; the message says what it can.
     """
     if not isinstance(network, MobileR2L):
         raise UserError(f"tar: MobileR2L's code has no {type(network).__name__}, only mobile_r2l.")
@@ -104,11 +105,11 @@ def save_tar(network: LightField, path: Path | str, resume: bool = False) -> Pat
     """Write a checkpoint that MobileR2L's code reads.
 
     Args:
-        network: of the original's architecture (its options are not stored, as the original takes them from its
-            command line).
+        network: a network of the original's architecture (its options are not stored, since the original takes them
+            from its command line).
         path: the file, ``.tar``; tensors and numbers only, so it loads with ``weights_only=True``.
-        resume: for training on (``--run_train --resume``, without ``--amp``), for which names need a prefix; else for
-            ``--run_render`` and ``--export_onnx``.
+        resume: for resuming training (``--run_train --resume``, without ``--amp``), which needs names with a prefix;
+            else for ``--run_render`` and ``--export_onnx``.
 
     Returns:
         The file.
@@ -117,7 +118,7 @@ def save_tar(network: LightField, path: Path | str, resume: bool = False) -> Pat
         UserError: a network that the original does not have, or the directory cannot be written.
 
     Source:
-        The checkpoints that the code of MobileR2L writes (github.com/snap-research/MobileR2L, ``model/engine.py``).
+        github.com/snap-research/MobileR2L, ``model/engine.py``.
     """
     check_original(network)
     return write_tar(network, path, resume, optimizer="AdamW")
@@ -131,13 +132,13 @@ def _state(content: Any) -> dict[str, Any]:
 
 
 def _activation(content: Any) -> str:
-    """The activation in the head of the network that is stored beside its weights."""
+    """The activation in the head of the pickled network."""
     head = next(_children(content.get("network_fn")), None)
     names = {part.name.rpartition(".")[2].lower() for part in _children(head)}
     return "relu" if "relu" in names else "gelu"
 
 
 def _children(module: Any) -> Iterator[Stub]:
-    """The parts of a stored module, in their order."""
+    """The submodules of a pickled module, in order."""
     parts = module.state.get("_modules") if isinstance(module, Stub) else None
     yield from (part for part in (parts if isinstance(parts, dict) else {}).values() if isinstance(part, Stub))

@@ -1,7 +1,7 @@
-"""Pseudo data of MobileR2L: pictures as ``.npy`` and camera centers, made a data set like any other.
+"""Convert pseudo data of MobileR2L, images as ``.npy`` and camera centers, to the Blender format.
 
-Its cameras look at the origin with +z up, pixel centers lie at +0.5, and centers of cameras are in units of its
-teacher, whose first camera is 1.5 from the origin. Colors are on white.
+Its cameras look at the origin with +z up, pixel centers lie at +0.5, and camera centers are in units of its teacher,
+whose first camera is 1.5 from the origin. Colors are composited over white.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ def recognizes(root: Path) -> bool:
 
 
 def convert(root: Path | str, out: Path | str, radius: float | None = None) -> Path:
-    """Write a set again in the Blender format, one picture at a time; those that are there whole are left.
+    """Write a set in the Blender format, one image at a time; complete images are not written again.
 
     Args:
         root: the set.
         out: the folder to write.
-        radius: distance of the scene's cameras from its origin, scene unit; None for what the set says of the first.
+        radius: distance of the scene's cameras from its origin, scene units; None for the scale stated in the set.
 
     Returns:
         ``out``.
 
     Raises:
-        UserError: a set of another kind of scene, files that are missing or not what is described, or the
+        UserError: the set is of another kind of scene, files are missing or do not fit their description, or the
             directory cannot be written.
 
     Source:

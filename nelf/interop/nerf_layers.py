@@ -1,8 +1,8 @@
-"""What the NeRF codes have in common: the same layers under other names, and cameras without the half pixel.
+"""Common parts of the NeRF codes, whose networks have the same layers under different names.
 
-Their conventions: OpenGL cameras, the color on the background of the data, and rays through the upper left corners of
+Their conventions: OpenGL cameras, colors on the background of the data, and rays through the upper left corners of
 pixels (``ray_shift`` of ``nelf.fields.NeRF``: half a pixel of the training images). Positions are in scene units,
-phases without pi, densities per scene unit, and the last sample of a ray has no end.
+encoded without a factor pi, densities are per scene unit, and the interval of a ray's last sample is infinite.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Layer(NamedTuple):
 class Parts(NamedTuple):
     """The layers of one network, in the order in which nelf's ``RadianceMLP`` applies them.
 
-    A later layer that gets the encoded position again has it in its first columns.
+    A later layer with a skip connection has the encoded position in its first columns.
     """
 
     layers: Sequence[Layer]
@@ -55,15 +55,15 @@ class Parts(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What no NeRF checkpoint tells.
+    """Properties that NeRF checkpoints do not state.
 
     Attributes:
-        width: of the images that it was trained with, pixels.
-        near: smallest z-depth of samples, scene unit; of nerf_pl, whose rays have unit length, smallest distance.
-        far: largest one.
+        width: width of the images that it was trained with, pixels.
+        near: smallest z-depth of samples, scene units; for nerf_pl, whose rays have unit length, smallest distance.
+        far: largest z-depth or distance.
         background: ``white`` or ``black``.
-        samples: even ones of a ray.
-        fine_samples: those drawn by weight.
+        samples: coarse samples per ray.
+        fine_samples: fine samples per ray.
     """
 
     width: int = 400
@@ -75,16 +75,16 @@ class Options(NamedTuple):
 
 
 def take(path: Path, name: str, state: Mapping[str, Tensor], layers: Sequence[str]) -> list[Layer]:
-    """The layers of these names.
+    """Get layers by name.
 
     Args:
         path: the file, for errors.
-        name: of its format, likewise.
+        name: its format, for errors.
         state: its tensors.
-        layers: their names, without ``.weight`` and ``.bias``.
+        layers: names of layers, without ``.weight`` and ``.bias``.
 
     Raises:
-        UserError: some are missing; lists those, and what is there.
+        UserError: some are missing, or have wrong shapes; the message lists them, and what exists.
     """
     keys = [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")]
     lacking = [key for key in keys if key not in state]
@@ -126,14 +126,14 @@ def without_directions(path: Path, layers: Sequence[Layer], output: Layer) -> Pa
 
 
 def convert_parts(path: Path, name: str, parts: Mapping[str, Parts], options: Options, **arguments: Any) -> Conversion:
-    """Make a ``NeRF`` of its networks.
+    """Convert networks to a ``NeRF``.
 
     Args:
         path: the file, for errors.
-        name: of its format.
-        parts: ``coarse``, and ``fine`` where there is one.
-        options: what the file does not tell.
-        **arguments: of ``NeRF``, where the format differs from it.
+        name: its format.
+        parts: ``coarse``, and ``fine`` if there is one.
+        options: properties that the file does not state.
+        **arguments: arguments of ``NeRF`` in which the format differs from its defaults.
 
     Raises:
         UserError: layers that do not follow each other, networks that differ, or no coarse one.
@@ -164,10 +164,10 @@ def convert_parts(path: Path, name: str, parts: Mapping[str, Parts], options: Op
 
 
 def scene_state(options: Options) -> dict[str, Tensor]:
-    """The buffers of a field whose space is the scene's.
+    """The buffers of a field in scene coordinates.
 
     Raises:
-        UserError: near and far are no depth range.
+        UserError: the depth range is empty.
     """
     return {
         "background": torch.full((3,), 1.0 if options.background == "white" else 0.0),
@@ -178,7 +178,7 @@ def scene_state(options: Options) -> dict[str, Tensor]:
 
 
 def named(prefix: str, parts: Parts) -> dict[str, Tensor]:
-    """The weights of a network by the names that ``RadianceMLP`` has for them, behind a prefix."""
+    """The weights of a network by the names in ``RadianceMLP``, with a prefix."""
     layers = {f"layers.{index}": layer for index, layer in enumerate(parts.layers)}
     layers |= {"density_layer": parts.density, "feature_layer": parts.feature, "color_layer": parts.color}
     layers |= {f"direction_layers.{index}": layer for index, layer in enumerate(parts.directions)}
@@ -189,7 +189,7 @@ def named(prefix: str, parts: Parts) -> dict[str, Tensor]:
 
 
 def layout(path: Path, parts: Parts) -> dict[str, Any]:
-    """The arguments of ``RadianceMLP`` that the shapes of the layers tell.
+    """The arguments of ``RadianceMLP`` that follow from the shapes of the layers.
 
     Args:
         path: the file, for errors.
@@ -215,7 +215,7 @@ def layout(path: Path, parts: Parts) -> dict[str, Any]:
 
 
 def _frequencies(path: Path, name: str, columns: int) -> int:
-    """How many frequencies fill so many columns: each coordinate itself, then a sine and a cosine of each."""
+    """The number of frequencies of a positional encoding with ``columns`` columns."""
     if columns < 3 or columns % 6 != 3:
         raise UserError(
             f"{path}: has {columns} columns for the encoded {name}; expected 3 (2 L + 1), such as 63 or 27."

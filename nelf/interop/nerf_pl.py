@@ -1,6 +1,6 @@
-"""Checkpoints of nerf_pl, whole (Lightning's) or of the weights alone.
+"""Checkpoints of nerf_pl, Lightning's or of the weights alone.
 
-Its near and far are distances along rays of unit length; ``euclidean`` of ``nelf.fields.NeRF`` has them so.
+Its near and far are distances along unit rays, see ``euclidean`` of ``nelf.fields.NeRF``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LAYER = re.compile(r"xyz_encoding_\d+\.0\.weight")
 
 
 def recognizes(content: Any) -> bool:
-    """Whether what a file holds is one of its checkpoints."""
+    """Whether the content of a file is one of its checkpoints."""
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     return isinstance(state, dict) and "nerf_coarse.xyz_encoding_1.0.weight" in state
 
@@ -35,10 +35,10 @@ def convert(checkpoint: Checkpoint, **options: Any) -> Conversion:
         **options: those of ``nelf.interop.nerf_layers.Options``.
 
     Raises:
-        UserError: layers that are missing or do not fit.
+        UserError: layers are missing or do not fit.
 
     Source:
-        github.com/kwea123/nerf_pl, ``models/nerf.py``: the position is in front of the input of the fifth layer.
+        github.com/kwea123/nerf_pl, ``models/nerf.py``: the position is concatenated before the fifth layer's input.
     """
     content = checkpoint.content
     state = checkpoint.tensors(content.get("state_dict", content))

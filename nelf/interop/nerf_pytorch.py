@@ -1,4 +1,4 @@
-"""Checkpoints of yenchenlin's nerf-pytorch, and of the teachers of R2L, which are the same class (``NNNNNN.tar``)."""
+"""Checkpoints of yenchenlin's nerf-pytorch, and of R2L's teachers, which use the same class (``NNNNNN.tar``)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LAYER = re.compile(r"pts_linears\.\d+\.weight")
 
 
 def recognizes(content: Any) -> bool:
-    """Whether what a file holds is one of its checkpoints."""
+    """Whether the content of a file is one of its checkpoints."""
     state = content.get("network_fn_state_dict") if isinstance(content, dict) else None
     return isinstance(state, dict) and "pts_linears.0.weight" in strip_prefix(state)
 
@@ -33,11 +33,11 @@ def convert(checkpoint: Checkpoint, **options: Any) -> Conversion:
         **options: those of ``nelf.interop.nerf_layers.Options``.
 
     Raises:
-        UserError: layers that are missing or do not fit.
+        UserError: layers are missing or do not fit.
 
     Source:
-        github.com/yenchenlin/nerf-pytorch, ``run_nerf_helpers.py``: the position joins the output of the fifth layer,
-        in front of it; the feature has no activation; density comes from what the feature is made of.
+        github.com/yenchenlin/nerf-pytorch, ``run_nerf_helpers.py``: the position is concatenated before the output of
+        the fifth layer; the feature has no activation; density and feature have the same input.
     """
     content = checkpoint.content
     states = {"coarse": content["network_fn_state_dict"], "fine": content.get("network_fine_state_dict")}
@@ -54,11 +54,11 @@ def network_parts(path: Path, name: str, state: Mapping[str, Tensor]) -> Parts:
 
     Args:
         path: the file, for errors.
-        name: of its format, likewise.
+        name: its format, for errors.
         state: its tensors, without prefix.
 
     Raises:
-        UserError: layers that are missing or do not fit.
+        UserError: layers are missing or do not fit.
     """
     depth = sum(bool(_LAYER.fullmatch(key)) for key in state)
     layers = take(path, name, state, [f"pts_linears.{index}" for index in range(depth)])

@@ -1,6 +1,6 @@
-"""Checkpoints of krrish94's nerf-pytorch (``checkpointNNNNN.ckpt``, in the old format of PyTorch).
+"""Checkpoints of krrish94's nerf-pytorch (``checkpointNNNNN.ckpt``, in PyTorch's legacy format).
 
-Their ``config.yml`` states another width than the weights have, so only the weights are looked at.
+Their ``config.yml`` states another width than the weights have, so only the weights are used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LAYER = re.compile(r"layers_xyz\.\d+\.weight")
 
 
 def recognizes(content: Any) -> bool:
-    """Whether what a file holds is one of its checkpoints."""
+    """Whether the content of a file is one of its checkpoints."""
     return isinstance(content, dict) and "model_coarse_state_dict" in content
 
 
@@ -35,12 +35,12 @@ def convert(checkpoint: Checkpoint, **options: Any) -> Conversion:
         **options: those of ``nelf.interop.nerf_layers.Options``.
 
     Raises:
-        UserError: layers that are missing or do not fit; lists what is there.
+        UserError: layers are missing or do not fit; the message lists what exists.
 
     Source:
         github.com/krrish94/nerf-pytorch, ``nerf/models.py``. ``FlexibleNeRFModel``: the first layer has no activation,
-        the feature has one, a skip has the position behind what it joins. ``PaperNeRFModel``: there is no ``layer1``,
-        the feature has no activation, density comes from it, and three of four stored direction layers are used.
+        the feature has one, and a skip connection appends the position. ``PaperNeRFModel``: there is no ``layer1``, the
+        feature has no activation, density is computed from it, and three of the four stored direction layers are used.
     """
     content = checkpoint.content
     states = {"coarse": content["model_coarse_state_dict"], "fine": content.get("model_fine_state_dict")}
@@ -69,7 +69,7 @@ def _flexible(path: Path, state: dict[str, Tensor]) -> Parts:
 
 
 def _position_first(weight: Tensor, width: int) -> Tensor:
-    """The columns of a skip with those of the position in front."""
+    """The columns of a layer with a skip connection, reordered so that those of the position are first."""
     return torch.cat([weight[:, width:], weight[:, :width]], 1)
 
 
@@ -80,6 +80,6 @@ def _paper(path: Path, state: dict[str, Tensor]) -> Parts:
     names = ["fc_feat", "fc_alpha", "fc_rgb", *(f"layers_dir.{index}" for index in range(3))]
     layers = take(path, _NAME, state, [f"layers_xyz.{index}" for index in range(8)])
     feature, alpha, color, *directions = take(path, _NAME, state, names)
-    if alpha.weight.shape[1] == len(feature.bias):  # both are linear, so one layer does what the two do
+    if alpha.weight.shape[1] == len(feature.bias):  # two linear layers in sequence are merged into one
         alpha = Layer(alpha.weight @ feature.weight, alpha.weight @ feature.bias + alpha.bias)
     return Parts(layers, alpha, feature, directions, color)

@@ -1,9 +1,9 @@
-"""Checkpoints of ngp_pl, slim or whole: an Instant-NGP in tiny-cuda-nn's packing.
+"""Checkpoints of ngp_pl, slim or full: an Instant-NGP in tiny-cuda-nn's memory layout.
 
-Its conventions: OpenCV cameras (the world's axes are the scene's own), pixel centers at +0.5, directions of camera z 1
-that are not normalized. Steps and densities count along those, and a sample lies where its step begins:
-``z_steps`` of ``nelf.fields.NGP``. Cameras of Blender scenes are moved to distance 1.5 from the origin, which the file
-does not tell: whoever converts it has to say how far from it they are in the scene.
+Its conventions: OpenCV cameras (the world's axes are the scene's own), pixel centers at +0.5, unnormalized directions
+with camera z = 1. Steps and densities are measured along these, and a sample is at the beginning of its step:
+``z_steps`` of ``nelf.fields.NGP``. ngp_pl scales Blender scenes so that their cameras are 1.5 from the origin, but does
+not store the scale, so the original distance has to be given.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from nelf.kernels import HashGrid
 __all__ = ["convert", "recognizes"]
 
 _KEYS = ("xyz_max", "density_bitfield", "xyz_encoder.params", "rgb_net.params")
-_GRID, _SAMPLES, _DISTANCE = 128, 1024, 1.5  # cells along a cascade's side, of a ray in a cube of side 1, of a camera
-#: Layers, first one first: (rows, columns) of matrices, of which the last is padded to 16 rows.
+_GRID, _SAMPLES, _DISTANCE = 128, 1024, 1.5  # cells per side of a cascade; samples of a ray; a camera's distance
+#: (rows, columns) of the matrices by layer; the last one is padded to 16 rows.
 _DENSITY, _COLOR = ((64, 32), (16, 64)), ((64, 32), (64, 64), (16, 64))
 
 
@@ -39,19 +39,19 @@ def convert(checkpoint: Checkpoint, radius: float | None = None) -> Conversion:
 
     Args:
         checkpoint: the file.
-        radius: distance of the scene's cameras from its origin, scene unit, which became 1.5 for ngp_pl (4.031 for the
+        radius: distance of the scene's cameras from its origin, scene units, which ngp_pl scaled to 1.5 (4.031 for the
             Blender scenes).
 
     Returns:
         The arguments and tensors of an ``NGP``.
 
     Raises:
-        UserError: ``radius`` is missing, the network has outputs for exposure, or tensors are missing or have
-            another length than the scale in the file asks for.
+        UserError: ``radius`` is missing, the network was trained with exposure, or tensors are missing or do not fit
+            the scale in the file.
 
     Source:
         ngp_pl (github.com/kwea123/ngp_pl), ``models/networks.py``; tiny-cuda-nn, ``network_with_input_encoding.h``:
-        the matrices of a network lie before the parameters of its encoding, row after row.
+        the matrices of a network, row-major, precede the parameters of its encoding.
     """
     path, state = checkpoint.path, checkpoint.content.get("state_dict", checkpoint.content)
     if any(str(name).startswith("tonemapper_net") for name in state):
@@ -111,7 +111,7 @@ def _size(layers: tuple[tuple[int, int], ...]) -> int:
 
 
 def _matrices(net: str, packed: Tensor, layers: tuple[tuple[int, int], ...], outputs: int) -> dict[str, Tensor]:
-    """The weights of a network without biases, without the rows that pad its last layer."""
+    """The weights of a network without biases, and without the padding rows of its last layer."""
     parts = packed.split([rows * columns for rows, columns in layers])
     matrices = [part.view(size) for part, size in zip(parts, layers, strict=True)]
     matrices[-1] = matrices[-1][:outputs]
@@ -119,7 +119,7 @@ def _matrices(net: str, packed: Tensor, layers: tuple[tuple[int, int], ...], out
 
 
 def _unpack(bitfield: Tensor, cascades: int) -> Tensor:
-    """(C, G, G, G) bool, indexed [cascade, x, y, z], of bits in Morton order with x lowest, lowest bit first."""
+    """(C, G, G, G) bool, indexed [cascade, x, y, z], from bits in Morton order with x lowest, lowest bit first."""
     bits = np.unpackbits(bitfield.numpy(), bitorder="little").reshape(cascades, -1)
     axis = np.arange(_GRID)
     spread = np.zeros_like(axis)

@@ -1,4 +1,4 @@
-"""Poses for other programs: what distillation wants rendered, as a Blender transforms file without pictures."""
+"""Poses for other programs to render: a Blender transforms file without images."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ __all__ = ["write_poses"]
 
 
 def write_poses(camera: Camera, path: Path | str, **known: Any) -> Path:
-    """Write a transforms file that names the pictures to render.
+    """Write a transforms file that names the images to render.
 
-    Rendered beside it as ``train/00000.png`` and so on, the file, named ``transforms_train.json``, is a pseudo set.
+    With the images rendered as ``train/00000.png`` and so on beside it, and named ``transforms_train.json``, it forms a
+    pseudo set.
 
     Args:
         camera: a batch of N cameras.
         path: the file.
-        **known: what ``nelf.data.writer.stated`` says of their scene.
+        **known: properties of their scene, from ``nelf.data.writer.stated``.
 
     Returns:
         The file.
@@ -46,7 +47,7 @@ def write_poses(camera: Camera, path: Path | str, **known: Any) -> Path:
     aabb = known.pop("aabb", None)
     header = {"aabb": None if aabb is None else [float(value) for value in aabb], **known}
     header["controls"] = list(header.get("controls") or ())[1:] or None
-    header["camera_angle_x"] = frames[0]["camera_angle_x"]  # where all are alike, what other programs look for
+    header["camera_angle_x"] = frames[0]["camera_angle_x"]  # for programs that expect it at the top level
     content = {key: value for key, value in header.items() if value is not None}
     with atomic_path(path) as partial:
         partial.write_text(json.dumps({**content, "frames": frames}, indent=1), encoding="utf-8")

@@ -1,8 +1,8 @@
-"""Checkpoints of R2L's own code, in and out.
+"""Read and write checkpoints of R2L's own code.
 
 Its conventions: OpenGL cameras, z-depths, and rays through the upper left corners of pixels (``ray_shift`` of
-``nelf.lightfields.R2L``: half a pixel of the training images). Files of R2L-quant hold the same layers, their weights
-rounded; those are what is read.
+``nelf.lightfields.R2L``: half a pixel of the training images). Files of R2L-quant hold the same layers with rounded
+weights, which are read.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from nelf.lightfields import LightField
 __all__ = ["block_scale", "convert", "recognizes", "save_tar", "stored_options", "trial_options"]
 
 _BLOCK = re.compile(r"body\.\d+\.body\.0\.weight")
-_MULTIRES, _POINTS, _PLUCKER = 10, 16, 6  # defaults of the original's commands; numbers of a Plücker coordinate
+_MULTIRES, _POINTS, _PLUCKER = 10, 16, 6  # two defaults of the original's commands; number of Plücker coordinates
 
 
 def recognizes(content: Any) -> bool:
-    """Whether what a file holds is one of its checkpoints."""
+    """Whether the content of a file is one of its checkpoints."""
     return len(getattr(_state(content).get("head.0.weight"), "shape", ())) == 2
 
 
@@ -39,13 +39,13 @@ def convert(
         checkpoint: the file.
         width: of the images that it was trained with, pixels (its commands halve Blender's to 400).
         near: z-depth of the first point of a ray.
-        far: of the last one.
-        residual: whether it was trained with ``--use_residual``, of which the weights have no trace; None takes it from
-            the options that are stored with its network.
+        far: z-depth of the last point.
+        residual: whether it was trained with ``--use_residual``, which the weights do not show; None for the value in
+            the stored options.
 
     Raises:
-        UserError: ``residual`` is not known, the options say something that nelf's R2L does not have, or layers are
-            missing or do not fit.
+        UserError: ``residual`` is unknown, nelf's R2L does not support the stored options, or layers are missing or do
+            not fit.
 
     Source:
         github.com/snap-research/R2L, ``model/nerf_raybased.py``.
@@ -93,12 +93,12 @@ def save_tar(network: LightField, path: Path | str, resume: bool = False) -> Pat
     """Write a checkpoint that R2L's code reads.
 
     Args:
-        network: an ``R2L``; the original takes its options from its command line.
+        network: an ``R2L``; its options are not stored, since the original takes them from its command line.
         path: the file, ``.tar``; tensors and numbers only.
-        resume: for training on (``--resume``), for which names need a prefix; else for ``--render_only``.
+        resume: for resuming training (``--resume``), which needs names with a prefix; else for ``--render_only``.
 
     Raises:
-        UserError: another network, one whose blocks are scaled, or the directory cannot be written.
+        UserError: another network, or the directory cannot be written.
     """
     check_original(network)
     return write_tar(network, path, resume, optimizer="Adam")
@@ -108,21 +108,21 @@ def check_original(network: LightField) -> None:
     """Refuse a network that the original does not have.
 
     Raises:
-        UserError: says what it has.
+        UserError: it is not an ``R2L``.
     """
     if type(network).__name__ != "R2L":
         raise UserError(f"tar: R2L's code has no {type(network).__name__}, only r2l.")
 
 
 def _state(content: Any) -> dict[str, Any]:
-    """The state dict in a checkpoint, without prefix; R2L-quant puts one into another."""
+    """The state dict in a checkpoint, without prefix."""
     content = content if isinstance(content, dict) else {}
     state = content.get("network_fn_state_dict", content)
     return strip_prefix(state) if isinstance(state, dict) and all(isinstance(name, str) for name in state) else {}
 
 
 def stored_options(content: Any) -> dict[str, Any]:
-    """The command line with which it was trained, where the network is stored whole: ``network_fn.args``."""
+    """The options of its training, if the network is pickled as a module: ``network_fn.args``."""
     network = content.get("network_fn")
     args = network.state.get("args") if isinstance(network, Stub) else None
     return args.state if isinstance(args, Stub) else {}
@@ -135,14 +135,14 @@ def trial_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def block_scale(path: Path, options: dict[str, Any]) -> float:
-    """What a block's addition is multiplied by, if the options are those of residual blocks as nelf has them.
+    """The factor of a block's residual branch; checks that nelf supports the residual blocks.
 
     Args:
         path: the file, for errors.
-        options: of ``stored_options``.
+        options: from ``stored_options``.
 
     Raises:
-        UserError: they are not.
+        UserError: the options describe other blocks.
     """
     stated = trial_options(options)
     for key, allowed in (("body_arch", "resmlp"), ("inact", "relu"), ("outact", "none"), ("n_learnable", 2)):

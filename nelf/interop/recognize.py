@@ -1,4 +1,4 @@
-"""Find out whose file something is, and convert it."""
+"""Recognize the format of a file, and convert it."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from nelf.interop.torch_file import read
 
 __all__ = ["FORMATS", "conversion", "convert"]
 
-#: By name: the module that reads it.
+#: The modules that read the formats, by name.
 FORMATS: dict[str, ModuleType] = {
     "ngp_pl": ngp_pl,
     "MobileR2L": mobile_r2l,
-    "DyLiN": dylin,  # before R2L, whose trunk it has
+    "DyLiN": dylin,  # before R2L, since its trunk looks like an R2L
     "R2L": r2l,
     "D-NeRF": dnerf,
     "nerf-pytorch (yenchenlin)": nerf_pytorch,
@@ -54,7 +54,7 @@ def conversion(path: Path, options: Mapping[str, Any]) -> Conversion:
         options: arguments of the format's ``convert``.
 
     Raises:
-        UserError: none of them, an option that this one does not take, or what its ``convert`` refuses.
+        UserError: an unknown format, an option that the format does not take, or an error of its ``convert``.
     """
     checkpoint = read(path)
     for name, module in FORMATS.items():
@@ -67,18 +67,18 @@ def conversion(path: Path, options: Mapping[str, Any]) -> Conversion:
 
 
 def convert(path: Path, out: Path, options: Mapping[str, Any]) -> str:
-    """Convert a checkpoint to a file of nelf's, or a pseudo set to a Blender data set.
+    """Convert a checkpoint to a file of nelf, or a pseudo set to a Blender data set.
 
     Args:
-        path: the file, or the folder.
+        path: the file or the folder.
         out: a run directory, or the folder to write.
-        options: as of ``conversion``.
+        options: as in ``conversion``.
 
     Returns:
-        What was found, and how to go on from it.
+        A description of the file, and how to use the result.
 
     Raises:
-        UserError: as of ``conversion``; there is a network in the place, or the directory cannot be written.
+        UserError: see ``conversion``; or the output exists, or the directory cannot be written.
     """
     if is_dir(path):
         if not mobile_r2l_pseudo.recognizes(path):

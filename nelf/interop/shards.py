@@ -1,9 +1,9 @@
-"""Shards of rays, as R2L and DyLiN write and read them: folders of ``.npy`` files whose rows are rays with their color.
+"""Shards of rays in the format of R2L and DyLiN: folders of ``.npy`` files whose rows are rays with their colors.
 
-A row holds origin, direction (OpenGL axes, camera z -1, not normalized) and color on the background, shuffled; with
-poses and pixels gone, so only a student that learns from single rays can use them. The rays go through the upper left
-corners of pixels, so what is learned from them lies half a pixel of their images off: ``R2LShardsDataModule`` shifts
-the cameras of its scene by as much.
+A row holds origin, direction (OpenGL axes, camera z = -1, not normalized) and color on the background. Rows are
+shuffled, and poses and pixels are lost, so only students of single rays can be trained on them. The rays go through the
+upper left corners of pixels, so a student trained on them is shifted by half a pixel of their images;
+``R2LShardsDataModule`` shifts the cameras of its scene accordingly.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from nelf.scene import Scene, Split
 
 __all__ = ["R2LShardsDataModule", "RayShards"]
 
-#: By layout: columns of a row, those of the color, and that of the time.
+#: By layout: number of columns, columns of the color, and column of the time.
 _LAYOUTS: dict[str, tuple[int, slice, int | None]] = {
     "color": (9, slice(6, 9), None),
     "depth": (10, slice(6, 9), None),
@@ -39,22 +39,21 @@ _EITHER = "surface (R2L: o, d, rgb, point) or time (DyLiN: o, d, t t t, rgb)"
 class RayShards(IterableDataset[RayBatch]):
     """An endless stream of batches from a folder of shards.
 
-    Each pass takes the files in a new order and every row once. Batch ``k`` of a process is a pure function of
-    ``(seed, rank, k)``; of a file, only the rows that a batch needs are read.
+    Each pass reads the files in a new order and every row once. Batch ``k`` of a process is a pure function of
+    ``(seed, rank, world, k)``; only the rows of the batch are read.
 
     Args:
-        root: the folder; all ``.npy`` files in it, of one kind.
+        root: the folder, whose ``.npy`` files all have the same layout.
         size: rays per batch and process.
-        layout: what is in a row: ``color`` (9 columns), ``depth`` (10) or ``surface`` (12), whose last columns R2L
-            never reads, or ``time`` (12; DyLiN). None for what the number of columns tells; 12 may be two things, and
-            have to be named.
-        seed: which stream.
-        first: number of batches that were drawn before.
+        layout: layout of a row: ``color`` (9 columns), ``depth`` (10) or ``surface`` (12), whose last columns R2L does
+            not use, or ``time`` (12; DyLiN). None to infer it from the number of columns, which is ambiguous for 12.
+        seed: seed of the stream.
+        first: number of batches that have been drawn before.
         rank: index of this process.
         world: number of processes.
 
     Raises:
-        UserError: there are no files, or a file that is not what is described; on a batch, numbers that are not finite.
+        UserError: there are no files, or a file does not fit the layout; on a batch, numbers that are not finite.
 
     Source:
         github.com/snap-research/R2L, ``utils/create_data.py``; DyLiN (arXiv 2303.14243), ``dataset/load_blender.py``.
@@ -97,7 +96,7 @@ class RayShards(IterableDataset[RayBatch]):
         return RayBatch(Rays(values[:, :3], values[:, 3:6], controls), rgba)
 
     def __iter__(self) -> Iterator[RayBatch]:
-        """Yield batches without end; of several loader workers each yields every ``num_workers``-th batch."""
+        """Yield batches endlessly; each of several loader workers yields every ``num_workers``-th batch."""
         worker = get_worker_info()
         index, step = (self.first, 1) if worker is None else (self.first + worker.id, worker.num_workers)
         while True:
@@ -105,7 +104,7 @@ class RayShards(IterableDataset[RayBatch]):
             index += step
 
     def _layout(self, rows: np.ndarray, stated: str | None) -> str:
-        """The layout that is stated, or the only one with so many columns."""
+        """The stated layout, or the only one with that number of columns."""
         path, names = self.files[0], ", ".join(_LAYOUTS)
         if stated is not None and stated not in _LAYOUTS:
             raise UserError(f"layout: there is no {stated!r}; allowed: {names}.{did_you_mean(stated, _LAYOUTS)}")
@@ -125,19 +124,19 @@ class RayShards(IterableDataset[RayBatch]):
         return stated
 
     def _rows(self, path: Path) -> int:
-        """How many rays a file holds, by its size; its header is read with it."""
+        """The number of rays in a file, from its size; its header is checked when it is read."""
         rows, rest = divmod(path.stat().st_size - self._header, self._row)
         if rest or rows < 1:
             raise UserError(f"{path}: is not whole, or not of {self.columns} columns as {self.files[0].name} is.")
         return rows
 
     def _shuffled(self, number: int) -> tuple[int, np.ndarray, np.ndarray]:
-        """A pass: its number, the order of the files, and the place of each one's first ray."""
+        """A pass: its number, the order of the files, and the position of each file's first ray."""
         order = np.random.default_rng((self.seed, number)).permutation(len(self.files))
         return number, order, np.concatenate([[0], np.cumsum(self._counts[order])])
 
     def _read(self, place: int) -> np.ndarray:
-        """The rows (size, columns) float32 from a place in the endless stream on."""
+        """The rows (size, columns) float32 that begin at a position of the endless stream."""
         parts, left = [], self.size
         while left:
             number, within = divmod(place, len(self))
@@ -152,26 +151,26 @@ class RayShards(IterableDataset[RayBatch]):
         return np.concatenate(parts)
 
     def _part(self, file: int, first: int, at_most: int) -> np.ndarray:
-        """Rows of one file, checked."""
+        """Rows of one file, checked to be finite."""
         path = self.files[file]
         rows = open_array(path, (int(self._counts[file]), self.columns))
         return finite(path, rows[first : first + at_most])
 
 
 class R2LShardsDataModule(BlenderDataModule):
-    """Training batches from shards; validation and test views from the Blender scene that they were made of.
+    """Training batches from shards; validation and test views from the Blender scene that they were made from.
 
-    The scene's cameras are shifted by half a pixel of the images that the shards were made of, as their rays are.
+    The scene's cameras are shifted, like the rays, by half a pixel of the images that the shards were made from.
 
     Args:
         root: the Blender scene.
         shards: the folder of shards.
         layout: see ``RayShards``.
-        shard_width: of the images that the shards were made of, pixels (R2L's commands halve Blender's to 400).
-        **options: as of ``BlenderDataModule``.
+        shard_width: width of the images that the shards were made from, pixels (R2L's commands halve Blender's to 400).
+        **options: see ``BlenderDataModule``.
 
     Raises:
-        UserError: as of ``BlenderDataModule`` and ``RayShards``; and for a network that learns from images.
+        UserError: see ``BlenderDataModule`` and ``RayShards``; or the network is trained on whole views.
     """
 
     def __init__(
@@ -197,7 +196,7 @@ class R2LShardsDataModule(BlenderDataModule):
         return scene
 
     def train_dataloader(self) -> Iterable[RayBatch]:
-        """Batches of rays without end, from the first one that this run has not drawn yet."""
+        """Endless batches of rays, beginning with the first one that this run has not drawn yet."""
         if self.batch != "rays":
             raise UserError(f"{self.shards}: holds single rays, but this network learns from {self.batch}; choose r2l.")
         trainer = self.trainer

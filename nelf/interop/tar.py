@@ -1,4 +1,4 @@
-"""The ``.tar`` checkpoints that the codes of R2L and MobileR2L share, written."""
+"""Write the ``.tar`` checkpoints of R2L's and MobileR2L's codes."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ _OURS = ("near", "far", "aabb", "prepared", "background")
 
 
 def write_tar(network: LightField, path: Path | str, resume: bool, optimizer: Literal["Adam", "AdamW"]) -> Path:
-    """Write a checkpoint with the originals' keys, but for the network that they pickle beside its weights.
+    """Write a checkpoint with the originals' keys, except the network that they also pickle.
 
-    To train on, they load weights into a wrapped network, whose names have the prefix ``module.``, and an optimizer; to
-    draw or to export, into a bare one.
+    To resume training, the originals load an optimizer, and weights into a wrapped network, whose names have the prefix
+    ``module.``; to render or export, they load weights into a bare network.
 
     Args:
-        network: its names are the original's, but for the buffers of ``LightField``.
+        network: a network with the original's names, except for the buffers of ``LightField``.
         path: the file; tensors and numbers only, so it loads with ``weights_only=True``.
         resume: write names with the prefix.
-        optimizer: whose state is written, that of one which has made no step; its learning rate, 5e-4, is the
-            original's.
+        optimizer: the optimizer whose initial state is written, with the original's learning rate 5e-4.
 
     Raises:
         UserError: the directory cannot be written.

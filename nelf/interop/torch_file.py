@@ -1,8 +1,8 @@
-"""Files that PyTorch has written, read without running any code in them.
+"""Read files of ``torch.save`` without running any code in them.
 
-PyTorch's own ``torch.load(weights_only=True)`` refuses a file that holds a module, as the checkpoints of R2L and
-MobileR2L do, and allocates what a file only declares. This reader does neither: modules become inert
-(``nelf.interop.inert``), and no tensor is larger than the part of the file that holds it.
+``torch.load(weights_only=True)`` refuses files with pickled modules, such as the checkpoints of R2L and MobileR2L, and
+allocates the declared sizes. This reader replaces modules with inert stubs (``nelf.interop.inert``), and loads no
+tensor that is larger than its part of the file.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ _DTYPES = {
     "torch.LongStorage": torch.int64,
     "torch.ShortStorage": torch.int16,
 }
-_OLD_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickle of a number that begins each of its files
-#: What comes of a broken file; zipfile raises all of them.
+_OLD_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled magic number at the beginning of legacy files
+#: Exceptions for damaged files; zipfile can raise all of them.
 _BROKEN = (ValueError, OverflowError, EOFError, NotImplementedError, RuntimeError, struct.error, zipfile.BadZipFile)
-_PICKLE = 2**26  # bytes; the description of a network takes a thousandth
+_PICKLE = 2**26  # maximum bytes; the pickle of a network takes about a thousandth
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A file of PyTorch's, in which the tensors are yet to be loaded.
+    """A file of PyTorch, whose tensors have not been loaded yet.
 
     Attributes:
         path: the file.
-        content: what was saved, see ``nelf.interop.inert.run``.
-        size: of the file, bytes.
+        content: the saved object, see ``nelf.interop.inert.run``.
+        size: size of the file, bytes.
     """
 
     path: Path
@@ -62,14 +62,14 @@ class Checkpoint:
         """Load the tensors of a state dict.
 
         Args:
-            state: a part of ``content``; values that are no tensors are left out.
+            state: a part of ``content``; values that are not tensors are left out.
 
         Returns:
-            By name; in the file's types, contiguous.
+            Tensors by name; in the file's types, contiguous.
 
         Raises:
-            UserError: it is no state dict, its tensors repeat numbers so that they are larger than the file, or
-                are damaged.
+            UserError: it is not a state dict, or its tensors are damaged or, by repeating numbers, larger than the
+                file.
         """
         if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
             raise UserError(f"{self.path}: holds no state dict where one is expected, but {type(state).__name__}.")
@@ -97,14 +97,14 @@ def _load(tensor: StoredTensor, numbers: dict[int, Tensor]) -> Tensor:
 
 
 def read(path: str | os.PathLike[str]) -> Checkpoint:
-    """Read what ``torch.save`` has written, in its present (zip) or its old format.
+    """Read a file of ``torch.save``, in its present (zip) or its legacy format.
 
     Args:
         path: the file.
 
     Raises:
-        UserError: no such file, another format, a file that is not whole, one that names code of others,
-            or declares more than it holds.
+        UserError: the file is missing, has another format, is incomplete, names unknown code, or declares more than it
+            holds.
     """
     path = Path(path)
     if not is_file(path):
@@ -163,7 +163,7 @@ def _read_zip(path: Path, size: int) -> Any:
 
 
 def _read_old(file: mmap.mmap) -> Any:
-    """Five pickles (a number, a version, the machine, the content, the keys of the storages), then the storages."""
+    """Five pickles (magic number, version, machine, content, keys of the storages), then the storages."""
 
     def nothing(stated: Any) -> Any:
         raise ValueError("its header refers to a storage")
@@ -210,7 +210,7 @@ def _part(file: mmap.mmap, first: int, last: int) -> Any:
 
 
 def _stated(stated: Any, length: int) -> tuple[str, str, int]:
-    """Kind, key and count of numbers of a storage that a pickle refers to."""
+    """Kind, key and number of elements of a storage that a pickle refers to."""
     if not isinstance(stated, tuple) or len(stated) != length or stated[0] != "storage":
         raise ValueError("it refers to something that is not a storage")
     _, kind, key, _, numel = stated[:5]

@@ -1,4 +1,4 @@
-"""Any model rendered from anywhere: pictures, depth, videos and meshes, by ``python -m nelf.render``."""
+"""Render any model: images, depth, videos and meshes, by ``python -m nelf.render``."""
 
-#: Kinds of depth files; named here, since the command line knows them before torch is loaded.
+#: Formats of depth files; defined here so that the command line can be parsed before torch is imported.
 DEPTH_FORMATS = ("png", "npy", "pfm")

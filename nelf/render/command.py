@@ -1,8 +1,8 @@
 """``python -m nelf.render MODEL``: views of a split, a camera path, depth, and a mesh of any model.
 
-python -m nelf.render runs/lego --split test --depth png,npy        # as the scene's cameras see it, with metrics
+python -m nelf.render runs/lego --split test --depth png,npy        # from the scene's cameras, with metrics
 python -m nelf.render runs/lego/teacher --path orbit --width 800    # a video
-python -m nelf.render runs/jump --path orbit --motion time          # of a moving scene, from one place
+python -m nelf.render runs/jump --path orbit --motion time          # a moving scene from a fixed camera
 python -m nelf.render runs/lego/export/model_int8_static.onnx --path path.json
 python -m nelf.render runs/lego/teacher --mesh                      # PLY with vertex colors
 """
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_STUDENTS = ("finetune", "student", "teacher", ".")  # whose model is taken of a run directory, the first that is there
+_STUDENTS = ("finetune", "student", "teacher", ".")  # folders of a run directory, in order of preference
 _PATHS = ("orbit", "spiral", "dnerf")
 _FRAMES = {"orbit": 120, "spiral": 120, "dnerf": 40}
 #: Least and most of an option. Pictures of a split are measured, and the window of SSIM has 11 pixels.
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"There is not enough memory here ({reason_of(error)}); allowed: less of it.", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"\nInterrupted; what is written whole stays in {options.out}.", file=sys.stderr)
+        print(f"\nInterrupted; complete files stay in {options.out}.", file=sys.stderr)
         sys.exit(130)
 
 
@@ -68,20 +68,20 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("model", type=Path, help="a run directory, the folder of a stage or bundle, or a file")
-    add("--scene", type=Path, help="a Blender folder or a capture; the scene of the model's run if it is left out")
+    add("--scene", type=Path, help="a Blender folder or a capture; the scene of the model's run by default")
     add("--split", choices=("train", "val", "test"), help="render the scene's own views, and measure them")
     files = "a transforms file, a camera path of nerfstudio, or a folder of camera-paths"
     add("--path", help=f"render a video along {', '.join(_PATHS)}, {files}")
     add("--mesh", action="store_true", help="extract the surface of a teacher")
     add("--frames", type=int, help=f"of a path: {', '.join(f'{name} {count}' for name, count in _FRAMES.items())}")
-    add("--motion", choices=MOTIONS, help="what moves along a path in a scene with a time; both if it is left out")
-    add("--width", type=int, help="pixels; the model's scene decides if it is left out")
-    add("--time", type=float, help="moment of a scene with a time, 0 to 1, at which it stands still")
-    add("--depth", default="", help=f"depth of each picture: some of {','.join(DEPTH_FORMATS)}")
+    add("--motion", choices=MOTIONS, help="what moves along a path in a scene with a time; both by default")
+    add("--width", type=int, help="pixels; that of the model's scene by default")
+    add("--time", type=float, help="fixed time of a scene with a time, 0 to 1")
+    add("--depth", default="", help=f"write the depth of each image: some of {','.join(DEPTH_FORMATS)}")
     add("--resolution", type=int, default=256, help="of the mesh, samples along the longest side")
     add("--threshold", type=float, help="of the mesh, density per scene unit")
     add("--device", default="cpu", help="cpu or cuda")
-    add("--out", type=Path, help="where to write; a folder render beside the model if it is left out")
+    add("--out", type=Path, help="where to write; a folder named render beside the model by default")
     options = parser.parse_args(arguments)
     if not (options.split or options.path or options.mesh):
         parser.error("nothing to do: pass --split, --path or --mesh")
@@ -129,7 +129,7 @@ def _render(options: argparse.Namespace) -> None:
 
 
 def _views(options: argparse.Namespace, model: Renderable, scene: Scene, depths: Sequence[str]) -> None:
-    """Render a split, and measure it."""
+    """Render and evaluate a split."""
     from nelf.report.evaluation import evaluate
 
     split, folder = getattr(scene, options.split), options.out / options.split
@@ -173,7 +173,7 @@ def _mesh(options: argparse.Namespace, model: Any, scene: Scene) -> None:
 
 
 class _WithDepth:
-    """A model that writes the depth of each picture it renders, in turn."""
+    """A model that writes the depth of each image that it renders, to successive files."""
 
     def __init__(self, model: Renderable, stems: Sequence[Path], formats: Sequence[str], scene: Scene) -> None:
         self._model, self._stems, self._formats, self._scene = model, iter(stems), formats, scene
@@ -197,7 +197,7 @@ class _WithDepth:
 
 
 def _stated(options: argparse.Namespace) -> CameraPath | None:
-    """The camera path of nerfstudio that is named, if it is one."""
+    """The camera path, if ``--path`` is a file of nerfstudio."""
     from nelf.data import nerfstudio
 
     path = Path(options.path)
@@ -205,7 +205,7 @@ def _stated(options: argparse.Namespace) -> CameraPath | None:
 
 
 def _path(options: argparse.Namespace, scene: Scene, stated: CameraPath | None = None) -> Camera:
-    """The cameras of a path, of the size of the scene's and with their intrinsics where the path states none."""
+    """The cameras of a path; size and missing intrinsics are those of the scene."""
     from nelf import paths
     from nelf.data import capture
     from nelf.pipeline.stages.report import along, film_cameras
@@ -243,7 +243,7 @@ def _from_transforms(path: Path, scene: Scene) -> Camera:
 
 
 def _from_nerfstudio(path: Path, stated: CameraPath, scene: Scene) -> Camera:
-    """The cameras of a camera path of nerfstudio, in the scene's space: of the scene's width and the path's aspect."""
+    """The cameras of nerfstudio's camera path, in scene coordinates, with the scene's width and the path's aspect."""
     import torch
 
     from nelf.data import nerfstudio
@@ -269,7 +269,7 @@ def _from_nerfstudio(path: Path, stated: CameraPath, scene: Scene) -> Camera:
 
 
 def _transforms(scene: Scene, changes: Path) -> Path:
-    """The transforms file whose space a scene is in."""
+    """The transforms file whose coordinates a scene has."""
     import torch
 
     from nelf.data.transforms import read_path
@@ -289,7 +289,7 @@ def _transforms(scene: Scene, changes: Path) -> Path:
 
 
 def _in_motion(options: argparse.Namespace, cameras: Camera) -> Camera:
-    """The cameras of a path whose times go by as they do, or as is asked for."""
+    """The cameras of a path, with times and poses according to ``--time`` and ``--motion``."""
     motion: Motion | None = "camera" if options.time is not None else options.motion
     if cameras.time is None or motion in (None, "both"):
         return cameras
@@ -320,7 +320,7 @@ def _file(path: Path) -> Path:
 
 
 def _scene(model: Path, root: Path | None, width: int | None) -> Scene:
-    """The scene that is named, or that of the model's run; a run directory is data, so it names nelf's readers only."""
+    """The given scene, or that of the model's run; runs are untrusted, so they can name only nelf's own readers."""
     from nelf import data
 
     if root is not None:

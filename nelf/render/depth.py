@@ -1,4 +1,4 @@
-"""Depth pictures as files: to look at (PNG), and to compute with (NumPy, PFM)."""
+"""Write depth maps: for viewing (PNG), and as numbers (NumPy, PFM)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["write_depth"]
 
 
 def write_depth(stem: Path, depth: np.ndarray, formats: Sequence[str], near: float, far: float) -> None:
-    """Write one depth picture.
+    """Write one depth map.
 
     Args:
-        stem: where, without extension.
-        depth: (H, W) float32 z-depth, scene unit.
+        stem: path without extension.
+        depth: (H, W) float32 z-depth, scene units.
         formats: some of ``nelf.render.DEPTH_FORMATS``. ``png`` is colored with "turbo" from ``near`` to ``far``;
             ``npy`` and ``pfm`` hold the numbers.
-        near: see ``formats``.
-        far: likewise.
+        near: depth of the first color.
+        far: depth of the last color.
 
     Raises:
         UserError: the directory cannot be written.
@@ -38,7 +38,7 @@ def write_depth(stem: Path, depth: np.ndarray, formats: Sequence[str], near: flo
 
 
 def _pfm(depth: np.ndarray) -> bytes:
-    """A gray picture of floats; its rows run from bottom to top.
+    """A grayscale image of floats, with rows from bottom to top.
 
     Source:
         Paul Debevec, "The PFM format".

@@ -19,7 +19,7 @@ _CHUNK = 2**17
 
 
 class Density(Protocol):
-    """What a mesh is extracted from: every radiance field of nelf."""
+    """The interface that mesh extraction needs, which every radiance field of nelf has."""
 
     def sigma(self, positions: Tensor, controls: Tensor | None = None) -> Tensor:
         """Density (N,) per scene unit."""
@@ -49,22 +49,21 @@ def extract_mesh(
     threshold: float | None = None,
     controls: Tensor | None = None,
 ) -> Mesh:
-    """Find the surface of a field by marching cubes, and ask the field for its color as seen from outside.
+    """Extract the surface of a field by marching cubes, with the field's colors as seen from outside.
 
     Args:
         field: a teacher, or anything else with ``sigma`` and ``rgb``.
         aabb: (6,) the box to search, smallest xyz, largest xyz.
-        resolution: samples along the longest side of the box; its cube, four bytes each, is held in memory.
-        threshold: density of the surface, per scene unit; None for that which absorbs half of the light in one sample's
-            width.
+        resolution: samples along the longest side of the box; the whole grid is in memory, four bytes per sample.
+        threshold: density of the surface, per scene unit; None for the density that absorbs half of the light over
+            the spacing of samples.
         controls: (K,) in [0, 1], or None.
 
     Returns:
         The mesh.
 
     Raises:
-        UserError: the density is on one side of the threshold everywhere, so there is no surface; or scikit-image is
-            not installed.
+        UserError: the density does not cross the threshold, so there is no surface; or scikit-image is not installed.
 
     Source:
         Lorensen and Cline, "Marching Cubes", 1987 (scikit-image's ``marching_cubes``).
@@ -89,7 +88,7 @@ def extract_mesh(
             f"mesh: the density is between {sigma.min():.3g} and {sigma.max():.3g}, and the surface was looked for at "
             f"{level:.3g}; allowed: a threshold between the two."
         )
-    # An empty border closes what the box cuts.
+    # An empty border closes surfaces at the sides of the box.
     padded = np.pad(sigma, 1)
     vertices, faces, normals, _ = marching_cubes(padded, level, spacing=(spacing,) * 3, gradient_direction="ascent")
     vertices = (vertices - spacing + low.numpy()).astype(np.float32)
@@ -101,7 +100,7 @@ def extract_mesh(
 
 
 def write_ply(path: Path, mesh: Mesh) -> Path:
-    """Write a mesh as a binary PLY file, whole or not at all.
+    """Write a mesh as a binary PLY file, atomically.
 
     Args:
         path: the file.

@@ -1,4 +1,4 @@
-"""What a run is measured and shown by: metrics on a split, tables, plots, pictures and the page."""
+"""Evaluation and reports of a run: metrics on a split, tables, plots, images and the page."""
 
 from nelf.report.evaluation import evaluate, latencies, orbit_video
 

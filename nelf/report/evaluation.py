@@ -1,4 +1,4 @@
-"""Look at a model: metrics, latency and pictures on a split's views, and a video along a camera path."""
+"""Evaluate a model: metrics, latency and images on the views of a split, and a video along a camera path."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 __all__ = ["MOVING_FIGURES", "evaluate", "latencies", "orbit_video"]
 
 MOVING_FIGURES = ("ms_ssim", "psnr_after_0", "psnr_dnerf")
-"""What is measured of views with a time besides, each where it can be: MS-SSIM (on pictures that are large enough); the
-mean PSNR of all views but those of time 0; and PSNR as D-NeRF reports it, of the mean squared error of all these views
-together. Time 0 is special in D-NeRF, whose network does not deform it, so it is left out there. (D-NeRF measures
-files of whole bytes, rounded down; here nothing is rounded.)"""
+"""Additional metrics of views with a time, if they can be computed: MS-SSIM (on images that are large enough); the mean
+PSNR of all views except those of time 0; and the PSNR that D-NeRF reports, of the mean squared error over all these
+views. Time 0 is left out as in D-NeRF, whose network does not deform it. (D-NeRF evaluates images truncated to 8 bits;
+here nothing is rounded.)"""
 
 _EQUAL_PICTURES_DB = 100.0  # JSON has no infinity
-_VISIBLE = 0.5  # the opacity from which a pixel's depth means something
+_VISIBLE = 0.5  # minimum opacity of a pixel with a meaningful depth
 _GIF_WIDTH = 640
-_FARTHEST = 65_504.0  # that half precision holds
+_FARTHEST = 65_504.0  # the largest number in half precision
 
 
 def evaluate(
@@ -52,33 +52,31 @@ def evaluate(
     save_images: bool = False,
     description: str = "Evaluating",
 ) -> dict[str, Any]:
-    """Measure a model on every view of a split, and write sample pictures.
+    """Evaluate a model on every view of a split, and write sample images.
 
-    Metrics are computed per picture and then averaged. Where a view does not count (see ``Split.masks``), PSNR leaves
-    the pixels out, and SSIM and LPIPS find the truth in both pictures. The latency is the median over the views of one
-    ``render`` call, the first left out as warm-up where there are more.
+    Metrics are computed per image and then averaged. Masked pixels (see ``Split.masks``) are left out of PSNR, and
+    replaced by the ground truth for SSIM and LPIPS. The latency is the median over views of one ``render`` call; if
+    there are several views, the first is a warm-up and not counted.
 
     Args:
         model: anything with ``render(camera)``.
         split: the views; ``split.view(i).rgb(background)`` is the ground truth.
-        background: "white" or "black", what transparent ground truth is laid on; the model's own must be
-            the same.
-        out_dir: where to write, or None to write nothing. It gets ``metrics.json`` and
+        background: "white" or "black", over which transparent ground truth is composited; must be the model's own.
+        out_dir: where to write, or None to write nothing. It receives ``metrics.json`` and
             ``samples/NAME_prediction_truth_error.png``, see :func:`nelf.report.pictures.comparison`.
-        samples: how many views, evenly spread over the split, or over its views in the order of time, get such a
-            picture.
+        samples: number of sample images, evenly spaced over the views (sorted by time, if they have one).
         save_images: also write each view's prediction as ``images/NAME.png``.
-        description: the words before the progress bar.
+        description: label of the progress bar.
 
     Returns:
-        Plain JSON: ``psnr`` (dB, mean), ``ssim``, ``lpips`` (None where its weights are not available),
-        ``views`` (a list of ``name``, ``psnr``, ``ssim``, ``lpips``, ``seconds``), ``seconds_per_view`` and
-        ``threads`` (of PyTorch, for the latency); for views with a time ``time`` and ``ms_ssim`` of each, and
-        ``MOVING_FIGURES``. Pictures without any error count as 100 dB.
+        Plain JSON: ``psnr`` (dB, mean), ``ssim``, ``lpips`` (None if its weights are not available), ``views`` (a list
+        of ``name``, ``psnr``, ``ssim``, ``lpips``, ``seconds``), ``seconds_per_view`` and ``threads`` (of PyTorch, for
+        the latency); for views with a time ``time`` and ``ms_ssim`` of each, and ``MOVING_FIGURES``. The PSNR of a view
+        is at most 100 dB.
 
     Raises:
-        UserError: the split has no views, a picture has another size than its view or values that are not
-            finite (the view is named), or `out_dir` cannot be written to.
+        UserError: the split has no views, an image has another size than its view or values that are not finite (the
+            message names the view), or `out_dir` cannot be written to.
     """
     if len(split) == 0:
         raise UserError("evaluate: the split has no views; at least one is needed.")
@@ -115,16 +113,16 @@ def evaluate(
 def latencies(models: Mapping[str, Renderable], cameras: Camera, rounds: int = 5) -> dict[str, float]:
     """Time one ``render`` call of each model.
 
-    The models take turns, so that other load on the machine affects all of them equally: compare ratios. In its turn a
-    model renders the view before, too, untimed: who turns a scene about renders one view after the other.
+    The models take turns, so that other load on the machine affects all of them equally: compare ratios. In each turn,
+    a model first renders the previous view, untimed, as in interactive use, where one view follows the other.
 
     Args:
-        models: by name, anything with ``render(camera)``.
-        cameras: a batch of cameras; each round renders the next one.
-        rounds: how many calls of each are timed.
+        models: models by name, with ``render(camera)``.
+        cameras: a batch of cameras; each round times the next one.
+        rounds: number of timed calls per model.
 
     Returns:
-        The median of each, seconds, by name.
+        Median seconds by name.
     """
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for turn in track(rounds, f"Timing {len(models)} models in turns"):
@@ -138,17 +136,16 @@ def latencies(models: Mapping[str, Renderable], cameras: Camera, rounds: int = 5
 def orbit_video(
     model: Renderable, cameras: Camera, path_stem: str | os.PathLike[str], fps: float = 30
 ) -> tuple[Path, Path]:
-    """Render a camera path to ``STEM.mp4`` and ``STEM.gif``, depth beside the colors where there is one.
+    """Render a camera path to ``STEM.mp4`` and ``STEM.gif``, with depth beside the colors if the model has depth.
 
-    Depth is colored with "turbo" between the 1st and 99th percentile of the whole video, so that a point
-    keeps its color while the camera moves; it is white where the opacity is below one half. Sizes are padded
-    to even ones, which the codec needs; the GIF is at most 640 pixels wide. All frames are held in memory,
-    eight bytes a pixel.
+    Depth is colored with "turbo" between the 1st and 99th percentile of the whole video, so that colors are consistent
+    between frames; it is white where the opacity is below one half. Sizes are padded to even ones, which the codec
+    needs; the GIF is at most 640 pixels wide. All frames are held in memory, up to eight bytes per pixel.
 
     Args:
         model: anything with ``render(camera)``.
         cameras: a batch of N cameras, one frame each.
-        path_stem: where to write, without extension; missing folders are made.
+        path_stem: path without extension; missing folders are created.
         fps: frames per second. GIF counts in hundredths of a second, so its speed is rounded.
 
     Returns:
@@ -175,7 +172,7 @@ def orbit_video(
 
 
 def _timed_render(model: Renderable, camera: Camera, name: str) -> tuple[Tensor, float]:
-    """Render one view: (H, W, 3) clamped to [0, 1], and the seconds until the picture was there."""
+    """Render one view: (H, W, 3) clamped to [0, 1], and the seconds until the device has finished."""
     start = time.perf_counter()
     rgb = model.render(camera).rgb
     if rgb.device.type != "cpu":
@@ -185,7 +182,7 @@ def _timed_render(model: Renderable, camera: Camera, name: str) -> tuple[Tensor,
 
 
 def _finite(rgb: Tensor, where: str) -> Tensor:
-    """Refuse pictures with NaN or infinite pixels; a mean over them would say nothing."""
+    """Refuse images with NaN or infinite pixels, whose mean would be meaningless."""
     if not bool(torch.isfinite(rgb).all()):
         bad = int((~torch.isfinite(rgb)).any(dim=-1).sum())
         raise UserError(
@@ -196,7 +193,7 @@ def _finite(rgb: Tensor, where: str) -> Tensor:
 
 
 def _measure(rgb: Tensor, target: Tensor, mask: Tensor | None) -> dict[str, float | None]:
-    """Compute all metrics of one picture, of ``compared``."""
+    """Compute all metrics of one image, from ``compared``."""
     perceptual = metrics.lpips(rgb, target)
     return {
         "psnr": min(float(metrics.psnr(rgb, target, mask)), _EQUAL_PICTURES_DB),
@@ -206,7 +203,7 @@ def _measure(rgb: Tensor, target: Tensor, mask: Tensor | None) -> dict[str, floa
 
 
 def _summary(views: list[dict[str, Any]]) -> dict[str, Any]:
-    """Average the metrics of the views; LPIPS is there for all of them or for none."""
+    """Average the metrics of the views; LPIPS exists for all of them or for none."""
     means = {
         key: None if views[0][key] is None else math.fsum(view[key] for view in views) / len(views)
         for key in ("psnr", "ssim", "lpips")
@@ -221,14 +218,14 @@ def _summary(views: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _measure_moving(rgb: Tensor, target: Tensor) -> dict[str, float]:
-    """Compute what is measured of a (1, 3, H, W) picture with a time besides."""
+    """Compute the additional metrics of a (1, 3, H, W) image of a view with a time."""
     if min(rgb.shape[2:]) < metrics.MS_SSIM_SIDE:
         return {}
     return {"ms_ssim": float(metrics.ms_ssim(rgb, target))}
 
 
 def _summary_moving(views: list[dict[str, Any]]) -> dict[str, float]:
-    """Average the metrics of the views, and of those of a later moment than 0; all pictures have one size."""
+    """Average the additional metrics over the views, and over those after time 0; all images have one size."""
     later = [view["psnr"] for view in views if view["time"] > 0.0]
     means = {"ms_ssim": statistics.fmean(view["ms_ssim"] for view in views)} if "ms_ssim" in views[0] else {}
     if later and len(later) < len(views):
@@ -238,17 +235,17 @@ def _summary_moving(views: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _visible_depth(depth: Tensor, opacity: Tensor | None) -> np.ndarray:
-    """Copy a depth picture to (H, W) float16, NaN where a pixel is mostly background."""
+    """Copy a depth map to (H, W) float16, NaN where a pixel is mostly background."""
     depth = depth.float()
     if opacity is not None:
         depth = depth.masked_fill(opacity < _VISIBLE, torch.nan)
-    # Half precision keeps a depth to one part in two thousand; its picture has 256 colors.
+    # Half precision has a relative error of 1/2000, which is enough for 256 colors.
     return depth.clamp(max=_FARTHEST).cpu().numpy().astype(np.float16)
 
 
 def _put_beside(frames: list[np.ndarray], depths: list[np.ndarray]) -> None:
-    """Widen each frame, in place, by its colored depth."""
-    # Every fourth pixel each way is plenty for two percentiles.
+    """Append its colored depth to the right of each frame, in place."""
+    # Every fourth pixel in each direction is enough for two percentiles.
     visible = np.concatenate([depth[::4, ::4][np.isfinite(depth[::4, ::4])] for depth in depths])
     near, far = np.percentile(visible.astype(np.float32), (1, 99)) if visible.size else (0.0, 1.0)
     for index, depth in enumerate(depths):
@@ -256,7 +253,7 @@ def _put_beside(frames: list[np.ndarray], depths: list[np.ndarray]) -> None:
 
 
 def _write_mp4(path: Path, frames: list[np.ndarray], fps: float) -> None:
-    """Write H.264 that every browser plays, its index in front."""
+    """Write H.264 that every browser plays, with the index at the beginning."""
     height, width = (side + side % 2 for side in frames[0].shape[:2])
     with atomic_path(path) as temporary:
         writer = imageio_ffmpeg.write_frames(
@@ -277,7 +274,7 @@ def _write_mp4(path: Path, frames: list[np.ndarray], fps: float) -> None:
 
 
 def _write_gif(path: Path, frames: list[np.ndarray], fps: float) -> None:
-    """Write an endless GIF; frames wider than the limit are reduced by a whole factor."""
+    """Write a looping GIF; frames wider than the limit are downsampled by an integer factor."""
     step = math.ceil(frames[0].shape[1] / _GIF_WIDTH)
     small = [block_mean(frame, step) for frame in frames]
     with atomic_path(path) as temporary:

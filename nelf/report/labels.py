@@ -1,4 +1,4 @@
-"""Names beside the points of a plot that cover neither each other nor the points."""
+"""Place the labels of a plot's points without overlaps."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from matplotlib.transforms import Bbox
 __all__ = ["Labels"]
 
 _SIZE = 9.5  # points, as all lengths here
-_MARKER = 5.0  # radius of a point, with a little air
-_AIR = 1.5  # around a name
-_BESIDE = (9.0, 13.0)  # distances at which a name needs no line to its point
+_MARKER = 5.0  # radius of a point, with a small margin
+_AIR = 1.5  # margin around a label
+_BESIDE = (9.0, 13.0)  # distances at which a label needs no line to its point
 _FULL = (*_BESIDE, *np.geomspace(20.0, 260.0, 16).tolist())
 _DIRECTIONS = 24
 
 
 class Labels:
-    """Names that are added to a finished plot one by one, each where it is free, those that matter most first.
+    """Adds labels to a finished plot one by one, each where there is space; the most important should come first.
 
     Args:
-        axes: with its points drawn and its limits set.
-        points: all of its points, in data coordinates.
-        curve: some of them, joined by a line that names cover only where they must.
+        axes: the axes, with points drawn and limits set.
+        points: all points, in data coordinates.
+        curve: the points of a line, which labels cover only if there is no other space.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Labels:
         figure = axes.figure
         assert isinstance(figure, Figure)
         self._renderer = FigureCanvasAgg(figure).get_renderer()
-        figure.draw_without_rendering()  # only now is it known where the axes lie
+        figure.draw_without_rendering()  # determines the position of the axes
         self._axes, self._point = axes, figure.dpi / 72
         self._inside = axes.get_window_extent(self._renderer)
         radius = _MARKER * self._point
@@ -48,16 +48,16 @@ class Labels:
         self._lines: list[Path] = []
 
     def add(self, name: str, point: tuple[float, float], color: str, far: bool = True) -> Annotation | None:
-        """Write a name.
+        """Add a label.
 
         Args:
             name: the text.
-            point: whose name it is, in data coordinates.
-            color: of the text and the line.
-            far: whether it may stand away from its point, at the end of a line.
+            point: the labeled point, in data coordinates.
+            color: color of the text and the line.
+            far: whether it may be placed away from its point, at the end of a line.
 
         Returns:
-            The text; None where there was no room for it.
+            The text; None if there was no space for it.
         """
         anchor = self._axes.transData.transform(point)
         width, height = self._size(name)
@@ -75,14 +75,14 @@ class Labels:
         return None
 
     def _size(self, name: str) -> tuple[float, float]:
-        """Width and height of a name, in points."""
+        """Width and height of a label, in points."""
         text = self._axes.text(0, 0, name, fontsize=_SIZE)
         box = text.get_window_extent(self._renderer)
         text.remove()
         return box.width / self._point, box.height / self._point
 
     def _free(self, box: Bbox, line: Path | None, anchor: np.ndarray) -> bool:
-        """Whether a name lies within the axes and covers nothing, and its line crosses no name and no other point."""
+        """Whether a label is within the axes and covers nothing, and its line crosses no label and no other point."""
         inside = self._inside
         if box.x0 < inside.x0 or box.x1 > inside.x1 or box.y0 < inside.y0 or box.y1 > inside.y1:
             return False
@@ -111,14 +111,14 @@ class Labels:
 
 
 def _around(distance: float, width: float, height: float) -> list[tuple[float, float]]:
-    """Where the middle of a name may lie, above and below first.
+    """Candidate positions for the center of a label, above and below first.
 
-    Beside its point in four places only, so that it is plain whose name it is.
+    Close to its point there are only four, so that it is clear which point a label belongs to.
 
     Args:
-        distance: points.
-        width: of the name.
-        height: of the name.
+        distance: distance from the point, in points.
+        width: width of the label.
+        height: height of the label.
 
     Returns:
         Offsets from the point.

@@ -1,4 +1,4 @@
-"""The machine that figures are measured on, in words."""
+"""A description of the machine on which figures are measured."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["machine"]
 
 
 def machine() -> dict[str, str]:
-    """What times depend on: ``processor``, its ``instructions``, ``device`` and ``versions``."""
+    """What timings depend on: ``processor``, its ``instructions``, ``device`` and ``versions``."""
     return {
         "processor": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
         "instructions": _instructions(),
@@ -25,10 +25,10 @@ def machine() -> dict[str, str]:
 
 
 def _instructions() -> str:
-    """What the processor has of the instructions that int8 and bfloat16 are fast with, in words."""
+    """Which of the instruction sets that speed up int8 and bfloat16 the processor has."""
     words = {"bfloat16": multiplies_bfloat16(torch.device("cpu"))}
     if platform.machine().lower() in ("x86_64", "amd64"):
-        # VNNI came with AVX-512, and later without it; only a PyTorch that lists all instructions knows the second.
+        # VNNI exists with AVX-512 and, later, as AVX-VNNI; only newer versions of PyTorch report the latter.
         listed: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         vnni = torch.cpu._is_vnni_supported() or bool(listed.get("avx_vnni"))
         words = {

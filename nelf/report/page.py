@@ -1,4 +1,4 @@
-"""The report of a run: one row per artifact, pictures beside the truth, in files that need nothing else."""
+"""The report of a run: one row per artifact, images beside the ground truth, in self-contained files."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from nelf.report.views import Comparison, data_uri, html_view
 __all__ = ["write_report"]
 
 _EMBED_BYTES = 8 * 2**20
-_FEW = 4  # rows
+_FEW = 4  # up to so many rows, plots show the baseline, too
 
 
 class Column(NamedTuple):
-    """How a key of the rows is shown: its title, its text, and whether more is better (None: neither)."""
+    """How a key of the rows is shown: title, format, and whether more is better (None: neither)."""
 
     title: str
     text: Callable[[float], str]
@@ -31,7 +31,7 @@ class Column(NamedTuple):
 
 
 def _si(value: float) -> str:
-    """Write a count with its thousands, millions, billions: 4305539 -> '4.31 M'."""
+    """Format a count with an SI prefix: 4305539 -> '4.31 M'."""
     power = 0 if value < 1e3 else min(int(math.log10(value) // 3), 3)
     return f"{value:.0f}" if power == 0 else f"{value / 1e3**power:.2f} {'kMG'[power - 1]}"
 
@@ -72,31 +72,32 @@ def write_report(
     plots: Mapping[str, str | os.PathLike[str]] | None = None,
     meta: Mapping[str, Any] | None = None,
 ) -> dict[str, Path]:
-    """Write ``report.json``, ``report.md`` and ``report.html``, each whole or not at all.
+    """Write ``report.json``, ``report.md`` and ``report.html``, each atomically.
 
-    The page is one file without any reference to a network. A column is shown where some row has its key.
+    The page is one file that makes no requests. A column is shown if any row has its key.
 
     Args:
         folder: where to write.
-        rows: one per artifact: ``name`` and any of ``psnr`` (dB), ``ssim``, ``lpips``, what is measured of scenes with
-            a time (``nelf.report.evaluation.MOVING_FIGURES``), ``parameters``, ``sparsity`` (0 to 1), ``bytes``,
+        rows: one per artifact: ``name`` and any of ``psnr`` (dB), ``ssim``, ``lpips``, the additional metrics of scenes
+            with a time (``nelf.report.evaluation.MOVING_FIGURES``), ``parameters``, ``sparsity`` (0 to 1), ``bytes``,
             ``latency_ms`` (per view), ``train_seconds``, ``peak_memory_mb`` (of its training), ``memory_mb`` (to load
-            and render); further numbers become columns of their own, other values stand in the JSON only. ``speedup``
-            is computed where the baseline has a latency.
+            and render); further numbers become additional columns, other values are in the JSON only. ``speedup`` is
+            computed if the baseline has a latency.
         pictures: the views to show; see :func:`nelf.report.views.comparisons`.
         title: the page's headline.
         baseline: name of the row that speed-ups refer to; the first row if None.
-        subject: name of the row whose figures stand at the top; the last row if None.
-        videos: words -> an mp4, embedded up to 8 MB; above, the GIF beside it, and if that is too large too, a link.
-        curves: name of a training -> the ``metrics.csv`` of its CSV logger, for plots of its PSNR.
-        plots: words -> an SVG file, to stand beside those of quality against cost.
-        meta: what else should be known (scene, machine, command, threads ...), shown as it is.
+        subject: name of the row whose figures are at the top; the last row if None.
+        videos: mp4 files by caption, embedded up to 8 MB; else the GIF beside it is embedded, or, if that is too large,
+            the mp4 is linked.
+        curves: ``metrics.csv`` of CSV loggers by name, for plots of PSNR during training.
+        plots: SVG files by caption, shown after the plots of quality against cost.
+        meta: further facts (scene, machine, command, threads ...), shown unchanged.
 
     Returns:
         The paths under "json", "md" and "html".
 
     Raises:
-        ValueError: no rows, a row without name, two rows of one name, or an unknown baseline or subject.
+        ValueError: no rows, a row without name, two rows with the same name, or an unknown baseline or subject.
         UserError: the folder cannot be written to.
     """
     table = _with_speedup(rows, baseline)
@@ -132,7 +133,7 @@ def write_report(
 
 
 def _index(rows: Sequence[Mapping[str, Any]], name: str | None, otherwise: int) -> int:
-    """Find a row by name, or take another where none is named."""
+    """The index of a row by name, or ``otherwise`` if the name is None."""
     if name is None:
         return otherwise
     names = [row["name"] for row in rows]
@@ -142,7 +143,7 @@ def _index(rows: Sequence[Mapping[str, Any]], name: str | None, otherwise: int) 
 
 
 def _with_speedup(rows: Sequence[Mapping[str, Any]], baseline: str | None) -> list[dict[str, Any]]:
-    """Copy the rows, numbers that are not finite as None, and add each row's speed-up."""
+    """Copy the rows, replace numbers that are not finite with None, and add speed-ups."""
     names = [row.get("name") for row in rows]
     if not rows or None in names or len(set(names)) != len(names):
         raise ValueError(f"Expected `rows` to have different names and at least one row, but got names {names}.")
@@ -158,7 +159,7 @@ def _with_speedup(rows: Sequence[Mapping[str, Any]], baseline: str | None) -> li
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, Column]:
-    """Choose the columns that some row has: the known ones in their order, then other numbers."""
+    """The columns that any row has: the known ones in their order, then other numbers."""
     present = [key for row in rows for key, value in row.items() if isinstance(value, int | float)]
     known = {key: column for key, column in _COLUMNS.items() if key in present}
     other = {key: Column(key.replace("_", " "), "{:.4g}".format) for key in present if key not in _COLUMNS}
@@ -166,7 +167,7 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, Column]:
 
 
 def _best(rows: list[dict[str, Any]], key: str, column: Column) -> float | None:
-    """Return the best value of a column, if there is something to compare."""
+    """The best value of a column, if values differ and one direction is better."""
     values = [row[key] for row in rows if row.get(key) is not None]
     if column.more_is_better is None or len(set(values)) < 2:
         return None
@@ -211,7 +212,7 @@ def _markdown(title: str, rows: list[dict[str, Any]], columns: dict[str, Column]
 
 
 def _tiles(baseline: dict[str, Any], last: dict[str, Any]) -> str:
-    """Show the last artifact's main figures large, against the baseline's."""
+    """Tiles with the main figures of an artifact, compared with the baseline's."""
 
     def against(key: str) -> float | None:
         different = last is not baseline and last.get(key) and baseline.get(key)
@@ -240,14 +241,14 @@ def _tiles(baseline: dict[str, Any], last: dict[str, Any]) -> str:
 
 
 def _section(title: str, parts: list[str]) -> list[str]:
-    """Put a headline over the parts; nothing where there are none."""
+    """The parts under a headline; nothing if there are no parts."""
     return [f"<h2>{title}</h2>", *parts] if parts else []
 
 
 def _trade_offs(rows: list[dict[str, Any]], more: Mapping[str, str | os.PathLike[str]]) -> list[str]:
-    """Plot quality against latency and against size, where at least two rows have both; then the plots that are there.
+    """Plot quality against latency and size, if at least two rows have both, then add the given plots.
 
-    Beside many others the first row, what all were made from, would press them into a corner.
+    With many rows, the first one, the teacher, is left out, since its cost would compress the scale of the others.
     """
     plots = []
     shown = rows[1:] if len(rows) > _FEW else rows
@@ -276,7 +277,7 @@ def _html_plot(svg: str, words: str) -> str:
 
 
 def _html_videos(videos: Mapping[str, str | os.PathLike[str]], folder: Path) -> list[str]:
-    """Show the videos that are there: one alone, several side by side with their words."""
+    """Show the videos that exist: one alone, several side by side with their captions."""
     found = {words: Path(video) for words, video in videos.items() if Path(video).is_file()}
     if len(found) < 2:
         return [f'<div class="card">{_html_video(video, folder)}</div>' for video in found.values()]

@@ -1,4 +1,4 @@
-"""Pictures for people: error and depth maps, panels side by side, PNG files written whole or not at all."""
+"""Images for viewing: error and depth maps, side-by-side panels, PNG files."""
 
 import re
 from pathlib import Path
@@ -14,41 +14,41 @@ from nelf.errors import atomic_path
 __all__ = ["ERROR_SCALE", "block_mean", "comparison", "depth_map", "error_map", "file_stem", "to_uint8", "write_png"]
 
 ERROR_SCALE = 0.25
-"""The mean absolute error that gets the brightest color of an error map."""
+"""The mean absolute error that has the brightest color in an error map."""
 
 
 def to_uint8(rgb: Tensor) -> np.ndarray:
-    """Round a picture to bytes.
+    """Round an image to bytes.
 
     Args:
         rgb: (..., 3), clamped to [0, 1], on any device.
 
     Returns:
-        (..., 3) uint8; rounded, not truncated, so that a picture written and read again is unbiased.
+        (..., 3) uint8; rounded, not truncated, so that an image that is written and read is unbiased.
     """
     return (rgb.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
 
 
 def error_map(rgb: Tensor, target: Tensor) -> np.ndarray:
-    """Color the absolute difference of two pictures, averaged over the channels.
+    """Color the absolute difference of two images, averaged over the channels.
 
     Args:
         rgb: (H, W, 3) in [0, 1].
         target: (H, W, 3) in [0, 1].
 
     Returns:
-        (H, W, 3) uint8 in matplotlib's "inferno": black for no error, the brightest color from
-        :data:`ERROR_SCALE` on. The scale is fixed, so that maps of different models can be compared.
+        (H, W, 3) uint8 in matplotlib's "inferno": black for no error, the brightest color for :data:`ERROR_SCALE` and
+        more. The scale is fixed, so that maps of different models can be compared.
     """
     error = (rgb.detach().float() - target.to(rgb.device).float()).abs().mean(dim=-1).cpu().numpy()
     return _colors("inferno", error / ERROR_SCALE)
 
 
 def depth_map(depth: np.ndarray, near: float, far: float) -> np.ndarray:
-    """Color a depth picture.
+    """Color a depth map.
 
     Args:
-        depth: (H, W), in the unit of `near` and `far`; NaN where there is nothing to see.
+        depth: (H, W), in the unit of `near` and `far`; NaN for background.
         near: the depth of the map's first color.
         far: the depth of its last color.
 
@@ -74,11 +74,11 @@ def comparison(rgb: Tensor, target: Tensor) -> np.ndarray:
 
 
 def block_mean(image: np.ndarray, step: int) -> np.ndarray:
-    """Reduce a picture by averaging blocks of pixels.
+    """Downsample an image by averaging blocks of pixels.
 
     Args:
         image: (H, W, 3) uint8.
-        step: the side of a block; incomplete blocks at the right and at the bottom are cut off.
+        step: the side of a block; incomplete blocks at the right and at the bottom are dropped.
 
     Returns:
         (H // step, W // step, 3) uint8.
@@ -91,7 +91,7 @@ def block_mean(image: np.ndarray, step: int) -> np.ndarray:
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
-    """Write a PNG file under its name only when it is complete; missing folders are made.
+    """Write a PNG file atomically; missing folders are created.
 
     Args:
         path: the file.
@@ -105,10 +105,10 @@ def write_png(path: Path, image: np.ndarray) -> None:
 
 
 def file_stem(name: str) -> str:
-    """Turn a view's name, which may contain folders, into one file name without extension."""
+    """Convert a view's name, which may contain folders, to a file name without extension."""
     return re.sub(r"[^\w.-]+", "_", name).strip("_.")
 
 
 def _colors(name: str, values: np.ndarray) -> np.ndarray:
-    """Look values in [0, 1] up in a color map: (...) -> (..., 3) uint8."""
+    """Apply a color map to values in [0, 1]: (...) -> (..., 3) uint8."""
     return matplotlib.colormaps[name](np.clip(values, 0, 1), bytes=True)[..., :3]

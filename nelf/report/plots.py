@@ -1,4 +1,4 @@
-"""Plots of a report, as SVG on a transparent ground in grays that can be read on white and on black."""
+"""Plots of a report, as SVG with a transparent background, in colors that are legible on white and on black."""
 
 import csv
 import io
@@ -19,18 +19,18 @@ __all__ = ["curves_svg", "pareto_front", "sparsity_svg", "trade_off", "trade_off
 _GRAY = "#868e99"
 _BLUE = "#3d82e8"
 _ORANGE = "#e8853d"
-_NAMED = 6  # points, which are all named; of more, those on the front and what there is room for
-_WIDE = 300.0  # the ratio from which on an axis has room for powers of ten only
+_NAMED = 6  # up to so many points are all labeled; of more, those on the front and others if there is space
+_WIDE = 300.0  # range of an axis from which only powers of ten are labeled
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Find the points that no other one beats in both cost and quality.
+    """Find the Pareto front: the points that no other one dominates in cost and quality.
 
     Args:
-        points: (cost, quality) each; less cost and more quality are better.
+        points: (cost, quality) of each; lower cost and higher quality are better.
 
     Returns:
-        Indices into `points`, by rising cost. Of equal points, the first.
+        Indices into `points`, by increasing cost. Of equal points, the first.
 
     Example:
         >>> pareto_front([(9.0, 30.0), (1.0, 25.0), (2.0, 24.0)])
@@ -56,8 +56,9 @@ def trade_off(points: Sequence[tuple[str, float, float]], cost: str) -> Figure:
         cost: the label of the horizontal axis, which is logarithmic.
 
     Returns:
-        A figure. Names cover neither each other nor points: one that has no room beside its point stands farther
-        away, at the end of a line; of many points, those off the front are named only where there is room beside them.
+        A figure. Labels overlap neither each other nor points: a label without space beside its point is placed
+        farther away, at the end of a line; with many points, those off the front are labeled only if there is space
+        beside them.
     """
     figure, axes = _axes(cost)
     costs, qualities = [point[1] for point in points], [point[2] for point in points]
@@ -88,7 +89,7 @@ def curves_svg(path: Path) -> str | None:
         path: ``metrics.csv`` with a ``step`` column and ``train/psnr`` or ``val/psnr``.
 
     Returns:
-        An SVG document, or None where there is no such file or no such column.
+        An SVG document, or None if there is no such file or no such column.
 
     Raises:
         UserError: the file is damaged.
@@ -114,13 +115,13 @@ def curves_svg(path: Path) -> str | None:
 
 
 def _curve(rows: Sequence[Mapping[str, str]], key: str) -> list[tuple[float, float]]:
-    """Steps and values of a column, as far as they are finite."""
+    """Steps and values of a column, without those that are not finite."""
     points = [(float(row["step"]), float(row[key])) for row in rows if row.get(key) and row.get("step")]
     return [(step, value) for step, value in points if abs(step) <= LARGEST and abs(value) <= LARGEST]
 
 
 def sparsity_svg(rounds: Sequence[tuple[float, float]]) -> str:
-    """Draw PSNR over sparsity, a point for each round of pruning.
+    """Draw PSNR over sparsity, one point per round of pruning.
 
     Args:
         rounds: (sparsity from 0 to 1, PSNR in dB) of each, the dense network first.
@@ -136,7 +137,7 @@ def sparsity_svg(rounds: Sequence[tuple[float, float]]) -> str:
 
 
 def _axes(label: str) -> tuple[Figure, Axes]:
-    """Make an empty plot of PSNR over something."""
+    """An empty plot of PSNR over a quantity."""
     figure = Figure(figsize=(5.2, 3.5), layout="constrained")
     axes = figure.add_subplot()
     axes.set_xlabel(label, color=_GRAY)

@@ -1,4 +1,4 @@
-"""Views in the report: each artifact's picture beside the ground truth, with a detail and the error."""
+"""Views in the report: each artifact's image beside the ground truth, with a crop and the error."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from nelf.report.pictures import ERROR_SCALE, block_mean, error_map, file_stem
 
 __all__ = ["Comparison", "comparisons", "data_uri", "html_view"]
 
-_PICTURE_WIDTH = 400  # an overview; what is lost by it is shown by the crop below it
+_PICTURE_WIDTH = 400  # of the overview; the crop below it shows full resolution
 
 
 class Comparison(NamedTuple):
-    """One view: the ground truth and each artifact's picture of it, all (H, W, 3) uint8; its time, if it has one."""
+    """One view: the ground truth and each artifact's image, all (H, W, 3) uint8; its time, if it has one."""
 
     view: str
     truth: np.ndarray
@@ -36,14 +36,14 @@ class Comparison(NamedTuple):
 def comparisons(
     folders: Mapping[str, str | os.PathLike[str]], times: Mapping[str, float] | None = None
 ) -> list[Comparison]:
-    """Read the sample pictures that :func:`nelf.report.evaluation.evaluate` wrote for several models.
+    """Read the sample images that :func:`nelf.report.evaluation.evaluate` wrote for several models.
 
     Args:
-        folders: name of an artifact -> its ``samples`` folder.
-        times: name of a view -> its time, where the scene moves.
+        folders: ``samples`` folders by artifact name.
+        times: times by view name, for a scene with a time.
 
     Returns:
-        One item for each view that all of the folders have, by time and name; none without folders.
+        One item for each view that all folders have, sorted by time and name.
     """
     ending = "_prediction_truth_error.png"
     found = [{path.name for path in Path(folder).glob(f"*{ending}")} for folder in folders.values()]
@@ -60,7 +60,7 @@ def comparisons(
 
 
 def _panels(path: Path) -> list[np.ndarray]:
-    """The picture, the truth and the error, side by side in a file."""
+    """Prediction, ground truth and error, which are side by side in a file."""
     pixels = read_image(path, 3)
     if pixels.shape[1] % 3:
         raise UserError(f"{path}: is {pixels.shape[1]} pixels wide; allowed: three pictures side by side.")
@@ -68,13 +68,13 @@ def _panels(path: Path) -> list[np.ndarray]:
 
 
 def html_view(view: Comparison) -> str:
-    """Show one view: a column for the ground truth and one per artifact; picture, crop, error.
+    """Show one view: a column for the ground truth and one per artifact, with image, crop and error.
 
     Args:
         view: what to show.
 
     Returns:
-        HTML without any reference to a file.
+        HTML with embedded images.
     """
     rows, columns = _worst_window(view)
     height, width = view.truth.shape[:2]
@@ -107,7 +107,7 @@ def html_view(view: Comparison) -> str:
 
 
 def _worst_window(view: Comparison) -> tuple[slice, slice]:
-    """Find the quarter-sized window in which the error of the last artifact is largest."""
+    """The window, a quarter of the image along each side, in which the error of the last artifact is largest."""
     height, width = view.truth.shape[:2]
     rows, columns = max(height // 4, 1), max(width // 4, 1)
     last = list(view.predictions.values())[-1] if view.predictions else view.truth
@@ -119,21 +119,21 @@ def _worst_window(view: Comparison) -> tuple[slice, slice]:
 
 
 def _unit(image: np.ndarray) -> torch.Tensor:
-    """Turn bytes into [0, 1]."""
+    """Convert bytes to [0, 1]."""
     return torch.from_numpy(np.array(image)).float() / 255
 
 
 def _small(image: np.ndarray) -> np.ndarray:
-    """Reduce a wide picture by a whole factor."""
+    """Downsample a wide image by an integer factor."""
     return block_mean(image, math.ceil(image.shape[1] / _PICTURE_WIDTH))
 
 
 def _img(image: np.ndarray, words: str, kind: str = "full") -> str:
-    """Embed a (H, W, 3) uint8 picture."""
+    """Embed a (H, W, 3) uint8 image."""
     source = data_uri("image/png", iio.imwrite("<bytes>", image, extension=".png"))
     return f'<img class="{kind}" src="{source}" alt="{words}">'
 
 
 def data_uri(kind: str, data: bytes) -> str:
-    """The address of data that stands in the page itself; ``kind`` is its media type."""
+    """The data URI of embedded data; ``kind`` is its media type."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"

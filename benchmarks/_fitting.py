@@ -1,4 +1,4 @@
-"""Train a model on a scene for so many steps, and table what came of it over several seeds."""
+"""Train a model on a scene for a number of steps, and tabulate the results of several seeds."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ Row = dict[str, Any]
 
 
 class ProcessorTimer(Timer):
-    """A training's limit in seconds of the processor, which other programs do not spend.
+    """A limit on the CPU time of a training, which does not depend on other programs.
 
     Args:
-        seconds: that may be spent from now on, whatever on.
+        seconds: CPU time that may be spent after construction, on training or anything else.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -37,26 +37,26 @@ class ProcessorTimer(Timer):
         self._seconds, self._from = seconds, time.process_time()
 
     def time_elapsed(self, stage: Any = None) -> float:
-        """What has been spent, s."""
+        """CPU time spent so far, s."""
         return time.process_time() - self._from
 
     def time_remaining(self, stage: Any = None) -> float:
-        """What is left, s."""
+        """CPU time left, s."""
         return self._seconds - self.time_elapsed()
 
 
 def fit(
     scene: Scene, words: list[str], steps: int, seed: int, teacher: Any = None, timer: Timer | None = None
 ) -> tuple[Row, System]:
-    """Train a model by its recipe, a student from its teacher.
+    """Train a model by its recipe; a student starts from its teacher.
 
     Args:
-        scene: to learn from.
-        words: of train.py, which name the model.
-        steps: how many; -1 for no limit.
-        seed: of everything that is drawn at random.
-        teacher: what a student starts from.
-        timer: another limit.
+        scene: the training data.
+        words: overrides of train.py, including the model.
+        steps: number of steps; -1 for no limit.
+        seed: for all random numbers.
+        teacher: the network from which a student starts.
+        timer: an additional limit.
 
     Returns:
         PSNR and SSIM of the held-out views and the seconds that training took; and the trained system.
@@ -76,12 +76,12 @@ def fit(
 
 
 def show(rows: list[Row], title: str, **by: str) -> None:
-    """Print the mean and the spread of rows that differ in their seed alone.
+    """Print the mean and the spread of rows that differ only in their seed.
 
     Args:
-        rows: figures of ``fit``, and what they are of.
+        rows: figures of ``fit``, and keys that identify what was fitted.
         title: of the table.
-        **by: what they are of: the keys of rows, and the titles of their columns.
+        **by: these keys, and the titles of their columns.
     """
     table = Table(*by.values(), "PSNR", "lowest", "highest", "SSIM", "seconds", title=title)
     for kind in dict.fromkeys(tuple(row[key] for key in by) for row in rows):

@@ -1,4 +1,4 @@
-"""What a figure depends on beside the code: the machine, the versions, the command; no absolute path in any of it."""
+"""The context of a figure: the machine, the versions and the command, without absolute paths."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ let_idle_threads_sleep()  # as nelf's commands do, when PyTorch is not loaded ye
 
 RESULTS = Path(__file__).parent / "results"
 
-#: Instruction sets that decide how fast, and for int8 how exactly, a processor multiplies.
+#: Instruction sets that determine how fast, and for int8 how accurately, a processor multiplies.
 _SETS = (
     *("avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
     *("amx_bf16", "amx_int8", "asimd", "asimddp", "i8mm", "bf16", "sve"),
@@ -30,7 +30,7 @@ _PACKAGES = ("torch", "pytorch-lightning", "numpy", "numba", "onnxruntime")
 
 
 def seconds(call: Callable[[], Any]) -> float:
-    """How long a call takes, by the clock."""
+    """Wall-clock time of a call, s."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
@@ -40,8 +40,8 @@ def facts(command: Sequence[str] | None = None, names: Sequence[str] = ()) -> di
     """The machine, the date, the versions and the command.
 
     Args:
-        command: the words of the command line; None for this process's.
-        names: of those words, paths of which only the last part is told.
+        command: the words of the command line; None: that of this process.
+        names: words that are paths; only their last component is kept.
 
     Returns:
         Plain JSON: ``machine``, ``date``, ``versions``, ``command``.
@@ -56,7 +56,7 @@ def facts(command: Sequence[str] | None = None, names: Sequence[str] = ()) -> di
 
 
 def write(path: Path, **content: Any) -> None:
-    """Write a benchmark's figures as JSON, with the circumstances that they were taken in."""
+    """Write a benchmark's figures as JSON, with the machine, versions and command."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**facts(), **content}, indent=1) + "\n", encoding="utf-8")
     print(f"written to {path}")
@@ -75,7 +75,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """The commit of this checkout, and the packages that do the work."""
+    """The commit of this checkout, and the versions of Python and the main packages."""
     packages = {name: version(name) for name in _PACKAGES}
     return {"nelf": _commit(), "python": platform.python_version(), **packages}
 
@@ -91,7 +91,7 @@ def _cpuinfo() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """The commit, and whether files differ from it."""
+    """The commit, marked if files differ from it."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
     try:
         return subprocess.check_output(command, cwd=Path(__file__).parent, text=True, stderr=subprocess.DEVNULL).strip()
@@ -100,7 +100,7 @@ def _commit() -> str:
 
 
 def without_place(word: str, name_only: bool = False) -> str:
-    """A word of a command without the place of this machine's files; ``KEY=PATH`` as well."""
+    """A word of a command with an absolute path, or ``KEY=PATH``, reduced to the file's name."""
     key, equals, value = word.rpartition("=")
     path = Path(value)
     return f"{key}{equals}{path.name}" if name_only or path.is_absolute() else word

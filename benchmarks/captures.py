@@ -1,11 +1,11 @@
-"""Fit a hand-held capture with teachers that move and that do not, with its lens and without; write a table and JSON.
+"""Fit a hand-held capture with dynamic and static teachers, with and without lens distortion; write a table and JSON.
 
     python benchmarks/captures.py CAPTURE|demo [--models hyper_ngp_small ngp_small] [--image-scale 8] [--steps 1500]
         [--seeds 0 1 2] [--pinhole] [--set KEY=VALUE ...] [--out PATH]
 
-PSNR is of the views that are held out. With ``--pinhole`` the training and the held-out cameras lose their lens, as in
-programs that ignore distortion, and each model is fitted both ways. Steps are limited, not minutes, so that the figures
-do not depend on the machine; how long they took stands beside them.
+PSNR is that of the held-out views. With ``--pinhole`` each model is also fitted with training and held-out cameras
+without distortion, as in programs that ignore it. The limit is a number of steps rather than minutes, so that quality
+does not depend on the machine; the training time is listed as well.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from nelf.scene import Scene, Split
 
 
 def without_lens(scene: Scene) -> Scene:
-    """The scene as a program sees it that takes all cameras for pinholes."""
+    """The scene as read by a program that ignores lens distortion."""
 
     def pinholes(split: Split) -> Split:
         return replace(split, camera=split.camera.pinhole())
@@ -33,18 +33,18 @@ def without_lens(scene: Scene) -> Scene:
 
 
 def main() -> None:
-    """Fit all, and table the mean and the spread of the seeds."""
+    """Fit all, and print the mean and the spread of the seeds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("capture", help="a folder in the format of Nerfies, or demo for the built-in one")
     parser.add_argument("--models", nargs="+", default=["hyper_ngp_small", "ngp_small"])
     parser.add_argument("--image-scale", type=int, default=8)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--pinhole", action="store_true", help="also without the lens")
+    parser.add_argument("--pinhole", action="store_true", help="also without lens distortion")
     parser.add_argument(
-        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="more words of train.py, for all models"
+        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="more overrides of train.py, for all models"
     )
-    parser.add_argument("--out", type=Path, help="the JSON; results/captures_NAME.json if it is not given")
+    parser.add_argument("--out", type=Path, help="the JSON file; default: results/captures_NAME.json")
     options = parser.parse_args()
 
     place = {"image_scale": options.image_scale}

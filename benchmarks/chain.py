@@ -1,10 +1,10 @@
-"""Run a chain as a user types it, and keep the figures of its report, with what it took altogether.
+"""Run a chain by the command that a user would type, and keep the figures of its report and the total time.
 
     python benchmarks/chain.py experiment=lego_cpu data.root=../data/lego [--out PATH]
-    python benchmarks/chain.py --make-demo        # `make demo` in a fresh clone of this commit, its set-up included
+    python benchmarks/chain.py --make-demo        # `make demo` in a fresh clone of this commit, including installation
 
-The words are those of distill.py; a sweep's jobs stand one after the other. The run directory must be new, else what
-is done in it would count for nothing.
+The words are overrides of distill.py; the rows of a sweep's jobs follow one another. The run directory must not exist,
+else finished stages in it would take no time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def timed(command: Sequence[str], folder: Path | None = None) -> float:
-    """Run a command in a folder; the seconds that it took."""
+    """Run a command in a folder; return its wall-clock time, s."""
     start = time.perf_counter()
     if code := subprocess.call(command, cwd=folder):
         raise SystemExit(code)
@@ -39,7 +39,7 @@ def timed(command: Sequence[str], folder: Path | None = None) -> float:
 
 
 def reports(run: Path) -> list[dict[str, Any]]:
-    """The rows of a run's report, or of those of its sweep's jobs, each with what its job alone was told."""
+    """The rows of a run's report, or of its sweep's jobs' reports with the overrides that differ between jobs."""
     jobs = sorted(path.parent for path in run.with_name(f"{run.name}_sweep").glob("*/report.json"))
     if not jobs and not (run / "report.json").is_file():
         raise SystemExit(f"{run}: has no report; stages has to hold report.")
@@ -54,7 +54,7 @@ def reports(run: Path) -> list[dict[str, Any]]:
 
 
 def of_words(words: Sequence[str]) -> tuple[str, float, list[dict[str, Any]]]:
-    """Run distill.py with these words: the run's name, the seconds, the rows."""
+    """Run distill.py with these words; return the run's name, the seconds and the rows."""
     first = first_job(list(words))
     run = Path(nelf.config("distill", first).run)
     for folder in (run, run.with_name(f"{run.name}_sweep")):
@@ -65,7 +65,7 @@ def of_words(words: Sequence[str]) -> tuple[str, float, list[dict[str, Any]]]:
 
 
 def of_make_demo() -> tuple[str, float, list[dict[str, Any]]]:
-    """Run ``make demo`` in a fresh clone: the run's name, the seconds, the rows."""
+    """Run ``make demo`` in a fresh clone; return the run's name, the seconds and the rows."""
     with TemporaryDirectory() as folder:
         clone = Path(folder) / "nelf"
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
@@ -77,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--make-demo", action="store_true")
-    parser.add_argument("--out", type=Path, help="the JSON; results/RUN.json if it is not given")
+    parser.add_argument("--out", type=Path, help="the JSON file; default: results/RUN.json")
     options = parser.parse_args()
     if options.make_demo == bool(options.words):
         parser.error("give the words of a command, or --make-demo")

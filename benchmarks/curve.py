@@ -1,10 +1,10 @@
-"""After how many seconds of training did a run reach so many dB? Reads what its logger wrote; writes a table and JSON.
+"""Seconds of training until a run reached a given PSNR, from its CSV logs; writes a table and JSON.
 
     python benchmarks/curve.py runs/lego_cpu [--stages teacher student] [--decibels 20 25 28 30] [--out PATH]
 
-Training PSNR is that of a batch, so the median of five neighboring entries counts; validation PSNR is as it is logged.
-A step's seconds are its share of the whole training's, validation included, so that they are as exact as steps take
-equally long.
+Training PSNR is that of a batch, so the median of the last five entries is used; validation PSNR is used as logged. The
+time of a step is the whole training's, validation included, divided by the number of steps, which assumes that all
+steps take equally long.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from _machine import RESULTS, write
 from rich.console import Console
 from rich.table import Table
 
-#: How many entries of the training's PSNR the median is of.
+#: Number of logged training PSNR values in the median.
 NEIGHBORS = 5
 
 
 def curve(stage: Path) -> dict[str, list[tuple[int, float]]]:
-    """(step, dB) of a training by what was measured, ``train`` or ``val``; of several logs, one after the other."""
+    """Points (step, dB) of a training for ``train`` and ``val``; several logs are joined in order."""
     found: dict[str, dict[int, float]] = {"train": {}, "val": {}}
     for path in sorted(stage.glob("logs/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1])):
         with path.open(newline="", encoding="utf-8") as file:
@@ -38,7 +38,7 @@ def curve(stage: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def smoothed(points: Sequence[tuple[int, float]], neighbors: int = NEIGHBORS) -> list[tuple[int, float]]:
-    """Each entry's median with those before it."""
+    """The median of each entry and the ``neighbors`` - 1 before it."""
     return [
         (step, statistics.median(value for _, value in points[max(0, index + 1 - neighbors) : index + 1]))
         for index, (step, _) in enumerate(points)
@@ -46,7 +46,7 @@ def smoothed(points: Sequence[tuple[int, float]], neighbors: int = NEIGHBORS) ->
 
 
 def reached(points: Sequence[tuple[int, float]], decibels: float) -> int | None:
-    """The first step at which a curve is so high; None where it never is."""
+    """The first step at which a curve reaches ``decibels``; None if it never does."""
     return next((step for step, value in points if value >= decibels), None)
 
 
@@ -69,7 +69,7 @@ def main() -> None:
         per_step = about["seconds"] / about["steps"]
         curves[name] = curve(stage)
         for kind, points in curves[name].items():
-            if len(points) < 2:  # a validation at the end alone tells nothing of the way there
+            if len(points) < 2:  # one validation at the end is not a curve
                 continue
             shown = smoothed(points) if kind == "train" else points
             for decibels in options.decibels:

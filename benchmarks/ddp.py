@@ -1,12 +1,12 @@
-"""How well several processes train together: steps and rays a second of one, and of several; a table and JSON.
+"""Scaling of distributed training: steps a second of one process and of several; a table and JSON.
 
     python benchmarks/ddp.py [--model ngp_small] [--processes 2] [--steps 60] [--width 64] [--set KEY=VALUE ...]
         [--out PATH]
 
-Each process takes its own rays at every step, so perfect are as many steps a second as one process makes, each with as
-many more rays. On a GPU machine with ``--set trainer=ddp``, where each process has a GPU; else processes on gloo share
-the cores: give one as many threads as each of several has (``--threads``), and leave a core for each. What the first
-step takes, compilation above all, is the same for both and does not count: the difference of two lengths does.
+Each process takes its own rays at every step, so perfect scaling is the same number of steps a second as one process.
+``--set trainer=ddp`` uses one GPU for each process; otherwise processes share the cores and communicate by gloo: each
+process, a single one as well, has ``--threads`` threads, and the machine should have a core for each thread. The cost
+of starting, mostly compilation, cancels: the time is the difference between a long and a short training.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).parents[1]
-#: As many rays at each step, whatever they meet: else the two would not be compared at equal work.
+#: A fixed number of rays at each step, independent of the samples on them, so that both do equal work.
 ALONE = ["trainer=cpu", "system.samples_per_step=null", "system.batch_size=1024"]
 
 
 def trained(words: list[str], run: Path, processes: int, steps: int, threads: int) -> float:
-    """Seconds of a training, as it tells them itself."""
+    """Seconds of a training, as reported in its metrics.json."""
     command = [sys.executable, str(ROOT / "train.py"), *words, f"trainer.devices={processes}", f"run={run}"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
     ended = subprocess.run(
@@ -45,14 +45,14 @@ def trained(words: list[str], run: Path, processes: int, steps: int, threads: in
 
 
 def main() -> None:
-    """Train with one process and with several, for two lengths each."""
+    """Train with one process and with several, two lengths each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="ngp_small")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--width", type=int, default=64, help="of the built-in scene")
     parser.add_argument("--threads", type=int, default=1, help="of each process")
-    parser.add_argument("--set", nargs="*", default=ALONE, metavar="KEY=VALUE", help="more words of train.py")
+    parser.add_argument("--set", nargs="*", default=ALONE, metavar="KEY=VALUE", help="more overrides of train.py")
     parser.add_argument("--out", type=Path, default=RESULTS / "ddp.json")
     options = parser.parse_args()
 

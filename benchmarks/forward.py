@@ -1,10 +1,10 @@
-"""Fit a forward-facing capture with rays in NDC and in the scene's own space; write a table and JSON.
+"""Fit a forward-facing capture with rays in NDC and in world space; write a table and JSON.
 
     python benchmarks/forward.py CAPTURE [--models ngp_small] [--factor 8] [--width PIXELS] [--steps 2000] [--seeds 0]
         [--set KEY=VALUE ...] [--out PATH]
 
-CAPTURE is a folder in the format of LLFF. PSNR is of the views that are held out. Steps are limited, not minutes, so
-that the figures do not depend on the machine; how long they took stands beside them. What a student makes of such a
+CAPTURE is a folder in the format of LLFF. PSNR is that of the held-out views. The limit is a number of steps rather
+than minutes, so that quality does not depend on the machine; the training time is listed as well. The student of such a
 teacher is measured by ``chain.py experiment=llff_cpu data.root=CAPTURE``.
 """
 
@@ -24,7 +24,7 @@ SPACES = {"NDC": True, "scene": False}
 
 
 def main() -> None:
-    """Fit all, and table the mean and the spread of the seeds."""
+    """Fit all, and print the mean and the spread of the seeds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("capture", help="a folder in the format of LLFF")
     parser.add_argument("--models", nargs="+", default=["ngp_small"])
@@ -33,9 +33,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument(
-        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="more words of train.py, for all models"
+        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="more overrides of train.py, for all models"
     )
-    parser.add_argument("--out", type=Path, help="the JSON; results/forward_NAME.json if it is not given")
+    parser.add_argument("--out", type=Path, help="the JSON file; default: results/forward_NAME.json")
     options = parser.parse_args()
 
     place = {"factor": options.factor, "width": options.width}

@@ -2,11 +2,11 @@
 
     python benchmarks/int8.py [runs/lego_cpu runs/mobile_cpu] [--views 8] [--rounds 21] [--out PATH]
 
-Of each run the student; without runs, networks that are not trained, which take as long and tell nothing of accuracy.
-``shipped`` is what stage export writes; the others differ from it in what their name says. Accuracy is that of the
-pictures against those in 32 bits, and what of it is left beside a student that is itself 30 dB from the truth. All
-files take turns, so that a busy machine slows them alike: compare ratios. Whether weights may use all 8 bits, and how
-fast 8 bits are, depends on the processor's instructions, which the JSON names.
+The student of each run is measured; without runs, untrained networks, which take as long but say nothing about
+accuracy. ``shipped`` is what stage export writes; the others differ from it as their names say. Accuracy is the PSNR of
+the views against those in 32 bits, and the PSNR that this error would cost a student of 30 dB. All files take turns, so
+that load on the machine affects them equally: compare ratios. Whether weights may use all 8 bits, and how fast 8 bits
+are, depends on the processor's instruction sets, which the JSON lists.
 """
 
 import argparse
@@ -41,9 +41,9 @@ from nelf.pipeline.recipe import Recipe
 
 Feeds = list[dict[str, np.ndarray]]
 STUDENT = 30.0  # dB
-TIMES = ("MB", "ms", "times fp32")  # what does not depend on training
+TIMES = ("MB", "ms", "times fp32")  # independent of training
 
-#: Ways to make a static file: arguments of ``quantize_static``, and of ONNX Runtime's own function instead of nelf's.
+#: Ways to make a static file: arguments of nelf's ``quantize_static``, and overrides for ONNX Runtime's function in it.
 WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "shipped": ({}, {}),
     "last convolution in 32 bits": ({"keep": ["last"]}, {}),
@@ -55,7 +55,7 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @contextmanager
 def instead(**options: Any) -> Iterator[None]:
-    """Let ONNX Runtime quantize with other options than it is asked for."""
+    """Override options in calls of ONNX Runtime's ``quantize_static``."""
     original = ort.quantize_static
     ort.quantize_static = lambda *rest, **given: original(*rest, **{**given, **options})
     try:
@@ -65,7 +65,7 @@ def instead(**options: Any) -> Iterator[None]:
 
 
 def untrained(pixels: int) -> dict[str, tuple[LightField, Camera]]:
-    """Networks as they are built, with cameras around them."""
+    """Untrained networks, with cameras around them."""
     cameras = paths.orbit(9, 4.0, 20.0)
     camera = Camera.from_fov(cameras, 0.69, pixels, pixels)
     networks: dict[str, LightField] = {"GridR2L": GridR2L()}
@@ -94,7 +94,7 @@ def files(network: LightField, cameras: Camera, feeds: Feeds, folder: Path) -> d
 
 
 def compared(network: LightField, cameras: Camera, views: int, rounds: int) -> dict[str, dict[str, Any]]:
-    """By way: how many times as fast as 32 bits, and how near to them."""
+    """Size, time and accuracy relative to 32 bits, by way."""
     feeds = window_feeds(exact(network), network.entries[0], cameras)
     with TemporaryDirectory() as folder:
         made = files(network, cameras, feeds[views:] or feeds, Path(folder))
@@ -120,11 +120,11 @@ def compared(network: LightField, cameras: Camera, views: int, rounds: int) -> d
 
 
 def main() -> None:
-    """Make all files, and compare them."""
+    """Write all files, and compare them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="*")
-    parser.add_argument("--pixels", type=int, default=200, help="of the pictures of networks that are not trained")
-    parser.add_argument("--views", type=int, default=8, help="that are compared; the scene's others find the ranges")
+    parser.add_argument("--pixels", type=int, default=200, help="width of the views of untrained networks")
+    parser.add_argument("--views", type=int, default=8, help="compared; the scene's others calibrate the ranges")
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--out", type=Path, default=RESULTS / "int8.json")
     options = parser.parse_args()

@@ -2,9 +2,9 @@
 
     python benchmarks/kernels.py [--repeats 7] [--out PATH]
 
-On a GPU where PyTorch sees one, else on the processor. Backends and thread counts alternate within each round, so that
-a busy machine slows all of them alike: compare ratios, not milliseconds. ``reference`` is the fastest plain PyTorch
-(embedding gather, dense scatter).
+Runs on a GPU if PyTorch finds one, else on the CPU. Backends and thread counts alternate within each round, so that
+load on the machine affects all of them equally: compare ratios, not milliseconds. ``reference`` is the fastest plain
+PyTorch (embedding gather, dense scatter).
 """
 
 import argparse
@@ -27,7 +27,7 @@ from nelf.kernels.lookup import ray_features
 
 POINTS = 32_768
 RAYS = 4_096
-GPU_TIMES = 8  # so much more of both, since a GPU is not filled by that
+GPU_TIMES = 8  # factor of both on a GPU, which fewer would not occupy
 
 
 def hash_grid(points: int) -> Callable[[], None]:
@@ -98,7 +98,7 @@ def looking_up(rays: int) -> Callable[[], None]:
 
 
 def wait(device: torch.device) -> None:
-    """Until a GPU has done what it was told."""
+    """Wait until a GPU has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -130,7 +130,7 @@ def main() -> None:
         for name, (run, operation, _) in kernels.items():
             for backend in backends:
                 if backend != "reference" and backend not in IMPLEMENTATIONS[operation]:
-                    continue  # it would be another one's figure
+                    continue  # it would fall back to the reference
                 for count in threads:
                     os.environ["NELF_KERNELS"] = backend
                     torch.set_num_threads(count)

@@ -2,9 +2,9 @@
 
     python benchmarks/latency.py runs/lego_cpu [--threads 2] [--rounds 21] [--out PATH]
 
-All artifacts take turns, so that a busy machine slows all of them alike: compare ratios, not milliseconds. In its turn
-each computes everything twice, and the second time counts, as while someone turns the scene about. ``network`` is what
-lies behind the points or features of the rays; ``view`` is all of ``render``.
+All artifacts take turns, so that load on the machine affects all of them equally: compare ratios, not milliseconds. In
+its turn each computes everything twice, and the second time counts, as in interactive viewing. ``network`` is the part
+after the points or features of the rays; ``view`` is all of ``render``.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from nelf.pipeline.stages.report import artifacts
 
 
 def network_of(model: Any, camera: Camera) -> Callable[[], Any] | None:
-    """A call of the network alone, its inputs made beforehand; None for a radiance field."""
+    """A call of the network alone with precomputed inputs; None for a radiance field."""
     if isinstance(model, ExportedLightField):
         inputs = model.inputs(camera)
         return lambda: model.run(inputs)
@@ -44,7 +44,7 @@ def network_of(model: Any, camera: Camera) -> Callable[[], Any] | None:
 
 
 def second_time(call: Callable[[], Any]) -> float:
-    """How long a call takes the second time, as while someone turns the scene about."""
+    """Seconds of the second of two calls, with warm caches as in interactive viewing."""
     call()
     return seconds(call)
 
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def _figures(parts: dict[str, float | None], medians: dict[str, dict[str, float | None]]) -> dict[str, float | None]:
-    """Milliseconds, and how many times as fast as the student in PyTorch and in ONNX Runtime."""
+    """Milliseconds, and speed-ups over the student in PyTorch and in ONNX Runtime."""
     figures = {f"{part} ms": None if ms is None else round(ms, 2) for part, ms in parts.items()}
     for part, ms in parts.items():
         for other in ("student", "onnx fp32"):

@@ -1,11 +1,11 @@
-"""Fit a built-in scene through a lens that distorts, with the lens, without it, and beside a pinhole; a table and JSON.
+"""Fit a built-in scene seen through a distorting lens, with and without the distortion model; a table and JSON.
 
     python benchmarks/lenses.py [--scene blocks] [--width 100] [--model ngp_small] [--steps 1500] [--seeds 0]
         [--lens K1 K2 P1 P2] [--out PATH]
 
-The scene is rendered exactly, once by pinholes and once through the lens, from the same places, and both are written as
-transforms files and read again. PSNR is of each one's own test views; without its lens, the test views are drawn by
-pinholes, too, as in programs that ignore distortion.
+The scene is rendered exactly by pinhole cameras and through the lens, with the same poses; both are written as
+transforms files and read again. A model of the pinhole views is fitted for comparison. PSNR is that of each variant's
+own test views; where distortion is ignored, it is ignored in the test views as well.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from nelf.scene import Scene
 
 
 def drawn(root: Path, scene: str, width: int, lens: list[float] | None) -> Scene:
-    """A built-in scene, written and read."""
+    """A built-in scene, written to ``root`` and read again."""
     cameras = demo.cameras(width)
     if lens is not None:
         k1, k2, p1, p2 = lens
@@ -41,7 +41,7 @@ def drawn(root: Path, scene: str, width: int, lens: list[float] | None) -> Scene
 
 
 def moved(camera: Camera) -> float:
-    """How far the lens of a single camera moves the pixel that it moves most, pixels."""
+    """The largest displacement of a pixel by the lens of a single camera, pixels."""
     rays = camera.rays()
     x, y, _ = camera.pinhole().project((rays.origins + rays.directions).reshape(-1, 3))
     column, row = torch.arange(camera.width) + 0.5, torch.arange(camera.height)[:, None] + 0.5
@@ -50,7 +50,7 @@ def moved(camera: Camera) -> float:
 
 
 def main() -> None:
-    """Fit all three, and table the mean of the seeds."""
+    """Fit all three, and print the mean and the spread of the seeds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scene", default="blocks", choices=demo.SCENES)
     parser.add_argument("--width", type=int, default=100)

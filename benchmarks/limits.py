@@ -1,11 +1,11 @@
-"""How far kernels and networks are from what the machine can do; a table and JSON. ``limits.md`` derives the counts.
+"""Compare kernels and networks with the machine's peak rates; a table and JSON. ``limits.md`` derives the counts.
 
     python benchmarks/limits.py [--megabytes 512] [--size 2048] [--pixels 200] [--rounds 7] [--out PATH]
 
-All of it is of one thread, in the seconds that the processor spends on it, of which a busy machine's other programs
-take none. The machine's limits are measured in turns with the kernels: bytes by copying what no cache holds, operations
-by multiplying matrices. What a kernel would take at least is the larger of its operations at that rate and its bytes at
-that rate; the share is that time over the measured one. Of a GPU there is what would be the least by its data sheet.
+Everything runs on one thread and is timed in CPU seconds, which exclude other programs. The machine's peak rates are
+measured in turns with the kernels: bytes by copying more than the caches hold, operations by multiplying matrices. The
+lower bound on a kernel's time is the larger of its operations and its bytes at these rates; the share is this bound
+divided by the measured time. For a GPU there is only the bound by its data sheet.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FLOAT = 4  # bytes
 
 @dataclass(frozen=True)
 class Work:
-    """What a call computes and moves: operations (additions, multiplications, integer ones too), and bytes."""
+    """The cost of a call: operations (additions and multiplications, including integer ones), and bytes moved."""
 
     unit: str
     units: int
@@ -52,7 +52,7 @@ class Work:
 def of_hash_grid(points: int, grid: HashGrid) -> Work:
     """Forward and table gradient, see ``limits.md``."""
     corners, features = 8, grid.features
-    level = 9 + 3 + 2 * corners + 5 * corners  # place in the cell, weights, entries
+    level = 9 + 3 + 2 * corners + 5 * corners  # position in the cell, weights, entries
     once = level + 2 * corners * features
     read = FLOAT * (3 + grid.levels * corners * features)
     forward = read + FLOAT * grid.levels * features
@@ -74,7 +74,7 @@ def of_composite(samples: int, rays: int) -> Work:
 
 
 def of_network(call: Callable[[], Tensor], network: nn.Module, pixels: int) -> Work:
-    """Two operations for each product; weights once, and what each layer reads and writes."""
+    """Two operations for each multiply-add; bytes of the weights, and of each layer's input and output."""
     moved = [0.0]
     handles = [
         layer.register_forward_hook(
@@ -92,7 +92,7 @@ def of_network(call: Callable[[], Tensor], network: nn.Module, pixels: int) -> W
 
 
 def shell(step: float, near: float, far: float) -> tuple[int, int]:
-    """Of ``kernels.marching``'s rays: lattice points in blocks that hold something, and in cells that do."""
+    """Lattice points of ``kernels.marching``'s rays in occupied blocks, and in occupied cells."""
     from nelf.kernels import march
 
     torch.manual_seed(0)
@@ -110,7 +110,7 @@ def shell(step: float, near: float, far: float) -> tuple[int, int]:
 
 @torch.no_grad()
 def networks(pixels: int) -> dict[str, tuple[Callable[[], Tensor], nn.Module]]:
-    """Calls of what lies behind the encoded rays."""
+    """Calls of the part of each network after the encoding of rays."""
     camera = Camera.from_fov(paths.orbit(1, 4.0, 20.0), 0.69, pixels, pixels)[0]
     made: dict[str, LightField] = {
         "GridR2L, decoder": GridR2L(resolution=32),
@@ -127,7 +127,7 @@ def networks(pixels: int) -> dict[str, tuple[Callable[[], Tensor], nn.Module]]:
 def main() -> None:
     """Measure the machine and the kernels in turns."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=int, default=512, help="to copy; more than all caches hold")
+    parser.add_argument("--megabytes", type=int, default=512, help="size of the copy; more than all caches hold")
     parser.add_argument("--size", type=int, default=2048, help="of the matrices")
     parser.add_argument("--pixels", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=7)
@@ -174,7 +174,7 @@ def main() -> None:
 
 
 def busy(call: Callable[[], Any]) -> float:
-    """The seconds that the processor spends on a call."""
+    """CPU time of a call, s."""
     start = time.process_time()
     call()
     return time.process_time() - start

@@ -1,11 +1,11 @@
-"""Time ray batches from disk in one process, and write a table and JSON.
+"""Time reading ray batches from disk in one process, and write a table and JSON.
 
     python benchmarks/loader.py [--views 100] [--pixels 400] [--batch 81920] [--batches 20] [--repeats 3] [--out PATH]
 
-``shuffled file`` is what students of rays read: pixels in a random order, rays made from the poses.
+``shuffled file`` is what ray-based students read: pixels in random order, with rays computed from the poses.
 ``random pixels`` draws from a memory map of the images, view by view; ``files of 4096 rays`` is what R2L's code reads:
-origins, directions and colors in 32 bits, twenty files a batch, one ``numpy.load`` each. All take turns, so that a busy
-machine slows all of them alike; ``cold`` begins with none of the files in memory.
+origins, directions and colors in 32 bits, twenty files a batch, one ``numpy.load`` each. All take turns, so that load
+on the machine affects all of them equally; ``cold`` starts with none of the files in the page cache.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ GROUP = 100  # views whose rays R2L shuffles together
 
 
 class RayFiles(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """R2L's data set: one file of rays an item."""
+    """R2L's data set: each item is one file of rays."""
 
     def __init__(self, folder: Path) -> None:
         self.files = sorted(folder.glob("*.npy"))
@@ -53,7 +53,7 @@ class RayFiles(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
 
 def views(count: int, pixels: int) -> Split:
-    """Opaque pictures of nothing in particular; what they show makes no difference."""
+    """Opaque images of random colors; their content does not affect the times."""
     c2w, _ = random_r2l(count, 4.0)
     images = np.full((count, pixels, pixels, 4), 255, np.uint8)
     images[..., :3] = np.random.default_rng(0).integers(256, size=(1, pixels, pixels, 3), dtype=np.uint8)
@@ -75,13 +75,13 @@ def write_files(split: Split, folder: Path) -> None:
 
 
 def anonymous() -> float:
-    """Memory of this process that is no mapped file, MB."""
+    """Anonymous resident memory of this process, which excludes mapped files, MB."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")) / 1e3
 
 
 def forget(files: Iterable[Path]) -> None:
-    """Let the system drop the files from its memory."""
+    """Ask the system to drop the files from the page cache."""
     for path in files:
         handle = os.open(path, os.O_RDONLY)
         os.fsync(handle)
@@ -90,13 +90,13 @@ def forget(files: Iterable[Path]) -> None:
 
 
 class Ways:
-    """The ways to draw batches of the views in a folder; each begins anew.
+    """The ways to draw batches from views stored in a folder; each call starts afresh.
 
     Args:
-        folder: with the set in each form.
-        split: its views.
-        batch: rays.
-        batches: how many.
+        folder: where the views are written in each form.
+        split: the views.
+        batch: rays in a batch.
+        batches: number of batches.
     """
 
     def __init__(self, folder: Path, split: Split, batch: int, batches: int) -> None:
@@ -132,7 +132,7 @@ class Ways:
             yield from DataLoader(files, batch_size=self.batch // RAYS, sampler=sampler)
 
     def timed(self, name: str) -> tuple[float, float, float]:
-        """Draw all batches: seconds, seconds of the processor, and the most anonymous memory beside what was there."""
+        """Draw all batches; return wall-clock seconds, CPU seconds, and the peak increase in anonymous memory, MB."""
         before, most = anonymous(), 0.0
         wall, busy = time.perf_counter(), time.process_time()
         for _ in self.draw(name):
@@ -147,7 +147,7 @@ def _busy(work: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    """Write a set in each form, then draw from all of them in turns."""
+    """Write views in each form, then draw from all forms in turns."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--views", type=int, default=100)
     parser.add_argument("--pixels", type=int, default=400)

@@ -1,9 +1,9 @@
-"""How much memory each stage of a run has taken at most; a table and JSON.
+"""Peak memory of each stage of a run; a table and JSON.
 
     python benchmarks/memory.py runs/lego_cpu [--out PATH]
 
-Every stage notes its own peak: of main memory on Linux, where a peak can be begun anew, and what a model took to be
-opened and to draw a view stands in the report.
+Every stage records its own peak of main memory on Linux, where the peak can be reset. The memory that a model takes to
+be opened and to render a view is in the report.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rich.table import Table
 
 
 def stages(run: Path) -> list[dict[str, Any]]:
-    """The stages that are done, in the order in which they ended: seconds, and megabytes at most."""
+    """The finished stages in the order in which they ended: seconds and peak megabytes."""
     rows = []
     for mark in sorted(run.glob("*/done.json"), key=lambda path: path.stat().st_mtime):
         path = mark.with_name("metrics.json")
@@ -36,7 +36,7 @@ def stages(run: Path) -> list[dict[str, Any]]:
 
 
 def models(run: Path) -> list[dict[str, Any]]:
-    """What the report's models took; none where there is no report."""
+    """Memory of the report's models; empty without a report."""
     path = run / "report.json"
     report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": []}
     return [{"model": row["name"], "MB": round(row["memory_mb"], 1)} for row in report["rows"] if "memory_mb" in row]
@@ -50,7 +50,7 @@ def main() -> None:
     options = parser.parse_args()
     found = {"stages": stages(options.run), "models": models(options.run)}
     if not found["stages"]:
-        raise SystemExit(f"{options.run}: no stage is done there.")
+        raise SystemExit(f"{options.run}: no stage is finished there.")
     for rows in filter(None, found.values()):
         table = Table(*rows[0], title=str(options.run))
         for row in rows:

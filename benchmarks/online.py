@@ -1,12 +1,12 @@
-"""Distil a scene from stored views and from views that are rendered online, at equal cost; write a table and JSON.
+"""Distill a scene from stored views and from views that are rendered online, at equal cost; write a table and JSON.
 
     python benchmarks/online.py SCENE [SCENE ...] [--width 100] [--teacher-steps 1000] [--seconds 60] [--views 100]
         [--pools 25:16 50:8] [--student grid_r2l] [--seeds 0] [--out PATH]
 
-A SCENE is a folder in the format of Blender. Each way has the same seconds of the processor, in which everything is
-counted: the teacher's rendering, writing and reading of its views, the student's start and its training. Rates fall
-along a cosine over these seconds. A pool ``K:N`` has K views, of which every N-th batch renews one; ``none`` renders
-each batch by itself. PSNR is of the test views.
+A SCENE is a folder in the format of Blender. Each way has the same CPU time, which includes everything: rendering by
+the teacher, writing and reading of views, initialization and training of the student. Learning rates decay along a
+cosine over this time. A pool ``K:N`` has K views and replaces one every N batches; ``none`` renders each batch
+separately. PSNR is that of the test views.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from nelf.systems.system import System
 
 
 def distil(scene: Scene, teacher: System, way: str, options: argparse.Namespace, seed: int) -> Row:
-    """Train a student in one way, and say what came of it."""
+    """Train a student in one way, and return its figures."""
     spent, timer = time.process_time(), ProcessorTimer(options.seconds)
     for_rays = not options.student.startswith(("grid", "mobile"))
 
@@ -55,16 +55,16 @@ def distil(scene: Scene, teacher: System, way: str, options: argparse.Namespace,
 
 
 def main() -> None:
-    """Train a teacher of each scene, then a student in each way; the ways take turns by seed."""
+    """For each scene and seed, train a teacher, then a student in each way."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scenes", nargs="+", help="folders in the format of Blender")
     parser.add_argument("--width", type=int, default=100)
     parser.add_argument("--teacher-steps", type=int, default=1000)
-    parser.add_argument("--seconds", type=float, default=60, help="of the processor, for each student")
-    parser.add_argument("--views", type=int, default=100, help="of the stored set, and of a round online")
+    parser.add_argument("--seconds", type=float, default=60, help="CPU time for each student")
+    parser.add_argument("--views", type=int, default=100, help="size of the stored set, and of a set of cameras online")
     parser.add_argument("--pools", nargs="+", default=["25:16", "50:8"], metavar="K:N")
     parser.add_argument("--student", default="grid_r2l")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="more words of train.py, of students")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="more overrides, for students")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, default=RESULTS / "online.json")
     options = parser.parse_args()
@@ -76,7 +76,7 @@ def main() -> None:
         for seed in options.seeds:
             taught, teacher = fit(scene, ["model=ngp_small"], options.teacher_steps, seed)
             teacher.network.eval().requires_grad_(False)
-            if not rows:  # compile the kernels, which is counted for nobody
+            if not rows:  # compile the kernels, outside the timing
                 distil(scene, teacher, "4:8", argparse.Namespace(**{**vars(options), "seconds": 8.0}), seed)
             rows.append({"scene": scene.name, "views_are": "the teacher", "seed": seed, **taught})
             for way in ("stored", *options.pools):

@@ -1,11 +1,11 @@
-"""Set light fields of nelf beside one that another project trained, and write a table and JSON.
+"""Compare light fields of nelf with one that another project trained, and write a table and JSON.
 
     python benchmarks/peers.py PEER.onnx SCENE runs/lego_100/export [MORE ...] [--width 100] [--out PATH]
 
-The peer is a MobileR2L-class network of rziga/nerf as ONNX: its input is (1, 624, H, W), 16 points of a ray through the
-corner of a pixel, z-depths 2 to 6, all coordinates followed by their sines and cosines of six octaves in whole blocks;
-its output logits over black. Ours are anything that ``nelf.load`` opens. Each is compared with the test views over the
-background that it was trained for, and all take turns in being timed.
+The peer is a network of rziga/nerf as ONNX, of the kind of MobileR2L. Its input is (1, 624, H, W): 16 points on a ray
+through the corner of a pixel at z-depths 2 to 6; first all coordinates, then blocks of all their sines and of all their
+cosines for each of six octaves. Its output is logits of colors over black. Ours are any models that ``nelf.load``
+opens. Each is compared with the test views over the background that it was trained for; all take turns in timing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Peer:
         self.graph = session(path)
 
     def render(self, camera: Camera) -> Rendering:
-        """Render a camera of the size that the network draws."""
+        """Render a camera of the network's image size."""
         rays = camera.shifted(0.5 / camera.width).rays()
         t = torch.linspace(NEAR, FAR, POINTS)
         points = rays.origins[..., None, :] + rays.directions[..., None, :] * t[:, None]  # (H, W, P, 3)
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def _files(path: Path, model: Any) -> list[Path]:
-    """What has to be sent for a model."""
+    """The files that a client has to download for a model."""
     if isinstance(model, nelf.export.ExportedLightField):
         volume = model.entry["volume"]
         return [model.path, *([model.path.parent / volume["file"]] if volume else [])]

@@ -1,11 +1,12 @@
-"""Run the benchmarks that this machine can, one after the other, and gather what they write in one folder.
+"""Run all benchmarks that this machine can run, one after the other, and collect their results in one folder.
 
     python benchmarks/run_all.py [--quick] [--only kernels tails ...] [--data FOLDER] [--out runs/benchmarks] [--list]
 
-Each writes OUT/NAME.json, with machine, versions and commit, and prints into OUT/NAME.log; ``summary.json`` has all of
-them. A script whose figures of this commit and these arguments are there is not run again, one that fails does not end
-the others, and what the machine lacks is said. ``--quick`` takes sizes that show that a script runs: its figures mean
-nothing. FOLDER (else $NELF_DATA) holds real scenes: nerf_synthetic/lego and so on. Full sizes take many hours.
+Each writes OUT/NAME.json, with machine, versions and commit, and prints into OUT/NAME.log; ``summary.json`` lists them
+all. A benchmark that is done with this commit and these arguments is not run again, a failure does not stop the
+others, and skipped ones are listed with the reason. ``--quick`` uses sizes that only show that a script runs; its
+figures mean nothing. FOLDER (default: $NELF_DATA) holds real scenes, such as nerf_synthetic/lego. Full sizes take many
+hours.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 HERE = Path(__file__).parent
-#: What stands for a scene in the words of a script, and where it lies in the folder of data.
+#: Placeholders for scenes in the arguments of a script, and their paths in the data folder.
 SCENES = {
     "LEGO": "nerf_synthetic/lego",
     "CHAIR": "nerf_synthetic/chair",
@@ -43,11 +44,11 @@ class Benchmark:
     """A script with its arguments.
 
     Attributes:
-        name: of its JSON.
-        full: its words; a name of ``SCENES`` stands for that scene, RUN for the run of ``chain``, OUT for the folder.
-        quick: its words with ``--quick``; None: the same.
-        needs: ``cuda``, ``chromium`` or ``npm``, beside what the words ask for.
-        script: if it is not called ``name``.
+        name: of its JSON file.
+        full: its arguments; keys of ``SCENES`` stand for scenes, RUN for the run of ``chain``, OUT for ``--out``.
+        quick: its arguments with ``--quick``; None: the same.
+        needs: ``cuda``, ``chromium`` or ``npm``, in addition to the scenes and runs in the arguments.
+        script: name of the script, if not ``name``.
     """
 
     name: str
@@ -106,12 +107,12 @@ BENCHMARKS = [
         script="chain",
     ),
 ]
-#: Words with blanks in them.
+#: Arguments that contain spaces.
 _NAMES = {"BOX": "the box alone"}
 
 
 def arguments(benchmark: Benchmark, quick: bool, out: Path, data: Path | None) -> list[str]:
-    """The words of a script, its scenes and folders filled in."""
+    """The arguments of a script, with scenes and folders filled in."""
     text = benchmark.full if not quick or benchmark.quick is None else benchmark.quick
     words = []
     for word in text.split():
@@ -130,11 +131,11 @@ def arguments(benchmark: Benchmark, quick: bool, out: Path, data: Path | None) -
 
 
 def lacking(benchmark: Benchmark, quick: bool, out: Path, data: Path | None) -> str | None:
-    """Why a script is not run here; None where it can be."""
+    """Why a script cannot run here; None if it can."""
     text = (benchmark.full if not quick or benchmark.quick is None else benchmark.quick).replace("=", " ").split()
     for name in {word.split("/")[0] for word in text} & SCENES.keys():
         if data is None or not (data / SCENES[name]).exists():
-            return f"no {SCENES[name]} in {'--data or $NELF_DATA' if data is None else 'the folder of data'}"
+            return f"no {SCENES[name]} in {'--data or $NELF_DATA' if data is None else 'the data folder'}"
     if any(word.split("/")[0] == "RUN" for word in text) and not (out / "run" / "report.json").is_file():
         return "no run; chain makes it"
     if "cuda" in benchmark.needs and not _has_cuda():
@@ -153,7 +154,7 @@ def _has_cuda() -> bool:
 
 
 def perform(benchmark: Benchmark, words: Sequence[str], out: Path) -> dict[str, Any]:
-    """Run a script; what came of it."""
+    """Run a script; return its status, minutes and, after a failure, the reason."""
     command = [sys.executable, str(benchmark.file), *words]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])}
     start = time.perf_counter()
@@ -174,19 +175,19 @@ def perform(benchmark: Benchmark, words: Sequence[str], out: Path) -> dict[str, 
 
 
 def settings(benchmark: Benchmark, words: Sequence[str]) -> dict[str, Any]:
-    """What figures depend on, beside the machine."""
+    """What figures depend on besides the machine: script, arguments and commit."""
     shown = " ".join(without_place(word) for word in words)
     return {"script": benchmark.file.name, "arguments": shown, "commit": versions()["nelf"]}
 
 
 def main() -> None:
-    """Run what can be run and is not done; table it."""
+    """Run what can be run and is not done yet; print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="sizes that show that a script runs")
+    parser.add_argument("--quick", action="store_true", help="sizes that only show that a script runs")
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=[each.name for each in BENCHMARKS])
     parser.add_argument("--data", type=Path, default=os.environ.get("NELF_DATA"))
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
-    parser.add_argument("--list", action="store_true", help="say what would be run, and why others would not")
+    parser.add_argument("--list", action="store_true", help="list what would be run, and why others would not")
     options = parser.parse_args()
     data = Path(options.data).resolve() if options.data else None
     out = options.out.resolve()
@@ -208,26 +209,26 @@ def main() -> None:
         else:
             print(f"\n{each.name}: python benchmarks/{about['script']} {about['arguments']}", flush=True)
             out.mkdir(parents=True, exist_ok=True)
-            if each.script == "chain" or each.name == "chain":  # what is done there would count for nothing
+            if each.script == "chain" or each.name == "chain":  # finished stages there would take no time
                 shutil.rmtree(out / ("run" if each.name == "chain" else each.name), ignore_errors=True)
             found[each.name] = {**about, **perform(each, words, out)}
         if not options.list:
             _keep(summary, found, options.quick)
     for file in sorted({path.stem for path in HERE.glob("[!_]*.py")} - {each.file.stem for each in BENCHMARKS}):
         if options.only is None and file != "run_all":
-            found[file] = {"script": f"{file}.py", "status": "skipped", "reason": "stands in no list of run_all.py"}
+            found[file] = {"script": f"{file}.py", "status": "skipped", "reason": "not listed in run_all.py"}
     show(found)
 
 
 def _keep(summary: Path, found: dict[str, dict[str, Any]], quick: bool) -> None:
-    """Note the state so far: what is done is not done again if the next one is interrupted."""
+    """Write the state so far, so that finished benchmarks are not repeated after an interruption."""
     summary.parent.mkdir(parents=True, exist_ok=True)
     content = {**facts(), "quick": quick, "benchmarks": found}
     summary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def show(found: dict[str, dict[str, Any]]) -> None:
-    """Print the table of what came of each."""
+    """Print a table of the results of all benchmarks."""
     table = Table("benchmark", "", "minutes", "reason")
     for name, told in found.items():
         minutes = told.get("minutes")

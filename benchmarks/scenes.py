@@ -1,17 +1,17 @@
-"""Distill scenes into light fields, one after the other, and write a table: the worst case is the figure.
+"""Distill scenes into light fields, one after the other, and write a table with the median and the worst case.
 
     python benchmarks/scenes.py blocks chess ../data/lego ../data/chair [--sizes 200] [--seeds 0 1 2]
         [--teacher-minutes 2 | --teacher-steps 2000] [--student-minutes 2 | --student-steps 2000]
         [--experiment lego_cpu] [--out runs/scenes]
 
-A scene is the name of a built-in one or the root of a Blender folder. Each run is a command as a user types it, shown
-before it starts. What is finished is kept in the JSON and skipped, and what is half-done goes on, so the same command
-may be interrupted and given again. Beside the table there is a picture of each scene, OUT/SCENE_SIZE.png: a row for
-each seed, truth | teacher | student | the student's error.
+A scene is the name of a built-in one or the root of a Blender folder. Each run is an ordinary distill.py command, which
+is printed before it starts. Finished runs are kept in the JSON and skipped, and interrupted ones continue, so the same
+command may be interrupted and repeated. An image of each scene is written to OUT/SCENE_SIZE.png, with a row for each
+seed: ground truth | teacher | student | the student's error.
 
-Minutes are what a user waits; a number of steps gives the same quality on any machine, and on one that has other work.
-Memory is that of the hungriest stage; MB are those of the exported model that is shown first, its volume included.
-Quality and times are measured on the test views by stage report.
+Limits in minutes are wall-clock time; a number of steps gives the same quality on any machine, also under load. Memory
+is the largest of all stages; MB is the size of the first exported model, including its volume. Quality and times are
+measured on the test views by stage report.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ FIGURES = {
 
 
 class Job(NamedTuple):
-    """One run: a scene at a size with a seed, and the seed of its teacher."""
+    """One run: scene, image width, seed, and the seed of its teacher."""
 
     scene: str
     size: int
@@ -73,7 +73,7 @@ class Job(NamedTuple):
 
 
 def scene_overrides(scene: str) -> tuple[str, list[str]]:
-    """The name of a scene, and the words that choose it."""
+    """The name of a scene, and the overrides that select it."""
     if scene in SCENES:
         return scene, ["data=demo", f"data.scene={scene}"]
     root = Path(scene).resolve()
@@ -83,7 +83,7 @@ def scene_overrides(scene: str) -> tuple[str, list[str]]:
 
 
 def run(job: Job, options: argparse.Namespace, chosen: list[str]) -> dict[str, Any]:
-    """Do what is left of one run, and give its row."""
+    """Run the remaining stages of one run, and return its row."""
     stages: Sequence[str] = STAGES
     if job.teacher != job.seed:
         _distill(job, options, chosen, ("teacher", "pseudo"), job.teacher)
@@ -95,7 +95,7 @@ def run(job: Job, options: argparse.Namespace, chosen: list[str]) -> dict[str, A
 
 
 def _distill(job: Job, options: argparse.Namespace, chosen: list[str], stages: Sequence[str], seed: int) -> None:
-    """Run distill.py as a process of its own, which a Ctrl-C reaches as well."""
+    """Run distill.py in a child process, which receives a Ctrl-C as well."""
     words = [
         f"experiment={options.experiment}",
         *chosen,
@@ -113,7 +113,7 @@ def _distill(job: Job, options: argparse.Namespace, chosen: list[str], stages: S
     with subprocess.Popen([sys.executable, str(ROOT / "distill.py"), *words]) as process:
         try:
             code = process.wait()
-        except KeyboardInterrupt:  # the process has got it, too, and leaves a run that can go on
+        except KeyboardInterrupt:  # the child has received it, too, and leaves a run that can continue
             process.wait()
             raise
     if code == 130:
@@ -123,21 +123,21 @@ def _distill(job: Job, options: argparse.Namespace, chosen: list[str], stages: S
 
 
 def _limit(stage: str, minutes: float, steps: int | None) -> list[str]:
-    """The words that end a stage's training."""
+    """The overrides that limit a stage's training."""
     if steps is None:
         return [f"stage.{stage}.max_time={_time(minutes)}"]
     return [f"stage.{stage}.max_time=null", f"stage.{stage}.max_steps={steps}"]
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a finished stage, unless it is there; a copy that is cut short leaves nothing."""
+    """Copy a finished stage, unless the copy exists; an interrupted copy leaves nothing."""
     if not target.exists():
         with atomic_path(target) as partial:
             shutil.copytree(source, partial, dirs_exist_ok=True)
 
 
 def _quoted(path: Path) -> str:
-    """A path as Hydra reads it, whatever characters it has."""
+    """A path, quoted for Hydra's grammar where necessary."""
     if re.fullmatch(r"[\w./-]+", str(path)):
         return str(path)
     return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
@@ -180,7 +180,7 @@ def row(job: Job, folder: Path) -> dict[str, Any]:
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Median and worst of the seeds of each scene, then of all scenes: of their medians, and of all runs."""
+    """Median and worst over the seeds of each scene; for all scenes the median of the medians and the worst run."""
     scenes = {name: _extremes([each for each in rows if each["scene"] == name]) for name in _names(rows)}
     medians = [each["median"] for each in scenes.values()]
     return {"scenes": scenes, "all": {**_extremes(rows), "median": _extremes(medians)["median"]} if rows else {}}
@@ -200,7 +200,7 @@ def _extremes(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def table(size: int, rows: list[dict[str, Any]], summed: dict[str, Any]) -> Table:
-    """All runs, and below those of a scene its median and worst."""
+    """All runs, with the median and the worst below each scene's runs."""
     shown = Table("scene", "seed", *(title for title, _, _ in FIGURES.values()), title=f"{size} x {size} pixels")
 
     def add(name: str, seed: str, figures: dict[str, float], style: str | None = None, last: bool = False) -> None:
@@ -223,7 +223,7 @@ def table(size: int, rows: list[dict[str, Any]], summed: dict[str, Any]) -> Tabl
 
 
 class Results:
-    """The JSON of one size: the rows so far, and under which settings they were made."""
+    """The JSON of one size: the rows so far, and the settings that produced them."""
 
     def __init__(self, path: Path, settings: dict[str, Any], about: dict[str, Any]) -> None:
         self.path, self.settings, self.about = path, settings, about
@@ -242,7 +242,7 @@ class Results:
         return any((each["scene"], each["size"], each["seed"]) == job[:3] for each in self.rows)
 
     def add(self, new: dict[str, Any]) -> None:
-        """Keep a row, and write everything; seeds of a scene stand together."""
+        """Add a row and write the file; rows of a scene stay together, in order of seeds."""
         self.rows.append({**new, "nelf": self.about["versions"]["nelf"]})
         names = _names(self.rows)
         self.rows.sort(key=lambda each: (names.index(each["scene"]), each["seed"]))
@@ -252,7 +252,7 @@ class Results:
 
 
 def contact_sheet(job: Job, out: Path, seeds: Sequence[int]) -> None:
-    """Put the pictures of one test view side by side: truth, teacher, student, error; a row for each seed."""
+    """Write one test view as ground truth, teacher, student and error side by side; a row for each seed."""
     rows = []
     for seed in seeds:
         samples = {name: job.folder(out, seed) / "report" / name / "samples" for name in ("teacher", "student")}
@@ -270,7 +270,7 @@ def contact_sheet(job: Job, out: Path, seeds: Sequence[int]) -> None:
 
 
 def jobs(options: argparse.Namespace, names: Sequence[str]) -> Iterator[Job]:
-    """All runs of all sizes, seed by seed, so that every scene is there before the second seed of any."""
+    """All runs of all sizes; every scene is run with one seed before any with the next."""
     for size in options.sizes:
         for place, seed in enumerate(options.seeds):
             teacher = options.seeds[place - place % options.students_per_teacher]
@@ -287,13 +287,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--teacher-minutes", type=float, default=2.0)
     parser.add_argument("--student-minutes", type=float, default=2.0)
     parser.add_argument("--teacher-steps", type=int, help="optimizer steps instead of minutes")
-    parser.add_argument("--student-steps", type=int, help="likewise")
+    parser.add_argument("--student-steps", type=int, help="optimizer steps instead of minutes")
     parser.add_argument(
-        "--students-per-teacher", type=int, default=1, help="how many seeds share the teacher of the first of them"
+        "--students-per-teacher", type=int, default=1, help="number of seeds that share the teacher of the first"
     )
     parser.add_argument("--experiment", default="lego_cpu")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="more words for distill.py")
-    parser.add_argument("--out", type=Path, default=Path("runs/scenes"), help="for the runs and the pictures")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="more overrides of distill.py")
+    parser.add_argument("--out", type=Path, default=Path("runs/scenes"), help="for the runs and the images")
     parser.add_argument("--results", type=Path, default=RESULTS, help="for the JSON")
     options = parser.parse_args()
     if options.students_per_teacher < 1 or min(options.sizes) < 1:
@@ -306,7 +306,7 @@ def main() -> None:
     options = arguments()
     chosen = dict(scene_overrides(scene) for scene in options.scenes)
     if len(chosen) < len(options.scenes):
-        raise SystemExit("scenes: two have the same name; their rows could not be told apart.")
+        raise SystemExit("scenes: two have the same name, so their rows would be indistinguishable.")
     settings = {
         "experiment": options.experiment,
         "teacher_minutes": None if options.teacher_steps else options.teacher_minutes,
@@ -335,7 +335,7 @@ def main() -> None:
         for size, each in results.items():
             Console(width=170).print(table(size, each.rows, summary(each.rows)))
     if failed:
-        raise SystemExit(f"failed, their lines stand above: {'; '.join(failed)}")
+        raise SystemExit(f"failed, see the output above: {'; '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Time a viewer of Gaussian splats in Chromium, the other way to look around a scene on a page; a table and JSON.
+"""Time a viewer of Gaussian splats in Chromium, for comparison with nelf's; a table and JSON.
 
     python benchmarks/splats.py [--splats 20000 100000] [--pixels 400] [--frames 15] [--out PATH]
 
-The viewer is npm's @mkkellogg/gaussian-splats-3d with three, fetched into a cache folder; the splats are a colored
-ball, written as the .ply of 3D Gaussian Splatting without harmonics. Chromium draws with its software adapter. Compare
-with ``viewer.py``, which draws a light field on the same machine. A frame is sorting asked for, drawing, and waiting
-for a pixel; the sorting itself goes on beside in a worker.
+The viewer is npm's @mkkellogg/gaussian-splats-3d with three, fetched into a cache folder; the splats form a colored
+sphere, written as a .ply of 3D Gaussian Splatting without higher spherical harmonics. Chromium renders with its
+software adapter. Compare with ``viewer.py``, which renders a light field on the same machine. A frame includes
+requesting a sort, rendering and reading back a pixel; the sort itself runs concurrently in a worker.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from playwright.sync_api import Browser, sync_playwright
 from rich.console import Console
 from rich.table import Table
 
-#: Packages of npm, and the file of each that the page loads.
+#: npm packages, and the file of each that the page loads.
 PACKAGES = {
     "@mkkellogg/gaussian-splats-3d@0.4.7": "gaussian-splats-3d.module.js",
     "three@0.160.0": "three.module.js",
@@ -83,7 +83,7 @@ try {
 
 
 def ball(path: Path, count: int) -> None:
-    """Write splats on the unit sphere, colored by their place, near enough to each other to close it."""
+    """Write splats that cover the unit sphere, colored by position."""
     index = np.arange(count) + 0.5
     z, angle = 1 - 2 * index / count, np.pi * (1 + 5**0.5) * index
     ring = np.sqrt(1 - z * z)
@@ -92,8 +92,8 @@ def ball(path: Path, count: int) -> None:
     names += [f"scale_{axis}" for axis in range(3)] + [f"rot_{axis}" for axis in range(4)]
     rows = np.zeros((count, len(names)), "<f4")
     rows[:, :3] = places
-    rows[:, 6:9] = places / 2 / 0.28209479177387814  # of the constant harmonic; colors are half more
-    rows[:, 9] = 4.0  # of a sigmoid
+    rows[:, 6:9] = places / 2 / 0.28209479177387814  # zeroth-order coefficient; color is 0.5 + C0 * coefficient
+    rows[:, 9] = 4.0  # logit
     rows[:, 10:13] = np.log(0.7 * np.sqrt(4 * np.pi / count))
     rows[:, 13] = 1.0
     head = f"ply\nformat binary_little_endian 1.0\nelement vertex {count}\n"
@@ -102,14 +102,14 @@ def ball(path: Path, count: int) -> None:
 
 
 def fetched() -> Path:
-    """The folder with the viewer's files; from npm where they are not there."""
+    """The folder with the viewer's files, which are fetched from npm if they are missing."""
     folder = Path(os.environ.get("NELF_CACHE") or Path.home() / ".cache" / "nelf") / "splats-0.4.7"
     for package, name in PACKAGES.items():
         if (folder / name).is_file():
             continue
         npm = shutil.which("npm")
         if npm is None:
-            raise SystemExit(f"{package}: is not here, and npm, which would fetch it, is not installed.")
+            raise SystemExit(f"{package}: is not cached, and npm, which would fetch it, is not installed.")
         with TemporaryDirectory() as temporary:
             command = [npm, "pack", package, "--silent", "--pack-destination", temporary]
             subprocess.run(command, check=True, capture_output=True)
@@ -123,14 +123,14 @@ def fetched() -> Path:
 
 
 class Quiet(SimpleHTTPRequestHandler):
-    """Serves a folder without a word."""
+    """Serves a folder without logging."""
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        """Discard the message."""
 
 
 def measured(browser: Browser, library: Path, count: int, pixels: int, frames: int) -> dict[str, Any]:
-    """Load so many splats, and turn them about."""
+    """Load ``count`` splats, and time frames while the camera orbits."""
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         ball(folder / "ball.ply", count)

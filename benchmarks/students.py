@@ -1,12 +1,12 @@
-"""Time students in every precision that the device has, eager, compiled and as a CUDA graph; write a table and JSON.
+"""Time students in each precision, eager, compiled and as a CUDA graph; write a table and JSON.
 
     python benchmarks/students.py [--networks GridR2L MobileR2L ...] [--pixels 200] [--rounds 9] [--device cuda]
         [--out PATH]
 
-A frame is all of the network, from the rays of a camera to colors. All ways take turns, so that a busy machine slows
-them alike: compare ratios. The networks are not trained, which takes as long; GridR2L's volume is a full one of 64
-corners a side. What the device lacks has a reason instead of figures. Precisions below 32 bits are autocast's;
-``optimized`` is ``optimize_for_inference``.
+A frame is the whole network, from the rays of a camera to colors. All ways take turns, so that load on the machine
+affects them equally: compare ratios. The networks are untrained, which does not affect the times; GridR2L's volume is
+full, with 64 corners a side. Ways that the device does not support have a reason instead of figures. Precisions below
+32 bits use autocast; ``optimized`` is ``optimize_for_inference``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Call = Callable[[], Tensor]
 
 
 def ways(make: Callable[[], LightField], pixels: int, device: torch.device) -> dict[str, Call]:
-    """A call for each way to draw a frame."""
+    """A call for each way to render a frame."""
     network = make().to(device).eval()
     camera = Camera.from_fov(paths.orbit(1, 4.0, 20.0), 0.69, pixels, pixels)[0].to(device)
     rays = network.rays(camera)[None]
@@ -64,7 +64,7 @@ def ways(make: Callable[[], LightField], pixels: int, device: torch.device) -> d
 
 
 def graph(call: Call) -> Call:
-    """The same as a CUDA graph, which is captured when it is first called."""
+    """The call as a CUDA graph, which is captured on the first call."""
     made: list[tuple[Any, Tensor]] = []
 
     def replay() -> Tensor:
@@ -86,7 +86,7 @@ def graph(call: Call) -> Call:
 
 
 def lacking(way: str, device: torch.device) -> str | None:
-    """Why a way is not tried on this device."""
+    """Why a way is not tried on this device; None if it is."""
     if way.startswith("CUDA graph") and device.type != "cuda":
         return "no CUDA device"
     if way.startswith("compiled") and device.type == "cpu" and shutil.which("g++") is None:
@@ -98,10 +98,10 @@ def main() -> None:
     """Build the networks, and time all ways in turns."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--pixels", type=int, default=200, help="along a side of a frame")
+    parser.add_argument("--pixels", type=int, default=200, help="width and height of a frame")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--ways", nargs="+", help="only ways that begin so, such as eager")
+    parser.add_argument("--ways", nargs="+", help="only ways whose names start with one of these, such as eager")
     parser.add_argument("--out", type=Path, default=RESULTS / "students.json")
     options = parser.parse_args()
 
@@ -120,7 +120,7 @@ def main() -> None:
 def measured(
     name: str, pixels: int, device: torch.device, rounds: int, chosen: tuple[str, ...]
 ) -> list[dict[str, Any]]:
-    """The rows of a network."""
+    """The rows of one network."""
     calls = {way: call for way, call in ways(NETWORKS[name], pixels, device).items() if way.startswith(chosen)}
     reasons = {way: reason for way in calls if (reason := lacking(way, device))}
     times: dict[str, list[float]] = {way: [] for way in calls}
@@ -131,7 +131,7 @@ def measured(
                 continue
             try:
                 taken = seconds(lambda call=call, way=way: drawn.update({way: ended(call(), device)}))
-            except Exception as error:  # a precision that an operation lacks, a compiler that fails
+            except Exception as error:  # an operation without this precision, or a compiler failure
                 reasons[way] = f"{type(error).__name__}: {str(error).splitlines()[0][:60] if str(error) else ''}"
                 continue
             if turn:  # the first one compiles
@@ -151,7 +151,7 @@ def measured(
 
 
 def ended(out: Tensor, device: torch.device) -> Tensor:
-    """The picture, once it is there."""
+    """A copy of the picture, after the device has finished it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return out.clone()

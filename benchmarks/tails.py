@@ -1,10 +1,10 @@
-"""Time the parts of MobileR2L with both of its tails, beside what each part multiplies, and write a table and JSON.
+"""Time the parts of MobileR2L with both of its tails, count their products, and write a table and JSON.
 
     python benchmarks/tails.py [--networks "as published" transposed shuffle] [--rounds 7] [--out PATH]
 
-All parts of all networks take turns, so that a busy machine slows them alike: compare ratios, not milliseconds. The
-networks are not trained, which takes as long. ``fast`` is ``optimize_for_inference``: norms folded, channels last,
-bfloat16 where the processor multiplies it.
+All parts of all networks take turns, so that load on the machine affects them equally: compare ratios, not
+milliseconds. The networks are untrained, which does not affect the times. ``fast`` is ``optimize_for_inference``: batch
+norms folded, channels last, bfloat16 if the processor has instructions for it.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from nelf.lightfields import MobileR2L
 from nelf.lightfields.mobile_r2l import embed_points
 
 _SMALL = {"width": 64, "depth": 20, "sr_factor": 4, "sr_kernels": (64, 64)}
-#: The arguments of a network, and the pixels along a side of its picture.
+#: The arguments of a network, and the width and height of its image in pixels.
 NETWORKS: dict[str, tuple[dict[str, object], int]] = {
     "as published": ({}, 800),
     "transposed": (_SMALL, 200),
@@ -36,7 +36,7 @@ NETWORKS: dict[str, tuple[dict[str, object], int]] = {
 
 
 class Body(nn.Module):
-    """The residual blocks and the sum around them."""
+    """The residual blocks and the skip connection around them."""
 
     def __init__(self, blocks: nn.Module) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Body(nn.Module):
 
 
 def parts(network: MobileR2L, pixels: int) -> dict[str, Callable[[], Tensor]]:
-    """Head, body and tail, each a call with inputs of the size that a picture of so many pixels gives it."""
+    """Head, body and tail, each as a call on inputs for an image of ``pixels`` x ``pixels``."""
     rays = pixels // network.sr_factor
     points = torch.rand(1, network.encoded_channels, rays, rays) * 2 - 1
     first: nn.Module = network.head
@@ -71,7 +71,7 @@ def main() -> None:
     """Build the networks, and time their parts in turns."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--pixels", type=int, help="along a side of all pictures, instead of each network's own")
+    parser.add_argument("--pixels", type=int, help="width and height of all images, instead of each network's own")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=RESULTS / "tails.json")
@@ -90,7 +90,7 @@ def main() -> None:
         for key, named in calls.items():
             for part, call in named.items():
                 taken = seconds(call)
-                if turn:  # the first one builds what the others use
+                if turn:  # the first one is a warm-up
                     times.setdefault((*key, part), []).append(taken)
 
     rows = []

@@ -1,12 +1,12 @@
-"""Fit a scene without bounds with teachers that reach far in different ways, and with students; write table and JSON.
+"""Fit an unbounded scene with cascades or contraction in the teacher, and with students; write a table and JSON.
 
     python benchmarks/unbounded.py [SCENE] [--aabb X Y Z X Y Z] [--width 128] [--steps 1000] [--student-steps 600]
         [--seeds 0 1 2] [--teachers NAME ...] [--students NAME ...] [--set KEY=VALUE ...] [--out PATH]
 
-SCENE is a folder in the Blender format; without one it is a built-in scene: the toy blocks in the middle of a plain,
-with buildings up to 30 units away and a sky at 60, seen by cameras around the blocks, in opaque pictures. Students
-start from the best of the teachers, and learn from the photographs. PSNR is of the views that are held out. Steps are
-limited, not minutes, so that the figures do not depend on the machine; how long they took stands beside them.
+SCENE is a folder in the Blender format; by default it is a built-in scene: the toy blocks in the middle of a plain,
+with buildings up to 30 units away and a sky at 60, seen by cameras around the blocks, in opaque images. Students start
+from the best of the teachers, and learn from the training views. PSNR is that of the held-out views. The limit is a
+number of steps rather than minutes, so that quality does not depend on the machine; training time is listed as well.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def surroundings() -> list[Solid]:
 
 
 def built_in(width: int) -> Scene:
-    """The built-in scene, in opaque pictures."""
+    """The built-in scene, with opaque images."""
     table = pack(surroundings())
 
     def split(count: int, start: float, name: str) -> Split:
@@ -82,10 +82,10 @@ def built_in(width: int) -> Scene:
 
 
 def main() -> None:
-    """Fit all, and table the mean and the spread of the seeds."""
+    """Fit all, and print the mean and the spread of the seeds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scene", nargs="?", help="a folder in the Blender format; the built-in one if it is not given")
-    parser.add_argument("--aabb", type=float, nargs=6, help="the box of what is near")
+    parser.add_argument("scene", nargs="?", help="a folder in the Blender format; default: the built-in scene")
+    parser.add_argument("--aabb", type=float, nargs=6, help="the box of the foreground")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--model", default="ngp_unbounded_small")
     parser.add_argument("--steps", type=int, default=1000)
@@ -94,9 +94,9 @@ def main() -> None:
     parser.add_argument("--teachers", nargs="+", default=list(TEACHERS), choices=list(TEACHERS))
     parser.add_argument("--students", nargs="*", default=list(STUDENTS), choices=list(STUDENTS))
     parser.add_argument(
-        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="more words of train.py, for teachers"
+        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="more overrides of train.py, for teachers"
     )
-    parser.add_argument("--out", type=Path, help="the JSON; results/unbounded_NAME.json if it is not given")
+    parser.add_argument("--out", type=Path, help="the JSON file; default: results/unbounded_NAME.json")
     options = parser.parse_args()
 
     if options.scene is None:

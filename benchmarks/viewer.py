@@ -1,11 +1,11 @@
-"""Time the models of a bundle in the browser page, beside ONNX Runtime without a browser, in turns.
+"""Time the models of a bundle in the browser page, in turns with ONNX Runtime outside the browser.
 
     python benchmarks/viewer.py runs/lego_cpu [--models fp32 "int8 static"] [--frames 21] [--webgpu] [--out PATH]
 
-A frame is all from the camera to the pixels; ``lookup`` is the part before the network. What the page draws by itself
-is drawn with ONNX Runtime Web, too: ``of ONNX Runtime`` is the share of the fastest frame of that, in the same turns.
-The first frame over a slow line is that of the first model, with nothing kept from before. With ``--webgpu`` frames are
-drawn by a WebGPU adapter, too, in software where Chromium finds no other, and compared with those of WASM.
+A frame is everything from the camera to the pixels; ``lookup`` is the part before the network. Models for which the
+page has its own kernels are also rendered with ONNX Runtime Web: ``of ONNX Runtime`` is nelf's time divided by the
+shortest of those, in the same turns. The first frame over a slow line is that of the first model, with an empty cache.
+With ``--webgpu`` frames are also rendered by WebGPU on Chromium's software adapter, and compared with those of WASM.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from nelf.viewer.static import page_files
 FLAGS = ["--no-sandbox", "--disable-background-networking"]
 WEBGPU = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
 DATA = "({...document.getElementById('view').dataset})"
-PATIENCE = 300_000  # milliseconds
+PATIENCE = 300_000  # timeout, milliseconds
 SLOW_LINE = 2e6  # bits a second
 
 
@@ -50,7 +50,7 @@ def serving(bundle: Path) -> Iterator[str]:
 
 
 def opened(browser: Browser, address: str, query: str) -> tuple[Page, float]:
-    """A tab that has drawn its first frame, and after how many seconds."""
+    """A tab that has rendered its first frame, and the seconds until then."""
     page = browser.new_page(viewport={"width": 900, "height": 700})
     page.set_default_timeout(PATIENCE)
     begin = time.perf_counter()
@@ -60,7 +60,7 @@ def opened(browser: Browser, address: str, query: str) -> tuple[Page, float]:
 
 
 def over_a_slow_line(browser: Browser, folder: Path, name: str) -> dict[str, float]:
-    """Seconds until the first frame of a model, and the bytes that have been loaded for it."""
+    """Seconds until the first frame of a model, and the megabytes loaded for it."""
     context = browser.new_context(viewport={"width": 900, "height": 700})
     page = context.new_page()
     page.set_default_timeout(PATIENCE)
@@ -81,7 +81,7 @@ def over_a_slow_line(browser: Browser, folder: Path, name: str) -> dict[str, flo
 
 
 def next_frame(page: Page) -> dict[str, str]:
-    """Turn a little, wait for the picture, and give what the page says of it."""
+    """Rotate the camera a little, wait for the frame, and return the page's data about it."""
     azimuth = page.evaluate(DATA)["azimuth"]
     page.focus("#view")
     page.keyboard.press("ArrowRight")
@@ -90,7 +90,7 @@ def next_frame(page: Page) -> dict[str, str]:
 
 
 def pixels(page: Page) -> np.ndarray:
-    """(n, 4) uint8 of the canvas, once nothing moves."""
+    """(n, 4) uint8 of the canvas, after rendering has settled."""
     page.wait_for_timeout(1000)
     flat = page.evaluate("""() => { const c = document.getElementById('view');
         return Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data) }""")
@@ -98,7 +98,7 @@ def pixels(page: Page) -> np.ndarray:
 
 
 def frames_while_dragging(page: Page, seconds: float = 3.0) -> float:
-    """Frames a second under a mouse that moves all the time."""
+    """Frames a second while the mouse is dragged continuously."""
     page.mouse.move(200, 300)
     page.mouse.down()
     first, begin = int(page.evaluate(DATA)["frame"]), time.perf_counter()
@@ -113,7 +113,7 @@ def frames_while_dragging(page: Page, seconds: float = 3.0) -> float:
 
 
 def frame_while_playing(page: Page, seconds: float = 4.0) -> float | None:
-    """Median milliseconds of a frame while time runs, two rounds of it; None where nothing moves."""
+    """Median milliseconds of a frame while time plays; None for a static scene."""
     if not page.locator("#play").is_visible():
         return None
     page.evaluate("""() => { window.times = []; const view = document.getElementById('view');
@@ -126,7 +126,7 @@ def frame_while_playing(page: Page, seconds: float = 4.0) -> float | None:
 
 
 def measured(browsers: dict[str, Browser], folder: Path, entry: dict[str, Any], frames: int) -> list[dict[str, Any]]:
-    """Rows of one model: how it is drawn, first frame, median frame, its lookup, frames a second while dragging."""
+    """The rows of one model, one for each way to render it."""
     model = load(folder / entry["file"])
     about = model.bundle
     intrinsics = torch.tensor([about["intrinsics"][key] for key in ("fx", "fy", "cx", "cy")])
@@ -210,7 +210,7 @@ def main() -> None:
     """Open the bundle in Chromium, and time its models one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path, help="a run directory or a bundle")
-    parser.add_argument("--models", nargs="+", help="names in bundle.json; all if they are left out")
+    parser.add_argument("--models", nargs="+", help="names in bundle.json; default: all")
     parser.add_argument("--frames", type=int, default=21)
     parser.add_argument("--webgpu", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS / "viewer.json")

@@ -1,4 +1,4 @@
-"""Light fields, what a student is: one evaluation for each ray."""
+"""Light fields, the students: one network evaluation per ray or block of pixels."""
 
 from nelf.lightfields.base import LightField
 from nelf.lightfields.dylin import DyLiN

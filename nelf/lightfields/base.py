@@ -1,4 +1,4 @@
-"""What every light field shares: its rays, the scene that it was prepared for, and how it renders an image."""
+"""The base class of light fields: their rays, preparation for a scene, and rendering."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ __all__ = ["LightField"]
 class LightField(nn.Module):
     """A network that is evaluated once for each ray, or once for each block of pixels.
 
-    A subclass implements ``forward(rays)``. Where ``batch`` is ``"rays"``, no ray sees its neighbors: rays of any shape
-    (...) give (..., C), and images are rendered in chunks of them. Where it is ``"views"``, a grid (B, h, w) of rays,
-    those of ``Camera.rays(stride)``, gives the pictures (B, h * k, w * k, C), with k = ``sr_factor / stride``. C is 3,
-    rgb; or 4, rgb on black and opacity, where the class has a ``background``.
+    A subclass implements ``forward(rays)``. With ``batch = "rays"``, each ray is evaluated independently: rays of any
+    shape (...) give (..., C), and images are rendered in chunks of rays. With ``batch = "views"``, a grid (B, h, w) of
+    rays, as ``Camera.rays(stride)`` makes it, gives images (B, h * stride, w * stride, C). C is 3 (rgb), or 4 (rgb on
+    black and opacity) if ``background`` is not None.
 
-    To be exported from something else than rays or pose, and to be narrowed, it implements ``encode`` and ``decode``.
+    Exporting it with inputs other than rays or pose, and narrowing it, need ``encode`` and ``decode``.
 
-    The depth range, the box and whether they were set are buffers, so they travel with the weights. The arguments of
-    the constructor, which describe the architecture completely, are in ``arguments``.
+    The depth range, the box and whether they were set are buffers, so they are saved with the weights. ``arguments``
+    holds the arguments of the constructor, which describe the architecture completely.
 
     Args:
         sr_factor: pixels along one side of a block.
@@ -42,31 +42,31 @@ class LightField(nn.Module):
         ValueError: ``sr_factor`` is below one.
     """
 
-    #: What it learns from, and whether its rays see each other.
+    #: What a training batch holds: independent rays, or views whose rays depend on their neighbors.
     batch: Literal["rays", "views"] = "views"
-    #: Pixels from one ray to the next; 0 stands for ``sr_factor``.
+    #: Distance between neighboring rays, pixels; 0 stands for ``sr_factor``.
     stride: int = 0
-    #: Rays that are rendered together, where no ray sees its neighbors.
+    #: Rays that are rendered together if ``batch`` is ``"rays"``.
     chunk: int = 2**16
-    #: What ``decode`` takes, one of ``nelf.export.inputs``; None where it is none of them, or there is no ``decode``.
+    #: Kind of the input of ``decode``, see ``nelf.export.inputs``; None if it is none of these, or without ``decode``.
     encoded: str | None = None
-    #: Channels of what ``decode`` takes; 0 where there is no ``decode``.
+    #: Channels of the input of ``decode``; 0 without ``decode``.
     encoded_channels: int = 0
-    #: How far beyond the blocks that meet something the picture may differ from the background, and the multiple that
-    #: the sides of a rectangle should have, blocks; None where it has to be drawn everywhere.
+    #: How many blocks beyond those with opacity the image may differ from the background (``margin``), and the multiple
+    #: of blocks to which the decoded rectangle is rounded up (``multiple``); None to decode the whole image.
     window: Mapping[str, int] | None = None
-    #: How far left of and above the centers of pixels its rays lie, image widths, if it learned from such; see
-    #: ``Camera.shifted``. Training, rendering and exported graphs make its rays so.
+    #: Offset of the rays to the left of and above the pixel centers, image widths, for weights trained with such rays;
+    #: see ``Camera.shifted``. Applied in training, rendering and exported graphs.
     ray_shift: float = 0.0
-    #: How many controls, such as the time, it takes beside each ray.
+    #: Number of controls, such as the time, that it takes with each ray.
     controls: int = 0
-    #: Whether rendering may compute in bfloat16 where the processor multiplies it: layers that are converted to it then
-    #: get inputs that the class converts.
+    #: Whether rendering may run in bfloat16 on hardware that supports it. The class then converts the inputs of layers
+    #: whose weights are in bfloat16.
     low_precision = False
-    #: Small parts that compression leaves as they are. They compute in 32 bits whatever the others do, because what
-    #: they give is multiplied before it is looked at, as a point is by the highest frequency of an embedding.
+    #: Small submodules that stay in float32 and are not compressed, because their outputs are scaled up before use, as
+    #: a point is by the highest frequency of an embedding.
     exact_parts: tuple[str, ...] = ()
-    #: Further parts that stay in 32 bits where the others compute in 8: what rounding costs there outweighs the time.
+    #: Further submodules that stay in float32 when the others run in 8 bits, where accuracy matters more than speed.
     exact_in_8_bits: tuple[str, ...] = ()
 
     _box: tuple[Tensor, int, Tensor] | None = None
@@ -79,7 +79,7 @@ class LightField(nn.Module):
     arguments: dict[str, Any]
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
-        """Note the arguments of the constructor, those left out with their defaults."""
+        """Record the arguments of the constructor, including defaults."""
         network = super().__new__(cls)
         bound = inspect.signature(cls.__init__).bind_partial(network, *args, **options)
         bound.apply_defaults()
@@ -92,7 +92,7 @@ class LightField(nn.Module):
             raise ValueError(f"Expected argument `sr_factor` to be a positive integer, but got {sr_factor}.")
         self.sr_factor = sr_factor
         self.stride = self.stride or sr_factor
-        # Until it is prepared for a scene: the values of the Blender scenes.
+        # Values of the Blender scenes, until ``prepare`` sets those of a scene.
         self.register_buffer("near", torch.tensor(2.0))
         self.register_buffer("far", torch.tensor(6.0))
         self.register_buffer("aabb", torch.tensor([-1.5, -1.5, -1.5, 1.5, 1.5, 1.5]))
@@ -104,11 +104,11 @@ class LightField(nn.Module):
     def prepare(
         self, geometry: Geometry, silhouettes: Silhouettes | None = None, teacher: Density | None = None
     ) -> None:
-        """Take depth range and box from a scene. Only the first one counts: weights that learned in it mean it.
+        """Take depth range and box from a scene. Later calls have no effect: the weights depend on the first scene.
 
         Args:
-            geometry: of what is to be learned.
-            silhouettes: of its training views, which a subclass may carve with.
+            geometry: of the scene to learn.
+            silhouettes: of its training views, for a subclass that carves with them.
             teacher: a field whose density, and maybe color, a subclass may start from.
         """
         if self.prepared:
@@ -120,43 +120,43 @@ class LightField(nn.Module):
 
     @property
     def box(self) -> Tensor:
-        """The corners (2, 3) of ``aabb`` in main memory: what each step asks for is read from a GPU only once."""
+        """The corners (2, 3) of ``aabb``, cached on the CPU to avoid a transfer from the GPU at each step."""
         if self._box is None or self._box[0] is not self.aabb or self._box[1] != self.aabb._version:
             self._box = self.aabb, self.aabb._version, self.aabb.cpu().view(2, 3).clone()
         return self._box[2]
 
     def trim(self, cameras: Camera) -> None:
-        """Drop what no ray reads, once training has ended; most light fields have nothing of the kind.
+        """Drop parameters that no ray reads, after training; does nothing for most light fields.
 
         Args:
-            cameras: those that it was trained with.
+            cameras: the training cameras.
         """
 
     def extent(self, camera: Camera) -> tuple[int, int, int, int]:
-        """Say where in an image there may be something but the background.
+        """Bound the rectangle of an image outside which there is only background.
 
         Args:
             camera: a single camera.
 
         Returns:
-            x0, y0, x1, y1: first pixels, and those after the last.
+            x0, y0, x1, y1 in pixels; x1 and y1 are exclusive.
         """
         return 0, 0, camera.width, camera.height
 
     # ---------------------------------------------------------------------------------------- the picture
 
     def forward(self, rays: Rays) -> Tensor:
-        """Give the colors of rays, see the class: what ``decode`` makes of ``encode``, channels last."""
+        """Give the colors of rays, channels last, see the class: ``decode`` of ``encode``."""
         return self.decode(self.encode(rays)).movedim(1, -1)
 
     def encode(self, rays: Rays) -> Tensor:
-        """Make what ``decode`` takes.
+        """Make the inputs of ``decode``.
 
         Args:
             rays: a grid (B, h, w).
 
         Returns:
-            (B, C, h', w'), the inputs ``encoded`` of ``nelf.export.inputs``.
+            (B, C, h', w'), of kind ``encoded``, see ``nelf.export.inputs``.
 
         Raises:
             NotImplementedError: the subclass has only ``forward``.
@@ -164,7 +164,7 @@ class LightField(nn.Module):
         raise NotImplementedError(f"{type(self).__name__}: has no method `encode`.")
 
     def decode(self, inputs: Tensor) -> Tensor:
-        """The network from its encoded inputs on: (B, C, h', w') to (B, 3 or 4, H, W).
+        """Apply the network to encoded inputs: (B, C, h', w') to (B, 3 or 4, H, W).
 
         Raises:
             NotImplementedError: the subclass has only ``forward``.
@@ -172,7 +172,7 @@ class LightField(nn.Module):
         raise NotImplementedError(f"{type(self).__name__}: export from features and narrowing need a method `decode`.")
 
     def draw(self, rays: Rays) -> Rendering:
-        """Draw a picture from the grid (H', W') of its rays; see ``render``, which gives the depth that this does."""
+        """Render an image from the grid (H', W') of its rays; its depth, if any, is in ``t`` of these rays."""
         if self.batch == "rays":
             drawn = torch.cat([self(part) for part in rays.chunks(self.chunk)]).view(*rays.shape, -1)
         else:
@@ -187,17 +187,17 @@ class LightField(nn.Module):
             camera: a single camera.
 
         Returns:
-            ``rgb`` (H, W, 3) in [0, 1] on the device of the weights; opacity and depth where the network has them.
+            ``rgb`` (H, W, 3) in [0, 1] on the device of the weights; opacity and depth if the network has them.
         """
         with evaluating(self):
             drawn = self.draw(self.rays(camera.to(self.near.device)))
         return drawn.cropped(camera.height, camera.width).in_scene(camera)
 
     def rays(self, camera: Camera) -> Rays:
-        """The rays that it draws the whole image of a camera, or of a batch of cameras (...), from.
+        """The rays for the whole image of a camera, or of a batch of cameras (...).
 
         Returns:
-            A grid (..., h, w): of an image whose sides are rounded up to whole blocks.
+            A grid (..., h, w), for an image whose sides are rounded up to whole blocks.
         """
         return camera.shifted(self.ray_shift).padded(self.sr_factor).rays(self.stride)
 
@@ -205,22 +205,22 @@ class LightField(nn.Module):
 
     @property
     def entries(self) -> tuple[str, ...]:
-        """Where a graph of it may begin, see ``nelf.export.inputs``; what suits a viewer first."""
+        """Kinds of inputs that an exported graph may have, see ``nelf.export.inputs``; the best for a viewer first."""
         return (*([self.encoded] if self.encoded else []), "rays", "pose")
 
     def traceable(self) -> nn.Module:
-        """A module with the same ``forward``, whose operations every exporter knows."""
+        """A module with the same ``forward`` in operations that every exporter supports."""
         return self
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Group the parameters for a ``torch.optim`` optimizer; one group unless a subclass wants more."""
+        """Group the parameters for a ``torch.optim`` optimizer; one group unless a subclass has more."""
         return [{"params": list(self.parameters()), "lr": lr, "weight_decay": weight_decay}]
 
     def prunable(self) -> dict[str, dict[str, nn.Parameter]]:
-        """The weights that may be pruned, by word: those of the layers in each of its parts, and ``norms``.
+        """The weights that may be pruned, grouped by top-level submodule, with all batch norms in ``norms``.
 
         Returns:
-            By word, weights by their names in the network; never biases.
+            By group, weights by their names in the network; no biases.
         """
         found: dict[str, dict[str, nn.Parameter]] = {}
         for path, layer in self.named_modules():
@@ -230,9 +230,9 @@ class LightField(nn.Module):
         return found
 
     def widths(self) -> dict[str, Any]:
-        """The arguments of the constructor that say how wide its layers are, as they are now.
+        """The constructor's arguments for the current widths of the layers.
 
-        ``nelf.compression.structured`` builds the network again with them, once channels have been removed.
+        ``nelf.compression.structured`` rebuilds the network with them after channels have been removed.
 
         Raises:
             NotImplementedError: the subclass cannot be narrowed.

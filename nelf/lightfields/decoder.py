@@ -1,4 +1,4 @@
-"""The convolutional network of ``GridR2L``: its blocks, what it sees of rays, and where it has to be run."""
+"""The convolutional decoder of ``GridR2L``: its blocks, its inputs, and the window in which it has to run."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """From (B, C, h, w) to the same shape."""
+        """Map (B, C, h, w) to the same shape."""
         return x + self.conv_block(x)
 
 
 def decoder_inputs(rays: Rays, along: RayFeatures, sr_factor: int) -> Tensor:
-    """What the network of ``GridR2L`` sees of rays.
+    """Make the inputs of the decoder of ``GridR2L``.
 
     Args:
         rays: (B, H, W).
-        along: what lies along the B * H * W rays, C features each.
+        along: C features and an opacity for each of the B * H * W rays.
         sr_factor: s, rays along one side of a block.
 
     Returns:
-        (B, (C + 1) * s^2 + 16, H / s, W / s): composited features and opacity of the rays of each block, as
-        ``torch.nn.functional.pixel_unshuffle`` orders them, and the 16 spherical harmonics of its mean direction.
+        (B, (C + 1) * s^2 + 16, H / s, W / s): composited features and opacity of the rays of each block, in the order
+        of ``torch.nn.functional.pixel_unshuffle``, and the 16 spherical harmonics of its mean direction.
     """
     looked_up = torch.cat([along.features, along.opacity[:, None]], dim=-1)
     looked_up = looked_up.view(*rays.shape, -1).permute(0, 3, 1, 2)
@@ -53,15 +53,15 @@ def decoder_inputs(rays: Rays, along: RayFeatures, sr_factor: int) -> Tensor:
 
 
 def decoder_window(opacity: Tensor, margin: int, multiple: int) -> tuple[int, int, int, int]:
-    """Find the rectangle of blocks outside which a network of ``GridR2L`` would draw nothing.
+    """Find the rectangle of blocks outside which the decoder's output is zero.
 
     Args:
         opacity: (B, s^2, h, w) of the rays of each block.
-        margin: blocks around the rectangle of those that are hit.
-        multiple: the sides of the rectangle are multiples of it, or all there is.
+        margin: blocks added around the bounding rectangle of the opacity.
+        multiple: the sides of the rectangle are rounded up to multiples of it, at most to h and w.
 
     Returns:
-        First and last row, first and last column, the last ones excluded; all the same where nothing is hit.
+        First and last row, first and last column, the last ones exclusive; all zero if there is no opacity.
     """
     hit = (opacity > 0).flatten(0, 1).any(0)
     rows, columns = hit.any(1).nonzero()[:, 0].tolist(), hit.any(0).nonzero()[:, 0].tolist()
@@ -71,7 +71,7 @@ def decoder_window(opacity: Tensor, margin: int, multiple: int) -> tuple[int, in
 
 
 def _grown(hit: list[int], size: int, margin: int, multiple: int) -> tuple[int, int]:
-    """A range with a margin, of a length that is a multiple of ``multiple`` or all there is."""
+    """A range with a margin, its length rounded up to a multiple of ``multiple``, at most to ``size``."""
     first, last = max(hit[0] - margin, 0), min(hit[-1] + 1 + margin, size)
     length = min(-(-(last - first) // multiple) * multiple, size)
     first = min(first, size - length)
@@ -79,6 +79,6 @@ def _grown(hit: list[int], size: int, margin: int, multiple: int) -> tuple[int, 
 
 
 def whole_pixels(values: Tensor, side: int) -> tuple[int, int]:
-    """The whole pixels from the smallest to the largest of some places, at least one, within the image."""
+    """The range of pixels, end exclusive, that covers some coordinates; at least one pixel, within the image."""
     first = min(max(int(values.min().floor()), 0), side - 1)
     return first, max(min(int(values.max().ceil()), side), first + 1)

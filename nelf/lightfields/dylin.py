@@ -1,4 +1,4 @@
-"""DyLiN: two small networks move each ray by the time and lift it, a deep residual network draws it."""
+"""DyLiN: two small networks deform each ray and lift it to hyperspace, a deep residual network gives its color."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from nelf.rays import Rays
 
 __all__ = ["DyLiN"]
 
-AGAIN = 5  # the layer, counted from 0, that gets the input again
+AGAIN = 5  # index of the layer that takes the input again, by a skip connection
 
 
 class _RayNetwork(nn.Module):
-    """Layers with a ReLU after each, one of which gets the input again, in front; and linear outputs by name."""
+    """An MLP with ReLUs, a skip connection that puts the input in front, and named linear output layers."""
 
     def __init__(self, columns: int, width: int, depth: int, outputs: Mapping[str, int]) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class _RayNetwork(nn.Module):
             self.add_module(name, nn.Linear(width, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The last hidden layer (N, width), from embedded rays (N, columns)."""
+        """Map embedded rays (N, columns) to the last hidden layer (N, width)."""
         hidden = x
         for index, layer in enumerate(self.pts_linears):
             hidden = relu(layer(torch.cat([x, hidden], 1) if index == AGAIN else hidden))
@@ -38,7 +38,7 @@ class _RayNetwork(nn.Module):
 
 
 class _Offset(_RayNetwork):
-    """How far the origin and the direction of a ray are moved."""
+    """The deformation network: offsets of a ray's origin and direction."""
 
     output_linear_o: nn.Linear
     output_linear_d: nn.Linear
@@ -47,13 +47,13 @@ class _Offset(_RayNetwork):
         super().__init__(columns, width, depth, {"output_linear_o": 3, "output_linear_d": 3})
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 6): of the origin, of the direction."""
+        """Offsets (N, 6): of the origin, then of the direction."""
         hidden = super().forward(x)
         return torch.cat([self.output_linear_o(hidden), self.output_linear_d(hidden)], 1)
 
 
 class _Hyper(_RayNetwork):
-    """A ray's place in hyperspace, in which one field holds what changes its topology."""
+    """The hyperspace network: coordinates that model changes of topology, as in HyperNeRF."""
 
     output_linear: nn.Linear
 
@@ -61,7 +61,7 @@ class _Hyper(_RayNetwork):
         super().__init__(columns, width, depth, {"output_linear": dimensions})
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, dimensions)."""
+        """Map embedded rays (N, columns) to (N, dimensions)."""
         return self.output_linear(super().forward(x))
 
 
@@ -73,40 +73,40 @@ class _Trunk(nn.Module):
         self.head, self.body, self.tail = residual_layers(columns, width, depth)
 
     def forward(self, x: Tensor) -> Tensor:
-        """From embedded points (N, columns) to colors (N, 3)."""
+        """Map embedded points (N, columns) to colors (N, 3)."""
         return colors(self.head, self.body, self.tail, x)
 
 
 class DyLiN(LightField):
-    """The light field of DyLiN, weight for weight: R2L for a scene that moves.
+    """The light field of DyLiN, with the original's layers: R2L for dynamic scenes.
 
-    A ray is seven numbers: origin, direction as it is stored, time. From these, embedded, ``offset`` tells how origin
-    and direction are moved to those of the ray that sees the same in a scene at rest, and ``hyper`` lifts the ray to
-    coordinates w that no motion explains. ``trunk``, the network of R2L, sees P points of the moved ray, linear in
-    z-depth from near to far, then w, once for the ray. In training each depth is drawn between the mid-points to its
-    neighbors, anew for every ray.
+    A ray is seven numbers: origin, direction (not normalized), time. From their embedding, ``offset`` predicts the
+    offsets of origin and direction to the corresponding ray of the canonical scene, and ``hyper`` the hyperspace
+    coordinates w, which model changes of topology. ``trunk``, the network of R2L, takes P points on the deformed ray,
+    linear in z-depth from near to far, then w once per ray. In training each depth is drawn between the mid-points to
+    its neighbors, independently for every ray.
 
     With the defaults 6,138,001 parameters and 6.11 million multiplications a ray. Keys of the state dict are the
-    original's for each of the three networks, behind ``trunk.``, ``offset.`` and ``hyper.``. All layers start as
-    PyTorch's do, so the rays are moved from the first step on.
+    original's for each of the three networks, prefixed by ``trunk.``, ``offset.`` and ``hyper.``. All layers have
+    PyTorch's default initialization, so the offsets are not zero at the start.
 
-    Of several controls, all are numbers of the ray, behind the time: the idea of CoDyLiN, whose code was not published.
+    Further controls are inputs after the time: the idea of CoDyLiN, whose code was not published.
 
     Args:
         width: of all layers of the trunk.
         depth: layers of head, body and tail of the trunk: ``(depth - 2) / 2`` residual blocks.
-        points: P, of a ray.
+        points: P, points per ray.
         multires: frequencies of both embeddings.
-        offset_width: of the layers of ``offset``.
-        offset_depth: how many there are before its outputs; the sixth gets the embedded ray again.
-        hyper_width: of the layers of ``hyper``.
-        hyper_depth: how many there are, likewise.
-        hyper_dim: coordinates of w.
-        controls: K, of a ray; the first is the time.
-        ray_shift: see ``LightField``; for weights of the original, whose rays miss the centers of pixels.
+        offset_width: of the hidden layers of ``offset``.
+        offset_depth: number of hidden layers of ``offset``; the sixth takes the embedded ray again.
+        hyper_width: of the hidden layers of ``hyper``.
+        hyper_depth: number of hidden layers of ``hyper``; the sixth takes the embedded ray again.
+        hyper_dim: dimensions of w.
+        controls: K, number of controls; the first is the time.
+        ray_shift: see ``LightField``; for weights of the original, whose rays do not pass through pixel centers.
 
     Raises:
-        ValueError: an argument is too small, or ``depth`` is odd; on rays, they have fewer controls.
+        ValueError: an argument is too small, or ``depth`` is odd; in ``forward``, the rays have fewer controls.
 
     Source:
         Yu et al. 2023, arXiv 2303.14243; layers, order of the inputs and names as in the authors' code.
@@ -149,14 +149,14 @@ class DyLiN(LightField):
         return self._draw(self._coordinates(rays))
 
     def encode(self, rays: Rays) -> Tensor:
-        """Points on the moved rays (B, h, w), and where these are lifted to: (B, 3 P + hyper_dim, h, w).
+        """Points on the deformed rays (B, h, w), and their hyperspace coordinates: (B, 3 P + hyper_dim, h, w).
 
-        Channel ``point * 3 + coordinate``, then w.
+        Channels are ``point * 3 + coordinate``, then w.
         """
         return self._coordinates(rays).movedim(-1, 1)
 
     def decode(self, inputs: Tensor) -> Tensor:
-        """The trunk: what ``encode`` makes to rgb (B, 3, h, w) in [0, 1]."""
+        """Apply the trunk to the output of ``encode``: rgb (B, 3, h, w) in [0, 1]."""
         return self._draw(inputs.movedim(1, -1)).movedim(-1, 1)
 
     def prunable(self) -> dict[str, dict[str, nn.Parameter]]:
@@ -171,11 +171,11 @@ class DyLiN(LightField):
         return {"width": self.trunk.head[0].out_features}
 
     def _coordinates(self, rays: Rays) -> Tensor:
-        """(..., 3 P + hyper_dim), see ``encode``; controls beyond K are left out."""
+        """(..., 3 P + hyper_dim), see ``encode``; controls beyond K are ignored."""
         found = 0 if rays.controls is None else rays.controls.shape[-1]
         if rays.controls is None or found < self.controls:
             raise ValueError(f"Expected `rays` to have {self.controls} controls, the time first, but got {found}.")
-        # Half precision cannot hold the phase of the highest frequency, so not what is added to a ray, either.
+        # Half precision cannot hold the phase of the highest frequency, so the offsets need float32, too.
         with torch.autocast(rays.origins.device.type, enabled=False):
             parts = (rays.origins, rays.directions, rays.controls[..., : self.controls])
             numbers = torch.cat([part.to(self.near).reshape(-1, part.shape[-1]) for part in parts], 1)
@@ -185,7 +185,7 @@ class DyLiN(LightField):
             return torch.cat([along, self.hyper(embedded)], 1).view(*rays.shape, -1)
 
     def _draw(self, coordinates: Tensor) -> Tensor:
-        """From (..., 3 P + hyper_dim) coordinates to (..., 3) colors."""
+        """Map coordinates (..., 3 P + hyper_dim) to colors (..., 3)."""
         with torch.autocast(coordinates.device.type, enabled=False):
             x = embed(coordinates.to(self.near).reshape(-1, self.encoded_channels), self.multires)
         return self.trunk(x).to(self.near.dtype).view(*coordinates.shape[:-1], 3)

@@ -1,4 +1,4 @@
-"""What lies beyond the box of a light field: a picture of all directions, without parallax."""
+"""An environment map for what lies beyond the box of a light field, without parallax."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Environment", "octahedral"]
 
-UNSEEN = 0.5  # color of directions before anything is known of them
+UNSEEN = 0.5  # initial color of all directions
 
 
 class Environment(nn.Module):
-    """Colors by direction: a square map, onto which an octahedron of directions is unfolded.
+    """A learned environment map: colors by direction, in octahedral projection.
 
     Args:
-        resolution: texels along a side. One is about 3.5 / ``resolution`` radians wide.
+        resolution: texels along a side. A texel is about 3.5 / ``resolution`` radians wide.
 
     Source:
         Octahedral maps: Cigolle et al. 2014, "A Survey of Efficient Representations for Independent Unit Vectors".
@@ -32,33 +32,33 @@ class Environment(nn.Module):
         self.texels = nn.Parameter(torch.full((1, 3, resolution, resolution), UNSEEN))
 
     def forward(self, directions: Tensor) -> Tensor:
-        """The colors (B, 3, h, w) in directions (B, 3, h, w) of any length."""
+        """The colors (B, 3, h, w) of directions (B, 3, h, w) of any length."""
         at = octahedral(directions.movedim(1, -1))
-        # In 32 bits as the directions are, whatever the texels are stored in.
+        # In float32 like the directions, whatever the dtype of the texels.
         return grid_sample(
             self.texels.float().expand(len(at), -1, -1, -1), at, "bilinear", padding_mode="border", align_corners=False
         )
 
     def of_blocks(self, directions: Tensor, size: int) -> Tensor:
-        """The colors (B, 3, h * size, w * size) of pixels, from the directions (B, 3, h, w) of blocks of them."""
+        """The colors (B, 3, h * size, w * size) of pixels, from directions (B, 3, h, w) of blocks, interpolated."""
         return self(interpolate(directions, scale_factor=float(size), mode="bilinear", align_corners=False))
 
     @torch.no_grad()
     def paint(self, volume: SparseVolume, looks: Looks, aabb: Tensor, step: float, min_alpha: float) -> None:
-        """Take from a teacher's pictures what is missing in those of a volume; unseen directions get the mean color.
+        """Fit the map to the teacher's images behind a volume; unseen directions get the mean color.
 
         Args:
-            volume: what stands before the environment, with three colors first.
-            looks: the teacher's pictures.
+            volume: what lies in front of the environment; its first three features are rgb.
+            looks: the teacher's images.
             aabb: (6,) the box that the volume fills.
             step: see ``nelf.kernels.lookup``.
-            min_alpha: likewise.
+            min_alpha: see ``nelf.kernels.lookup``.
         """
         side = self.texels.shape[-1]
         sums = torch.zeros(side * side, 4, device=aabb.device)
         for camera, picture, along in looks.beside(volume, aabb, step, min_alpha):
             rest = 1.0 - along.opacity[:, None]
-            # The least squares of rgb + rest * color against the picture.
+            # Least squares: rgb + rest * color = the teacher's rgb, one color for each texel.
             missing = picture.rgb.reshape(-1, 3) - along.features[:, :3]
             at = octahedral(camera.rays().directions.reshape(-1, 3))
             texel = ((at * 0.5 + 0.5) * side).long().clamp(0, side - 1)
@@ -71,7 +71,7 @@ class Environment(nn.Module):
 
 
 def octahedral(directions: Tensor) -> Tensor:
-    """Unfold directions onto a square: +z is its middle, -z are its corners.
+    """Project directions onto a square by an octahedral map: +z is its center, -z its corners.
 
     Args:
         directions: (..., 3), any length but zero.

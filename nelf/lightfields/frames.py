@@ -1,7 +1,7 @@
-"""The frames of a moving volume: which corners each holds, and how a volume at rest gives their numbers.
+"""Frames of a dynamic volume: which corners each has, and how their values are read from a canonical volume.
 
-A frame's corner takes what the volume at rest has where a displacement leads to. Displacements lie on a coarse grid of
-space and of each control, linear between its nodes; the grids of several controls are summed.
+A corner of a frame reads the canonical volume at its position plus a displacement. Displacements are stored on a coarse
+grid over space and each control and interpolated linearly; the grids of several controls are summed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nelf.lightfields.volume import MOST_CORNERS, index_of
 
 __all__ = ["EMPTY", "MOST_WINDOWS", "Frame", "FrameGrid", "grid_at", "motion_at", "see_through", "window_at"]
 
-EMPTY = -10.0  # density, before its sigmoid, of a corner that does not exist: below all that is looked at
+EMPTY = -10.0  # density, before its sigmoid, of a corner that does not exist: below every threshold of alpha
 MOST_WINDOWS = 64
 
 
@@ -26,17 +26,17 @@ class Frame(NamedTuple):
 
     density: Tensor
     features: Tensor
-    index: Tensor  # type: ignore[assignment]  # a tuple's own method is not wanted here
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
 
 
 class FrameGrid(nn.Module):
     """Which corners of a grid exist in each window of the first control, the time.
 
-    Its state is one bit for each corner and window, and the grid's shape; how many windows there are is that of the
-    state that is loaded.
+    Its state is one bit for each corner and window, and the grid's shape. Loading a state also sets the number of
+    windows.
     """
 
-    #: Parts of the state whose size is that of whatever is loaded.
+    #: Parts of the state whose size is that of the state that is loaded.
     sized_by_state = ("masks",)
 
     masks: Tensor
@@ -65,7 +65,7 @@ class FrameGrid(nn.Module):
 
     @torch.no_grad()
     def resize(self, exists: Tensor) -> None:
-        """Take other corners; a window without any gets its first one.
+        """Set which corners exist; a window without any gets the first corner.
 
         Args:
             exists: (windows, D, H, W) bool.
@@ -77,10 +77,10 @@ class FrameGrid(nn.Module):
         self._windows.clear()
 
     def window(self, window: int) -> tuple[Tensor, Tensor]:
-        """The ``index`` (D, H, W) int32 of a window's corners, and where in the unit cube (M, 3) xyz they lie."""
+        """The ``index`` (D, H, W) int32 of a window's corners, and their positions (M, 3) xyz in the unit cube."""
         known = self._windows.get(window)
         if known is None or known[0].device != self.masks.device:
-            with torch.inference_mode(False):  # it outlives a validation
+            with torch.inference_mode(False):  # cached during validation, but used in training, too
                 exists = self._exists(window)
                 sides = (self.shape.flip(0) - 1).cpu()
                 places = exists.nonzero().flip(-1) / sides
@@ -89,7 +89,7 @@ class FrameGrid(nn.Module):
         return known
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Take as many windows as the state has, once its parts are known to belong together."""
+        """Resize to the number of windows in the state, after checking that its parts are consistent."""
         names = [prefix + name for name in ("masks", "shape")]
         if all(name in state_dict for name in names):
             masks, shape = (state_dict[name] for name in names)
@@ -100,7 +100,7 @@ class FrameGrid(nn.Module):
 
 
 def _check(prefix: str, masks: Tensor, shape: Tensor) -> None:
-    """Refuse a state whose parts do not belong together, before memory is taken for its grids."""
+    """Refuse a state whose parts are inconsistent, before memory is allocated for its grids."""
     sides = shape.tolist() if shape.dtype is torch.int32 and shape.shape == (3,) else [0]
     total = int(np.prod(np.array(sides, dtype=object)))
     good = min(sides) >= 2 and masks.dtype is torch.uint8 and masks.ndim == 2 and 1 <= len(masks) <= MOST_WINDOWS
@@ -111,19 +111,19 @@ def _check(prefix: str, masks: Tensor, shape: Tensor) -> None:
 
 
 def window_at(time: float, windows: int) -> int:
-    """Which of so many windows of equal length, over [0, 1], a time lies in."""
+    """The index of the window that a time lies in, of ``windows`` equal parts of [0, 1]."""
     return min(max(int(time * windows), 0), windows - 1)
 
 
 def grid_at(values: Tensor, controls: Tensor) -> Tensor:
-    """The motion grid of a moment.
+    """The motion grid at given controls.
 
     Args:
         values: (K, T, Z, Y, X, C), node ``i`` of ``T`` at ``i / (T - 1)`` of its control.
         controls: (K,) in [0, 1].
 
     Returns:
-        (Z, Y, X, C): each control's grid, linear between its two nodes, summed over the controls.
+        (Z, Y, X, C): each control's grid, interpolated linearly along the control, summed over the controls.
     """
     last = values.shape[1] - 1
     at = controls.to(values).clamp(0.0, 1.0) * last
@@ -133,7 +133,7 @@ def grid_at(values: Tensor, controls: Tensor) -> Tensor:
 
 
 def motion_at(grid: Tensor, aabb: Tensor, positions: Tensor) -> Tensor:
-    """What a grid (Z, Y, X, C) over a box (6,) has at positions (N, 3), trilinearly: (N, C)."""
+    """Interpolate a grid (Z, Y, X, C) over a box (6,) trilinearly at positions (N, 3): (N, C)."""
     nodes = torch.arange(grid[..., 0].numel(), dtype=torch.int32, device=grid.device).view(grid.shape[:3])
     return trilinear(grid.reshape(-1, grid.shape[-1]), nodes, positions, aabb, grid.new_zeros(grid.shape[-1]))
 
@@ -141,14 +141,14 @@ def motion_at(grid: Tensor, aabb: Tensor, positions: Tensor) -> Tensor:
 def see_through(
     motion: Tensor, positions: Tensor, density: Tensor, features: Tensor, index: Tensor, aabb: Tensor, empty: float
 ) -> tuple[Tensor, Tensor]:
-    """Give the corners of a frame what the volume at rest has where they come from.
+    """Read density and features of a frame's corners from the canonical volume, at their displaced positions.
 
     Args:
-        motion: (M, 4) displacement xyz of each corner, scene unit, and what is added to its density.
-        positions: (M, 3) of the corners.
-        density: (K,) of the volume at rest, before the sigmoid.
-        features: (K, C).
-        index: (D, H, W) int32 of its corners.
+        motion: (M, 4) displacement xyz of each corner, scene unit, and the value added to its density.
+        positions: (M, 3) of the frame's corners, scene unit.
+        density: (K,) of the canonical volume, before the sigmoid.
+        features: (K, C) of the canonical volume.
+        index: (D, H, W) int32, its row of each corner, -1 where a corner does not exist.
         aabb: (6,) the box that it fills.
         empty: the density of its corners that do not exist; their features are 0.
 

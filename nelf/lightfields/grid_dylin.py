@@ -1,4 +1,4 @@
-"""GridDyLiN: GridR2L of a scene that moves, whose volume at rest is seen through a grid of displacements."""
+"""GridDyLiN: GridR2L for dynamic scenes, with a canonical volume and a grid of displacements."""
 
 from __future__ import annotations
 
@@ -29,35 +29,36 @@ if TYPE_CHECKING:
 
 __all__ = ["GridDyLiN"]
 
-WINDOWS = 16  # of the time, each with its own corners
-ROWS, FRAME = 200_000, 100_000  # at rest, and of a frame, if a resolution is chosen: a frame is made for each moment
-DENSITY_UNIT = 100.0  # of what the motion grid adds to a density, so that one learning rate suits all its channels
-TRIM_MOMENTS, TRIM_VIEWS, READ_MOMENTS = 4, 12, 8  # in a window: frames looked at, from how many places; frames read
+WINDOWS = 16  # of time, each with its own corners
+ROWS, FRAME = 200_000, 100_000  # canonical rows, and rows of a frame, at most, if ``resolution`` is None
+DENSITY_UNIT = 100.0  # unit of the density channel of the motion grid, so that one learning rate suits all channels
+TRIM_MOMENTS, TRIM_VIEWS = 4, 12  # moments and cameras that tell which corners of a window are visible
+READ_MOMENTS = 8  # moments of a window that tell which canonical corners are read
 
 
 class GridDyLiN(GridR2L):
-    """The light field of a moving scene that trains in minutes on a CPU.
+    """The light field of a dynamic scene that trains in minutes on a CPU.
 
-    The volume of a moment is that of ``GridR2L``; look-up and decoder are the same. Its corners take density and
-    features from a volume at rest, at places that a coarse grid of displacements leads to, linear in space and in each
-    control; a fourth channel of that grid is added to the density, which removes what has no place at some moment. In
-    each of sixteen windows of the time, only the corners exist where there is matter at some moment of it.
+    A frame, the volume of one moment, is composited and decoded as in ``GridR2L``. Its corners read density and
+    features from a canonical volume, at positions displaced by a coarse motion grid, which is linear in space and in
+    each control; the grid's fourth channel is added to the density, so that matter can vanish. In each of sixteen time
+    windows, only corners near matter that is visible at some moment of the window exist.
 
-    What a teacher knows need not be learned: its motion, its density and color at rest, and where it has matter when.
-    A teacher that moves otherwise gives its moment in the middle, and the motion begins at zero. Without a teacher all
-    corners exist, since silhouettes of different moments carve nothing.
+    A teacher gives the motion, the density and color of the canonical volume, and the corners of the frames. From one
+    without ``motion`` and ``canonical``, the canonical volume is its state with all controls at 0.5, and the motion
+    starts at zero. Without a teacher all corners exist, since silhouettes of different moments cannot carve.
 
     Args:
-        width: this and what follows are GridR2L's.
+        width: see GridR2L.
         depth: see GridR2L.
         resolution: voxel corners along the longest side of a frame. None: a voxel is two thirds of a block of pixels,
-            or larger where a frame would have over 100,000 corners, or the volume at rest over 200,000 rows.
+            or larger where a frame would have over 100,000 corners, or the canonical volume over 200,000 rows.
         features: see GridR2L.
         sr_factor: see GridR2L.
         activation: see GridR2L.
         feature_lr: see GridR2L.
         density_lr: see GridR2L.
-        controls: K, how many values in [0, 1] move the scene; the first is the time.
+        controls: K, number of controls in [0, 1]; the first is the time.
         motion_cells: nodes of the motion grid along each side of space.
         motion_times: nodes along each control.
         motion_lr: learning rate of the motion grid, as a multiple of the network's.
@@ -66,8 +67,8 @@ class GridDyLiN(GridR2L):
         ValueError: an argument is outside what is listed above, or the motion grid has fewer than two nodes on a side.
 
     Source:
-        A light field that moves by a displacement into one at rest: DyLiN (arXiv 2303.14243); the displacement of
-        positions: D-NeRF (arXiv 2011.13961). All else: see GridR2L.
+        A light field deformed into a canonical one: DyLiN (arXiv 2303.14243); displaced positions: D-NeRF (arXiv
+        2011.13961). All else: see GridR2L.
     """
 
     background: Tensor
@@ -99,7 +100,6 @@ class GridDyLiN(GridR2L):
         super().__init__(width, depth, resolution, features, sr_factor, activation, feature_lr, density_lr)
         self.controls = controls
         self.motion_lr = motion_lr
-        # Displacements in units of the scene's box, and densities in hundreds: one learning rate suits all.
         self.motion = nn.Parameter(torch.zeros(controls, motion_times, motion_cells, motion_cells, motion_cells, 4))
         self.frames = FrameGrid()
         self.register_buffer("motion_aabb", self.aabb.clone())
@@ -112,23 +112,23 @@ class GridDyLiN(GridR2L):
     def prepare(
         self, geometry: Geometry, silhouettes: Silhouettes | None = None, teacher: Density | None = None
     ) -> None:
-        """Take box, background and motion; find which corners each frame has, and start the volume at rest.
+        """Take box, background and motion; find which corners each frame has, and initialize the canonical volume.
 
         Args:
-            geometry: of what is to be learned.
-            silhouettes: not looked at: what one moment sees past, another may need.
-            teacher: a field ``sigma(positions, controls)``, maybe with ``motion()`` and ``canonical()``, as
-                ``nelf.fields.DynamicNGP`` has them.
+            geometry: of the scene to learn.
+            silhouettes: unused: background at one moment may be matter at another.
+            teacher: a field ``sigma(positions, controls)``, optionally with ``motion()`` and ``canonical()`` as in
+                ``nelf.fields.DynamicNGP``; or a static field.
 
         Raises:
-            UserError: the scene, or the teacher, has fewer controls.
+            UserError: the scene has fewer controls, or the teacher another number of them.
         """
         if self.prepared:
             return
         if len(geometry.controls) < self.controls:
             raise UserError(
                 f"{type(self).__name__}: takes {self.controls} controls, the first of which is the time, but the "
-                f"scene's cameras have {len(geometry.controls)}. What is at rest suits model=grid_r2l."
+                f"scene's cameras have {len(geometry.controls)}. For static scenes there is model=grid_r2l."
             )
         LightField.prepare(self, geometry)
         self.background.copy_(geometry.background)
@@ -153,13 +153,13 @@ class GridDyLiN(GridR2L):
         self._try_resolutions(geometry.cameras, UNKNOWN if teacher is None else CORNERS[1], start)
 
     def _matter_in(self, teacher: Density, windows: int, among: Tensor | None = None) -> Tensor:
-        """The cells (windows, z, y, x) of the box in which the teacher has matter at some moment of each window."""
+        """The cells (windows, z, y, x) of the box that the teacher occupies at some moment of each window."""
         asked = [AtMoments(teacher, self.controls, window, windows) for window in range(windows)]
         return torch.stack([dense_cells(each, self.aabb, (BOX_CELLS,) * 3, among) for each in asked])
 
     @torch.no_grad()
     def _take_motion(self, values: Tensor, aabb: Tensor) -> None:
-        """Begin with the displacements (K, T, Z, Y, X, 3), in scene units, of a grid over a box."""
+        """Resample a teacher's displacements (K, T, Z, Y, X, 3), scene unit, over a box (6,) to the motion grid."""
         if len(values) != self.controls:
             raise UserError(
                 f"{type(self).__name__}: takes {self.controls} controls, but its teacher moves with {len(values)}; "
@@ -176,7 +176,7 @@ class GridDyLiN(GridR2L):
         self.motion_aabb.copy_(aabb)
 
     def _start_frames(self, resolution: int, cameras: Camera, teacher: Density | None, windows: Tensor | None) -> None:
-        """Find which corners of each frame light reaches, asking the teacher where its matter is at many moments."""
+        """Find the corners of each window that are visible at some moment, from the teacher's density."""
         shape = self._divide(resolution)
         if teacher is None or windows is None or not windows.any():
             self.frames.resize(torch.ones(1, *(side + 1 for side in shape), dtype=torch.bool))
@@ -192,7 +192,7 @@ class GridDyLiN(GridR2L):
         self.frames.resize(torch.stack(kept))
 
     def _start_at_rest(self, cameras: Camera, teacher: Density | None) -> None:
-        """Find the box and the corners at rest that frames read, and give them what the teacher knows."""
+        """Find the canonical box and corners that frames read, and initialize them from the teacher."""
         ends = torch.stack([torch.cat([q.amin(0), q.amax(0)]) for q in self._read()])
         low, high = ends[:, :3].amin(0) - self.voxel, ends[:, 3:].amax(0) + self.voxel
         cells = ((high - low) / self.voxel - 1e-3).ceil().long()
@@ -204,7 +204,7 @@ class GridDyLiN(GridR2L):
             bake(self.volume, rest, self.canonical_aabb, cameras)
 
     def _cells_read(self, shape: tuple[int, ...]) -> Tensor:
-        """The cells (z, y, x) at rest that the corners of frames lead to."""
+        """The cells (z, y, x) of the canonical volume that the corners of frames read."""
         cells = torch.zeros(shape, dtype=torch.bool)
         for positions in self._read():
             cells |= cells_holding(positions, self.canonical_aabb, shape)
@@ -212,7 +212,7 @@ class GridDyLiN(GridR2L):
 
     @torch.no_grad()
     def _read(self) -> Iterator[Tensor]:
-        """Where the corners (M, 3) of frames lead to, at many moments."""
+        """The displaced positions (M, 3) of the corners of frames, at several moments of each window."""
         for window in range(len(self.frames)):
             _, places = self.frames.window(window)
             positions = self._place(places)
@@ -221,7 +221,7 @@ class GridDyLiN(GridR2L):
 
     @torch.no_grad()
     def trim(self, cameras: Camera) -> None:
-        """Drop the corners that nobody reads at any moment, see ``GridR2L.trim``; at rest, those no frame leads to."""
+        """Drop corners that are invisible at every moment, see ``GridR2L.trim``; canonical ones that no frame reads."""
         kept = []
         for window, exists in enumerate(self.frames.exists):
             cells = torch.zeros([side - 1 for side in exists.shape], dtype=torch.bool)
@@ -234,7 +234,7 @@ class GridDyLiN(GridR2L):
         self.frames.resize(torch.stack(kept))
         shape = tuple(side - 1 for side in self.volume.shape.tolist())
         self.volume.keep(self._cells_read(shape))
-        # Nodes of the motion grid that no corner reads: zeros take no room in a file.
+        # Zero the nodes of the motion grid that no corner reads: zeros compress well in the exported file.
         shape = tuple(side - 1 for side in self.motion.shape[2:5])
         places = torch.cat([self._place(self.frames.window(window)[1]) for window in range(len(self.frames))])
         self.motion[:, :, ~corners_of(cells_holding(places, self.motion_aabb, shape))] = 0.0
@@ -246,11 +246,11 @@ class GridDyLiN(GridR2L):
 
     @property
     def voxel(self) -> float:
-        """See ``GridR2L.voxel``; the volume at rest has the same."""
+        """See ``GridR2L.voxel``; the canonical volume has the same."""
         return float((self.aabb[3] - self.aabb[0]) / (self.frames.shape[2] - 1))
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """See ``GridR2L.parameter_groups``; the motion grid has its own rate."""
+        """See ``GridR2L.parameter_groups``; the motion grid has its own learning rate."""
         network, *volume = super().parameter_groups(lr, weight_decay)
         network["params"] = [parameter for parameter in network["params"] if parameter is not self.motion]
         return [network, *volume, {"params": [self.motion], "lr": lr * self.motion_lr, "weight_decay": 0.0}]
@@ -259,21 +259,21 @@ class GridDyLiN(GridR2L):
 
     @property
     def displacements(self) -> Tensor:
-        """(K, T, Z, Y, X, 4): displacement xyz at the nodes of the motion grid, scene unit; and added density."""
+        """(K, T, Z, Y, X, 4): displacement xyz, scene unit, and added density at the nodes of the motion grid."""
         return self.motion * self._units
 
     @torch.no_grad()
     def set_displacements(self, values: Tensor) -> None:
-        """Take other ``displacements``, (K, T, Z, Y, X, 4)."""
+        """Set ``displacements``, (K, T, Z, Y, X, 4)."""
         self.motion.copy_(values.to(self.motion) / self._units)
 
     @property
     def _units(self) -> Tensor:
-        """(4,) what the numbers of the motion grid are counted in."""
+        """(4,) units of the channels of the motion grid."""
         return torch.cat([self.unit.expand(3), self.unit.new_tensor([DENSITY_UNIT])])
 
     def _place(self, places: Tensor) -> Tensor:
-        """The positions (M, 3) in the scene of places in the unit cube of the frames' box."""
+        """Map positions (M, 3) from the unit cube to the box of the frames."""
         return self.aabb[:3] + places * (self.aabb[3:] - self.aabb[:3])
 
     def _motion(self, controls: Tensor, positions: Tensor) -> Tensor:
@@ -281,7 +281,7 @@ class GridDyLiN(GridR2L):
         return motion_at(grid_at(self.motion, controls) * self._units, self.motion_aabb, positions)
 
     def frame(self, controls: Tensor) -> Frame:
-        """The volume of a moment, over ``aabb``; without a gradient, that of the last moment is kept.
+        """The volume of a moment, over ``aabb``; without gradients, that of the last moment is cached.
 
         Args:
             controls: (K,) in [0, 1].
@@ -290,7 +290,7 @@ class GridDyLiN(GridR2L):
             Density and features of its corners, and their index.
         """
         if torch.is_grad_enabled():
-            self._last = None  # a step of an optimizer follows, which tensors need not take note of
+            self._last = None  # an optimizer step follows, which need not raise the tensors' versions
             return self._make_frame(controls)
         moment = tuple(controls.tolist())
         parts = (self.motion, self.volume.density, self.volume.features, self.frames.masks, self.aabb)
@@ -299,7 +299,7 @@ class GridDyLiN(GridR2L):
             known = zip(self._last[1], state, strict=True)
             if all(old is new and before == now for (old, before), (new, now) in known):
                 return self._last[2]
-        with torch.inference_mode(False), torch.no_grad():  # it outlives a validation
+        with torch.inference_mode(False), torch.no_grad():  # cached beyond a validation's inference mode
             self._last = moment, state, self._make_frame(controls.clone())
         return self._last[2]
 
@@ -311,7 +311,7 @@ class GridDyLiN(GridR2L):
         return Frame(*see_through(motion, positions, *rows, volume.index, self.canonical_aabb, EMPTY), index)
 
     def composite(self, rays: Rays) -> RayFeatures:
-        """Look up rays of any shape, flattened, each in the volume of its moment; see ``nelf.kernels.lookup``.
+        """Composite along rays of any shape, flattened, each in the volume of its moment; see ``nelf.kernels.lookup``.
 
         Raises:
             UserError: the rays lack controls.
@@ -333,7 +333,7 @@ class GridDyLiN(GridR2L):
         return RayFeatures(*(torch.cat(each)[back] for each in zip(*found, strict=True)))
 
     def _look_up(self, controls: Tensor, rays_o: Tensor, rays_d: Tensor) -> RayFeatures:
-        """The rays (N, 3) of one moment."""
+        """Composite along rays (N, 3) at one moment, controls (K,)."""
         jitter = torch.rand_like(rays_o[:, 0]) if self.training else torch.full_like(rays_o[:, 0], 0.5)
         least = MIN_ALPHA if self.training else MIN_ALPHA_RENDERING
         return ray_features(*self.frame(controls), rays_o, rays_d, self.aabb, jitter, self.voxel, least)
@@ -346,9 +346,9 @@ class GridDyLiN(GridR2L):
 
 
 class _Traceable(nn.Module):
-    """The light field with its look-ups as gathers, for rays of one moment.
+    """The light field with look-ups as gathers, for rays of one moment.
 
-    One index holds the corners of all windows, and a table says which of them a window has.
+    One index covers the corners of all windows, and a table tells which of them each window has.
     """
 
     index: Tensor
@@ -392,7 +392,7 @@ class _Traceable(nn.Module):
 
 
 def _distinct(controls: Tensor) -> tuple[Tensor, Tensor]:
-    """The distinct rows (U, K) of controls (N, K), most of which repeat the one before; and which (N,) each row is."""
+    """The distinct rows (U, K) of controls (N, K), and the index (N,) of each row; faster where rows repeat."""
     runs, run = torch.unique_consecutive(controls, dim=0, return_inverse=True)
     if len(runs) == 1:
         return runs, run

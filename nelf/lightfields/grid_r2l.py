@@ -1,4 +1,4 @@
-"""GridR2L: a sparse feature volume composited along each pixel's ray, a small convolutional network on blocks."""
+"""GridR2L: a sparse feature volume, composited along each pixel's ray, and a small convolutional decoder."""
 
 from __future__ import annotations
 
@@ -33,49 +33,49 @@ if TYPE_CHECKING:
 
 __all__ = ["GridR2L"]
 
-# A point that absorbs less is empty: while learning, since what is empty learns no more, and while rendering.
+# Points of lower alpha are skipped. Lower in training than in rendering, since skipped points get no gradient.
 MIN_ALPHA, MIN_ALPHA_RENDERING = 2e-4, 3e-3
-BOX_CELLS = 64  # along each side of the scene's box, to find what is in it
-VOXELS = (0.33, 0.67)  # sides of the smallest and largest voxel, in blocks as seen from the cameras' mean distance
-CORNERS, UNKNOWN = (32, 256), 72  # corners along the longest side: limits of a choice; the most without a teacher
-ROWS = 800_000  # of the volume, if a resolution is chosen: in 8 bits, with four features, 4 MB
-ROWS_PER_PIXEL = 6.5  # of the images, which a volume of smaller voxels may have
+BOX_CELLS = 64  # along each side of the scene's box, to find its occupied part
+VOXELS = (0.33, 0.67)  # sides of the smallest and largest voxel, in blocks at the cameras' mean distance
+CORNERS, UNKNOWN = (32, 256), 72  # corners along the longest side: limits with a teacher, upper limit without
+ROWS = 800_000  # upper limit if ``resolution`` is None: 4 MB in 8 bits, with four features
+ROWS_PER_PIXEL = 6.5  # upper limit, by the size of the images, for a volume with voxels smaller than the largest
 GROWTH = 2.4  # rows grow with this power of the resolution, somewhat faster than a surface
-SMALLER = 0.97  # than what would just be small enough: a start takes seconds, and the next one is to be the last
-FINER = 1.15  # a smaller gain in resolution is not worth a second start
-WINDOW = 16  # blocks; the decoder's windows have sides of whole multiples, since its kernels are built for each size
+SMALLER = 0.97  # factor below the estimated resolution, so that the next attempt, which takes seconds, fits
+FINER = 1.15  # a smaller gain in resolution is not worth another attempt
+WINDOW = 16  # blocks; sides of decoded windows are multiples of it, since kernels are compiled for each size
 
 
 class GridR2L(LightField):
     """The light field that trains in minutes on a CPU.
 
-    A sparse volume of learned densities and features fills the box of the scene. Features at the points of a ray are
-    composited as volume rendering composites colors, so all views share them; the first three are a color. That is a
-    first picture. A small convolutional network, evaluated once for each block of pixels, sees the features, the
-    opacities and the direction of its rays and corrects color and opacity. Where no ray of a block or of its neighbors
-    meets anything, nothing is drawn, so the background is never learned and can be any.
+    A sparse volume of learned densities and features fills the box of the scene. Features are composited along each ray
+    as volume rendering composites colors, so all views share them; the first three are rgb, a first estimate of the
+    image. A small convolutional decoder, evaluated once for each block of pixels, takes the features and opacities of
+    the block's rays and their mean direction, and corrects color and opacity. Blocks without opacity, in themselves and
+    their neighbors, stay transparent, so the background is not learned and can be chosen freely.
 
-    What a teacher knows need not be learned: the volume starts with its density and its color, and has corners only
-    where it has matter that light reaches. Without a teacher, all corners in the visual hull exist.
+    A teacher gives the initial density and color, and the corners: those near its visible surfaces. Without a teacher,
+    all corners in the visual hull exist.
 
-    In a scene without bounds, the volume fills ``reach`` times the scene's box, and an environment is behind it, which
-    knows the direction of a ray alone: what moves against the sky as the camera moves has to be in the volume, and its
-    voxels are all of one size. Pictures then are opaque, and are drawn everywhere.
+    For an unbounded scene, the volume fills ``reach`` times the scene's box, in front of an environment map, which
+    depends on the ray direction alone: whatever shows parallax has to be inside the volume, whose voxels all have one
+    size. Images are then opaque, and are decoded as a whole.
 
     Args:
         width: channels of head and body.
         depth: layers of head, body and final layer: ``(depth - 2) / 2`` residual blocks.
         resolution: voxel corners along the longest side of the volume. None chooses it by the training images: a voxel
             is two thirds of a block of pixels, larger where the volume would have over 800,000 rows, and down to a
-            third of a block where a teacher says that little space is filled, as by thin parts.
+            third of a block where a teacher shows that little space is occupied, as by thin structures.
         features: channels of the volume, beside the density; the first three are colors.
         sr_factor: pixels along one side of a block.
         activation: ``gelu`` or ``relu``.
         feature_lr: learning rate of the features, as a multiple of the network's.
         density_lr: learning rate of the density, as a multiple of the network's.
-        environment: texels along each side of a map of all directions that is behind the volume; 0 has none, and
-            leaves the background out.
-        reach: with an environment, how many times as large as the scene's box the volume's is.
+        environment: texels along each side of an environment map behind the volume; 0 for none, which leaves the
+            background out.
+        reach: with an environment, sides of the volume's box as a multiple of those of the scene's.
 
     Raises:
         ValueError: an argument is outside what is listed above.
@@ -105,7 +105,7 @@ class GridR2L(LightField):
         reach: Positive = 1.0,
     ) -> None:
         if depth < 2 or depth % 2:
-            raise ValueError(f"Expected argument `depth` to be an even number from 2 on, but got {depth}.")
+            raise ValueError(f"Expected argument `depth` to be an even number of at least 2, but got {depth}.")
         if features < 3:
             raise ValueError(f"Expected argument `features` to be 3 or more, but got {features}.")
         if resolution is not None and not 2 <= resolution <= 512:
@@ -118,7 +118,7 @@ class GridR2L(LightField):
         self.resolution = resolution
         self.reach = reach
         self.lr_factors = (feature_lr, density_lr)
-        # Blocks: one for each 3x3 convolution, one for the neighbors' opacity.
+        # Blocks of margin: one for each 3x3 convolution, one for the neighbors' opacity.
         self.window = None if environment else {"margin": depth // 2 + 1, "multiple": WINDOW}
         self.volume = SparseVolume(features)
         self.environment = Environment(environment) if environment else None
@@ -128,21 +128,21 @@ class GridR2L(LightField):
         self.body = nn.Sequential(*(ResidualBlock(width, activation) for _ in range((depth - 2) // 2)))
         self.tail = nn.Conv2d(width, 4 * sr_factor**2, 3, padding=1)
         for values in (self.tail.weight, self.tail.bias):
-            nn.init.zeros_(values)  # type: ignore[arg-type]  # the first picture is that of the volume
+            nn.init.zeros_(values)  # type: ignore[arg-type]  # no correction at the start
         for part in (self.head, self.body, self.tail):
-            part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # what oneDNN is fast in
+            part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # fastest in oneDNN
 
     # ---------------------------------------------------------------------------------------- the scene
 
     def prepare(
         self, geometry: Geometry, silhouettes: Silhouettes | None = None, teacher: Density | None = None
     ) -> None:
-        """Take box and background from a scene; find which corners of the volume exist, and start them.
+        """Take box and background from a scene; find which corners of the volume exist, and initialize them.
 
         Args:
-            geometry: of what is to be learned.
-            silhouettes: of its training views, which carve what they see past.
-            teacher: a field that knows the scene's density and maybe its color, to start from.
+            geometry: of the scene to learn.
+            silhouettes: of its training views, which carve the volume.
+            teacher: a field with the scene's density, and maybe its color, to initialize from.
         """
         if self.prepared:
             return
@@ -166,15 +166,15 @@ class GridR2L(LightField):
             self.environment.paint(self.volume, looks, self.aabb, self.voxel, MIN_ALPHA_RENDERING)
 
     def _try_resolutions(self, cameras: Camera, corners: int, start: Callable[[int], float], fine: float = 0.0) -> None:
-        """Start with as many corners along the longest side as the images ask for, then fewer until it is not large.
+        """Initialize at the resolution that the images call for; lower it until the size is at most 1.
 
-        Where it is small, it starts again with more.
+        If the first size is below ``fine``, a higher resolution is tried before.
 
         Args:
             cameras: of the training views.
-            corners: along the longest side, that are tried at the most.
-            start: gives the size of the volume as a multiple of the largest one.
-            fine: the size up to which smaller voxels are chosen, likewise.
+            corners: upper limit of the resolution, corners along the longest side.
+            start: initializes the volume at a resolution; gives its size as a fraction of the largest allowed.
+            fine: size below which smaller voxels are tried, in the same unit.
         """
         box = self.aabb.clone()
         resolution = self.resolution or self._sharp(cameras, VOXELS[1], corners)
@@ -192,7 +192,7 @@ class GridR2L(LightField):
             size = start(resolution)
 
     def _reached(self, start: Callable[[int], float]) -> tuple[Reached, float]:
-        """What light reaches in a coarse volume, as a finer one has matter that counts nowhere else; and its size."""
+        """The visible cells of a coarse volume, to which finer ones are confined; and its size, see ``start`` above."""
         box = self.aabb.clone()
         size = start(BOX_CELLS)
         reached = Reached(around(self.volume.cells), self.voxel)
@@ -209,7 +209,7 @@ class GridR2L(LightField):
         reached: Reached | None = None,
         looks: Looks | None = None,
     ) -> float:
-        """Find which corners of a volume exist, and give them what the teacher knows; its rows, over ``most``."""
+        """Find which corners exist, and initialize them from the teacher; returns the number of rows over ``most``."""
         shape = self._divide(resolution)
         cells = self._matter(shape, silhouettes, teacher, reached)
         if teacher is None:
@@ -224,10 +224,10 @@ class GridR2L(LightField):
 
     @torch.no_grad()
     def trim(self, cameras: Camera) -> None:
-        """Drop the corners that nobody reads: in cells too thin to be seen, or that light from no camera reaches.
+        """Drop the corners of cells whose alpha is below the threshold, or that no camera sees.
 
         Args:
-            cameras: those that it was trained with.
+            cameras: the training cameras.
         """
         visible = self.volume.cells_at(torch.sigmoid(self.volume.density) > MIN_ALPHA_RENDERING)
         lit = lit_cells(self.volume, self.aabb, cameras, self.voxel, MIN_ALPHA_RENDERING)
@@ -236,7 +236,7 @@ class GridR2L(LightField):
     def _matter(
         self, shape: tuple[int, ...], silhouettes: Silhouettes | None, teacher: Any, reached: Reached | None = None
     ) -> Tensor:
-        """The cells of the box (z, y, x) that teacher and silhouettes allow."""
+        """The cells of the box (z, y, x) that are occupied by the teacher's density and in the visual hull."""
         cells = torch.ones(shape, dtype=torch.bool)
         if teacher is not None:
             among = None if reached is None else reached.finer(shape, float(self.aabb[3] - self.aabb[0]) / shape[2])
@@ -244,12 +244,12 @@ class GridR2L(LightField):
         return cells if silhouettes is None else visual_hull(silhouettes, self.aabb, cells)
 
     def _sharp(self, camera: Camera, voxel: float, most: int) -> int:
-        """How many corners along the longest side of the box make a voxel so many blocks of an image."""
+        """The corners along the longest side of the box at which a voxel is ``voxel`` blocks wide, within limits."""
         longest = float((self.aabb[3:] - self.aabb[:3]).max())
         return min(max(round(longest / (voxel * self.sr_factor * pixel_size(camera, self.aabb))), CORNERS[0]), most)
 
     def _divide(self, resolution: int) -> tuple[int, ...]:
-        """Divide the box into cubic voxels, to whole ones of which it grows; how many there are along z, y, x."""
+        """Divide the box into cubic voxels, enlarging it to a whole number of them; returns their number (z, y, x)."""
         low, high = self.aabb.cpu().view(2, 3)
         voxel = float((high - low).max()) / (resolution - 1)
         cells = ((high - low) / voxel - 1e-3).ceil().long().clamp(min=1)
@@ -257,7 +257,7 @@ class GridR2L(LightField):
         return tuple(cells.flip(0).tolist())
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Give the volume its own, higher learning rates; it learns from few rays at a time, so without decay."""
+        """Give the volume its own, higher learning rates, and no weight decay, as each row is in few rays of a step."""
         volume = {"weight_decay": 0.0, "eps": 1e-12, "betas": (0.9, 0.99)}
         feature_lr, density_lr = self.lr_factors
         beyond = [] if self.environment is None else list(self.environment.parameters())
@@ -270,17 +270,17 @@ class GridR2L(LightField):
 
     @property
     def voxel(self) -> float:
-        """Side of a voxel, and distance of the points on a ray, scene unit."""
+        """Side of a voxel, which is also the step between the points of a ray, scene unit."""
         return float((self.aabb[3] - self.aabb[0]) / (self.volume.shape[2] - 1))
 
     def extent(self, camera: Camera) -> tuple[int, int, int, int]:
-        """The rectangle of pixels that the box of the volume covers, see ``LightField.extent``."""
+        """The bounding rectangle of the volume's box in the image, see ``LightField.extent``."""
         if self.environment is not None:
             return super().extent(camera)
         camera, (low, high) = camera.to("cpu"), self.box
-        steps = torch.linspace(0, 1, 2 if camera.lens is None else 9)[:, None]  # a lens bends edges beyond corners
+        steps = torch.linspace(0, 1, 2 if camera.lens is None else 9)[:, None]  # a lens bends edges
         x, y, t = camera.project(torch.cartesian_prod(*(low + (high - low) * steps).unbind(1)))
-        if (t < 1e-3).any() or x.isinf().any():  # the camera stands inside or beside it, or the lens folds it back
+        if (t < 1e-3).any() or x.isinf().any():  # the camera is inside or beside the box, or the lens folds it back
             return super().extent(camera)
         ranges = [whole_pixels(values, side) for values, side in ((x, camera.width), (y, camera.height))]
         return ranges[0][0], ranges[1][0], ranges[0][1], ranges[1][1]
@@ -288,14 +288,14 @@ class GridR2L(LightField):
     # ---------------------------------------------------------------------------------------- the picture
 
     def composite(self, rays: Rays) -> RayFeatures:
-        """Look up rays of any shape, flattened; see ``nelf.kernels.lookup``."""
+        """Composite the volume along rays of any shape, flattened; see ``nelf.kernels.lookup``."""
         rays_o, rays_d = (values.reshape(-1, 3).float() for values in (rays.origins, rays.directions))
         jitter = torch.rand_like(rays_o[:, 0]) if self.training else torch.full_like(rays_o[:, 0], 0.5)
         least = MIN_ALPHA if self.training else MIN_ALPHA_RENDERING
         return self.volume.composite(rays_o, rays_d, self.aabb, jitter, self.voxel, least)
 
     def encode(self, rays: Rays) -> Tensor:
-        """What lies along rays (B, h, w), both sides multiples of ``sr_factor``: see ``decoder_inputs``."""
+        """The decoder's inputs for rays (B, h, w), both sides multiples of ``sr_factor``: see ``decoder_inputs``."""
         return decoder_inputs(rays, self.composite(rays), self.sr_factor)
 
     def forward(self, rays: Rays) -> Tensor:
@@ -305,8 +305,8 @@ class GridR2L(LightField):
             rays: (B, h, w), both sides multiples of ``sr_factor``.
 
         Returns:
-            (B, h, w, 4): rgb on black and opacity; (B, h, w, 3) with an environment. In [0, 1] but while training,
-            where what lies beyond has a gradient.
+            (B, h, w, 4): rgb on black and opacity; (B, h, w, 3) with an environment. In [0, 1] except in training,
+            where values are not clamped, so that all have a gradient.
         """
         return self._decode_window(self.encode(rays)).movedim(1, -1)
 
@@ -317,12 +317,12 @@ class GridR2L(LightField):
         return Rendering.over(drawn, self.background, along.depth.view(rays.shape))
 
     def _decode_window(self, inputs: Tensor) -> Tensor:
-        """``decode`` where there is something, and nothing around it."""
+        """``decode`` in the window that ``decoder_window`` finds, and zeros around it."""
         if self.window is None or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
             return self.decode(inputs)
         height, width = inputs.shape[-2:]
         top, bottom, left, right = decoder_window(inputs[:, self._opacity], **self.window)
-        if top == bottom and self.training:  # nothing to learn from, but a loss must have a gradient
+        if top == bottom and self.training:  # nothing to learn, but the loss needs a gradient
             bottom, right = min(WINDOW, height), min(WINDOW, width)
         if top == bottom:
             return inputs.new_zeros(len(inputs), 4, height * self.sr_factor, width * self.sr_factor)
@@ -332,21 +332,21 @@ class GridR2L(LightField):
 
     @property
     def _opacity(self) -> slice:
-        """The channels of ``decode``'s inputs that are the opacities of a block's rays."""
+        """The channels of the inputs of ``decode`` that are the opacities of a block's rays."""
         block = self.sr_factor**2
         return slice(self.volume.channels * block, (self.volume.channels + 1) * block)
 
     def decode(self, inputs: Tensor) -> Tensor:
-        """The convolutional network, and what it is added to.
+        """Apply the decoder, and add its output to the composited colors and opacities.
 
         Args:
             inputs: (B, (C + 1) * sr_factor^2 + 16, h, w), see ``decoder_inputs``.
 
         Returns:
-            (B, 4, h * sr_factor, w * sr_factor): rgb on black and opacity, as ``forward``; (B, 3, ...) with an
+            (B, 4, h * sr_factor, w * sr_factor): rgb on black and opacity, as in ``forward``; (B, 3, ...) with an
             environment.
         """
-        # A trained network draws the same in bfloat16; learning in it is the Trainer's choice.
+        # bfloat16 is accurate enough for rendering; in training, precision is up to the Trainer.
         low = self.low_precision and not self.training and multiplies_bfloat16(inputs.device)
         with torch.autocast(inputs.device.type, torch.bfloat16) if low else nullcontext():
             x = self.tail(self.body(self.head(inputs)))
@@ -359,7 +359,7 @@ class GridR2L(LightField):
             drawn = torch.minimum(drawn, drawn[:, 3:])
         if self.environment is None:
             return drawn
-        y, z, x = inputs[:, -15:-12].unbind(1)  # what is linear of the harmonics: up to one factor the direction
+        y, z, x = inputs[:, -15:-12].unbind(1)  # the harmonics of degree 1: the direction, up to a factor
         behind = self.environment.of_blocks(torch.stack([-x, -y, z], 1), self.sr_factor)
         over = drawn[:, :3] + (1.0 - drawn[:, 3:]) * behind
         return over if self.training else over.clamp(0.0, 1.0)
@@ -371,7 +371,7 @@ class GridR2L(LightField):
         return _Traceable(self)
 
     def prunable(self) -> dict[str, dict[str, nn.Parameter]]:
-        """See ``LightField.prunable``; ``volume`` are its features: a density of zero is a half-opaque corner."""
+        """See ``LightField.prunable``; ``volume`` has features alone: a density of zero is an alpha of a half."""
         return {**super().prunable(), "volume": {"volume.features": cast("nn.Parameter", self.volume.features)}}
 
     def widths(self) -> dict[str, Any]:
@@ -380,7 +380,7 @@ class GridR2L(LightField):
 
 
 class _Traceable(nn.Module):
-    """The light field with its lookup as gathers, and its sizes as numbers."""
+    """The light field with look-ups as gathers, and sizes as constants."""
 
     index: Tensor
 

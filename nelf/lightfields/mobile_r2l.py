@@ -31,11 +31,12 @@ def activation_layer(name: str) -> nn.Module:
 
 
 def stratified(t: Tensor, shape: Sequence[int]) -> Tensor:
-    """Draw each of some depths evenly between the mid-points to its neighbors.
+    """Draw each depth uniformly between the mid-points to its neighbors.
 
     Args:
-        t: (P,) increasing. The first is drawn between itself and the first mid-point, the last likewise.
-        shape: of what is drawn.
+        t: (P,) increasing. The first is drawn between itself and the first mid-point, the last between the last
+            mid-point and itself.
+        shape: leading shape of the result.
 
     Returns:
         (*shape, P), on the device of ``t``.
@@ -48,8 +49,8 @@ def stratified(t: Tensor, shape: Sequence[int]) -> Tensor:
 def ray_points(rays: Rays, near: Tensor, far: Tensor, points: int, jitter: bool) -> Tensor:
     """Place points on rays, linear in z-depth from ``near`` to ``far``, both included.
 
-    With ``jitter`` each depth is drawn between the mid-points to its neighbors, anew for each ray of the grid
-    but once for the whole batch, as MobileR2L does.
+    With ``jitter`` each depth is drawn between the mid-points to its neighbors, independently for each ray of the grid,
+    but the same for the whole batch, as in MobileR2L.
 
     Args:
         rays: (B, h, w).
@@ -69,8 +70,8 @@ def ray_points(rays: Rays, near: Tensor, far: Tensor, points: int, jitter: bool)
     return positions.flatten(3).permute(0, 3, 1, 2)
 
 
-# An octave is the double angle of the one before, which costs an exported graph less than another sine. Rounding errors
-# double with it, so after so many there is a sine again.
+# An octave follows from the one before by the double-angle formulas, which are cheaper in an exported graph than sines.
+# Rounding errors double each time, so every sixth octave is computed directly.
 _OCTAVES = 6
 
 
@@ -78,7 +79,7 @@ def embed_points(points: Tensor, multires: int) -> Tensor:
     """Embed coordinates by sines and cosines of doubling frequency.
 
     Args:
-        points: (B, C, h, w) coordinates, one a channel.
+        points: (B, C, h, w) coordinates, one per channel.
         multires: L, the number of frequencies 2^0 .. 2^(L-1), in radians per scene unit.
 
     Returns:
@@ -117,7 +118,7 @@ class ResidualBlock(nn.Module):
 
 
 def _transposed_tail(width: int, activation: str, sr_factor: int, sr_kernels: Sequence[int]) -> list[nn.Module]:
-    """Per doubling a transposed convolution and two residual blocks, then a 1x1 convolution to rgb."""
+    """For each upsampling a transposed convolution and two residual blocks, then a 1x1 convolution to rgb."""
     if sr_factor not in UPSAMPLING:
         raise ValueError(f"Expected argument `sr_factor` to be 1, 2, 4, 6, 8 or 12, but got {sr_factor}.")
     factors = UPSAMPLING[sr_factor]
@@ -136,12 +137,12 @@ def _transposed_tail(width: int, activation: str, sr_factor: int, sr_kernels: Se
 
 
 class MobileR2L(LightField):
-    """The light field of MobileR2L, weight for weight.
+    """The light field of MobileR2L, with the original's layers.
 
-    ``head`` (1x1 convolution) -> ``body`` (residual blocks, plus a skip around all of them) -> ``tail`` (per
-    doubling a transposed convolution and two residual blocks; a 1x1 convolution and a sigmoid at the end).
+    ``head`` (1x1 convolution) -> ``body`` (residual blocks, plus a skip around all of them) -> ``tail`` (for each
+    upsampling a transposed convolution and two residual blocks; a 1x1 convolution and a sigmoid at the end).
     With the defaults 4,305,539 parameters; 4,298,371 with ``sr_factor=12``. Keys of the state dict are the
-    original's, beside the buffers of ``LightField``.
+    original's, besides the buffers of ``LightField``.
 
     Args:
         width: channels of head and body.
@@ -149,12 +150,13 @@ class MobileR2L(LightField):
         points: points per ray.
         multires: frequencies of the embedding.
         activation: ``gelu`` or ``relu``.
-        sr_factor: pixels along one side of a ray's block: 1, 2, 4, 6 (the original's 12 less a doubling), 8 or 12.
+        sr_factor: pixels along one side of a ray's block: 1, 2, 4, 6 (the original's 12 with one doubling fewer), 8
+            or 12.
         sr_kernels: channels after each upsampling; a factor below 8 uses the first of them.
         upsampling: ``transposed``, the original's tail; or ``shuffle``, one 3x3 convolution to all pixels of a block
-            (any ``sr_factor``, no ``sr_kernels``), which leaves no work at full resolution.
-        controls: K, how many values in [0, 1], the first of which is the time, are embedded beside the points of each
-            ray; none in the original. A graph of such a network begins at rays or pose.
+            (any ``sr_factor``, ``sr_kernels`` unused), with no layer at full resolution.
+        controls: K, number of controls in [0, 1], the first of which is the time, that are embedded with the points of
+            each ray; 0 in the original. With controls, an exported graph takes rays or the pose.
 
     Raises:
         ValueError: an argument is outside what is listed above.
@@ -182,7 +184,7 @@ class MobileR2L(LightField):
         if upsampling not in ("transposed", "shuffle"):
             raise ValueError(f"Expected argument `upsampling` to be 'transposed' or 'shuffle', but got {upsampling!r}.")
         if depth < 2 or depth % 2:
-            raise ValueError(f"Expected argument `depth` to be an even number from 2 on, but got {depth}.")
+            raise ValueError(f"Expected argument `depth` to be an even number of at least 2, but got {depth}.")
         if points < 2:
             raise ValueError(f"Expected argument `points` to be at least 2, but got {points}.")
         super().__init__(sr_factor)
@@ -195,7 +197,7 @@ class MobileR2L(LightField):
         self.head = nn.Sequential(nn.Conv2d(channels, width, 1), activation_layer(activation))
         self.body = nn.Sequential(*(ResidualBlock(width, activation) for _ in range((depth - 2) // 2)))
         if upsampling == "shuffle":
-            # Zero-padded: the blocks at the edge learn that they are there.
+            # Zero padding lets the network tell the blocks at the edge from the others.
             tail: list[nn.Module] = [nn.Conv2d(width, 3 * sr_factor**2, 3, padding=1), nn.PixelShuffle(sr_factor)]
         else:
             tail = _transposed_tail(width, activation, sr_factor, sr_kernels)
@@ -212,7 +214,7 @@ class MobileR2L(LightField):
             return torch.cat([points, rays.controls[..., : self.controls].float().movedim(-1, 1)], 1)
 
     def decode(self, points: Tensor) -> Tensor:
-        """The network from the points of each ray on.
+        """Apply the network to the points of each ray.
 
         Args:
             points: (B, 3 P + K, h, w) scene unit; channel ``point * 3 + coordinate``, then the controls.
@@ -226,7 +228,7 @@ class MobileR2L(LightField):
         return self.tail(self.body(x) + x).float()
 
     def prunable(self) -> dict[str, dict[str, nn.Parameter]]:
-        """See ``LightField.prunable``; of the norms those of the body, as in the original."""
+        """See ``LightField.prunable``; ``norms`` are those of the body alone, as in the original."""
         found = super().prunable()
         return found | {"norms": {name: values for name, values in found["norms"].items() if name.startswith("body.")}}
 

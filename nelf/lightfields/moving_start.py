@@ -1,4 +1,4 @@
-"""What a teacher that moves knows of a scene, for the volumes of a student: where matter is, and when."""
+"""Initialize a dynamic student's volumes from a teacher: which corners are occupied and visible, and when."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 __all__ = ["AtMoments", "at_rest", "lit_corners", "moments_of"]
 
-AT_REST = 0.5  # all controls of a teacher that has no pose at rest of its own
+AT_REST = 0.5  # value of all controls for a teacher without a canonical state
 SAMPLES = 2  # around a corner
 
 
 class AtMoments:
-    """A teacher whose density is asked for at random moments of a window of the time, and at any other controls.
+    """A teacher's density at random times of a window, and at random values of the other controls.
 
     Args:
-        teacher: a field ``sigma(positions, controls)``; one without controls is asked without them.
-        controls: K.
-        window: which.
-        windows: how many there are.
+        teacher: a field ``sigma(positions, controls)``, or a static one, ``sigma(positions)``.
+        controls: K, number of controls.
+        window: index of the window.
+        windows: number of windows, equal parts of [0, 1].
 
     Raises:
-        UserError: the teacher has another number of controls.
+        UserError: the teacher has another number of controls, and is not static.
     """
 
     def __init__(self, teacher: Any, controls: int, window: int, windows: int) -> None:
@@ -49,7 +49,7 @@ class AtMoments:
 
 
 class _Still:
-    """A teacher at one moment; with colors, if it has any."""
+    """A teacher at fixed controls; with ``rgb``, if the teacher has it."""
 
     def __init__(self, teacher: Any, controls: Tensor) -> None:
         self.teacher, self.controls = teacher, controls
@@ -66,14 +66,14 @@ class _Still:
 
 
 def sigma_at(teacher: Any, positions: Tensor, controls: Tensor) -> Tensor:
-    """The density (N,) of a teacher at positions (N, 3) under controls (N, K), if it takes any."""
+    """The density (N,) of a teacher at positions (N, 3) and controls (N, K), which a static one ignores."""
     if getattr(teacher, "controls", 0):
         return teacher.sigma(positions, controls)  # type: ignore[no-any-return]
     return teacher.sigma(positions)  # type: ignore[no-any-return]
 
 
 def at_rest(teacher: Any, controls: int) -> Density | None:
-    """A teacher at rest: its own pose at rest, else its moment in the middle; None without one."""
+    """A teacher's canonical state, or its state with all controls at 0.5 if it has none; None without a teacher."""
     if teacher is None:
         return None
     if hasattr(teacher, "canonical"):
@@ -82,16 +82,16 @@ def at_rest(teacher: Any, controls: int) -> Density | None:
 
 
 def moments_of(window: int, windows: int, controls: int, count: int) -> list[Tensor]:
-    """Choose moments of a window of the time, evenly and nearly to its ends; other controls are drawn at random.
+    """Choose controls in a time window: evenly spaced times, from end to end; other controls at random.
 
     Args:
-        window: which one.
-        windows: how many the time is divided into.
-        controls: K.
-        count: of the moments.
+        window: index of the window.
+        windows: number of windows, equal parts of [0, 1].
+        controls: K, number of controls.
+        count: number of moments.
 
     Returns:
-        So many tensors (K,).
+        ``count`` tensors (K,).
     """
     moments = torch.rand(count, controls)
     moments[:, 0] = (window + torch.linspace(0.001, 0.999, count)) / windows
@@ -108,16 +108,16 @@ def lit_corners(
     moments: Sequence[Tensor],
     step: float,
 ) -> Tensor:
-    """Find the corners of a grid that light reaches at any of some moments, if they have a teacher's density.
+    """Find the corners of a grid that are visible at any of some moments, given a teacher's density.
 
     Args:
         teacher: see ``AtMoments``.
         index: (D, H, W) int32, the row of each corner, -1 where it has none.
         positions: (M, 3) of the corners, in the order of their rows.
         aabb: (6,) the box that the grid fills.
-        cameras: from where light comes.
-        moments: (K,) each.
-        step: side of a voxel.
+        cameras: a batch that looks at the box.
+        moments: controls (K,) of each.
+        step: side of a voxel, scene unit.
 
     Returns:
         (M,) bool.

@@ -16,26 +16,26 @@ __all__ = ["R2L"]
 
 
 class R2L(LightField):
-    """The light field of R2L, weight for weight: a ray's color by one evaluation of a deep network.
+    """The light field of R2L, with the original's layers: a ray's color by one evaluation of a deep network.
 
     ``head`` (linear, ReLU) -> ``body`` (residual blocks) -> ``tail`` (linear, sigmoid). With the defaults 5,917,187
     parameters and 5.89 million multiplications a ray; 5,691,395 parameters from Plücker coordinates. Keys of the state
-    dict are the original's, beside the buffers of ``LightField``.
+    dict are the original's, besides the buffers of ``LightField``.
 
-    From ``points``, the network sees P points of a ray, linear in z-depth from near to far, both included. In training
-    each depth is drawn between the mid-points to its neighbors, anew for every ray. From ``plucker``, it sees the
-    direction, not normalized, and origin x direction; there is no depth in them, and nothing is drawn.
+    With ``inputs="points"``, the network takes P points on each ray, linear in z-depth from near to far, both included.
+    In training each depth is drawn between the mid-points to its neighbors, independently for every ray. With
+    ``inputs="plucker"``, it takes the direction, not normalized, and origin x direction, without jitter.
 
     Args:
         width: of all layers.
         depth: layers of head, body and tail: ``(depth - 2) / 2`` residual blocks.
         inputs: ``points`` or ``plucker``.
-        points: P, of a ray; ``plucker`` does not look at it.
+        points: P, points per ray; unused by ``plucker``.
         multires: frequencies of the embedding.
         skip: add the output of the head to that of the body. The original's ``--use_residual``, which all of its
-            documented commands set; nothing in a state dict tells.
-        block_scale: what a block adds is multiplied by it.
-        ray_shift: see ``LightField``; for weights of the original, whose rays miss the centers of pixels.
+            documented commands set; a state dict does not record it.
+        block_scale: factor on what a block adds to its input.
+        ray_shift: see ``LightField``; for weights of the original, whose rays do not pass through pixel centers.
 
     Raises:
         ValueError: an argument is outside what is listed above.
@@ -47,7 +47,7 @@ class R2L(LightField):
     batch = "rays"
     chunk = 2**14  # 66 MB of embedded points
     low_precision = True
-    exact_in_8_bits = ("tail",)  # half of what 8 bits cost is lost in its three rows of weights
+    exact_in_8_bits = ("tail",)  # its three rows of weights cause half of the loss of 8 bits
 
     def __init__(
         self,
@@ -79,12 +79,12 @@ class R2L(LightField):
     def encode(self, rays: Rays) -> Tensor:
         """Points on rays (B, h, w), or their Plücker coordinates: (B, 3 P, h, w), or (B, 6, h, w).
 
-        Channel ``point * 3 + coordinate``; or direction, then origin x direction.
+        Channels are ``point * 3 + coordinate``; or direction, then origin x direction.
         """
         return self._coordinates(rays).movedim(-1, 1)
 
     def decode(self, inputs: Tensor) -> Tensor:
-        """The network from ``encode`` on: (B, 3 P, h, w), or (B, 6, h, w), to rgb (B, 3, h, w) in [0, 1]."""
+        """Apply the network to the output of ``encode``: rgb (B, 3, h, w) in [0, 1]."""
         return self._draw(inputs.movedim(1, -1)).movedim(-1, 1)
 
     def _coordinates(self, rays: Rays) -> Tensor:
@@ -97,7 +97,7 @@ class R2L(LightField):
             return points_along(rays_o, rays_d, self.near, self.far, self.points, self.training)
 
     def _draw(self, coordinates: Tensor) -> Tensor:
-        """From (..., C) coordinates to (..., 3) colors."""
+        """Map coordinates (..., C) to colors (..., 3)."""
         with torch.autocast(coordinates.device.type, enabled=False):
             x = embed(coordinates.to(self.near).reshape(-1, self.encoded_channels), self.multires)
         drawn = colors(self.head, self.body, self.tail, x, self.skip)

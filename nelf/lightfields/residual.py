@@ -1,4 +1,4 @@
-"""What the light fields of R2L's kind share: points on each ray, their embedding, a deep residual network."""
+"""Parts that R2L and DyLiN share: points on rays, their embedding, the deep residual network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["colors", "embed", "points_along", "residual_layers"]
 
 
 class _ResidualBlock(nn.Module):
-    """Two linear layers with a ReLU between them and nothing after the sum."""
+    """Two linear layers with a ReLU between them and none after the sum."""
 
     def __init__(self, width: int, scale: float) -> None:
         super().__init__()
@@ -28,16 +28,16 @@ def residual_layers(
     """Build ``head`` (linear, ReLU), ``body`` (residual blocks) and ``tail`` (linear, sigmoid).
 
     Args:
-        columns: of the embedded inputs.
+        columns: number of embedded inputs.
         width: of all layers.
         depth: layers of head, body and tail: ``(depth - 2) / 2`` residual blocks.
-        block_scale: what a block adds is multiplied by it.
+        block_scale: factor on what a block adds to its input.
 
     Raises:
         ValueError: ``depth`` is odd, or below 2.
     """
     if depth < 2 or depth % 2:
-        raise ValueError(f"Expected argument `depth` to be an even number from 2 on, but got {depth}.")
+        raise ValueError(f"Expected argument `depth` to be an even number of at least 2, but got {depth}.")
     head = nn.Sequential(nn.Linear(columns, width), nn.ReLU(inplace=True))
     body = nn.Sequential(*(_ResidualBlock(width, block_scale) for _ in range((depth - 2) // 2)))
     return head, body, nn.Sequential(nn.Linear(width, 3), nn.Sigmoid())
@@ -69,7 +69,7 @@ def points_along(rays_o: Tensor, rays_d: Tensor, near: Tensor, far: Tensor, poin
         near: () smallest ``t``.
         far: () largest ``t``.
         points: P, at least two.
-        jitter: draw each depth between the mid-points to its neighbors, anew for every ray.
+        jitter: draw each depth between the mid-points to its neighbors, independently for every ray.
 
     Returns:
         (..., 3 P), scene unit: ``point * 3 + coordinate``.
@@ -85,10 +85,10 @@ def embed(values: Tensor, multires: int) -> Tensor:
 
     Args:
         values: (N, C).
-        multires: L.
+        multires: L, the number of frequencies.
 
     Returns:
-        (N, C * (2 L + 1)): of each number L sines, L cosines, and itself.
+        (N, C * (2 L + 1)): for each value L sines, L cosines, and the value itself.
     """
     octaves = 2.0 ** torch.arange(multires, dtype=values.dtype, device=values.device)
     phases = values[..., None] * octaves

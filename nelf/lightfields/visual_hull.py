@@ -1,4 +1,4 @@
-"""The visual hull: where silhouettes allow matter."""
+"""The visual hull of silhouettes."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ __all__ = ["tight_box", "visual_hull"]
 
 @torch.no_grad()
 def visual_hull(silhouettes: Silhouettes, aabb: Tensor, candidates: Tensor) -> Tensor:
-    """Carve a box: a cell stays if no view sees past everything through all of it.
+    """Carve the cells of a box: drop each cell that projects to background alone in any view.
 
-    Cells outside a view's image stay as far as that view is concerned.
+    A view does not carve cells outside its image.
 
     Args:
-        silhouettes: of some views.
+        silhouettes: masks and cameras of the views.
         aabb: (6,) smallest xyz, largest xyz of the box, scene unit.
-        candidates: (D, H, W) bool, indexed z, y, x: the cells that divide the box; False where there is nothing anyway.
+        candidates: (D, H, W) bool, indexed z, y, x: the cells that divide the box; False where known to be empty.
 
     Returns:
-        The candidates that stay, (D, H, W) bool on the CPU.
+        The candidates that are left, (D, H, W) bool on the CPU.
 
     Source:
         Laurentini 1994, "The visual hull concept for silhouette-based image understanding".
@@ -47,12 +47,12 @@ def visual_hull(silhouettes: Silhouettes, aabb: Tensor, candidates: Tensor) -> T
 
 
 def _sees_matter(mask: Tensor, camera: Camera, centers: Tensor, radius: float) -> Tensor:
-    """Whether a view (h, w) bool sees matter within ``radius`` of each of (N, 3) points, or does not see the point."""
+    """Whether a mask (h, w) bool has matter within ``radius`` of each point (N, 3), or the point is out of view."""
     height, width = mask.shape
     shrink = -(-camera.width // width)
     x, y, t = camera.project(centers)
     column, row = (x / shrink).floor().long(), (y / shrink).floor().long()
-    # One width of the neighborhood for all points, that of the nearest.
+    # One neighborhood size for all points, that of the nearest.
     nearest = float(t[t > 0].min()) if (t > 0).any() else 1.0
     focal = float(camera.intrinsics[:2].max()) / shrink
     reach = min(math.ceil(radius * focal / nearest), max(camera.width, camera.height)) + 1
@@ -65,7 +65,7 @@ def _sees_matter(mask: Tensor, camera: Camera, centers: Tensor, radius: float) -
 
 
 def tight_box(hull: Tensor, aabb: Tensor) -> Tensor:
-    """Shrink a box to the occupied cells in it, with one cell of margin.
+    """Shrink a box to its occupied cells, with a margin of one cell.
 
     Args:
         hull: (D, H, W) bool, indexed z, y, x.

@@ -1,4 +1,4 @@
-"""A sparse volume: learned densities and features at those corners of a grid that a ray can read."""
+"""A sparse volume: learned densities and features at some of the corners of a voxel grid."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from nelf.kernels.lookup import RayFeatures, occupied_cells, ray_features
 __all__ = ["MOST_CORNERS", "SparseVolume", "around", "cells_at", "corners_of", "index_of"]
 
 INITIAL_DENSITY = -4.6  # an alpha of 0.01: a ray through a hundred voxels keeps a third of its light
-MOST_CORNERS = 2**27  # of a grid; its index takes four bytes for each
+MOST_CORNERS = 2**27  # limit for a grid, whose index takes four bytes per corner
 
 
 class SparseVolume(nn.Module):
-    """A box divided into cubic voxels, with one row of numbers for each corner that exists.
+    """A box divided into cubic voxels, with one row of values for each corner that exists.
 
     Its state is the rows, one bit for each corner of the grid, and the grid's shape; the index from corners to rows is
-    made from these. The number of rows is that of the state that is loaded.
+    derived. Loading a state also sets the number of rows.
 
     Args:
         channels: features of each corner, beside its density.
     """
 
-    #: Parts of the state whose number of rows is that of whatever is loaded.
+    #: Parts of the state whose size is that of the state that is loaded.
     sized_by_state = ("density", "features", "corners")
     #: Parameters that are stored in 8 bits with a single scale.
     single_scale = ("density",)
@@ -58,22 +58,22 @@ class SparseVolume(nn.Module):
     def index(self) -> Tensor:
         """The row of each corner, -1 where it has none: (D, H, W) int32, on the device of the rows."""
         if self._index is None or self._index.device != self.density.device:
-            with torch.inference_mode(False):  # it outlives a validation
+            with torch.inference_mode(False):  # cached during validation, but used in training, too
                 self._index = index_of(self.exists).to(self.density.device)
         return self._index
 
     @property
     def cells(self) -> Tensor:
-        """The cells that rays read, those with all their corners: (D - 1, H - 1, W - 1) bool, on the CPU."""
+        """The occupied cells, whose eight corners all exist: (D - 1, H - 1, W - 1) bool, on the CPU."""
         return occupied_cells(self.index.cpu())
 
     def cells_at(self, rows: Tensor) -> Tensor:
-        """The cells that rays read at some of the rows, (K,) bool: (D - 1, H - 1, W - 1) bool, on the CPU."""
+        """The occupied cells with a corner among ``rows`` (K,) bool: (D - 1, H - 1, W - 1) bool, on the CPU."""
         return cells_at(self.index, rows)
 
     @torch.no_grad()
     def resize(self, exists: Tensor) -> None:
-        """Begin anew with these corners: little density everywhere, and random features.
+        """Replace the corners, with low density and random features at all of them.
 
         Args:
             exists: (D, H, W) bool.
@@ -85,7 +85,7 @@ class SparseVolume(nn.Module):
 
     @torch.no_grad()
     def keep(self, cells: Tensor) -> None:
-        """Drop the corners that touch none of these cells; one row stays where that would be all of them.
+        """Drop the corners that touch none of these cells; the first is kept if all would be dropped.
 
         Args:
             cells: (D - 1, H - 1, W - 1) bool.
@@ -100,13 +100,13 @@ class SparseVolume(nn.Module):
 
     @torch.no_grad()
     def extend(self, corners: Tensor) -> Tensor:
-        """Add corners, whose rows begin as those of a new volume.
+        """Add corners, initialized as in ``resize``.
 
         Args:
             corners: (D, H, W) bool; those that exist already stay as they are.
 
         Returns:
-            (K,) bool: which of the rows, as they are now, are new.
+            (K,) bool: which rows of the extended volume are new.
         """
         old, density, features = self.exists, self.density, self.features
         exists = old | corners.cpu()
@@ -116,7 +116,7 @@ class SparseVolume(nn.Module):
         return ~kept
 
     def _note(self, exists: Tensor) -> None:
-        """Remember which corners exist."""
+        """Store which corners exist, and drop the index."""
         device = self.density.device
         self.corners = torch.from_numpy(np.packbits(exists.cpu().numpy())).to(device)
         self.shape = torch.tensor(exists.shape, dtype=torch.int32, device=device)
@@ -125,16 +125,16 @@ class SparseVolume(nn.Module):
     def composite(
         self, rays_o: Tensor, rays_d: Tensor, aabb: Tensor, jitter: Tensor, step: float, min_alpha: float
     ) -> RayFeatures:
-        """Look up rays (N, 3), see ``nelf.kernels.lookup``."""
+        """Composite the volume along rays (N, 3), see ``nelf.kernels.lookup``."""
         return ray_features(self.density, self.features, self.index, rays_o, rays_d, aabb, jitter, step, min_alpha)
 
     def positions(self, aabb: Tensor) -> Tensor:
-        """Where the corners that exist lie, in the order of their rows: (K, 3) xyz, scene unit."""
+        """Positions of the corners that exist, in the order of their rows: (K, 3) xyz, scene unit."""
         sides = (self.shape.flip(0) - 1).to(aabb)
         return aabb[:3] + self.exists.nonzero().flip(-1).to(aabb) / sides * (aabb[3:] - aabb[:3])
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Take as many rows as the state has, once its parts are known to belong together."""
+        """Resize to the number of rows in the state, after checking that its parts are consistent."""
         names = [prefix + name for name in ("density", "features", "corners", "shape")]
         if all(name in state_dict for name in names):
             density, features, corners, shape = (state_dict[name] for name in names)
@@ -148,7 +148,7 @@ class SparseVolume(nn.Module):
 
 
 def index_of(exists: Tensor) -> Tensor:
-    """Number the corners that exist in their order: (D, H, W) int32, -1 elsewhere."""
+    """The row of each corner that exists, ascending in memory order: (D, H, W) int32, -1 elsewhere."""
     rows = exists.flatten().cumsum(0, dtype=torch.int32).view(exists.shape) - 1
     return rows.masked_fill(~exists, -1)
 
@@ -159,19 +159,27 @@ def corners_of(cells: Tensor) -> Tensor:
 
 
 def around(cells: Tensor) -> Tensor:
-    """Cells (D, H, W) and their neighbors: also what lies between samples, and where a density falls to zero."""
+    """Dilate cells (D, H, W) by one: matter between the samples, and corners where the density falls to zero."""
     return max_pool3d(cells[None].float(), 3, 1, 1)[0] > 0
 
 
 def cells_at(index: Tensor, rows: Tensor) -> Tensor:
-    """The cells of a grid (D, H, W) that rays read at some rows, (K,) bool: (D - 1, H - 1, W - 1) bool, on the CPU."""
+    """The occupied cells of a grid with a corner among ``rows``.
+
+    Args:
+        index: (D, H, W) int32, the row of each corner, -1 where it has none.
+        rows: (K,) bool.
+
+    Returns:
+        (D - 1, H - 1, W - 1) bool, on the CPU.
+    """
     index = index.cpu()
     chosen = (index >= 0) & rows.cpu()[index.clamp(min=0).long()]
     return occupied_cells(index) & (max_pool3d(chosen[None].float(), 2, stride=1)[0] > 0)
 
 
 def _check(prefix: str, density: Tensor, features: Tensor, corners: Tensor, shape: Tensor, channels: int) -> None:
-    """Refuse a state whose parts do not belong together, before memory is taken for its grid."""
+    """Refuse a state whose parts are inconsistent, before memory is allocated for its grid."""
     sides = shape.tolist() if shape.dtype is torch.int32 and shape.shape == (3,) else [0]
     total = int(np.prod(np.array(sides, dtype=object)))
     if min(sides) < 2 or total > MOST_CORNERS or corners.dtype is not torch.uint8 or len(corners) != -(-total // 8):

@@ -1,4 +1,4 @@
-"""What a teacher knows of a scene, for the volume of a student: where matter is, and what color it has."""
+"""Initialize a student's volume from a teacher: occupied and visible cells, densities, colors."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ __all__ = [
     "lit_cells",
 ]
 
-DENSE = 0.03  # optical depth of a voxel, anywhere in it, from which on it is not empty
+DENSE = 0.03  # optical depth of a voxel, at the density of any sample in it, above which it is occupied
 SAMPLES = 8  # in a cell, or around a corner
-CHUNK = 2**18  # positions that a teacher is asked for together
-LARGEST = 8.0  # of a density before its sigmoid; beyond it there is nothing to learn from
-LIT = 1e-2  # light, summed over all rays, from which on a corner matters
-VIEWS = 150
-RAYS = 2**16  # that bring light together
-LOOKS = 40  # pictures of the teacher that are compared with those of its volume
-OPAQUE, GAP = 0.5, 0.2  # opacities: of a ray that ends somewhere, and by how much less the volume may have
-FILLED = 0.0  # of a density before its sigmoid, where a ray has to end
-NOTHING = 1e-2  # weight of a corner, as the opacity of its samples, below which its color means nothing
+CHUNK = 2**18  # positions per query of the teacher
+LARGEST = 8.0  # magnitude of a density before its sigmoid; gradients vanish beyond it
+LIT = 1e-2  # rendering weight, summed over all rays, above which a corner is visible
+VIEWS = 150  # cameras, at most, that are used to find the visible cells
+RAYS = 2**16  # per batch of ``light_on``
+LOOKS = 40  # images of the teacher that are compared with those of its volume
+OPAQUE, GAP = 0.5, 0.2  # opacity of a ray that meets a surface, and by how much less the volume may have
+FILLED = 0.0  # density before its sigmoid where a surface is missing
+NOTHING = 1e-2  # weight of a corner, as the opacity of its samples, below which its color is undefined
 
 
 class Density(Protocol):
-    """A teacher that can be asked for its density; one that has ``rgb(positions, viewdirs)`` gives its color, too."""
+    """A teacher with a density; one with ``rgb(positions, viewdirs)`` gives its color, too."""
 
     def sigma(self, positions: Tensor) -> Tensor:
         """Density (N,), per scene unit, at positions (N, 3) of the scene."""
@@ -55,15 +55,15 @@ class Density(Protocol):
 
 @torch.no_grad()
 def dense_cells(teacher: Density, aabb: Tensor, shape: tuple[int, ...], among: Tensor | None = None) -> Tensor:
-    """Find the cells of a grid in which a teacher has matter, at any of eight random places.
+    """Find the cells of a grid that a teacher's density occupies, at any of eight random samples.
 
-    A cell that has some is not asked again: in a capture, most have.
+    Cells found to be occupied are not sampled again; in a capture, these are most.
 
     Args:
         teacher: the field.
         aabb: (6,) the box that the grid divides.
         shape: cells along z, y, x.
-        among: (D, H, W) bool, the cells to look into; None for all.
+        among: (D, H, W) bool, the cells to sample; None for all.
 
     Returns:
         (D, H, W) bool, on the CPU.
@@ -86,18 +86,18 @@ def dense_cells(teacher: Density, aabb: Tensor, shape: tuple[int, ...], among: T
 
 @torch.no_grad()
 def bake(volume: SparseVolume, teacher: Density, aabb: Tensor, cameras: Camera, rows: Tensor | None = None) -> None:
-    """Give each corner the mean density of the voxel around it, and its color as the first three features.
+    """Set each corner's density to the mean of the voxel around it, and its first three features to the mean color.
 
     Args:
-        volume: gets them.
+        volume: is changed in place.
         teacher: the field. Without colors, the features stay random.
         aabb: (6,) the box that the volume fills.
-        cameras: from where its colors are seen: each place from random ones of them, so that highlights fade.
-        rows: (K,) bool, those that get them; None for all.
+        cameras: give the viewing directions, one random camera for each sample, which averages highlights out.
+        rows: (K,) bool, the rows to set; None for all.
     """
     voxel = float((aabb[3] - aabb[0]) / (volume.shape[2] - 1))
     origins, color = cameras.c2w[:, :, 3].to(aabb), getattr(teacher, "rgb", None)
-    # Color times weight, and weight, of each corner.
+    # Weighted color and weight of each corner.
     weighted = torch.zeros(len(volume.density), 4, device=aabb.device)
     rows = torch.ones_like(weighted[:, 0], dtype=torch.bool) if rows is None else rows
     chosen, corners = rows.nonzero()[:, 0], volume.positions(aabb)[rows]
@@ -109,7 +109,7 @@ def bake(volume: SparseVolume, teacher: Density, aabb: Tensor, cameras: Camera, 
             continue
         seen = origins[torch.randint(len(origins), sigma.shape, device=aabb.device)]
         rgb, dense = torch.zeros_like(places), sigma > 0
-        here = places if cameras.ndc is None else cameras.ndc.positions(places)  # as where the cameras stand
+        here = places if cameras.ndc is None else cameras.ndc.positions(places)  # as the cameras
         rgb[dense] = color(places[dense], normalize(here - seen, dim=-1)[dense])
         weights = -torch.expm1(-voxel * sigma[..., None])
         weighted[part] = torch.cat([weights * rgb, weights], -1).sum(1)
@@ -118,7 +118,7 @@ def bake(volume: SparseVolume, teacher: Density, aabb: Tensor, cameras: Camera, 
 
 
 def _spread(weighted: Tensor, volume: SparseVolume) -> Tensor:
-    """The color (K, 3) of each corner; where nothing is, that of its neighbors, since it is mixed with theirs."""
+    """The color (K, 3) of each corner; if empty, that of its neighbors, since interpolation mixes them."""
     grid = torch.zeros(4, *volume.shape.tolist())
     exists = volume.exists
     grid[:, exists] = weighted.T.cpu()
@@ -128,24 +128,24 @@ def _spread(weighted: Tensor, volume: SparseVolume) -> Tensor:
 
 
 class Reached(NamedTuple):
-    """Cells (D, H, W) of a coarse grid that light reaches, and the side of one, scene unit."""
+    """The visible cells (D, H, W) bool of a coarse grid, and the side of a cell, scene unit."""
 
     cells: Tensor
     voxel: float
 
     def finer(self, shape: tuple[int, ...], voxel: float) -> Tensor:
-        """The cells (z, y, x) of a grid with the same first corner and such voxels whose centers lie in them."""
+        """Resample to a grid of ``shape`` (z, y, x) with the same first corner and cells of side ``voxel``."""
         place = [((torch.arange(side) + 0.5) * voxel / self.voxel).long() for side in shape]
         z, y, x = (each.clamp(max=most - 1) for each, most in zip(place, self.cells.shape, strict=True))
         return self.cells[z][:, y][:, :, x]
 
 
 class Looks:
-    """A teacher's pictures, which its volume is compared with; each is rendered when it is first asked for.
+    """A teacher's images, to compare its volume with; each is rendered at its first use.
 
     Args:
-        teacher: something with ``render(camera)``.
-        cameras: at most 40 of them, evenly chosen, look, at half of their size.
+        teacher: anything with ``render(camera)``.
+        cameras: at most 40 of them, evenly spaced, are rendered, at half of their width.
     """
 
     def __init__(self, teacher: Any, cameras: Camera) -> None:
@@ -157,13 +157,13 @@ class Looks:
     def beside(
         self, volume: SparseVolume, aabb: Tensor, step: float, min_alpha: float
     ) -> Iterator[tuple[Camera, Rendering, RayFeatures]]:
-        """Give each camera, the teacher's picture, and what lies along the picture's rays, flattened, in a volume.
+        """Yield each camera, the teacher's image, and a volume composited along the image's rays, flattened.
 
         Args:
-            volume: see ``nelf.kernels.lookup``, and so on.
+            volume: to be compared.
             aabb: (6,) the box that it fills.
-            step: see there.
-            min_alpha: see there.
+            step: see ``nelf.kernels.lookup``.
+            min_alpha: see ``nelf.kernels.lookup``.
         """
         for index, camera in enumerate(self._cameras):
             camera = camera.to(aabb.device)
@@ -176,7 +176,7 @@ class Looks:
 
 
 class Gaps(NamedTuple):
-    """Where rays end in the teacher's pictures, but go on in the volume: ``points`` (N, 3) and ``rgb`` (N, 3)."""
+    """Surface points of the teacher's images that the volume lacks: ``points`` (N, 3), and their ``rgb`` (N, 3)."""
 
     points: Tensor
     rgb: Tensor
@@ -184,17 +184,17 @@ class Gaps(NamedTuple):
 
 @torch.no_grad()
 def find_gaps(volume: SparseVolume, looks: Looks, aabb: Tensor, step: float, min_alpha: float) -> Gaps:
-    """Find what a teacher shows and a volume with its density does not.
+    """Find surfaces that the teacher's images show and a volume with its density lacks.
 
-    A radiance field may draw an opaque mirror as fog that lies behind its surface, too thin anywhere to be found by its
-    density.
+    A radiance field may represent an opaque mirror by a low density behind its surface, which stays below the threshold
+    of ``dense_cells`` everywhere.
 
     Args:
         volume: with the teacher's density.
-        looks: the teacher's pictures; those without depth or opacity tell nothing.
+        looks: the teacher's images; without depth or opacity, no gaps are found.
         aabb: (6,) the box that the volume fills.
         step: see ``nelf.kernels.lookup``.
-        min_alpha: likewise.
+        min_alpha: see ``nelf.kernels.lookup``.
     """
     points, colors = [aabb.new_zeros(0, 3)], [aabb.new_zeros(0, 3)]
     for camera, picture, own in looks.beside(volume, aabb, step, min_alpha):
@@ -211,7 +211,7 @@ def find_gaps(volume: SparseVolume, looks: Looks, aabb: Tensor, step: float, min
 
 @torch.no_grad()
 def cells_holding(points: Tensor, aabb: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The cells (D, H, W) of a grid over a box in which points (N, 3) lie, bool, on the CPU."""
+    """The cells (D, H, W) of a grid over a box that contain points (N, 3), bool, on the CPU."""
     cells = torch.zeros(shape, dtype=torch.bool)
     x, y, z = _cells_of(points, aabb, shape).unbind(-1)
     cells[z, y, x] = True
@@ -222,15 +222,15 @@ def cells_holding(points: Tensor, aabb: Tensor, shape: tuple[int, ...]) -> Tenso
 def close_gaps(
     volume: SparseVolume, looks: Looks, aabb: Tensor, cameras: Camera, step: float, min_alpha: float
 ) -> None:
-    """Put something where rays end in the teacher's pictures, but not in the volume with its density.
+    """Add the surfaces that ``find_gaps`` finds to a volume.
 
     Args:
-        volume: see ``find_gaps``, and so on.
-        looks: see there.
-        aabb: see there.
-        cameras: from where colors are seen, see ``bake``.
-        step: see ``find_gaps``.
-        min_alpha: see there.
+        volume: with the teacher's density; is changed in place.
+        looks: the teacher's images.
+        aabb: (6,) the box that the volume fills.
+        cameras: give the viewing directions, see ``bake``.
+        step: see ``nelf.kernels.lookup``.
+        min_alpha: see ``nelf.kernels.lookup``.
     """
     gaps = find_gaps(volume, looks, aabb, step, min_alpha)
     if not len(gaps.points):
@@ -243,7 +243,7 @@ def close_gaps(
 
 @torch.no_grad()
 def fill_gaps(volume: SparseVolume, gaps: Gaps, aabb: Tensor) -> None:
-    """Make the corners around the ends of rays half opaque, in the mean color of these rays."""
+    """Give the corners around the points of gaps an alpha of at least a half, and the points' mean color."""
     depth, height, width = volume.shape.tolist()
     low = _cells_of(gaps.points, aabb, (depth - 1, height - 1, width - 1))
     sums = torch.zeros(len(volume.density), 4)
@@ -261,21 +261,21 @@ def fill_gaps(volume: SparseVolume, gaps: Gaps, aabb: Tensor) -> None:
 
 
 def _cells_of(points: Tensor, aabb: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The cells (N, 3), x first, in which points (N, 3) lie; on the CPU."""
+    """The indices (N, 3), x first, of the cells that contain points (N, 3); on the CPU."""
     sides = torch.tensor(shape[::-1])
     at = ((points - aabb[:3]) / (aabb[3:] - aabb[:3])).cpu() * sides
     return torch.minimum(at.long().clamp(min=0), sides - 1)
 
 
 def lit_cells(volume: SparseVolume, aabb: Tensor, cameras: Camera, step: float, min_alpha: float) -> Tensor:
-    """Find the cells that light reaches from some of the cameras, and their neighbors.
+    """Find the cells with a corner that is visible from some of the cameras.
 
     Args:
         volume: with the densities of the scene.
         aabb: (6,) the box that it fills.
-        cameras: at most 150 of them, evenly chosen, look at it.
+        cameras: at most 150 of them, evenly spaced, are used.
         step: see ``nelf.kernels.lookup``.
-        min_alpha: likewise.
+        min_alpha: see ``nelf.kernels.lookup``.
 
     Returns:
         (D - 1, H - 1, W - 1) bool, on the CPU.
@@ -285,18 +285,20 @@ def lit_cells(volume: SparseVolume, aabb: Tensor, cameras: Camera, step: float, 
 
 
 def light_on(density: Tensor, index: Tensor, aabb: Tensor, cameras: Camera, step: float, min_alpha: float) -> Tensor:
-    """The light that each corner of a volume gives to the rays of cameras, a quarter of their pixels each.
+    """Sum the rendering weights of each corner of a volume over the rays of cameras.
+
+    Images with even sides have one ray for each 2x2 block of pixels, others one for each pixel.
 
     Args:
-        density: (K,) see ``nelf.kernels.lookup``, and so on.
-        index: (D, H, W) int32.
-        aabb: (6,).
+        density: (K,) before the sigmoid, see ``nelf.kernels.lookup``.
+        index: (D, H, W) int32, the row of each corner, -1 where it has none.
+        aabb: (6,) the box that the volume fills.
         cameras: a batch.
-        step: see there.
-        min_alpha: see there.
+        step: see ``nelf.kernels.lookup``.
+        min_alpha: see ``nelf.kernels.lookup``.
 
     Returns:
-        (K,) summed over all rays.
+        (K,), summed over all rays.
     """
     light = torch.zeros_like(density)
     stride = 2 if cameras.width % 2 == cameras.height % 2 == 0 else 1
@@ -304,7 +306,7 @@ def light_on(density: Tensor, index: Tensor, aabb: Tensor, cameras: Camera, step
     for first in range(0, len(cameras), together):
         rays = cameras[first : first + together].to(aabb.device).rays(stride)
         rays_o, rays_d = rays.origins.reshape(-1, 3).contiguous(), rays.directions.reshape(-1, 3).contiguous()
-        # A feature's gradient is the light that its corner gives to the rays.
+        # The gradient of a corner's feature is the sum of its rendering weights.
         features = torch.ones_like(light[:, None], requires_grad=True)
         with torch.enable_grad():
             jitter = torch.rand_like(rays_o[:, 0])

@@ -277,7 +277,7 @@ def test_what_lacks_a_time_is_told_in_one_line(taught: GridDyLiN) -> None:
     camera = views()[0]
     with pytest.raises(UserError, match=r"GridDyLiN: takes 1 controls, .* its rays have 0; camera.at"):
         taught.render(camera.at())
-    with pytest.raises(UserError, match=r"the scene's cameras have 0\. What is at rest suits model=grid_r2l"):
+    with pytest.raises(UserError, match=r"the scene's cameras have 0\. For static scenes there is model=grid_r2l"):
         small().prepare(geometry(camera, 0))
     with pytest.raises(UserError, match=r"its teacher moves with 2; allowed: model.controls=2"):
         small().prepare(geometry(camera), None, Ball(2))  # type: ignore[arg-type]

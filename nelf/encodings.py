@@ -76,7 +76,7 @@ def frequency_encoding(values: Tensor, frequencies: int, pi: bool = False, windo
         frequencies: L, 0 or more.
         pi: multiply the phases by pi, for coordinates in [-1, 1], as the paper states it; without, the lowest frequency
             is one radian per unit, as in the code of the paper and of those that followed.
-        window: (L,) what the waves of each frequency are multiplied by, or None; see ``coarse_to_fine``.
+        window: (L,) factor on the sines and cosines of each frequency, or None; see ``coarse_to_fine``.
 
     Returns:
         (..., C (2 L + 1)).
@@ -97,14 +97,14 @@ def frequency_encoding(values: Tensor, frequencies: int, pi: bool = False, windo
 
 
 def coarse_to_fine(opened: Tensor, frequencies: int) -> Tensor:
-    """Let frequencies in one after the other: ``w_j = (1 - cos(pi clamp(opened - j, 0, 1))) / 2``.
+    """Weights that enable frequencies one after the other: ``w_j = (1 - cos(pi clamp(opened - j, 0, 1))) / 2``.
 
     Args:
-        opened: () how many are let in, from 0 to ``frequencies``.
+        opened: () number of enabled frequencies, from 0 to ``frequencies``.
         frequencies: L.
 
     Returns:
-        (L,) from 0, shut, to 1, open.
+        (L,) in [0, 1], from disabled to enabled.
 
     Source:
         Nerfies (Park et al. 2021, arXiv 2011.12948).

@@ -1,4 +1,4 @@
-"""Radiance fields, what a teacher is: density and color at positions."""
+"""Radiance fields, the teachers: density and color at positions."""
 
 from nelf.fields.base import RadianceField
 from nelf.fields.displacement import DisplacementGrid, DisplacementNetwork

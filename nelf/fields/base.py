@@ -1,4 +1,4 @@
-"""What every radiance field shares: its place in the scene, and how rays and images are rendered from it."""
+"""The base class of radiance fields: their space in the scene, and rendering of rays and images."""
 
 from __future__ import annotations
 
@@ -45,23 +45,23 @@ class FieldRays(NamedTuple):
 
 
 class RadianceField(nn.Module):
-    """Density and color at positions, and where along rays to ask for them.
+    """Density and color at positions, and a sampler of positions along rays.
 
-    A subclass implements ``density`` and ``color``. The field lives in its own unit: the scene's box becomes the cube
-    of side 1 around the origin, with one scale for all axes.
+    A subclass implements ``density`` and ``color``. The field has its own space: the scene's box is scaled into the
+    cube of side 1 around the origin, with one scale for all axes.
 
     Args:
         sampler: places samples along rays.
     """
 
-    #: A ray ends when less than this share of its light is left; samples behind it get no color.
+    #: A ray ends when its transmittance falls below this; samples behind it get no color.
     early_stop: float = 1e-4
     #: Rays that are rendered together.
     chunk: int = 2**18
-    #: How far left of and above the centers of pixels its rays lie, image widths, if it learned from such; see
-    #: ``Camera.shifted``. Training and rendering make its rays so.
+    #: Offset of the rays to the left of and above the pixel centers, image widths, for weights trained with such rays;
+    #: see ``Camera.shifted``. Applied in training and rendering.
     ray_shift: float = 0.0
-    #: How many controls, such as the time, it takes beside a position.
+    #: Number of controls, such as the time, that it takes with a position.
     controls: int = 0
 
     background: Tensor
@@ -82,7 +82,7 @@ class RadianceField(nn.Module):
     # ---------------------------------------------------------------------------------------- what a subclass is
 
     def density(self, positions: Tensor, controls: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Give the density at positions, and what ``color`` needs to know of them.
+        """Give the density at positions, and the features that ``color`` takes.
 
         Args:
             positions: (S, 3) in the field's space.
@@ -94,7 +94,7 @@ class RadianceField(nn.Module):
         raise NotImplementedError
 
     def color(self, features: Tensor, viewdirs: Tensor, view: Tensor | None = None) -> Tensor:
-        """Give the color of samples, asked only where light arrives.
+        """Give the color of samples; evaluated only for samples with enough transmittance.
 
         Args:
             features: (S, F) of ``density``.
@@ -107,7 +107,7 @@ class RadianceField(nn.Module):
         raise NotImplementedError
 
     def color_along(self, features: Tensor, rays: Rays, ray_indices: Tensor) -> Tensor:
-        """``color`` for samples of rays; a subclass may do once for each ray what it does for each sample.
+        """``color`` for samples of rays; a subclass may override it to compute some parts once for each ray.
 
         Args:
             features: (S, F).
@@ -122,17 +122,17 @@ class RadianceField(nn.Module):
 
     @property
     def regularizers(self) -> dict[str, Callable[[Pass], Tensor]]:
-        """Loss terms by name, each (N,) from a pass, or () of the field itself; ``Teacher`` weighs their means."""
+        """Loss terms by name: (N,) from a pass, or of the field itself; ``Teacher`` weights their means."""
         return {"opacity": opacity_entropy, "distortion": distortion}
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Group the parameters for a ``torch.optim`` optimizer; one group unless a subclass wants more."""
+        """Group the parameters for a ``torch.optim`` optimizer; one group unless a subclass has more."""
         return [{"params": list(self.parameters()), "lr": lr, "weight_decay": weight_decay}]
 
     # ---------------------------------------------------------------------------------------- the scene
 
     def prepare(self, geometry: Geometry) -> None:
-        """Place the field in a scene: its box becomes the cube of side 1.
+        """Place the field in a scene: the scene's box becomes the cube of side 1.
 
         Args:
             geometry: of the scene.
@@ -146,34 +146,34 @@ class RadianceField(nn.Module):
         self.sampler.prepare(geometry.cameras, self.to_scene)
 
     def before_step(self, step: int) -> None:
-        """Do what has to be done before a training step, such as refreshing the occupancy grid.
+        """Prepare a training step, for example by an update of the occupancy grid.
 
         Args:
-            step: how many there have been.
+            step: number of training steps so far.
         """
 
         def density(positions: Tensor) -> Tensor:
-            """At any moment; what holds matter at some moment is occupied."""
+            """The density at random controls: the grid holds what is occupied at any moment."""
             controls = torch.rand(len(positions), self.controls, device=positions.device) if self.controls else None
             return self.density(positions, controls)[0]
 
         self.sampler.before_step(step, density)
 
     def through_grid(self, layout: Mapping[str, Any], geometry: Geometry) -> RadianceField | None:
-        """A field that draws the same pictures in less time, for one that asks in empty space; None for all others.
+        """An equivalent field that skips empty space by an occupancy grid; None if this trained one does so already.
 
         Args:
-            layout: the arguments of this field, which is trained.
+            layout: the arguments of this field's constructor.
             geometry: of the scene.
         """
         return None
 
     def to_scene(self, positions: Tensor) -> Tensor:
-        """Positions (N, 3) of the field in the scene."""
+        """Map positions (N, 3) from the field's space to the scene."""
         return positions * self.unit + self.center
 
     def to_field(self, rays: Rays) -> FieldRays:
-        """Rays (N,) of the scene in the field's space."""
+        """Map rays (N,) from the scene to the field's space."""
         origins = (rays.origins - self.center) / self.unit
         length = rays.directions.norm(dim=-1)
         stretch = length / self.unit
@@ -189,14 +189,14 @@ class RadianceField(nn.Module):
             rays: N of them, in the scene.
 
         Returns:
-            The passes, coarse first; the last one is the picture. ``t`` and depth are in the field's unit. In training
+            The passes, coarse first; the last one is the image. ``t`` and depth are in the field's unit. In training
             mode samples are jittered.
         """
         here = self.to_field(rays)
         return [self.render_samples(here, self.sampler.sample(here, self.training))]
 
     def render_samples(self, rays: FieldRays, samples: Samples) -> Pass:
-        """Composite N rays from samples, each asked in its middle.
+        """Composite N rays from samples, each evaluated at its mid-point.
 
         Args:
             rays: N of them.
@@ -206,13 +206,13 @@ class RadianceField(nn.Module):
         return self.shade(rays, samples, sigma, features, self.color_along)
 
     def shade(self, rays: FieldRays, samples: Samples, sigma: Tensor, features: Tensor, color: ColorAlong) -> Pass:
-        """Composite N rays from samples of known density; those that no light reaches get no color, and no gradient.
+        """Composite N rays from samples of known density; those behind ``early_stop`` get no color and no gradient.
 
         Args:
             rays: N of them.
             samples: S of them.
             sigma: (S,) their densities.
-            features: (S, F) what ``color`` needs to know of them.
+            features: (S, F) that ``color`` takes.
             color: see ``color_along``.
         """
         n_rays = len(rays.origins)
@@ -226,7 +226,7 @@ class RadianceField(nn.Module):
 
     @torch.no_grad()
     def draw(self, rays: Rays) -> Rendering:
-        """Render rays of any leading shape (...), in bounded memory; none of them sees its neighbors.
+        """Render rays of any leading shape (...), each independently, in bounded memory.
 
         Args:
             rays: in the scene.
@@ -251,19 +251,19 @@ class RadianceField(nn.Module):
             camera: a single camera.
 
         Returns:
-            The picture on the scene's background, with z-depth in scene units and opacity.
+            The image on the scene's background, with z-depth in scene units and opacity.
         """
         return self.draw(self.rays(camera.to(self.center.device))).in_scene(camera)
 
     def rays(self, camera: Camera) -> Rays:
-        """The rays (..., H, W) that it draws the image of a camera, or of a batch of cameras (...), from."""
+        """The rays (..., H, W) for the image of a camera, or of a batch of cameras (...)."""
         return camera.shifted(self.ray_shift).rays()
 
     # ---------------------------------------------------------------------------------------- what a student asks
 
     @torch.no_grad()
     def sigma(self, positions: Tensor, controls: Tensor | None = None) -> Tensor:
-        """The density (N,) per scene unit at positions (N, 3) of the scene; zero where the sampler knows of nothing."""
+        """The density (N,) per scene unit at positions (N, 3) of the scene; zero where the sampler has no matter."""
         at = (positions - self.center) / self.unit
         sigma = torch.zeros_like(at[:, 0])
         asked = self.sampler.occupied_at(at).nonzero()[:, 0]

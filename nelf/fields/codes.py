@@ -1,4 +1,4 @@
-"""Codes that are learned for each moment or view of a scene: rows of a table as long as the scene needs."""
+"""Learned latent codes, one for each moment or training view of a scene."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 __all__ = ["TimeCodes", "ViewCodes"]
 
-LARGEST = 0.05  # of the first numbers
+LARGEST = 0.05  # upper limit of the initial values
 
 
 class _Codes(nn.Module):
-    """A table of codes; the number of its rows is that of the state that is loaded.
+    """A table of codes; loading a state also sets the number of its rows.
 
     Args:
-        width: C, numbers of each code.
+        width: C, size of each code.
     """
 
     sized_by_state: tuple[str, ...] = ("rows",)
@@ -27,17 +27,17 @@ class _Codes(nn.Module):
         self.rows = nn.Parameter(torch.empty(1, width).uniform_(0.0, LARGEST))
 
     def resize(self, count: int) -> None:
-        """Begin anew with so many codes."""
+        """Replace the codes by ``count`` random ones."""
         self.rows = nn.Parameter(self.rows.new_empty(count, self.width).uniform_(0.0, LARGEST))
 
     def _check(self, prefix: str, state_dict: dict[str, Any]) -> None:
-        """Refuse a state whose parts do not belong together."""
+        """Refuse a state whose parts are inconsistent."""
         rows = state_dict[f"{prefix}rows"]
         if rows.ndim != 2 or rows.shape[1] != self.width or len(rows) == 0:
             raise ValueError(f"{prefix}rows: is {tuple(rows.shape)}, not one or more codes of {self.width} numbers.")
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Take as many rows as the state has."""
+        """Resize to the number of rows in the state."""
         if f"{prefix}rows" in state_dict:
             self._check(prefix, state_dict)
             for name in self.sized_by_state:
@@ -50,16 +50,14 @@ class _Codes(nn.Module):
 
 
 class TimeCodes(_Codes):
-    """One code for each moment that training views show, placed at its time, and linear between two of them.
-
-    Before the first moment and after the last one, the code is theirs.
+    """One code for each time of the training views, interpolated linearly, and constant beyond the first and last.
 
     Args:
-        width: C, numbers of each code.
+        width: C, size of each code.
 
     Source:
-        The codes of Nerfies and HyperNeRF (arXiv 2011.12948, 2106.13228), which begin in U[0, 0.05); between two frames
-        they interpolate.
+        The codes of Nerfies and HyperNeRF (arXiv 2011.12948, 2106.13228), which are initialized from U[0, 0.05) and
+        interpolated between frames.
     """
 
     sized_by_state = ("rows", "times")
@@ -70,7 +68,7 @@ class TimeCodes(_Codes):
         self.register_buffer("times", torch.zeros(1))
 
     def prepare(self, times: Tensor) -> None:
-        """Have a row for each distinct one of these times (N,); one that has them already keeps what it learned."""
+        """Make a code for each distinct one of these times (N,); keeps the codes if these are already its times."""
         distinct = times.unique().to(self.times)
         if not torch.equal(distinct, self.times):
             self.resize(len(distinct))
@@ -97,23 +95,23 @@ def _ascending(times: Tensor) -> bool:
 
 
 class ViewCodes(_Codes):
-    """One code for each training view; the mean of all where no view is meant.
+    """One code for each training view; their mean for rays without a view.
 
     Args:
-        width: C, numbers of each code.
+        width: C, size of each code.
 
     Source:
         The appearance codes of NeRF in the Wild (arXiv 2008.02268), and of Nerfies.
     """
 
     def prepare(self, views: Tensor) -> None:
-        """Have a row for each index up to the largest of these (N,); one that has them keeps what it learned."""
+        """Make a code for each index up to the largest of these (N,); keeps the codes if there are as many already."""
         count = int(views.max()) + 1
         if count != len(self.rows):
             self.resize(count)
 
     def forward(self, views: Tensor | None, count: int) -> Tensor:
-        """The codes (N, C) of views (N,), an index beyond the table counting as the last one, or N mean codes."""
+        """The codes (N, C) of views (N,), with indices clamped to the table; without views, ``count`` mean codes."""
         if views is None:
             return self.rows.mean(0).expand(count, -1)
         return self.rows.index_select(0, views.clamp(0, len(self.rows) - 1))

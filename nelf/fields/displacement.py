@@ -1,4 +1,4 @@
-"""Where a point that moves lies in the field at rest: displacements on a grid of space and time, or by a network."""
+"""Displacements of points into a canonical field, on a grid of space and controls or by a network."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["DisplacementGrid", "DisplacementNetwork"]
 
 
 class DisplacementGrid(nn.Module):
-    """Displacements at the nodes of a coarse grid, linear in space and in each control between them.
+    """Displacements at the nodes of a coarse grid, interpolated linearly in space and in each control.
 
-    Each control has a grid, and their displacements are summed. All begin at zero. The pose at rest is free: no moment
-    is forced to have no displacement.
+    Each control has a grid, and their displacements are summed. All are initialized to zero. No moment is forced to be
+    the canonical one.
 
     Args:
         cells: nodes along each side of space.
@@ -37,7 +37,7 @@ class DisplacementGrid(nn.Module):
         self.values = nn.Parameter(torch.zeros(controls, times, cells, cells, cells, 3))
 
     def forward(self, positions: Tensor, controls: Tensor) -> Tensor:
-        """Displacements (S, 3) at positions (S, 3) in [0, 1] under controls (S, K) in [0, 1]."""
+        """Displacements (S, 3) at positions (S, 3) in [0, 1] and controls (S, K) in [0, 1]."""
         parts = [space_time_lookup(positions, controls[:, k], grid) for k, grid in enumerate(self.values)]
         return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
 
@@ -47,7 +47,7 @@ class DisplacementGrid(nn.Module):
 
 
 class _Roughness(torch.autograd.Function):
-    """See ``DisplacementGrid.roughness``; its gradient is a Laplacian, made along with the value."""
+    """See ``DisplacementGrid.roughness``; its gradient, a Laplacian, is computed with the value."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class DisplacementNetwork(nn.Module):
     Args:
         controls: K, the first of which is the time.
         hidden: neurons of its hidden layers.
-        layers: hidden layers.
+        layers: number of hidden layers.
         frequencies: of the encoded positions.
         control_frequencies: of the encoded controls.
 

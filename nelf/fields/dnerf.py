@@ -1,4 +1,4 @@
-"""D-NeRF: a NeRF at rest, and a network that moves what is seen at a time to where it lies in it."""
+"""D-NeRF: a canonical NeRF, and a deformation network that maps points of any time into it."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ __all__ = ["DNeRF", "DeformationMLP"]
 
 
 class DeformationMLP(nn.Module):
-    """The network of D-NeRF that moves positions: from encoded position and time to a displacement.
+    """The deformation network of D-NeRF: from encoded position and time to a displacement.
 
     Args:
-        depth: layers before the displacement.
-        width: of these.
-        skips: those of them, counted from 0, that get the encoded position again, without the time, in front of the
-            layer before.
+        depth: number of hidden layers.
+        width: of these layers.
+        skips: indices, from 0, of those layers that take the encoded position again, without the time, in front of
+            their input.
         frequencies: of the encoding of positions.
-        time_frequencies: of that of the time.
+        time_frequencies: of the encoding of the time.
     """
 
     def __init__(self, depth: int, width: int, skips: Sequence[int], frequencies: int, time_frequencies: int) -> None:
@@ -53,33 +53,33 @@ class DeformationMLP(nn.Module):
 
 
 class DNeRF(RadianceField):
-    """The radiance field of D-NeRF: what is at x at time t is what ``canonical`` has at x + ``deformation`` (x, t).
+    """The radiance field of D-NeRF: ``canonical`` at x + ``deformation(x, t)``, for position x and time t.
 
-    One network of each kind: asked at even points of each ray, without gradient, they tell where more points are drawn,
-    and asked at all of these they draw the picture, which alone has a loss. With the defaults 1,095,047 parameters. The
-    field's space is that of the scene, in its unit.
+    The same two networks are evaluated twice: without gradient at stratified points of each ray, whose weights tell
+    where further points are drawn, then at all points for the image, the only pass with a loss. With the defaults
+    1,095,047 parameters. The field's space is that of the scene, in its unit.
 
-    As in the original, and unlike ``NeRF``, a density is what a ReLU leaves, and the last sample of a ray has no end.
+    As in the original, and unlike in ``NeRF``, the density has a ReLU and the last sample of a ray has no end.
 
     Args:
-        depth: layers that a position goes through, in both networks.
-        width: of these.
-        skips: those of them, counted from 0, that get the encoded position again.
+        depth: number of layers for the position, in both networks.
+        width: of these layers.
+        skips: indices, from 0, of those layers that take the encoded position again.
         frequencies: of positions.
         time_frequencies: of the time.
         direction_frequencies: of directions.
         direction_width: of the layer between the feature and the color.
-        zero_canonical: at time 0, and at no other, nothing is displaced; so the field at rest is that of the first
-            moment, and the displacement may jump after it.
+        zero_canonical: set the displacement at time 0, and only there, to zero, so that the canonical field is the
+            scene of the first moment; the displacement may then be discontinuous at time 0.
         density_activation: ``softplus`` or ``relu``, see ``NeRF``.
         low_precision: run the canonical network in bfloat16; None does so where the processor multiplies it natively.
-        samples: see ``HierarchicalSampler``, as the next.
-        fine_samples: points that are drawn; 0 for none.
-        infinite_end: the last sample of a ray reaches to infinity; meant for ``relu``.
-        ray_shift: see ``RadianceField``; for weights of the original, whose rays miss the centers of pixels.
+        samples: see ``HierarchicalSampler``.
+        fine_samples: see ``HierarchicalSampler``; 0 for a single evaluation.
+        infinite_end: the last sample of a ray extends to infinity; meant for ``relu``.
+        ray_shift: see ``RadianceField``; for weights of the original, whose rays do not pass through pixel centers.
 
     Raises:
-        ValueError: as of ``RadianceMLP`` and ``HierarchicalSampler``.
+        ValueError: see ``RadianceMLP`` and ``HierarchicalSampler``.
 
     Source:
         Pumarola et al. 2021, arXiv 2011.13961, sections 3 and 4; layers and rendering as in the authors' code.
@@ -121,7 +121,7 @@ class DNeRF(RadianceField):
         self.chunk = max(1, CHUNK_SAMPLES // (samples + fine_samples))
 
     def displacement(self, positions: Tensor, controls: Tensor) -> Tensor:
-        """How far positions (S, 3) are moved at the time that is the first of the controls (S, K): (S, 3)."""
+        """The displacement (S, 3) of positions (S, 3) at controls (S, K), the first of which is the time."""
         time = controls[:, :1].to(positions)
         # Half precision cannot hold the phase of the canonical network's highest frequency.
         with torch.autocast(positions.device.type, enabled=False):
@@ -129,13 +129,13 @@ class DNeRF(RadianceField):
         return torch.where(time == 0, 0.0, moved) if self.zero_canonical else moved
 
     def density(self, positions: Tensor, controls: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """See ``RadianceField.density``; without controls, that of the field at rest."""
+        """See ``RadianceField.density``; without controls, that of the canonical field."""
         if controls is not None:
             positions = positions + self.displacement(positions, controls)
         return self.canonical.density(positions)
 
     def color(self, features: Tensor, viewdirs: Tensor, view: Tensor | None = None) -> Tensor:
-        """See ``RadianceField.color``; the same in every view."""
+        """See ``RadianceField.color``; ``view`` is unused."""
         each = torch.arange(len(features), device=features.device)
         return self.canonical.color_along(features, Rays(viewdirs, viewdirs), each)
 

@@ -1,4 +1,4 @@
-"""Instant-NGP of a scene that moves: a displacement into a hash grid at rest."""
+"""Instant-NGP for dynamic scenes: a displacement into a canonical hash grid."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ __all__ = ["DynamicNGP"]
 
 
 class DynamicNGP(MovingNGP):
-    """A radiance field that moves: a point's displacement leads into a hash grid of the scene at rest.
+    """A dynamic radiance field: a displacement of each point into a canonical hash grid.
 
-    The density network sees the encoded controls, too, so that what a displacement cannot say, such as a shadow, has a
-    place. One occupancy grid holds what is occupied at any moment.
+    The density network also takes the encoded controls, to represent changes that a displacement cannot, such as
+    shadows. One occupancy grid holds what is occupied at any moment.
 
     Args:
-        controls: K, how many values in [0, 1] move the scene; the first is the time.
-        motion: ``grid`` for displacements on a coarse grid of space and time, which learns in minutes on a processor;
-            ``network`` for one of encoded positions, which a GPU can afford.
+        controls: K, number of controls in [0, 1]; the first is the time.
+        motion: ``grid`` for displacements on a coarse grid of space and controls, which trains in minutes on a CPU;
+            ``network`` for an MLP of encoded positions and controls, for a GPU.
         motion_cells: nodes of the grid along each side of space.
         motion_times: nodes along each control.
         motion_lr: learning rate of the displacement, as a multiple of the field's.
-        control_frequencies: of the controls in the density network; 0 leaves them out.
-        levels: this and what follows are NGP's.
+        control_frequencies: of the encoded controls in the density network; 0 for none.
+        levels: see NGP.
         features: see NGP.
         log2_table: see NGP.
         base_resolution: see NGP.
@@ -45,9 +45,9 @@ class DynamicNGP(MovingNGP):
         low_precision: see NGP.
 
     Source:
-        The displacement into a field at rest is D-NeRF's (Pumarola et al. 2021, arXiv 2011.13961), without its pose at
-        rest at time 0; the hash grid Instant-NGP's (arXiv 2201.05989). That the displacement should not be in a hash
-        grid was found by torch-ngp.
+        The displacement into a canonical field is D-NeRF's (Pumarola et al. 2021, arXiv 2011.13961), but time 0 is not
+        forced to be canonical; the hash grid is Instant-NGP's (arXiv 2201.05989). That the displacement itself should
+        not be on a hash grid was found by torch-ngp.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Hierarchical sampling: even samples first, then more of them where the first ones saw matter."""
+"""Hierarchical sampling: stratified samples, then further ones drawn from their weights."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from nelf.kernels import Samples
 
 __all__ = ["HierarchicalSampler", "ask", "importance_points", "stratified_points"]
 
-_EVERYWHERE = 1e-5  # weight that each bin has beside its own, so that no part of a ray is without samples
-INFINITE = 1e10  # how far the last sample of a ray reaches, if it has no end
+_EVERYWHERE = 1e-5  # added to the weight of each bin, so that every part of a ray may get samples
+INFINITE = 1e10  # length of the last sample of a ray, if it has no end
 
 
 class HierarchicalSampler(Sampler):
-    """Points evenly between near and far, and points drawn from the weights that these have.
+    """Stratified points between near and far, and points drawn from the weights of these.
 
-    A sample is asked at its point and reaches to the next one; the last reaches one mean step farther.
+    A sample is evaluated at its point and extends to the next one; the last one extends by the mean step.
 
     Args:
-        samples: even points on each ray.
-        fine_samples: points that are drawn; the fine network is asked at those and at the even ones.
-        disparity: even in 1 / t instead of t: more of them near the camera.
+        samples: stratified points on each ray.
+        fine_samples: points drawn by importance; a fine network is evaluated at these and the stratified ones.
+        disparity: space the points evenly in 1 / t instead of t, for more of them near the camera.
 
     Raises:
-        ValueError: there are fewer than three even points, or ``fine_samples`` is negative.
+        ValueError: ``samples`` is below 3, or ``fine_samples`` is negative.
 
     Source:
         NeRF, section 5.2 (arXiv 2003.08934); nerf_pl, ``models/rendering.py``.
@@ -44,20 +44,20 @@ class HierarchicalSampler(Sampler):
         self.samples_per_ray = float(2 * samples + fine_samples if fine_samples else samples)
 
     def sample(self, rays: FieldRays, jitter: bool) -> Samples:
-        """See ``Sampler.sample``: the even points."""
+        """See ``Sampler.sample``: the stratified points."""
         return self.intervals(self.even(rays, jitter))
 
     def even(self, rays: FieldRays, jitter: bool) -> Tensor:
-        """The even points of N rays, (N, samples)."""
+        """The stratified points of N rays, (N, samples)."""
         return stratified_points(rays.near, rays.far, self.samples, jitter, self.disparity)
 
     def refined(self, t: Tensor, weights: Tensor, jitter: bool) -> Tensor:
-        """The even points and those drawn by their weights, in order.
+        """The stratified points and those drawn from their weights, sorted.
 
         Args:
-            t: (N, samples) even points.
+            t: (N, samples) stratified points.
             weights: (N, samples).
-            jitter: draw at random; else at even quantiles.
+            jitter: draw at random; else at evenly spaced quantiles.
 
         Returns:
             (N, samples + fine_samples), ascending.
@@ -76,16 +76,16 @@ class HierarchicalSampler(Sampler):
 def ask(
     density: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]], rays: FieldRays, t: Tensor, infinite_end: bool
 ) -> tuple[Samples, Tensor, Tensor]:
-    """Ask for the density at points of rays.
+    """Evaluate the density at points of rays.
 
     Args:
         density: see ``RadianceField.density``.
         rays: N of them.
         t: (N, K) points, ascending.
-        infinite_end: the last sample of a ray has no end, and is opaque wherever it has any density.
+        infinite_end: the last sample of a ray has no end, and is opaque unless its density is zero.
 
     Returns:
-        The samples, S = N K of them; their densities (S,), and what their colors are made of (S, F).
+        The samples, S = N K of them; their densities (S,) and features (S, F).
     """
     positions = torch.addcmul(rays.origins[:, None], rays.directions[:, None], t[..., None])
     controls = rays.scene.controls
@@ -106,7 +106,7 @@ def stratified_points(near: Tensor, far: Tensor, count: int, jitter: bool, dispa
         near: (N,) smallest ``t``, above 0 with ``disparity``.
         far: (N,) largest ``t``.
         count: K, at least two.
-        jitter: move each anywhere in its bin; the bins end half-way between the points.
+        jitter: draw each uniformly in its bin; the bins end half-way between the points.
         disparity: evenly in ``1 / t`` instead of ``t``.
 
     Returns:
@@ -129,14 +129,14 @@ def stratified_points(near: Tensor, far: Tensor, count: int, jitter: bool, dispa
 def importance_points(t: Tensor, weights: Tensor, count: int, jitter: bool) -> Tensor:
     """Draw points along rays from weights, by the inverse of their cumulative distribution.
 
-    The bins lie between the mid-points of neighboring ``t``, each with the weight of the sample within it, and are
-    filled evenly.
+    The distribution is uniform in each bin between the mid-points of neighboring ``t``, which has the weight of the
+    sample within it.
 
     Args:
         t: (N, K) points, ascending.
-        weights: (N, K), >= 0; the first and the last, which are in no bin, do not count.
-        count: P, how many to draw from each ray.
-        jitter: draw at random; else at the quantiles from 0 to 1.
+        weights: (N, K), >= 0; the first and the last, which are in no bin, are ignored.
+        count: P, points to draw on each ray.
+        jitter: draw at random; else at evenly spaced quantiles from 0 to 1.
 
     Returns:
         (N, P), without gradient.

@@ -1,4 +1,4 @@
-"""Instant-NGP of a capture whose topology changes: a warp and a slice through an ambient space before the hash grid."""
+"""Instant-NGP for captures whose topology changes: a warp and ambient coordinates before the hash grid."""
 
 from __future__ import annotations
 
@@ -35,40 +35,40 @@ if TYPE_CHECKING:
 __all__ = ["HyperNGP"]
 
 WARPS = ("se3", "translation", "grid", "none")
-AMBIENT_OPENS = 1 / 80, 11 / 80  # share of the window at which the ambient space begins to count, and counts fully
+AMBIENT_OPENS = 1 / 80, 11 / 80  # fractions of ``window_steps`` between which the ambient inputs are faded in
 BACKGROUND_SCALE, BACKGROUND_NOISE = 1e-3, 1e-3  # field unit
 
 
 class HyperNGP(MovingNGP):
-    """A radiance field of a capture that moves and whose topology changes, after HyperNeRF, at the speed of NGP.
+    """A radiance field of a dynamic capture whose topology changes, after HyperNeRF, at the speed of NGP.
 
-    Each moment of the training views has a code. From position and code, a warp finds where a point lies in the hash
-    grid at rest, and a slicing surface where it lies in an ambient space of few dimensions, which the density network
-    sees beside the features of the hash grid: a mouth that opens is another slice, not another place. Both are asked at
-    the position before the warp. One occupancy grid holds what is occupied at any moment.
+    Each time of the training views has a latent code. From position and code, a warp gives the position in a canonical
+    hash grid, and a slicing surface the coordinates in an ambient space of few dimensions, which are inputs of the
+    density network beside the features of the hash grid: a mouth opens by another slice, not by a warp. Both take the
+    position before the warp. One occupancy grid holds what is occupied at any moment.
 
-    The frequencies of the warp are let in one after the other, and the ambient space after the first few steps; how far
-    that is travels with the weights.
+    The frequencies of the warp are enabled one after the other, and the ambient coordinates after the first few steps;
+    the progress is saved with the weights.
 
     Args:
-        codes: numbers of the code of a moment.
+        codes: size of the code of a moment.
         appearance: see NGP.
-        warp: ``se3`` for a rotation and translation of each point, ``translation``, ``none``, all of networks; ``grid``
-            for displacements on a grid of space and time, the quickest on a processor.
+        warp: ``se3``, a rotation and translation of each point, or ``translation``, both by a network; ``grid``,
+            displacements on a grid of space and time, the fastest on a CPU; or ``none``.
         warp_width: of the layers of the warp's network.
-        warp_depth: its layers.
-        ambient: dimensions of the ambient space; 0 has none.
+        warp_depth: number of its layers.
+        ambient: dimensions of the ambient space; 0 for none.
         ambient_width: of the layers of the slicing surface's network.
-        ambient_depth: its layers.
+        ambient_depth: number of its layers.
         frequencies: of positions in both networks.
         motion_cells: nodes of the ``grid`` along each side of space.
-        motion_times: its nodes along time.
-        motion_lr: learning rate of warp and slicing surface, as a multiple of the field's; the fewer rays a step has,
-            the smaller, since chance pushes what moves about. The codes have the field's: training takes far fewer
-            steps than HyperNeRF's, and it is they that tell moments apart.
-        window_steps: training steps until all frequencies of the warp are let in.
-        background_points: of the scene's points that do not move, how many the term ``background`` asks at a step.
-        levels: this and what follows are NGP's.
+        motion_times: nodes of the ``grid`` along time.
+        motion_lr: learning rate of warp and slicing surface, as a multiple of the field's; smaller for fewer rays per
+            step, whose gradients are noisier. The codes have the field's rate, since training takes far fewer steps
+            than HyperNeRF's.
+        window_steps: training steps until all frequencies of the warp are enabled.
+        background_points: number of the scene's static points that the term ``background`` samples at each step.
+        levels: see NGP.
         features: see NGP.
         log2_table: see NGP.
         base_resolution: see NGP.
@@ -83,7 +83,7 @@ class HyperNGP(MovingNGP):
         low_precision: see NGP.
 
     Raises:
-        ValueError: ``warp`` is not one of the words above.
+        ValueError: ``warp`` is none of the above.
 
     Source:
         HyperNeRF (Park et al. 2021, arXiv 2106.13228), with sizes of warp and slicing surface as in its ``models.py``;
@@ -154,7 +154,7 @@ class HyperNGP(MovingNGP):
             self.points = (geometry.points.to(self.center) - self.center) / self.unit
 
     def before_step(self, step: int) -> None:
-        """See ``RadianceField.before_step``; the windows open."""
+        """See ``RadianceField.before_step``; updates ``opened``, the progress of the coarse-to-fine schedule."""
         self.opened.fill_(min(step / self.window_steps, 1.0) if self.window_steps else 1.0)
         super().before_step(step)
 
@@ -173,13 +173,13 @@ class HyperNGP(MovingNGP):
         return self.warp((positions - 0.5) * size, moment[:, 1:], self.opened) / size  # type: ignore[no-any-return]
 
     def density_at_rest(self, at_rest: Tensor, positions: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
-        """See ``MovingNGP.density_at_rest``; the slice through the ambient space is that of the position now."""
+        """See ``MovingNGP.density_at_rest``; the ambient coordinates are those of the position before the warp."""
         inputs = [self.encoding(at_rest)]
         if self.slices is not None:
             begin, end = AMBIENT_OPENS
             window = coarse_to_fine(((self.opened - begin) / (end - begin)).clamp(0.0, 1.0), 1)
             ambient = self.slices((positions - 0.5) * (2 * self.scale), moment[:, 1:])
-            # Not cos w: the density network has no biases, and with one it soon empties all of space.
+            # Not cos w: the density network has no biases, and a constant input lets it soon empty all of space.
             inputs += [window * ambient.sin(), window * (ambient.cos() - 1.0)]
         return self._from_inputs(filled(torch.cat(inputs, 1)))
 
@@ -189,11 +189,11 @@ class HyperNGP(MovingNGP):
 
     @property
     def regularizers(self) -> dict[str, Callable[[Pass], Tensor]]:
-        """See ``MovingNGP.regularizers``; ``background`` holds the scene's points that do not move where they are."""
+        """See ``MovingNGP.regularizers``; ``background`` penalizes displacements of the scene's static points."""
         return {**super().regularizers, "background": lambda _: self._background_loss()}
 
     def _background_loss(self) -> Tensor:
-        """The robust loss of how far points that do not move are moved, at random times: (P,), or () without points."""
+        """The robust loss of displacements of static points at random times: (P,), or () without points."""
         if self.warp is None or not len(self.points):
             return self.center.new_zeros(())
         count = min(self.background_points, len(self.points))

@@ -1,4 +1,4 @@
-"""What the moving fields on a hash grid share: a displacement, one occupancy grid, and what a student starts from."""
+"""The base class of dynamic fields on a hash grid, and the canonical field that initializes a student."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 __all__ = ["AtRest", "MovingNGP"]
 
 CHUNK = 2**18
-LOOKS = 12  # at an occupied cell, each at another moment: what passes through it is there for a short time
+LOOKS = 12  # samples of an occupied cell, each at another moment, as moving matter is in it only briefly
 
 
 class MovingNGP(NGP):
-    """A hash grid of a scene at rest, and where each point of it is at any moment.
+    """A canonical hash grid, and the displacement of each point into it at any moment.
 
     One occupancy grid holds what is occupied at any moment.
 
     Args:
-        motion_lr: learning rate of what moves the scene, as a multiple of the field's.
+        motion_lr: learning rate of ``moving_parts``, as a multiple of the field's.
         *sizes: NGP's arguments, in their order.
         appearance: see NGP.
     """
@@ -42,20 +42,20 @@ class MovingNGP(NGP):
         self.sampler.grid.looks = LOOKS  # type: ignore[union-attr]
 
     def moment(self, controls: Tensor) -> Tensor:
-        """What ``displaced`` and ``density_at_rest`` both see of controls (S, K), made once: (S, M)."""
+        """Encode controls (S, K) for ``displaced`` and ``density_at_rest``: (S, M)."""
         return controls
 
     @abstractmethod
     def displaced(self, positions: Tensor, moment: Tensor) -> Tensor:
-        """How far positions (S, 3) in [0, 1] are from where they lie at rest, (S, 3), at a ``moment`` (S, M)."""
+        """The displacement (S, 3) from positions (S, 3) in [0, 1] to canonical ones, at a ``moment`` (S, M)."""
 
     @abstractmethod
     def density_at_rest(self, at_rest: Tensor, positions: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
-        """``density`` of what lies at rest at (S, 3) in [0, 1], and now at ``positions``."""
+        """``density`` at canonical positions ``at_rest`` (S, 3) in [0, 1], displaced from ``positions`` (S, 3)."""
 
     @abstractmethod
     def moving_parts(self) -> list[nn.Module]:
-        """What has the rate ``motion_lr``."""
+        """The submodules whose learning rate ``motion_lr`` scales."""
 
     def density(self, positions: Tensor, controls: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """See ``RadianceField.density``; without controls, all of them are 0."""
@@ -68,7 +68,7 @@ class MovingNGP(NGP):
 
     @property
     def regularizers(self) -> dict[str, Callable[[Pass], Tensor]]:
-        """See ``RadianceField.regularizers``; ``roughness`` is that of a grid of displacements, 0 without one."""
+        """See ``RadianceField.regularizers``; ``roughness`` is that of the displacement grid, 0 without one."""
         return {**super().regularizers, "roughness": lambda _: self._roughness()}
 
     def _roughness(self) -> Tensor:
@@ -77,12 +77,12 @@ class MovingNGP(NGP):
 
     @property
     def _grid(self) -> DisplacementGrid | None:
-        """What moves the scene, if it is a grid."""
+        """The displacement grid, if there is one."""
         return next((part for part in self.moving_parts() if isinstance(part, DisplacementGrid)), None)
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """See ``RadianceField.parameter_groups``; what moves the scene has its own rate."""
-        # In their order: an optimizer resumes by it.
+        """See ``RadianceField.parameter_groups``; ``moving_parts`` have their own learning rate."""
+        # In a fixed order, by which an optimizer's state is restored.
         own = [parameter for part in self.moving_parts() for parameter in part.parameters()]
         rest = [parameter for parameter in self.parameters() if parameter not in set(own)]
         return [
@@ -97,11 +97,11 @@ class MovingNGP(NGP):
         """Give the displacement at the nodes of a grid.
 
         Args:
-            cells: nodes along each side of space, of a network.
-            times: nodes along each control, of a network; it has one control then.
+            cells: nodes along each side of space, to sample a network; a grid has its own.
+            times: nodes along the control, to sample a network, of a single control; a grid has its own.
 
         Returns:
-            ``values`` (K, T, D, H, W, 3) in scene units, and the box (6,) that they fill, node ``i`` of ``n`` at
+            ``values`` (K, T, D, H, W, 3) in scene units, and the box (6,) of the grid, with node ``i`` of ``n`` at
             ``i / (n - 1)`` of each side.
         """
         size = 2 * self.scale * self.unit
@@ -116,15 +116,15 @@ class MovingNGP(NGP):
         return torch.stack(grids).view(1, times, cells, cells, cells, 3) * size, box
 
     def canonical(self) -> AtRest:
-        """The field at rest, as something to start a student from."""
+        """The canonical field, to initialize a student from."""
         return AtRest(self)
 
 
 class AtRest:
-    """A moving field without its displacement, all its controls in the middle.
+    """The canonical field of a dynamic one: without displacement, all controls at 0.5.
 
     Args:
-        field: what moves.
+        field: the dynamic field.
     """
 
     def __init__(self, field: MovingNGP) -> None:
@@ -132,7 +132,7 @@ class AtRest:
 
     @torch.no_grad()
     def sigma(self, positions: Tensor) -> Tensor:
-        """See ``RadianceField.sigma``; nobody notes where the field at rest is empty."""
+        """See ``RadianceField.sigma``; there is no occupancy grid of the canonical field."""
         parts = [self._ask(part)[0] / self._field.unit for part in positions.split(CHUNK)]
         return torch.cat(parts) if parts else positions[:, 0]
 

@@ -1,4 +1,4 @@
-"""NeRF: two large networks of frequencies, sampled evenly first and then where there is matter."""
+"""NeRF: a coarse and a fine MLP with frequency encoding, and hierarchical sampling."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ if TYPE_CHECKING:
 __all__ = ["GridNeRF", "NeRF", "RadianceMLP"]
 
 DENSITIES: dict[str, Callable[[Tensor], Tensor]] = {"softplus": F.softplus, "relu": F.relu}
-SWEEPS = 2  # random points of each cell that an occupancy grid is filled from
-CHUNK_SAMPLES = 2**17  # of an image that are asked for together
+SWEEPS = 2  # random samples of each cell to fill an occupancy grid
+CHUNK_SAMPLES = 2**17  # evaluated together in rendering
 
 
 class RadianceMLP(nn.Module):
-    """The network of NeRF: density from the position, color from what the last layer knows and the direction.
+    """The MLP of NeRF: density from the position, color from a feature of the last layer and the direction.
 
     Args:
-        depth: layers that the position goes through.
-        width: of these.
-        skips: those of them, counted from 0, that get the encoded position again, in front of the layer before.
+        depth: layers for the position.
+        width: of these layers.
+        skips: indices, from 0, of those layers that take the encoded position again, in front of their input.
         frequencies: of the encoding of positions.
-        direction_frequencies: of that of directions.
+        direction_frequencies: of the encoding of directions.
         direction_depth: layers between the feature and the color.
-        direction_width: of these.
-        first_activation: whether the first layer has a ReLU, as all the others.
-        feature_activation: whether the layer that makes the feature has one.
+        direction_width: of these layers.
+        first_activation: whether the first layer has a ReLU, like the others.
+        feature_activation: whether the layer of the feature has a ReLU.
         pi: see ``frequency_encoding``.
         density_activation: ``softplus`` or ``relu``.
-        noise_std: standard deviation of what is added to a density before its activation, in training.
+        noise_std: standard deviation of the noise on densities before their activation, in training.
         low_precision: run the layers in bfloat16; None does so where the processor multiplies it natively.
 
     Raises:
-        ValueError: a skip is no later layer, or ``density_activation`` neither of the words.
+        ValueError: ``skips`` holds the first layer or one that does not exist, or ``density_activation`` is unknown.
     """
 
     def __init__(
@@ -123,39 +123,39 @@ class RadianceMLP(nn.Module):
 class NeRF(RadianceField):
     """The radiance field of the NeRF paper, as nerf_pl builds it: a coarse and a fine network.
 
-    The coarse one is asked at even points of each ray, the fine one at these and at more, drawn where the coarse one
-    sees matter. Both learn; the picture is the fine one's. The field's space is that of the scene, in its unit, so that
-    networks of other projects keep their meaning; with ``pi`` it is the paper's, the scene's box in [-1, 1].
+    The coarse one is evaluated at stratified points of each ray, the fine one at these and at further points, drawn
+    from the coarse weights. Both are trained; the image is the fine one's. The field's space is that of the scene, in
+    its unit, so that weights of other projects stay valid; with ``pi`` it is the paper's, the scene's box in [-1, 1].
 
-    Every project that has trained it with a ReLU reports scenes that turn white by chance: where all densities are
-    below zero, none has a gradient. So the density here is a softplus, which always has one.
+    With a ReLU on the density, training can collapse to an empty scene: where all densities before it are negative,
+    none has a gradient. The default is therefore a softplus, which always has one.
 
-    A softplus is nowhere zero. So a ray ends at ``far`` and what is left of its light reaches the background; with
-    ``infinite_end`` the last sample has no end, as in the original, and is opaque wherever it has any density.
+    A softplus is never zero, so rays end at ``far``, and the transmittance that is left goes to the background. With
+    ``infinite_end``, as in the original, the last sample has no end and is opaque unless its density is zero.
 
     Args:
-        depth: see ``RadianceMLP``, as all up to ``low_precision``.
+        depth: see ``RadianceMLP``, also for the arguments up to ``low_precision``.
         width: of its layers.
-        skips: layers that get the position again.
+        skips: layers that take the position again.
         frequencies: of positions.
         direction_frequencies: of directions.
-        direction_depth: layers of the color.
-        direction_width: of these.
+        direction_depth: layers between the feature and the color.
+        direction_width: of these layers.
         first_activation: a ReLU after the first layer.
         feature_activation: a ReLU after the feature.
         pi: phases in multiples of pi, and the scene's box in [-1, 1].
         density_activation: ``softplus`` or ``relu``.
         noise_std: of the density in training; nerf_pl has 0 for synthetic scenes and 1 for photographs.
         low_precision: bfloat16.
-        samples: see ``HierarchicalSampler``, as the next two.
-        fine_samples: 0 leaves the coarse network alone.
-        disparity: even in 1 / t.
-        infinite_end: the last sample of a ray reaches to infinity; meant for ``relu``.
-        ray_shift: see ``RadianceField``; for weights of other projects, whose rays miss the centers of pixels.
-        euclidean: ``near`` and ``far`` are distances from the camera, not z-depths, as of nerf_pl's weights.
+        samples: see ``HierarchicalSampler``, also for the next two.
+        fine_samples: 0 for a coarse network alone.
+        disparity: evenly spaced in 1 / t.
+        infinite_end: the last sample of a ray extends to infinity; meant for ``relu``.
+        ray_shift: see ``RadianceField``; for weights of other projects, whose rays do not pass through pixel centers.
+        euclidean: ``near`` and ``far`` are distances from the camera, not z-depths, as for nerf_pl's weights.
 
     Raises:
-        ValueError: as of ``RadianceMLP`` and ``HierarchicalSampler``.
+        ValueError: see ``RadianceMLP`` and ``HierarchicalSampler``.
 
     Source:
         NeRF (Mildenhall et al. 2020, arXiv 2003.08934), sections 3 to 5 and figure 7; nerf_pl, ``models/nerf.py`` and
@@ -197,15 +197,15 @@ class NeRF(RadianceField):
 
     @property
     def picture(self) -> RadianceMLP:
-        """The network that draws the picture."""
+        """The network of the image: the fine one, or the coarse one alone."""
         return self.coarse if self.fine is None else self.fine
 
     def density(self, positions: Tensor, controls: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """See ``RadianceField.density``; that of the picture, static."""
+        """See ``RadianceField.density``; that of ``picture``, static."""
         return self.picture.density(positions)
 
     def color(self, features: Tensor, viewdirs: Tensor, view: Tensor | None = None) -> Tensor:
-        """See ``RadianceField.color``; the same in every view."""
+        """See ``RadianceField.color``; ``view`` is unused."""
         each = torch.arange(len(features), device=features.device)
         return self.picture.color_along(features, Rays(viewdirs, viewdirs), each)
 
@@ -227,7 +227,7 @@ class NeRF(RadianceField):
         return here._replace(near=near, far=far)
 
     def render_rays(self, rays: Rays) -> list[Pass]:
-        """See ``RadianceField.render_rays``; in evaluation mode the coarse network gives no color, and no pass."""
+        """See ``RadianceField.render_rays``; in evaluation mode there is no coarse pass beside a fine one."""
         here = self.to_field(rays)
         t = self.sampler.even(here, self.training)
         samples, sigma, hidden = self._ask(self.coarse, here, t)
@@ -244,15 +244,15 @@ class NeRF(RadianceField):
         return GridNeRF.of(self, layout, geometry)
 
     def _ask(self, network: RadianceMLP, rays: FieldRays, t: Tensor) -> tuple[Samples, Tensor, Tensor]:
-        """Samples at points (N, K) of N rays, their densities and what their colors are made of."""
+        """Samples at points (N, K) of N rays, their densities and features."""
         return ask(lambda positions, _: network.density(positions), rays, t, self.infinite_end)
 
 
 class GridNeRF(RadianceField):
-    """The network that draws a NeRF's picture, asked only in the occupied cells of the scene's box.
+    """The network of a NeRF's image, evaluated only in the occupied cells of the scene's box.
 
-    Samples along whole rays are for the most part evaluations in empty space. Here a ray has regular steps through the
-    cells in which the trained density is more than fog, and the coarse network is not asked at all.
+    Most samples along whole rays are in empty space. Here rays are marched at regular steps through the cells in which
+    the trained density exceeds a threshold, without the coarse network.
 
     Args:
         grid_resolution: cells along a side of the occupancy grid.
@@ -272,12 +272,12 @@ class GridNeRF(RadianceField):
 
     @classmethod
     def of(cls, nerf: NeRF, layout: Mapping[str, Any], geometry: Geometry) -> GridNeRF:
-        """Take a trained NeRF, and fill the grid from its density.
+        """Wrap a trained NeRF, and fill the grid from its density.
 
         Args:
             nerf: trained.
-            layout: its arguments.
-            geometry: of the scene; its box is what is rendered.
+            layout: the arguments of its constructor.
+            geometry: of the scene; only its box is rendered.
         """
         field = cls(**layout).to(nerf.near.device)
         field.nerf.load_state_dict(nerf.state_dict())
@@ -287,7 +287,7 @@ class GridNeRF(RadianceField):
 
     @torch.no_grad()
     def fill(self) -> None:
-        """Fill the grid from the density at some points in each cell; what they miss lies in a neighbor of a hit."""
+        """Fill the grid from random samples of the density in each cell, and dilate it for what they miss."""
         grid = self.sampler.grid
         with evaluating(self):
             for _ in range(SWEEPS):
@@ -296,7 +296,7 @@ class GridNeRF(RadianceField):
         grid.occupied.copy_(reached & (grid.density >= 0))
 
     def density(self, positions: Tensor, controls: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """See ``RadianceField.density``; that of the NeRF's picture."""
+        """See ``RadianceField.density``; that of ``NeRF.picture``."""
         at = (self.to_scene(positions) - self.nerf.center) / self.nerf.unit
         sigma, features = self.nerf.density(at)
         return sigma * (self.unit / self.nerf.unit), features

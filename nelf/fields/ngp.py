@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 
 __all__ = ["NGP", "contracted", "filled", "mlp", "padded", "run_padded"]
 
-MULTIPLE = 16  # matrix kernels in bfloat16 are slow where a row has another number of values
+MULTIPLE = 16  # matrix kernels in bfloat16 are slow for row widths that are not a multiple of it
 _ROWS = 2048
 
 
 class NGP(RadianceField):
-    """A radiance field in a hash grid, sampled where an occupancy grid says that there is something.
+    """A radiance field on a hash grid, sampled in the occupied cells of an occupancy grid.
 
-    The field lives in its own units: the scene's box (``Scene.aabb``) becomes the unit cube round the origin, with
-    one scale for the whole scene. ``scale`` is the half-size of what the field covers in these units: 0.5 is the
-    box alone; 1, 2, 4, ... reach beyond it, with a cascade of the occupancy grid for each doubling, and steps that grow
+    The field has its own units: the scene's box (``Scene.aabb``) becomes the unit cube around the origin, with one
+    scale for all axes. ``scale`` is the half-size of the cube that the field covers in these units: 0.5 is the box
+    alone; 1, 2, 4, ... extend beyond it, with a cascade of the occupancy grid for each doubling, and steps that grow
     with the distance from the camera.
 
-    A scene without bounds has a large ``scale``, and ``contract``: the hash grid then is that of the box and of as much
-    around it, whatever the scale, and what is far shares few cells.
+    For an unbounded scene, set a large ``scale`` and ``contract``: the hash grid then covers a cube of twice the box's
+    size whatever the scale, and distant space shares few cells.
 
     Args:
         levels: levels of the hash grid.
@@ -53,17 +53,17 @@ class NGP(RadianceField):
         grid_slices: see ``slices`` of ``OccupancyGrid``.
         max_samples: samples per ray at the most; the smallest step is the diagonal of the scene's cube divided by it.
             None: as many as make it two pixels long, see ``OccupancySampler``.
-        early_stop: a ray ends when less than this share of its light is left.
+        early_stop: a ray ends when its transmittance falls below this.
         low_precision: run the networks in bfloat16, as tiny-cuda-nn runs them in half precision; None does so
             where the processor multiplies it natively.
-        z_steps: count steps and density along directions of camera z -1, as ngp_pl does and as its weights mean it,
-            instead of along unit ones; a sample then lies where its step begins, not in its middle.
-        contract: see ``contracted``: the hash grid covers the scene's box as it is, and all that is around it.
-        appearance: numbers of a code of each training view in the color network, for views of different exposure; 0 has
-            none. Where no training view is meant, as in held-out ones, it is the mean of all codes.
+        z_steps: measure steps and density along directions with camera z = -1, as ngp_pl and its weights do, instead of
+            unit directions; a sample is then evaluated at the start of its step, not in its middle.
+        contract: see ``contracted``: the hash grid covers the scene's box unchanged, and all space around it.
+        appearance: size of a latent code of each training view in the color network, for views of different exposure; 0
+            for none. Rays without a training view, such as held-out ones, use the mean of all codes.
 
     Raises:
-        ValueError: there is nothing to contract at a ``scale`` of 0.5.
+        ValueError: ``contract`` is set at a ``scale`` of 0.5 or less.
 
     Source:
         Instant-NGP (Müller et al. 2022, arXiv 2201.05989); ngp_pl, ``models/networks.py`` and ``rendering.py``. Codes
@@ -107,10 +107,10 @@ class NGP(RadianceField):
         self.z_steps = z_steps
 
     def prepare(self, geometry: Geometry) -> None:
-        """See ``RadianceField.prepare``; each training view gets a code.
+        """See ``RadianceField.prepare``; each training view gets a code if ``appearance`` is set.
 
         Raises:
-            UserError: there are to be codes of views, but the scene does not number them.
+            UserError: ``appearance`` is set, but the scene's cameras have no view index.
         """
         super().prepare(geometry)
         if self.appearance is not None:
@@ -131,7 +131,7 @@ class NGP(RadianceField):
 
         Args:
             positions: (S, 3) in [-scale, scale].
-            controls: not looked at.
+            controls: unused.
 
         Returns:
             ``sigma`` (S,) per unit of the field, and ``features`` (S, 16), whose first is ``log(sigma)``.
@@ -154,7 +154,7 @@ class NGP(RadianceField):
         return self._shade(features, around.index_select(0, ray_indices))
 
     def _around(self, viewdirs: Tensor, view: Tensor | None) -> Tensor:
-        """What the color network sees of N rays: their directions, and the codes of their views."""
+        """Inputs of the color network for N rays: their encoded directions, and the codes of their views."""
         harmonics = spherical_harmonics(viewdirs)
         if self.appearance is None:
             return harmonics
@@ -168,9 +168,9 @@ class NGP(RadianceField):
 
 
 def contracted(positions: Tensor) -> Tensor:
-    """Draw all of space into the cube of half-size 1; what lies in that of half-size 0.5 stays.
+    """Contract all of space into the cube of half-size 1; the cube of half-size 0.5 stays unchanged.
 
-    ``(1 - 1 / (4 r)) x / r`` for a largest coordinate ``r`` of 0.5 or more, so that cubes stay cubes.
+    ``(1 - 1 / (4 r)) x / r`` for ``r = max |x_i|`` of 0.5 or more, so that cubes stay cubes.
 
     Args:
         positions: (..., 3) in the field's space.
@@ -179,7 +179,7 @@ def contracted(positions: Tensor) -> Tensor:
         (..., 3) in (-1, 1).
 
     Source:
-        Mip-NeRF 360, eq. 10 (arXiv 2111.12077), with the norm that keeps the scene's box whole, as nerfstudio takes it.
+        Mip-NeRF 360, eq. 10 (arXiv 2111.12077), with the maximum norm as in nerfstudio, for a scene's box.
 
     Example:
         >>> contracted(torch.tensor([[0.25, 0.5, 0.0], [0.0, 1.0, 2.0]]))
@@ -191,32 +191,32 @@ def contracted(positions: Tensor) -> Tensor:
 
 
 def padded(width: int) -> int:
-    """So many inputs that rows of them are quick to multiply."""
+    """``width`` rounded up to a multiple of ``MULTIPLE``."""
     return math.ceil(width / MULTIPLE) * MULTIPLE
 
 
 def filled(inputs: Tensor) -> Tensor:
-    """Inputs (S, C) with zeros behind them: (S, ``padded(C)``)."""
+    """Pad inputs (S, C) with zeros to (S, ``padded(C)``)."""
     return F.pad(inputs, (0, padded(inputs.shape[1]) - inputs.shape[1]))
 
 
 def run_padded(network: Callable[[Tensor], Tensor], inputs: Tensor, low_precision: bool | None) -> Tensor:
-    """Run a network on inputs (S, C), in bfloat16 if ``low_precision`` says so; see there."""
+    """Run a network on inputs (S, C), their rows padded to a multiple; for ``low_precision`` see ``NGP``."""
     low = multiplies_bfloat16(inputs.device) if low_precision is None else low_precision
-    # Matrix libraries prepare a kernel for each new number of rows: keep to few of them.
+    # Matrix libraries prepare a kernel for each new number of rows, so use few different ones.
     padded = F.pad(inputs, (0, 0, 0, -len(inputs) % _ROWS))
     with torch.autocast(inputs.device.type, torch.bfloat16, enabled=low):
         return network(padded)[: len(inputs)]
 
 
 def mlp(inputs: int, hidden: int, hidden_layers: int, outputs: int) -> nn.Sequential:
-    """A network without biases, as tiny-cuda-nn's, Xavier-uniform.
+    """An MLP without biases, as in tiny-cuda-nn, with Xavier-uniform weights.
 
     Args:
-        inputs: values that it takes.
+        inputs: number of inputs.
         hidden: neurons of each hidden layer.
-        hidden_layers: how many there are.
-        outputs: values that it gives.
+        hidden_layers: number of hidden layers.
+        outputs: number of outputs.
     """
     widths = [inputs] + [hidden] * hidden_layers + [outputs]
     layers: list[nn.Module] = []

@@ -1,4 +1,4 @@
-"""The occupancy grid: which cells of the scene may hold matter, learned along with the field."""
+"""The occupancy grid: which cells of the scene may be occupied, updated during training."""
 
 import math
 from collections.abc import Callable
@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from nelf.cameras import Camera
 
-NEAREST = 0.01  # of a sample to its camera, in the grid's units
-_FAR = 0.25  # share of the cells far from all matter that are looked at when their turn comes, where a scene moves
+NEAREST = 0.01  # smallest distance of a sample from its camera, in the grid's units
+_FAR = 0.25  # fraction of the cells away from occupied ones that is sampled in their turn, if ``looks`` is above 1
 
 
 class OccupancyGrid(nn.Module):
-    """Densities seen in the cells of nested cubes, and the cells that are dense enough to be sampled.
+    """Densities in the cells of nested cubes, and which cells are dense enough to be sampled.
 
     Cascade ``c`` covers the cube of half-size ``min(2**(c - 1), extent)`` round the origin with ``resolution**3``
     cells. Cells that no training camera sees hold -1 and are never revived.
@@ -21,14 +21,13 @@ class OccupancyGrid(nn.Module):
     Args:
         resolution: cells along a side.
         extent: half-size of the outermost cube, in the field's units; the scene's box has half-size 0.5.
-        threshold: the density above which a cell always counts as occupied; where the mean density is lower, that.
-        decay: a cell's density fades by this factor at each update unless it is seen again.
-        slices: None updates as Instant-NGP does: all cells while warming up, then a random half of them. A number
-            looks at every ``slices``-th cell, each time at the next ones, and at one point for each 2 x 2 x 2
-            cells while warming up: as quick to forget, ``slices / 2`` times cheaper.
-        looks: with ``slices``, how often an occupied cell or a neighbor of one is looked at when its turn comes: more
-            than once where the density is another one each time, since the scene moves. Fewer where that would be more
-            looks than there are cells.
+        threshold: a cell is occupied above this density, or above the mean of all positive ones if that is lower.
+        decay: factor on a cell's density at each update, unless it is found to be higher.
+        slices: None updates as Instant-NGP does: all cells during warm-up, then a random half of them. With a number,
+            each update samples the next of ``slices`` interleaved subsets of the cells, or one point for each 2 x 2 x 2
+            cells during warm-up: the same decay, ``slices / 2`` times cheaper.
+        looks: with ``slices``, samples of an occupied cell or a neighbor of one at its turn; more than one for dynamic
+            scenes, where each is at another moment. Fewer if they would outnumber the cells of the subset.
 
     Source:
         Instant-NGP, appendix C (arXiv 2201.05989).
@@ -69,7 +68,7 @@ class OccupancyGrid(nn.Module):
         return min(2.0 ** (cascade - 1), self.extent)
 
     def cell_positions(self, cascade: int, cells: Tensor, jitter: bool) -> Tensor:
-        """Points (N, 3) in the flat-indexed ``cells`` (N,) of a cascade: their centers, or anywhere inside."""
+        """Points (N, 3) in the flat-indexed ``cells`` (N,) of a cascade: their centers, or random ones with jitter."""
         n = self.resolution
         corner = torch.stack([cells // (n * n), cells // n % n, cells % n], dim=-1)
         inside = torch.rand(len(cells), 3, device=cells.device) if jitter else 0.5
@@ -88,7 +87,7 @@ class OccupancyGrid(nn.Module):
 
     @torch.no_grad()
     def mark_invisible(self, cameras: Camera, to_scene: Callable[[Tensor], Tensor]) -> None:
-        """Exclude the cells whose center no camera sees, or only from nearer than rays begin.
+        """Exclude the cells whose center no camera sees, or only nearer than the first sample of a ray.
 
         Args:
             cameras: the training cameras, batched.
@@ -112,11 +111,11 @@ class OccupancyGrid(nn.Module):
 
     @torch.no_grad()
     def update(self, density: Callable[[Tensor], Tensor], warm_up: bool = False) -> None:
-        """Refresh some cells: their density decays, or is what the field has there now; then find the occupied ones.
+        """Set some cells to the larger of their decayed and their current density, then find the occupied ones.
 
         Args:
             density: the field's density (N,) at positions (N, 3) of this grid, per unit of it.
-            warm_up: refresh the whole grid.
+            warm_up: update the whole grid.
         """
         for cascade, old in enumerate(self.density):
             if self.slices is None:
@@ -131,7 +130,7 @@ class OccupancyGrid(nn.Module):
         torch.gt(self.density, min(mean, self.threshold), out=self.occupied)
 
     def _update_half(self, cascade: int, old: Tensor, density: Callable[[Tensor], Tensor], warm_up: bool) -> None:
-        """Instant-NGP's rule: a quarter of the cells anywhere, a quarter where matter is known; all of them fade."""
+        """Instant-NGP's rule: sample a quarter of the cells at random, and as many occupied ones; all of them decay."""
         if warm_up:
             cells = (old >= 0).nonzero()[:, 0]
         else:
@@ -145,16 +144,16 @@ class OccupancyGrid(nn.Module):
         old.copy_(torch.where(old < 0, old, torch.maximum(old * self.decay, seen)))
 
     def _update_slice(self, cascade: int, old: Tensor, density: Callable[[Tensor], Tensor]) -> None:
-        """Look at every n-th cell; they fade as far as n updates of Instant-NGP's rule would let them."""
+        """Sample every ``slices``-th cell; these decay as far as in ``slices`` updates of Instant-NGP's rule."""
         assert self.slices is not None
         cells = torch.arange(int(self.updates) % self.slices, len(old), self.slices, device=old.device)
         cells = cells[old[cells] >= 0]
-        if self.looks > 1:  # far from all matter, a few looks do
+        if self.looks > 1:  # away from occupied cells, few samples suffice
             near = grown(self.occupied[cascade]).view(-1)
             most = len(cells)
             cells = cells[near[cells] | (torch.rand(most, device=cells.device) < _FAR)]
         seen = self._evaluate(density, self.cell_positions(cascade, cells, jitter=True))
-        if self.looks > 1:  # what passes through a cell is there for a moment
+        if self.looks > 1:  # moving matter is in a cell only briefly
             close = near[cells].nonzero()[:, 0]
             looks = min(self.looks - 1, most // max(len(close), 1))
             again = cells[close].repeat(looks)
@@ -163,7 +162,7 @@ class OccupancyGrid(nn.Module):
         old[cells] = torch.maximum(old[cells] * self.decay**self.slices, seen)
 
     def _update_coarsely(self, cascade: int, old: Tensor, density: Callable[[Tensor], Tensor]) -> None:
-        """Look at one random point for each 2 x 2 x 2 cells, which is enough while the field is still smooth."""
+        """Sample one random point for each 2 x 2 x 2 cells, which is enough while the field is still smooth."""
         half = self.resolution // 2
         corner = torch.stack(torch.meshgrid(*[torch.arange(half, device=old.device)] * 3, indexing="ij"), dim=-1).view(
             -1, 3
@@ -181,7 +180,7 @@ class OccupancyGrid(nn.Module):
 
 
 def grown(cells: Tensor) -> Tensor:
-    """Cells (G, G, G), bool, and their neighbors."""
+    """Dilate cells (G, G, G), bool, by one cell along each axis."""
     cells = cells.clone()
     for side in range(3):
         before, after = cells.narrow(side, 0, len(cells) - 1), cells.narrow(side, 1, len(cells) - 1)

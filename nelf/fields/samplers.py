@@ -1,4 +1,4 @@
-"""Samplers: where along rays a radiance field is asked."""
+"""Samplers: where along rays a radiance field is evaluated."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 __all__ = ["OccupancySampler", "Sampler", "StratifiedSampler"]
 
-_PIXELS = 2.0  # of a step that follows them
-_UNKNOWN, _FOLLOWING = 128, (32, 1024)  # samples of a ray before the cameras are known, and limits of what they ask for
-_EVERY, _WARM_UP = 16, 256  # training steps between two refreshes of an occupancy grid, and those that visit all cells
+_PIXELS = 2.0  # length of a step that is chosen by the pixel size
+_UNKNOWN, _FOLLOWING = 128, (32, 1024)  # samples per ray until the cameras are known, and limits of the choice
+_EVERY, _WARM_UP = 16, 256  # training steps between updates of an occupancy grid, and of its warm-up
 
 
 class Sampler(nn.Module):
     """Places samples along rays.
 
-    ``samples_per_ray`` says how many a ray gets before anything is known of the scene.
+    ``samples_per_ray`` is an upper estimate of the evaluations for each ray, which sets the size of the first batch.
     """
 
     samples_per_ray: float = 1.0
@@ -39,10 +39,10 @@ class Sampler(nn.Module):
         raise NotImplementedError
 
     def prepare(self, cameras: Camera, to_scene: Callable[[Tensor], Tensor]) -> None:
-        """Learn where the training cameras (N,) stand; ``to_scene`` maps points of the field to the scene."""
+        """Adapt to the training cameras (N,); ``to_scene`` maps points of the field to the scene."""
 
     def before_step(self, step: int, density: Callable[[Tensor], Tensor]) -> None:
-        """Learn from the density (N,) at positions (N, 3) of the field, as training goes on."""
+        """Adapt to the density (N,) at positions (N, 3) of the field, before a training step."""
 
     def occupied_at(self, positions: Tensor) -> Tensor:
         """Whether there may be matter at positions (N, 3) of the field, (N,) bool."""
@@ -55,13 +55,13 @@ class Sampler(nn.Module):
 
 
 class StratifiedSampler(Sampler):
-    """So many samples between near and far, evenly spaced.
+    """A fixed number of samples between near and far, evenly spaced.
 
     Args:
-        samples: on each ray.
+        samples: number of samples on each ray.
 
     Source:
-        NeRF, eq. 2 (arXiv 2003.08934): with jitter, one sample anywhere in each of the bins.
+        NeRF, eq. 2 (arXiv 2003.08934); here jitter moves the edges between samples, by at most half of their length.
     """
 
     def __init__(self, samples: int = 64) -> None:
@@ -69,7 +69,7 @@ class StratifiedSampler(Sampler):
         self.samples_per_ray = float(samples)
 
     def sample(self, rays: FieldRays, jitter: bool) -> Samples:
-        """See ``Sampler.sample``; each sample reaches to the next one."""
+        """See ``Sampler.sample``; each sample ends where the next one starts."""
         count = int(self.samples_per_ray)
         edges = torch.linspace(0.0, 1.0, count + 1, device=rays.near.device).expand(len(rays.near), -1)
         if jitter:
@@ -81,16 +81,16 @@ class StratifiedSampler(Sampler):
 
 
 class OccupancySampler(Sampler):
-    """Samples at regular steps where an occupancy grid says that there may be matter.
+    """Samples at regular steps in the occupied cells of an occupancy grid.
 
     Args:
         scale: half-size of the cube around the origin that the field covers.
         grid_resolution: cells along a side of the occupancy grid.
         grid_slices: see ``slices`` of ``OccupancyGrid``.
         max_samples: samples per ray at the most; the smallest step is the diagonal of the scene's cube divided by it.
-            None: as many as make a step two pixels long, as the training cameras see them in the middle of the cube;
-            that number travels with the weights.
-        at_start: the first sample lies on the edge of the cube, instead of half a step behind it.
+            None: chosen so that a step is two pixels of the training cameras long at the center of the cube; that
+            number is saved with the weights.
+        at_start: the mid-point of the first sample lies on the surface of the cube, instead of half a step behind it.
 
     Source:
         Instant-NGP, appendices C and E (arXiv 2201.05989).
@@ -120,14 +120,14 @@ class OccupancySampler(Sampler):
         self._take(known)
 
     def _take(self, max_samples: int) -> None:
-        """Set what follows from the number of samples: numbers, since reading a buffer would wait for a GPU."""
+        """Set what derives from the number of samples, as plain numbers: reading a buffer would wait for the GPU."""
         self.max_samples = max_samples
         self.step = math.sqrt(3) / max_samples
         self.cone = 0.0 if self.scale <= 0.5 else 4 / max_samples  # 1 / 256 for the 1024 samples of Instant-NGP
         self.grid.threshold = 0.01 / self.step
 
     def prepare(self, cameras: Camera, to_scene: Callable[[Tensor], Tensor]) -> None:
-        """Exclude the cells that no camera sees, and take the step from what a pixel sees, if none is given."""
+        """Exclude the cells that no camera sees, and choose the step by the pixel size unless it is given."""
         if self.follows:
             low, high = to_scene(self.grid.density.new_tensor([[-0.5] * 3, [0.5] * 3]))
             diagonal = float((high - low).norm())
@@ -137,7 +137,7 @@ class OccupancySampler(Sampler):
         self.grid.mark_invisible(cameras, to_scene)
 
     def before_step(self, step: int, density: Callable[[Tensor], Tensor]) -> None:
-        """Refresh the grid every 16 steps, all of it in the first 256."""
+        """Update the grid every 16 steps, as a whole in the first 256."""
         if step % _EVERY == 0:
             self.grid.update(density, warm_up=step < _WARM_UP)
 
@@ -146,14 +146,14 @@ class OccupancySampler(Sampler):
         return self.grid.at(positions)
 
     def sample(self, rays: FieldRays, jitter: bool) -> Samples:
-        """See ``Sampler.sample``; jitter moves all samples of a ray by the same part of a step."""
+        """See ``Sampler.sample``; jitter moves all samples of a ray by the same fraction of a step."""
         t_min, t_max = self._range(rays)
         if jitter:
             t_min = t_min + self.step * torch.rand_like(t_min)
         return self._march(rays.origins, rays.directions, t_min, t_max, self.max_samples)
 
     def render(self, field: RadianceField, rays: FieldRays) -> tuple[Tensor, Tensor, Tensor]:
-        """See ``Sampler.render``; a few samples at a time."""
+        """See ``Sampler.render``, by ``render_wavefront``."""
 
         def radiance(positions: Tensor, marched: Tensor, samples: Samples) -> tuple[Tensor, Tensor]:
             along = rays.scene[marched]
@@ -166,11 +166,11 @@ class OccupancySampler(Sampler):
         return render_wavefront(self._march, radiance, rays.origins, rays.directions, *span, field.early_stop)
 
     def _range(self, rays: FieldRays) -> tuple[Tensor, Tensor]:
-        cube = rays.origins.new_full((6,), self.scale)  # no copy of a list, which would make the host wait for a GPU
+        cube = rays.origins.new_full((6,), self.scale)  # copying a list would make the host wait for the GPU
         cube[:3].neg_()
         t_min, t_max = intersect_aabb(rays.origins, rays.directions, cube)
         t_min = t_min.clamp(min=NEAREST)
-        if self.at_start:  # where the lattice has to begin for its first mid-point to lie there
+        if self.at_start:  # start before the cube, so that the first mid-point is on its surface
             before = torch.minimum(t_min - 0.5 * self.step, t_min / (1.0 + 0.5 * self.cone))
             t_min = torch.maximum(before, t_min - 0.5 * self.max_step)
         return t_min, t_max
@@ -191,5 +191,5 @@ class OccupancySampler(Sampler):
 
 
 def _follow(sampler: OccupancySampler, loaded: object = None) -> None:
-    """Take the number of samples that has been found, or loaded with the weights."""
+    """Apply the number of samples that was chosen, or loaded with the weights."""
     sampler._take(int(sampler.most.clamp(*_FOLLOWING)))

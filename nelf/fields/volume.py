@@ -1,4 +1,4 @@
-"""Volume rendering: a pass over samples of rays, the loss terms that look at it, and the wavefront renderer."""
+"""Volume rendering: the composited samples of rays, loss terms of them, and the wavefront renderer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Pass(NamedTuple):
         rgb: (N, 3) color on black.
         opacity: (N,) in [0, 1].
         depth: (N,) sum of weights * t, in the unit of the samples' ``t``.
-        weights: (S,) share of a ray's color that each sample gives.
+        weights: (S,) rendering weight of each sample.
         samples: the S samples.
     """
 
@@ -34,20 +34,20 @@ class Pass(NamedTuple):
 
 @torch.no_grad()
 def weights_along(samples: Samples, sigma: Tensor, n_rays: int, early_stop: float = 0.0) -> Tensor:
-    """The weights (S,) of samples, without gradient; 0 where less than ``early_stop`` of the light arrives.
+    """The rendering weights (S,) of samples, without gradient; 0 where the transmittance is below ``early_stop``.
 
     Args:
         samples: S of them.
         sigma: (S,) their densities.
         n_rays: N.
-        early_stop: share of the light.
+        early_stop: transmittance at which a ray ends.
     """
     nothing = sigma.new_zeros(len(sigma), 3)
     return composite(sigma.detach(), nothing, *samples, n_rays, early_stop).weights
 
 
 def opacity_entropy(rays: Pass) -> Tensor:
-    """``-o log(o)`` of each ray's opacity, (N,): the term that pushes it to 0 or 1.
+    """``-o log(o)`` of each ray's opacity, (N,): a loss term that pushes it to 0 or 1.
 
     Source:
         ngp_pl, ``losses.py``.
@@ -57,7 +57,7 @@ def opacity_entropy(rays: Pass) -> Tensor:
 
 
 def distortion(rays: Pass) -> Tensor:
-    """How far apart the weights of each ray lie, (N,), in units of ``t``: the term against floaters.
+    """The distortion loss of each ray, (N,), in units of ``t``, against floaters.
 
     ``sum_ij w_i w_j |m_i - m_j| + 1/3 sum_i w_i^2 d_i`` with mid-points ``m`` and lengths ``d``, by prefix sums.
     Differentiable in the weights.
@@ -90,9 +90,9 @@ def render_wavefront(
     early_stop: float = 1e-3,
     pass_samples: int = 2**18,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Composite rays a few samples at a time, and drop those that nothing more can change.
+    """Composite rays a few samples at a time, and drop those that are opaque or have left the scene.
 
-    The fewer rays are left, the more samples each gets in the next pass, so that a pass costs about the same.
+    The fewer rays are left, the more samples each gets in the next pass, so that all passes cost about the same.
 
     Args:
         march: ``(rays_o, rays_d, t_min, t_max, max_samples) -> Samples`` of M rays.
@@ -100,10 +100,10 @@ def render_wavefront(
             among all N, of the rays that were marched.
         rays_o: (N, 3) origins.
         rays_d: (N, 3) directions, unit length.
-        t_min: (N,) where to begin.
-        t_max: (N,) where to end.
-        early_stop: a ray ends when less than this share of its light is left.
-        pass_samples: about so many samples are evaluated together.
+        t_min: (N,) start of each ray.
+        t_max: (N,) end of each ray.
+        early_stop: a ray ends when its transmittance falls below this.
+        pass_samples: samples that are evaluated together, approximately.
 
     Returns:
         ``rgb`` (N, 3) on black, ``depth`` (N,) as the weighted sum of ``t``, ``opacity`` (N,).

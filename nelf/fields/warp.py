@@ -1,4 +1,4 @@
-"""Where points of a scene that moves lie at rest, and in which slice of an ambient space, by networks with codes."""
+"""Networks, conditioned on latent codes, that warp points to a canonical space and to an ambient space."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from nelf.fields.ngp import run_padded
 
 __all__ = ["SE3Warp", "SkipMLP", "SlicingSurface", "TranslationWarp", "moved_along", "robust"]
 
-_SKIP = 4  # the layer that gets the input again
+_SKIP = 4  # index of the layer that takes the input again
 _TERMS = 8  # of a series, enough for float64 below an angle of 1
 
 
 class SkipMLP(nn.Module):
-    """ReLU layers, the fifth of which sees the input again, behind the activations of the fourth.
+    """ReLU layers, the fifth of which takes the input again, after the activations of the fourth.
 
     Args:
-        inputs: C.
+        inputs: C, number of inputs.
         width: of each layer.
-        depth: layers.
+        depth: number of layers.
         low_precision: see NGP.
 
     Source:
@@ -55,15 +55,15 @@ class TranslationWarp(nn.Module):
     """A displacement of each point by a network of its encoded position and a code.
 
     Args:
-        codes: numbers of a code.
+        codes: size of a code.
         width: of the network's layers.
-        depth: its layers.
+        depth: number of layers.
         frequencies: of the encoded positions.
         low_precision: see NGP.
 
     Source:
-        Nerfies and HyperNeRF, ``warping.py`` (arXiv 2011.12948, 2106.13228). The last layer begins in U(-1e-4, 1e-4),
-        where the original takes U[0, 1e-4): which way points first move should not depend on axes.
+        Nerfies and HyperNeRF, ``warping.py`` (arXiv 2011.12948, 2106.13228). The last layer is initialized from
+        U(-1e-4, 1e-4), the original's from U[0, 1e-4), which favors one direction of the first displacements.
     """
 
     outputs = 3
@@ -84,7 +84,7 @@ class TranslationWarp(nn.Module):
         Args:
             positions: (S, 3) in the field's space.
             codes: (S, C).
-            opened: () share of the frequencies that is let in, coarse ones first.
+            opened: () fraction of the frequencies that are enabled, low ones first.
 
         Returns:
             (S, 3).
@@ -100,9 +100,9 @@ class TranslationWarp(nn.Module):
 class SE3Warp(TranslationWarp):
     """A rotation and translation of each point, by a network of its encoded position and a code.
 
-    Its network has two heads of three numbers, ``w`` and ``v``: an axis times an angle, and a velocity. The point moves
-    by the exponential of the twist that they are. It takes the arguments of ``TranslationWarp``; the rotation is
-    around axes through the origin of the field, ``v`` moves them.
+    Its network outputs a twist: ``w`` (3,), an axis times an angle, and ``v`` (3,), a velocity. The point moves by the
+    exponential of the twist. With ``v = 0``, the axis passes through the origin of the field. The arguments are those
+    of ``TranslationWarp``.
     """
 
     outputs = 6
@@ -112,18 +112,18 @@ class SE3Warp(TranslationWarp):
 
 
 class SlicingSurface(nn.Module):
-    """The place of each point in an ambient space: where a deformable surface cuts it at a moment.
+    """The ambient coordinates of each point at a moment: a deformable slicing surface through hyperspace.
 
     Args:
-        codes: numbers of a code.
+        codes: size of a code.
         outputs: dimensions of the ambient space.
         width: of the network's layers.
-        depth: its layers.
+        depth: number of layers.
         frequencies: of the encoded positions.
         low_precision: see NGP.
 
     Source:
-        HyperNeRF, ``modules.py`` (arXiv 2106.13228): positions enter by their waves alone.
+        HyperNeRF, ``modules.py`` (arXiv 2106.13228): of positions, only sines and cosines are inputs.
     """
 
     def __init__(
@@ -149,10 +149,10 @@ class SlicingSurface(nn.Module):
 
 
 def moved_along(rotation: Tensor, velocity: Tensor, points: Tensor) -> Tensor:
-    """How far points move under the exponential of twists: ``exp([w, v]) x - x``.
+    """The displacement of points under the exponential of twists: ``exp([w, v]) p - p``.
 
     With ``u = w x p + v`` it is ``u + (1 - cos a) / a^2 (w x u) + (a - sin a) / a^3 (w x (w x u))`` for an angle
-    ``a = |w|``. Below an angle of 1, both factors are series, which are smooth at 0.
+    ``a = |w|``. Below an angle of 1, both factors are computed by series, which are smooth at 0.
 
     Args:
         rotation: (S, 3) ``w``, the axis times the angle, radians.
@@ -167,7 +167,7 @@ def moved_along(rotation: Tensor, velocity: Tensor, points: Tensor) -> Tensor:
     """
     square = rotation.square().sum(-1, keepdim=True)
     small = square < 1.0
-    angle = torch.where(small, 1.0, square).sqrt()  # what is not chosen below needs a finite gradient, too
+    angle = torch.where(small, 1.0, square).sqrt()  # the branch not chosen below needs a finite gradient, too
     near = torch.where(small, square, 0.0)
     half = torch.where(small, _series(near, 2), (1.0 - angle.cos()) / angle.square())
     sixth = torch.where(small, _series(near, 3), (angle - angle.sin()) / angle**3)
@@ -177,7 +177,7 @@ def moved_along(rotation: Tensor, velocity: Tensor, points: Tensor) -> Tensor:
 
 
 def robust(squares: Tensor, scale: float) -> Tensor:
-    """Geman and McClure's loss of squared residuals: ``2 c s / (s + 4 c^2)`` with scale ``c``, as HyperNeRF has it.
+    """Geman and McClure's loss of squared residuals: ``2 c s / (s + 4 c^2)`` with scale ``c``, as in HyperNeRF.
 
     Source:
         Barron 2019 (arXiv 1701.03077), alpha -2, times the scale.

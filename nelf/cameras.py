@@ -1,20 +1,20 @@
-"""Cameras: intrinsics, pose and controls, and the rays they see.
+"""Cameras: intrinsics, pose and controls, and the rays through their pixels.
 
-Notation, the same everywhere in nelf (readers of other formats convert at their border):
+Conventions, the same everywhere in nelf (readers of other formats convert to them):
 
 - Axes: OpenGL. In camera space x points right, y up, and the camera looks along -z. ``c2w`` (3, 4) takes
   camera space to world space; its last column is the camera's position in the unit of the scene.
 - Pixels: ``x`` runs right and ``y`` down; the center of pixel ``(0, 0)`` lies at ``(0.5, 0.5)``, the image's
   outer corners at ``(0, 0)`` and ``(width, height)``. ``fx fy cx cy`` are in these pixels.
 - Rays: ``directions`` are not normalized, their camera-space z is -1. A point is ``origins + t * directions``,
-  so ``t`` is z-depth: every point of one ``t`` lies on a plane parallel to the image.
-- Lens: OpenCV's model. A pinhole would see a point at ``x, y`` on the plane one unit in front of the camera (``y``
-  down); with ``r = x^2 + y^2`` and ``d = (1 + k1 r + k2 r^2 + k3 r^3) / (1 + k4 r + k5 r^2 + k6 r^3)`` the lens draws
-  it at ``x d + 2 p1 x y + p2 (r + 2 x^2)``, ``y d + 2 p2 x y + p1 (r + 2 y^2)``, and ``u = fx x + skew y + cx``,
-  ``v = fy y + cy`` in pixels.
+  so ``t`` is z-depth: points of equal ``t`` lie on a plane parallel to the image.
+- Lens: OpenCV's model. A pinhole projects a point to ``x, y`` on the plane at unit distance from the camera (``y``
+  down); with ``r = x^2 + y^2`` and ``d = (1 + k1 r + k2 r^2 + k3 r^3) / (1 + k4 r + k5 r^2 + k6 r^3)`` the lens maps
+  it to ``x' = x d + 2 p1 x y + p2 (r + 2 x^2)``, ``y' = y d + 2 p2 x y + p1 (r + 2 y^2)``; in pixels, that is
+  ``u = fx x' + skew y' + cx``, ``v = fy y' + cy``.
 - World: Blender scenes have +z up.
-- NDC: where a camera has them, its rays, and what ``project`` takes, lie in normalized device coordinates, see
-  ``nelf.rays.NDC``; pose and z-depth are the scene's all the same.
+- NDC: if ``ndc`` is set, the camera's rays, and the points that ``project`` takes, are in normalized device
+  coordinates, see ``nelf.rays.NDC``; pose and z-depth are still those of the scene.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class Camera:
         width: image width in pixels.
         height: image height in pixels.
         controls: (..., K) in [0, 1], the first of which is the time; or None for a static scene.
-        view: (...,) int64, the index of the training view that this is, for what is learned per image; or None.
-        lens: (..., 6) ``k1, k2, k3, p1, p2`` and ``skew`` (pixels), float32; with ``k4, k5, k6`` after
-            them (..., 9); None for a pinhole.
-        ndc: the space that the rays run in, the same for the batch; None for the scene's own.
+        view: (...,) int64, the index of the training view, for parameters that are learned per image; or None.
+        lens: (..., 6) ``k1, k2, k3, p1, p2`` and ``skew`` (pixels), float32; or (..., 9) with ``k4, k5, k6`` after
+            them; None for a pinhole.
+        ndc: the space of the rays, the same for the batch; None for the scene's own.
 
     Raises:
         ValueError: the shapes do not fit together.
@@ -109,7 +109,7 @@ class Camera:
 
     @staticmethod
     def stack(cameras: Sequence[Camera]) -> Camera:
-        """Stack N cameras of one batch shape (...,) to batch shape (N, ...), pinholes and others.
+        """Stack N cameras of one batch shape (...,) to batch shape (N, ...); some may be pinholes.
 
         Raises:
             ValueError: there is no camera, or they differ in image size or in their controls.
@@ -118,7 +118,7 @@ class Camera:
 
     @staticmethod
     def cat(cameras: Sequence[Camera]) -> Camera:
-        """Join batches of cameras along their first dimension, pinholes and others.
+        """Concatenate batches of cameras along their first dimension; some may be pinholes.
 
         Raises:
             ValueError: there is no camera, or they differ in image size or in their controls.
@@ -136,7 +136,7 @@ class Camera:
         return self.c2w.shape[0]
 
     def __getitem__(self, index: int | slice | Tensor) -> Camera:
-        """Pick cameras along the first batch dimension."""
+        """Index cameras along the first batch dimension."""
         if isinstance(index, int) and not -len(self) <= index < len(self):
             raise IndexError(f"Expected a camera index below {len(self)}, but got {index}.")
         return self._map(lambda values: values[index])
@@ -156,14 +156,14 @@ class Camera:
         return None if self.controls is None else self.controls[..., 0]
 
     def at(self, *controls: float) -> Camera:
-        """The same camera with other controls in [0, 1], the first of which is the time; none for a static one."""
+        """The same camera with other controls in [0, 1], the first of which is the time; without any if none given."""
         if not controls:
             return replace(self, controls=None)
         values = self.c2w.new_tensor(controls)
         return replace(self, controls=values.expand(*self.c2w.shape[:-2], len(controls)))
 
     def pinhole(self) -> Camera:
-        """The camera of the same pose, focal lengths and principal point that has no lens."""
+        """The camera of the same pose, focal lengths and principal point without lens distortion."""
         return self if self.lens is None else replace(self, lens=None)
 
     def resized(self, width: int) -> Camera:
@@ -177,17 +177,17 @@ class Camera:
         return replace(self, intrinsics=intrinsics, width=width, height=height, lens=lens)
 
     def window(self, corner: Tensor, width: int, height: int) -> Camera:
-        """The part of the image that begins at pixel ``corner`` (..., 2), x then y, with this width and height."""
+        """The part of the image with its upper left corner at pixel ``corner`` (..., 2), x then y, and this size."""
         shift = torch.cat([torch.zeros_like(corner), corner], dim=-1).to(self.intrinsics)
         return replace(self, intrinsics=self.intrinsics - shift, width=width, height=height)
 
     def shifted(self, widths: float) -> Camera:
-        """The same image, seen by rays so many image widths to the left of its pixels and above them."""
+        """The same image with its rays offset by ``widths`` image widths to the left and above."""
         corner = self.intrinsics.new_full((2,), -widths * self.width)
         return self.window(corner, self.width, self.height) if widths else self
 
     def padded(self, block: int) -> Camera:
-        """The same view with rows below and columns to the right, so that whole blocks of pixels cover the image."""
+        """The same view, padded below and to the right to whole blocks of pixels."""
         width, height = (-(-side // block) * block for side in (self.width, self.height))
         return replace(self, width=width, height=height)
 
@@ -235,9 +235,9 @@ class Camera:
             points: (N, 3) in the space of the rays: scene unit, or NDC.
 
         Returns:
-            ``x``, ``y`` (N,) in pixels and ``t`` (N,) of the ray, the z-depth but for NDC. A point with ``t <= 0`` is
-            behind the camera, and its ``x`` and ``y`` mean nothing. A point so far outside of the picture that the lens
-            model folds it back has ``x`` and ``y`` infinite.
+            ``x``, ``y`` (N,) in pixels and ``t`` (N,) along the ray, which is z-depth unless in NDC. A point with
+            ``t <= 0`` is behind the camera, and its ``x`` and ``y`` are meaningless. A point so far outside the image
+            that the lens model folds it back has infinite ``x`` and ``y``.
         """
         if self.ndc is not None:
             x, y, depth = replace(self, ndc=None).project(self.ndc.positions(points))
@@ -259,7 +259,7 @@ class Camera:
         return points if self.ndc is None else self.ndc.points(points)
 
     def z_depth(self, t: Tensor) -> Tensor:
-        """The z-depth (H, W), scene unit, of what lies at ``t`` (H, W) along the rays of a single camera's pixels."""
+        """The z-depth (H, W), scene unit, of points at ``t`` (H, W) along the rays of a single camera's pixels."""
         if self.ndc is None:
             return t
         rays = self.rays()
@@ -289,15 +289,15 @@ class Camera:
 
 
 def _distort(x: Tensor, y: Tensor, lens: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """Where a lens draws what a pinhole sees at ``x, y`` (unit focal length, ``y`` down).
+    """Apply lens distortion to ``x, y`` of a pinhole (unit focal length, ``y`` down).
 
     Args:
-        x: (...) positions.
-        y: (...) positions.
-        lens: (..., 6) or (..., 9), see ``Camera``; its skew does not count.
+        x: (...) coordinates.
+        y: (...) coordinates.
+        lens: (..., 6) or (..., 9), see ``Camera``; its skew is ignored.
 
     Returns:
-        The two positions (...), and the Jacobian, which is symmetric: dx/dx, dx/dy and dy/dy (...).
+        The distorted coordinates (...), and the symmetric Jacobian: dx'/dx, dx'/dy and dy'/dy (...).
     """
     k1, k2, k3, p1, p2, _ = lens[..., :6].unbind(-1)
     r = x * x + y * y
@@ -318,15 +318,15 @@ def _distort(x: Tensor, y: Tensor, lens: Tensor) -> tuple[Tensor, Tensor, tuple[
 
 
 def pixel_size(cameras: Camera, aabb: Tensor) -> float:
-    """The mean side of a pixel of some cameras (N,) in the middle of a box (6,), in the space of their rays."""
-    if cameras.ndc is not None:  # in which a picture is two units wide, at any distance
+    """The mean side of a pixel of cameras (N,), projected to the center of a box (6,), in the space of their rays."""
+    if cameras.ndc is not None:  # in which an image is two units wide, at any distance
         return 2.0 / cameras.width
     distance = (cameras.c2w[:, :, 3].cpu() - aabb.cpu().view(2, 3).mean(0)).norm(dim=-1).mean()
     return float(distance / cameras.intrinsics[:, 0].mean().cpu())
 
 
 def _undistort(x: Tensor, y: Tensor, lens: Tensor) -> tuple[Tensor, Tensor]:
-    """The inverse of ``_distort`` by Newton's method, as HyperNeRF's cameras do it: from ``x, y``, ten steps."""
+    """The inverse of ``_distort`` by ten steps of Newton's method from ``x, y``, as in HyperNeRF's cameras."""
     at_x, at_y = x, y
     for _ in range(_NEWTON_STEPS):
         drawn_x, drawn_y, (a, b, c) = _distort(at_x, at_y, lens)
@@ -337,7 +337,7 @@ def _undistort(x: Tensor, y: Tensor, lens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _widened(camera: Camera, count: int) -> Tensor:
-    """The lens of cameras with so many coefficients, those that it has not being zero."""
+    """The lens of cameras, padded with zeros to ``count`` coefficients."""
     lens = camera.c2w.new_zeros((*camera.c2w.shape[:-2], count))
     if camera.lens is not None:
         lens[..., : camera.lens.shape[-1]] = camera.lens
@@ -353,7 +353,7 @@ def _merge(cameras: Sequence[Camera], join: Callable[[list[Tensor]], Tensor]) ->
         raise ValueError(f"Expected cameras of one size and with the same controls, but got {sorted(shared)}.")
     if len({camera.ndc for camera in cameras}) > 1:
         raise ValueError("Expected cameras whose rays run in one space, but got different NDC.")
-    if any(camera.lens is not None for camera in cameras):  # beside a lens, a pinhole is one that changes nothing
+    if any(camera.lens is not None for camera in cameras):  # a pinhole is a lens of zeros
         count = max(camera.lens.shape[-1] for camera in cameras if camera.lens is not None)
         cameras = [replace(camera, lens=_widened(camera, count)) for camera in cameras]
 

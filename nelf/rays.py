@@ -1,7 +1,7 @@
-"""Rays: what every model takes. Axes, pixels and units as in ``nelf.cameras``.
+"""Rays, the input of every model. Axes, pixels and units as in ``nelf.cameras``.
 
-A point of a ray is ``origins + t * directions``. Directions have camera z = -1, so ``t`` is z-depth; kernels know them
-as ``rays_o`` and ``rays_d``. The rays of forward-facing scenes may run in normalized device coordinates instead, see
+A point on a ray is ``origins + t * directions``. Directions have camera z = -1, so ``t`` is z-depth; in kernels they
+are ``rays_o`` and ``rays_d``. Rays of forward-facing scenes may be in normalized device coordinates instead, see
 ``NDC``.
 """
 
@@ -15,12 +15,12 @@ from torch import Tensor
 
 __all__ = ["NDC", "Rays", "intersect_aabb", "moved"]
 
-_INFINITY = 1e-6  # of 1 - z in NDC: what is farther counts as so far away, half a millionth of near's disparity
-_SIDEWAYS = 1e-6  # of -z of a direction: rays that run no farther forward than that count as such
+_INFINITY = 1e-6  # smallest 1 - z in NDC, half a millionth of near's disparity: points beyond are clamped to it
+_SIDEWAYS = 1e-6  # smallest -z of a direction; rays that run less forward, or backward, are clamped to it
 
 
 def moved(values: Tensor, device: torch.device | str) -> Tensor:
-    """A tensor on a device. Sent to a GPU, it takes its turn behind what that has to do; what comes back is whole."""
+    """Move a tensor to a device, asynchronously if that is a GPU, else synchronously."""
     return values.to(device, non_blocking=torch.device(device).type == "cuda")
 
 
@@ -32,8 +32,8 @@ class Rays:
         origins: (..., 3), scene unit; or in NDC.
         directions: (..., 3), camera z = -1; or in NDC.
         controls: (..., K) in [0, 1], the first of which is the time; or None for a static scene.
-        view: (...,) int64, the training view that a ray belongs to, for what is learned per image; or None.
-        world_directions: (..., 3) directions in the scene, where ``directions`` are those of a warped space; or None.
+        view: (...,) int64, the training view that a ray belongs to, for parameters that are learned per image; or None.
+        world_directions: (..., 3) directions in the scene, if ``directions`` are in a warped space; or None.
     """
 
     origins: Tensor
@@ -63,25 +63,25 @@ class Rays:
         return len(self.origins)
 
     def __getitem__(self, index: int | slice | Tensor | None) -> Rays:
-        """Pick rays along the first dimension; None adds one in front."""
+        """Index rays along the first dimension; None adds a dimension in front."""
         return self.map(lambda values: values[index])
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Rays:
-        """Apply a function of the leading dimensions to all parts; ``view`` has no last one of its own."""
+        """Apply a function to all parts, which may change their leading dimensions only: ``view`` has no others."""
         parts = (self.origins, self.directions, self.controls, self.view, self.world_directions)
         return Rays(*(None if part is None else change(part) for part in parts))  # type: ignore[arg-type]
 
     def reshape(self, *shape: int) -> Rays:
-        """Rays of another leading shape, one of whose sides may be -1."""
+        """The same rays with another leading shape, one side of which may be -1."""
         known = len(self.shape)
         return self.map(lambda values: values.reshape(*shape, *values.shape[known:]))
 
     def to(self, device: torch.device | str) -> Rays:
-        """Move all parts to a device; of a GPU it is not waited for what it is doing."""
+        """Move all parts to a device, see ``moved``."""
         return self.map(lambda values: moved(values, device))
 
     def chunks(self, size: int) -> Iterator[Rays]:
-        """The rays one after the other, at most ``size`` of them together: leading shape (<= size,)."""
+        """Yield the flattened rays in chunks of at most ``size``: leading shape (<= size,)."""
         flat = self.reshape(-1)
         for first in range(0, len(flat), size):
             yield flat[first : first + size]
@@ -89,17 +89,17 @@ class Rays:
 
 @dataclass(frozen=True)
 class NDC:
-    """Normalized device coordinates: a frustum that reaches from a near plane to infinity, as the cube +-1.
+    """Normalized device coordinates: a frustum from a near plane to infinity, mapped to the cube [-1, 1]^3.
 
-    The frustum's eye is the scene's origin, and it looks along the scene's -z. A point ``x, y, z`` of the scene is
+    The apex of the frustum is the scene's origin, its axis the scene's -z. A point ``x, y, z`` of the scene maps to
     ``-x / (half_width * z), -y / (half_height * z), 1 + 2 near / z``: z runs from -1 on the near plane to 1 at
-    infinity, evenly in disparity. Lines stay lines, so a ray stays a ray: it starts on the near plane, and its ``t``
+    infinity, linear in disparity. Lines stay lines, so a ray stays a ray: it starts on the near plane, and its ``t``
     runs from 0 there to 1 at infinity.
 
     Attributes:
         near: distance of the near plane from the origin, scene unit.
-        half_width: of the image of the average camera, on the plane one unit in front of it: W / (2 fx).
-        half_height: likewise, H / (2 fy).
+        half_width: of the average camera's image, on the plane at unit distance: W / (2 fx).
+        half_height: of the average camera's image, on the plane at unit distance: H / (2 fy).
 
     Source:
         Mildenhall et al. 2020, "NeRF", appendix C (arXiv 2003.08934).
@@ -115,21 +115,21 @@ class NDC:
     half_height: float
 
     def points(self, positions: Tensor) -> Tensor:
-        """Where positions (..., 3) of the scene, with z below 0, lie in NDC."""
+        """Map positions (..., 3) of the scene, with z < 0, to NDC."""
         x, y, z = positions.unbind(-1)
         return torch.stack([-x / (self.half_width * z), -y / (self.half_height * z), 1 + 2 * self.near / z], dim=-1)
 
     def positions(self, points: Tensor) -> Tensor:
-        """Where points (..., 3) of NDC lie in the scene; what is at infinity, very far away."""
+        """Map points (..., 3) of NDC to the scene; points at infinity to very distant ones."""
         x, y, z = points.unbind(-1)
         beyond = z - 1
         z = 2 * self.near / torch.where(beyond.abs() < _INFINITY, -_INFINITY, beyond)
         return torch.stack([-self.half_width * x * z, -self.half_height * y * z, z], dim=-1)
 
     def rays(self, rays: Rays) -> Rays:
-        """Rays of the scene in NDC; ``world_directions`` are those of the scene.
+        """Map rays of the scene to NDC; ``world_directions`` are those of the scene.
 
-        Rays that do not run forward, along -z, never meet the frustum: theirs mean nothing.
+        The result is undefined for rays that do not run forward, along -z, since these never meet the near plane.
         """
         forward = -rays.directions[..., 2:].clamp(max=-_SIDEWAYS)
         slope = rays.directions[..., :2] / forward
@@ -140,7 +140,7 @@ class NDC:
         return Rays(origins, directions, rays.controls, rays.view, rays.directions)
 
     def _spread(self, slopes: Tensor) -> Tensor:
-        """Slopes (..., 2) of x and y in the scene as multiples of those at the edges of the image."""
+        """Divide slopes (..., 2) of x and y by those at the edges of the image."""
         return torch.cat([slopes[..., :1] / self.half_width, slopes[..., 1:] / self.half_height], dim=-1)
 
 
@@ -153,7 +153,7 @@ def intersect_aabb(rays_o: Tensor, rays_d: Tensor, aabb: Tensor) -> tuple[Tensor
         aabb: (6,) smallest xyz, largest xyz.
 
     Returns:
-        ``t_min`` and ``t_max`` (N,) in multiples of ``rays_d``, not before the origin; equal where a ray misses.
+        ``t_min`` and ``t_max`` (N,) in multiples of ``rays_d``, at least 0; equal if a ray misses the box.
 
     Example:
         >>> box = torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0, 1.0])

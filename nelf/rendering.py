@@ -1,4 +1,4 @@
-"""Pictures: what every model's ``render`` returns, and what everything that looks at models asks for."""
+"""Rendering, the result of every model's ``render``, and the protocol of anything that renders."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["Renderable", "Rendering", "evaluating"]
 
 
 class Rendering(NamedTuple):
-    """A picture: ``rgb`` (H, W, 3) in [0, 1] on the model's background.
+    """A rendered image: ``rgb`` (H, W, 3) in [0, 1] on the model's background.
 
-    ``depth`` (H, W), z-depth in scene units, and ``opacity`` (H, W) in [0, 1] are None where a model has neither.
+    ``depth`` (H, W), z-depth in scene units, and ``opacity`` (H, W) in [0, 1] are None if the model has none.
     """
 
     rgb: Tensor
@@ -26,7 +26,7 @@ class Rendering(NamedTuple):
 
     @staticmethod
     def over(drawn: Tensor, background: Tensor | None = None, depth: Tensor | None = None) -> Rendering:
-        """Composite what a network has drawn over a background.
+        """Composite the output of a network over a background.
 
         Args:
             drawn: (H, W, 3), or (H, W, 4) with opacity and the color on black.
@@ -34,7 +34,7 @@ class Rendering(NamedTuple):
             depth: see ``Rendering``.
 
         Returns:
-            The picture, in 32 bits.
+            The image, float32.
         """
         drawn = drawn.float()
         if drawn.shape[-1] == 3:
@@ -44,9 +44,9 @@ class Rendering(NamedTuple):
         return Rendering(drawn[..., :3] + (1.0 - opacity) * background.to(drawn), depth, opacity[..., 0])
 
     def in_scene(self, camera: Camera) -> Rendering:
-        """The same with z-depth, where the depth is in ``t`` of a camera's rays and these run in NDC.
+        """The same image with z-depth, if ``depth`` is in ``t`` of a camera's rays and these are in NDC.
 
-        Like a depth that volume rendering gives, it is a mean times the opacity.
+        Before and after, the depth is not divided by the opacity, as in volume rendering.
         """
         if camera.ndc is None or self.depth is None:
             return self
@@ -54,13 +54,13 @@ class Rendering(NamedTuple):
         return self._replace(depth=seen * camera.to(self.depth.device).z_depth(self.depth / seen))
 
     def rgba(self, background: Tensor) -> Tensor:
-        """What an image file says of it.
+        """The image with straight alpha, as for an image file.
 
         Args:
             background: (3,) color that it is composited over.
 
         Returns:
-            (H, W, 4) in [0, 1], color not premultiplied; (H, W, 3) where there is no opacity.
+            (H, W, 4) in [0, 1], color not premultiplied; (H, W, 3) if there is no opacity.
         """
         if self.opacity is None:
             return self.rgb
@@ -69,21 +69,21 @@ class Rendering(NamedTuple):
         return torch.cat([own.clamp(0.0, 1.0), alpha], dim=-1)
 
     def cropped(self, height: int, width: int) -> Rendering:
-        """Its upper left part."""
+        """The upper left part of this size."""
         depth, opacity = (part if part is None else part[:height, :width] for part in (self.depth, self.opacity))
         return Rendering(self.rgb[:height, :width], depth, opacity)
 
 
 class Renderable(Protocol):
-    """Anything that can be looked at: teachers, students, compressed and exported models."""
+    """Anything that renders: teachers, students, compressed and exported models."""
 
     def render(self, camera: Camera) -> Rendering:
-        """Draw what one camera sees, at the camera's controls."""
+        """Render the image of one camera, at its controls."""
 
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode for a while, then every module back into the mode that it was in."""
+    """Put a network into evaluation mode, and restore the mode of every module afterwards."""
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:

@@ -1,4 +1,4 @@
-"""Scene: the one in-memory form that every reader returns, and Geometry, what a model is told of it.
+"""Scene, the in-memory form that every reader returns, and Geometry, the part of it that models are prepared with.
 
 Conventions: poses and pixels as in ``nelf.cameras`` (OpenGL camera-to-world, pixel centers at +0.5, ``near``
 and ``far`` are z-depths); images are uint8 (H, W, 3|4), alpha not premultiplied, display-referred. An image
@@ -33,11 +33,11 @@ __all__ = [
     "composite_background",
 ]
 
-_MASK_WIDTH, _MASKS = 160, 100  # of silhouettes: pixels, and how many
-_MATTER = 12  # of 255: alpha below it is what a teacher's fog leaves
+_MASK_WIDTH, _MASKS = 160, 100  # silhouettes: width in pixels, approximately, and largest number
+_MATTER = 12  # largest alpha, of 255, that counts as background: a teacher's floaters are fainter
 
 BACKGROUNDS: dict[str, tuple[float, float, float]] = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0)}
-"""The named backgrounds. (A random one exists only inside a training step.)"""
+"""The named backgrounds. (Random ones exist only inside a training step.)"""
 
 
 def background_color(name: str) -> Tensor:
@@ -53,7 +53,7 @@ def background_color(name: str) -> Tensor:
 
 
 def composite_background(rgba: Tensor, background: str | Tensor) -> Tensor:
-    """Lay a color that is not premultiplied over a background: ``rgb * alpha + background * (1 - alpha)``.
+    """Composite a color that is not premultiplied over a background: ``rgb * alpha + background * (1 - alpha)``.
 
     Args:
         rgba: (..., 4) in [0, 1].
@@ -78,7 +78,7 @@ class View(NamedTuple):
         camera: a single camera.
         image: (H, W, 3|4) uint8, alpha not premultiplied.
         name: the file's path inside the scene, without extension.
-        mask: (H, W) bool, False where the image does not count; None where all of it does.
+        mask: (H, W) bool, False for pixels to ignore; None to use all of them.
     """
 
     camera: Camera
@@ -93,19 +93,19 @@ class View(NamedTuple):
 
 
 def compared(rgb: Tensor, view: View, background: str = "white") -> tuple[Tensor, Tensor, Tensor | None]:
-    """Put a picture and the truth into the form that ``nelf.metrics`` compares.
+    """Bring a rendered image and the ground truth into the form that ``nelf.metrics`` compares.
 
     Args:
-        rgb: (H, W, 3), the picture.
-        view: the truth; where it does not count, the picture is given the truth's color.
-        background: named background of the truth.
+        rgb: (H, W, 3), the rendered image; its masked-out pixels are replaced by those of the ground truth.
+        view: the ground truth.
+        background: named background of the ground truth.
 
     Returns:
-        Picture and truth (1, 3, H, W) on the picture's device, and the mask (1, H, W) of the pixels that count, or
-        None. PSNR is taken of these pixels; measures of windows, such as SSIM, of the whole pictures.
+        Image and ground truth (1, 3, H, W) on the image's device, and the mask (1, H, W) of the pixels to compare, or
+        None. PSNR is computed from these pixels, metrics with windows, such as SSIM, from the whole images.
     """
     target, mask = view.rgb(background).to(rgb), None
-    counts = getattr(view, "mask", None)  # whatever has ``rgb`` can be compared with
+    counts = getattr(view, "mask", None)  # anything with ``rgb`` will do
     if counts is not None:
         mask = torch.from_numpy(counts).to(rgb.device)
         rgb, mask = torch.where(mask[..., None], rgb, target), mask[None]
@@ -113,11 +113,11 @@ def compared(rgb: Tensor, view: View, background: str = "white") -> tuple[Tensor
 
 
 class Silhouettes(NamedTuple):
-    """What views see past: only alpha tells, since in an opaque picture white may be an object.
+    """Foreground masks of views, from alpha alone, since a background color may also be that of an object.
 
     Attributes:
         camera: a batch of N cameras, of views that are not wholly opaque.
-        masks: (N, h, w) bool, whether there is matter in a pixel; smaller than the images by a whole factor.
+        masks: (N, h, w) bool, whether there is matter in a pixel; smaller than the images by an integer factor.
     """
 
     camera: Camera
@@ -126,17 +126,17 @@ class Silhouettes(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
-    """What a model is told of a scene. There is no image in it.
+    """The part of a scene that models are prepared with, without images.
 
     Attributes:
-        aabb: (6,) smallest xyz, largest xyz of the box in which something may be, in the space of the cameras' rays:
-            scene unit, or NDC.
-        near: smallest ``t`` of a ray (z-depth, but for NDC) at which something may be.
+        aabb: (6,) smallest xyz, largest xyz of the box of the content, in the space of the cameras' rays: scene unit,
+            or NDC.
+        near: smallest ``t`` (z-depth, unless in NDC) of the content along a ray.
         far: largest ``t``.
         cameras: a batch of cameras, those of the training views.
-        background: (3,) color in [0, 1] that pictures are composited over.
-        controls: names of what the scene's cameras are set to beside their pose; the first is the time.
-        points: (N, 3) points of what does not move, scene unit; None where nobody knows any.
+        background: (3,) color in [0, 1] that images are composited over.
+        controls: names of the controls of the scene's cameras; the first is the time.
+        points: (N, 3) static points, scene unit; None if unknown.
     """
 
     aabb: Tensor
@@ -149,7 +149,7 @@ class Geometry:
 
 
 class Images(Protocol):
-    """What an image is taken from by its index: an array, or files that are read when they are asked for."""
+    """Images by index: an array, or files that are read on access."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -161,10 +161,10 @@ class Images(Protocol):
 
 
 class ImageStack:
-    """Images of several sources, one after the other, as if they were one array; nothing is copied.
+    """Images of several sources, concatenated without a copy.
 
     Args:
-        parts: (N, H, W, 3|4) uint8 each, of one size; where only some have alpha, the others count as opaque.
+        parts: (N, H, W, 3|4) uint8 each, of one size; if only some have alpha, the others count as opaque.
     """
 
     def __init__(self, parts: Sequence[Images | ImageStack]) -> None:
@@ -181,7 +181,7 @@ class ImageStack:
         return self.shape[0]
 
     def __getitem__(self, index: int | np.ndarray) -> np.ndarray:
-        """Image ``index`` (H, W, C), or those of an array (B,) of indices (B, H, W, C)."""
+        """Image ``index`` (H, W, C); for an array (B,) of indices, images (B, H, W, C)."""
         if isinstance(index, int | np.integer):
             return self[np.array([index])][0]
         images = np.full((len(index), *self.shape[1:]), 255, np.uint8)
@@ -191,7 +191,7 @@ class ImageStack:
         return images
 
     def pixels(self, views: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """The pixels (P, C) at so many places (P,) of views."""
+        """The pixels (P, C) at ``rows`` and ``columns`` (P,) of ``views`` (P,)."""
         colors = np.full((len(views), self.shape[3]), 255, np.uint8)
         parts = np.searchsorted(self._first, views, side="right") - 1
         for part, images in enumerate(self._parts):
@@ -200,7 +200,7 @@ class ImageStack:
         return colors
 
     def _places(self, index: np.ndarray) -> Iterator[tuple[int, int]]:
-        """The part that holds each view, and its place in it."""
+        """Yield, for each view, the index of its part and its index in that part."""
         for view in np.asarray(index).tolist():
             view = view + len(self) if view < 0 else view
             if not 0 <= view < len(self):
@@ -211,14 +211,14 @@ class ImageStack:
 
 @dataclass(eq=False)
 class Split:
-    """The views of one purpose (train, val or test), of one size.
+    """The views of one split (train, val or test), of one size.
 
     Attributes:
         camera: a batch of N cameras.
-        images: (N, H, W, 3|4) uint8; an array, a read-only memory map where the split is large, or a stack of such.
+        images: (N, H, W, 3|4) uint8; an array, a read-only memory map if the split is large, or a stack of these.
         names: N paths inside the scene, without extension.
-        masks: of each of the N views (H, W) bool, False where its image does not count, or None where all of it does;
-            None where no view has a mask.
+        masks: for each of the N views (H, W) bool, False for pixels to ignore, or None to use all of them; None if no
+            view has a mask.
     """
 
     camera: Camera
@@ -248,7 +248,7 @@ class Split:
         return len(self.names)
 
     def __getitem__(self, index: int) -> View:
-        """View ``index``; negative ones count from the end."""
+        """View ``index``; negative indices count from the end."""
         mask = None if self.masks is None else self.masks[index]
         return View(self.camera[index], self.images[index], self.names[index], mask)
 
@@ -257,20 +257,20 @@ class Split:
         return self[index]
 
     def numbered(self) -> Split:
-        """The same views with their numbers in their cameras, for what a field learns of each photograph."""
+        """The same views with their indices as ``view`` of their cameras, for parameters that are learned per image."""
         return replace(self, camera=replace(self.camera, view=torch.arange(len(self))))
 
     @staticmethod
     def cat(splits: Sequence[Split]) -> Split:
-        """Join splits of one image size; where only some have controls, none are kept, and so with ``view``.
+        """Concatenate splits of one image size; controls and ``view`` are dropped unless all splits have them.
 
         Raises:
             ValueError: their images differ in size.
         """
         cameras = [split.camera for split in splits]
-        if any(camera.controls is None for camera in cameras):  # a static teacher's views have no moments
+        if any(camera.controls is None for camera in cameras):  # a static teacher's views have no time
             cameras = [camera.at() for camera in cameras]
-        if any(camera.view is None for camera in cameras):  # nor are they images that somebody took
+        if any(camera.view is None for camera in cameras):  # rendered views are not training photographs
             cameras = [replace(camera, view=None) for camera in cameras]
         names = [name for split in splits for name in split.names]
         masks = None
@@ -286,7 +286,7 @@ class Split:
         )
 
     def shifted(self, widths: float) -> Split:
-        """The same views, seen by rays so many image widths to the left and above, see ``Camera.shifted``."""
+        """The same views with offset rays, see ``Camera.shifted``."""
         return replace(self, camera=self.camera.shifted(widths)) if widths else self
 
     def rgb(self, index: int, background: str = "white") -> Tensor:
@@ -294,13 +294,13 @@ class Split:
         return self[index].rgb(background)
 
     def pixels(self, views: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """The pixels (P, 3|4) uint8 at so many places (P,) of views."""
+        """The pixels (P, 3|4) uint8 at ``rows`` and ``columns`` (P,) of ``views`` (P,)."""
         if isinstance(self.images, ImageStack):
             return self.images.pixels(views, rows, columns)
         return self.images[views, rows, columns]
 
     def seen(self, views: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """Whether the pixels at so many places (P,) of views count: (P,) bool."""
+        """Whether masks keep the pixels at ``rows`` and ``columns`` (P,) of ``views`` (P,): (P,) bool."""
         count = np.ones(len(views), bool)
         if self.masks is not None:
             for view in np.unique(views):
@@ -311,9 +311,9 @@ class Split:
         return count
 
     def silhouettes(self) -> Silhouettes | None:
-        """The silhouettes of at most a hundred views, evenly chosen; None where all of them are opaque.
+        """The silhouettes of at most 100 views, evenly spaced; None if all of these are opaque.
 
-        Where an image does not count, there may be matter.
+        Masked-out pixels count as foreground, since there may be matter.
         """
         if self.images.shape[-1] < 4:
             return None
@@ -327,7 +327,7 @@ class Split:
         return Silhouettes(self.camera[torch.tensor(chosen)], masks)
 
     def _matter(self, index: int) -> np.ndarray:
-        """Where a view may see matter, (H, W) bool."""
+        """The pixels of a view that may show matter, (H, W) bool."""
         matter: np.ndarray = self.images[index][..., 3] > _MATTER
         mask = None if self.masks is None else self.masks[index]
         return matter if mask is None else matter | ~mask
@@ -335,28 +335,28 @@ class Split:
 
 @dataclass(eq=False)
 class Scene:
-    """What a reader returns: three different splits and what is known of the space around them.
+    """A scene as a reader returns it: three different splits, and the geometry of their space.
 
     Attributes:
         name: the scene's name, for reports.
         root: the directory that it was read from, or None.
-        train: views to learn from.
-        val: views to look at during training.
+        train: views to train on.
+        val: views for validation during training.
         test: views for the final figures only.
-        aabb: (6,) smallest xyz, largest xyz of the box in which the object may be, see ``Geometry``.
-        near: smallest z-depth at which something may be, scene unit.
-        far: largest z-depth.
-        background: the named background of its evaluation.
+        aabb: (6,) smallest xyz, largest xyz of the box of the content, see ``Geometry``.
+        near: smallest z-depth of the content, scene unit.
+        far: largest z-depth of the content, scene unit.
+        background: the named background that it is evaluated on.
         digest: 16 hex digits that identify the scene's files, wherever they lie and at whatever width they
             are read.
-        license: what the files say about their license, or None.
+        license: the license that the files state, or None.
         controls: names of the controls of its cameras, see ``Geometry``.
-        points: (N, 3) points of what does not move, see ``Geometry``.
-        trajectory: how its cameras stand, which says where new ones may: ``orbit`` around something, ``forward`` side
-            by side, or ``between``, of which only what lies between them has been seen. Where a format does not say it,
-            a reader asks the training cameras: ``nelf.paths.trajectory``.
-        from_colmap: (4, 4) float64 similarity that takes the world of a reconstruction by COLMAP, which it was read
-            from, to the scene's; None for all others.
+        points: (N, 3) static points, see ``Geometry``.
+        trajectory: the arrangement of its cameras, which decides where new ones may be: ``orbit`` around an object,
+            ``forward`` side by side, or ``between``, only between the given ones. If a format does not state it, the
+            reader finds it from the training cameras by ``nelf.paths.trajectory``.
+        from_colmap: (4, 4) float64 similarity from the world of the COLMAP reconstruction that it was read from to the
+            scene's world; None for others.
     """
 
     name: str
@@ -377,19 +377,19 @@ class Scene:
 
     @property
     def geometry(self) -> Geometry:
-        """What a model is told of it."""
+        """The part that models are prepared with."""
         near, far = (self.near, self.far) if self.train.camera.ndc is None else (0.0, 1.0)
         known = self.train.camera, self.background_color, self.controls, self.points
         return Geometry(self.aabb, near, far, *known)
 
     @property
     def viewpoints(self) -> Viewpoints:
-        """Where its training cameras stand."""
+        """The viewpoints of its training cameras, see ``nelf.paths``."""
         return viewpoints(self.train.camera, self.trajectory, (self.near, self.far))
 
     @property
     def background_color(self) -> Tensor:
-        """Color (3,) in [0, 1] of the background of its evaluation."""
+        """Color (3,) in [0, 1] of ``background``."""
         return background_color(self.background)
 
     @property

@@ -8,7 +8,7 @@ Each has one signature, given here, and several backends behind it with the same
     tcnn        tiny-cuda-nn's hash grid, where ``tinycudann`` is installed and built for the GPU
 
 The backend follows the device of the tensors and what runs there; ``NELF_KERNELS=reference|cpu|triton|tcnn`` forces
-one. An operation that it lacks is done by the next one: tcnn, triton, reference.
+one. An operation that it lacks falls back to the next one: tcnn, triton, reference.
 
 Notation, shared by everything that marches rays::
 
@@ -64,14 +64,15 @@ class Composited(NamedTuple):
 
 @dataclass(frozen=True)
 class HashGrid:
-    """The geometry of a multi-resolution hash grid over the unit cube, laid out as tiny-cuda-nn lays it out.
+    """The geometry of a multi-resolution hash grid over the unit cube, in tiny-cuda-nn's layout.
 
     Level ``l`` has ``scale_l = base_resolution * per_level_scale**l - 1`` cells between the first and the last
-    half cell, ``ceil(scale_l) + 1`` entries a side, and a table of at most ``2**log2_table`` entries. A position
-    ``x`` lies at ``x * scale_l + 0.5`` in it. Levels that fit are dense (x fastest), the others hashed.
+    half cell, ``ceil(scale_l) + 1`` entries per side, and a table of at most ``2**log2_table`` entries. A position
+    ``x`` in [0, 1] has the grid coordinate ``x * scale_l + 0.5``. Levels that fit are dense (x fastest), the others
+    hashed.
 
     The scales are computed in float32, as ``exp2f(l * log2f(per_level_scale)) * base_resolution - 1``: their last
-    bit decides how many entries a level has where ``scale_l`` is close to a whole number.
+    bit decides how many entries a level has if ``scale_l`` is close to a whole number.
 
     Source:
         Instant-NGP, section 3 (Müller et al. 2022, arXiv 2201.05989); tiny-cuda-nn, ``encodings/grid.h`` and
@@ -105,7 +106,7 @@ class HashGrid:
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:
-        """The first entry of each level in the common table, and behind them the number of all entries."""
+        """The first entry of each level in the common table, then the number of all entries."""
         offsets = [0]
         for size in self.sizes:
             offsets.append(offsets[-1] + size)
@@ -128,7 +129,7 @@ def implementation(operation: str, device: torch.device, without: str | None = N
     Args:
         operation: one of those that ``IMPLEMENTATIONS`` lists.
         device: where its tensors are.
-        without: a backend that has passed it on.
+        without: a backend to leave out, which cannot do it for the given arguments.
 
     Raises:
         UserError: ``NELF_KERNELS`` names a backend that does not exist or cannot run on this device.
@@ -136,7 +137,7 @@ def implementation(operation: str, device: torch.device, without: str | None = N
     forced = os.environ.get("NELF_KERNELS")
     if forced:
         _check(forced, device)
-    # A tracer must see PyTorch operations.
+    # Tracing and exporting need PyTorch operations.
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
         return _function(operation, "reference")
     if forced:
@@ -152,7 +153,7 @@ def implementation(operation: str, device: torch.device, without: str | None = N
 
 
 def _check(name: str, device: torch.device) -> None:
-    """Refuse what ``NELF_KERNELS`` says if it cannot be done on a device."""
+    """Refuse a backend in ``NELF_KERNELS`` that does not exist or cannot run on a device."""
     if name not in BACKENDS:
         raise UserError(f"NELF_KERNELS: {name!r} is not a kernel backend; allowed: {', '.join(BACKENDS)}.")
     if name == "cpu" and device.type != "cpu":
@@ -168,9 +169,9 @@ def _function(operation: str, backend: str) -> Callable[..., Any]:
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether matrices in bfloat16 are faster than in float32 on a device, since it multiplies them natively."""
+    """Whether a device multiplies bfloat16 matrices natively, and so faster than float32."""
     if device.type == "cpu":
-        # oneDNN also takes it from x86 processors that only convert it, and is slower there than in float32.
+        # oneDNN also supports x86 processors that can only convert bfloat16, but is slower there than in float32.
         emulated = torch.cpu._is_avx2_supported() and not torch.cpu._is_avx512_bf16_supported()
         return not emulated and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # type: ignore[no-any-return]
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -194,7 +195,7 @@ def hash_encode(positions: Tensor, table: Tensor, grid: HashGrid) -> Tensor:
         Instant-NGP, section 3 (arXiv 2201.05989).
 
     Example:
-        One dense level of 2 x 2 x 2 entries; in its middle every corner counts an eighth.
+        One dense level of 2 x 2 x 2 entries; in its middle every corner has a weight of 1/8.
 
         >>> grid = HashGrid(levels=1, features=1, log2_table=3, base_resolution=2, per_level_scale=1.0)
         >>> table = torch.arange(8.0)[:, None]
@@ -212,8 +213,8 @@ def space_time_lookup(positions: Tensor, times: Tensor, values: Tensor) -> Tenso
     """Look positions up in a grid of space and time, linearly in all four.
 
     Args:
-        positions: (N, 3) in [0, 1], x first; what is outside is taken to the border. A constant.
-        times: (N,) in [0, 1], likewise.
+        positions: (N, 3), x first, clamped to [0, 1].
+        times: (N,), clamped to [0, 1].
         values: (T, D, H, W, C) at the nodes; node ``i`` of ``n`` along a side lies at ``i / (n - 1)``.
 
     Returns:
@@ -255,8 +256,8 @@ def march(
     """Place samples along rays at regular steps, and keep those that fall into occupied cells.
 
     The lattice of a ray is ``t_0 = t_min``, ``t_{i+1} = t_i + clamp(t_i * cone, step, max_step)``; sample ``i``
-    covers ``[t_i, t_{i+1}]`` and is kept if its mid-point lies in an occupied cell and before ``t_max``. Jitter is
-    the caller's: it moves ``t_min`` by a fraction of a step.
+    covers ``[t_i, t_{i+1}]`` and is kept if its mid-point lies in an occupied cell and before ``t_max``. For jitter,
+    the caller moves ``t_min`` by a fraction of a step.
 
     Args:
         rays_o: (N, 3) origins.
@@ -264,7 +265,7 @@ def march(
         t_min: (N,) where each lattice starts.
         t_max: (N,) where each ray ends; a ray with ``t_max <= t_min`` gets no sample.
         occupied: (C, G, G, G) bool, indexed [cascade, x, y, z]. Cascade ``c`` covers the cube of half-size
-            ``min(2**(c - 1), extent)`` round the origin; a point is looked up in the smallest cascade that holds it
+            ``min(2**(c - 1), extent)`` around the origin; a point is looked up in the smallest cascade that holds it
             and whose cells are not smaller than the step there.
         step: the smallest step, > 0.
         cone: growth of the step with ``t``; 0 keeps it constant.
@@ -313,17 +314,17 @@ def composite(
         rgb: (S, 3) color in [0, 1].
         t_starts: (S,) where each sample begins, in multiples of ``rays_d``; ascending within a ray.
         t_ends: (S,) where it ends, >= ``t_starts``.
-        ray_indices: (S,) int64, the ray of each sample; non-decreasing. A ray may own no sample.
+        ray_indices: (S,) int64, the ray of each sample; non-decreasing. A ray may have no sample.
         n_rays: N, the number of rays.
-        early_stop: samples that less than this share of the light reaches get weight 0.
+        early_stop: samples whose transmittance is below this get weight 0.
 
     Returns:
         ``rgb`` (N, 3); ``opacity`` (N,) in [0, 1]; ``depth`` (N,) = sum of weights * mid-point, in the
-        unit of ``t``, 0 where the ray owns no sample; ``weights`` (S,). Differentiable in ``sigma`` and ``rgb``.
+        unit of ``t``, 0 for a ray without samples; ``weights`` (S,). Differentiable in ``sigma`` and ``rgb``.
 
     Raises:
-        ValueError: the sample tensors differ in length, or ``ray_indices`` is not sorted or not within the rays; the
-            latter is not noticed by ``triton``, which would have to wait for the GPU.
+        ValueError: the sample tensors differ in length, or ``ray_indices`` is not sorted or not within the rays;
+            ``triton`` does not check the indices, since it would have to wait for the GPU.
 
     Source:
         NeRF, eq. 3 (Mildenhall et al. 2020, arXiv 2003.08934).

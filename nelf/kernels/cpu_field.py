@@ -150,7 +150,7 @@ class _HashEncode(torch.autograd.Function):
         points, grads = array(positions), array(grad_out)
         grad_positions = grad_table = None
         if ctx.needs_input_grad[1]:
-            # Coarse levels are cheaper (their tables stay in the cache): deal the levels out to the threads in turn.
+            # Coarse levels are cheaper (their tables stay in the cache), so levels are dealt out to threads in turn.
             order = np.argsort(np.arange(grid.levels) % n_threads, kind="stable")
             grad = np.empty((grid.entries, grid.features), np.float32)
             table_gradient(points, grads, *_geometry(grid), order, grad)

@@ -1,10 +1,10 @@
-"""``ray_features`` in Numba: one walk along each ray, which looks features up only where there is matter.
+"""``ray_features`` in Numba: one walk along each ray, which looks features up only at points of sufficient alpha.
 
-The backward pass walks again and stores the gradient of each sample, parallel over rays; then each thread adds those
-that fall into its own slice of the rows, so no two threads write one entry and sums keep their order.
+The backward pass walks again and stores the gradient of each sample, parallel over rays; then each thread adds the
+gradients in its own slice of the rows, so no two threads write the same entry and the order of the sums is fixed.
 
-Rows stand in the order of their corners, x fastest. So the corner after one in x is in the row after its own, and four
-entries of the index give all eight corners of a cell.
+Rows are in the order of their corners, x fastest. The next corner along x therefore has the next row, and four entries
+of the index give all eight corners of an occupied cell.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from nelf.kernels.numba_tools import array, helper, in_turns, jit, njit, prange,
 _F0, _F1 = np.float32(0), np.float32(1)
 _U1 = np.uint64(1)
 _MIN_TRANSMITTANCE = np.float32(MIN_TRANSMITTANCE)
-MAX_CLEARANCE = 255  # cells; a walk through empty space leaps no further
+MAX_CLEARANCE = 255  # cells; the longest leap through empty space
 _clearances = WeakTensorKeyDictionary()
 
 
 def clearance(index: Tensor) -> np.ndarray:
-    """How many cells each cell is from the nearest occupied one (0 there), uint8; worked out when the index changes."""
+    """Distance of each cell from the nearest occupied one, in cells, uint8; computed again when the index changes."""
     known, clearance = _clearances.get(index, (None, None))
-    version = 0 if index.is_inference() else index._version  # an inference tensor counts no versions
+    version = 0 if index.is_inference() else index._version  # an inference tensor has no version
     if known != version:
         clearance = _clearance_kernel()(index.numpy())
         _clearances[index] = (version, clearance)
@@ -41,12 +41,12 @@ def clearance(index: Tensor) -> np.ndarray:
 
 @lru_cache
 def _clearance_kernel() -> Any:
-    """Distances along diagonals and axes alike, in two passes over the neighbors before and behind each cell."""
+    """The chessboard distance transform, in two passes over the neighbors before and after each cell."""
 
     @njit(cache=True, nogil=True)
     def clearance(index):  # type: ignore[no-untyped-def]
         depth, height, width = index.shape[0] - 1, index.shape[1] - 1, index.shape[2] - 1
-        far = np.full((depth + 2, height + 2, width + 2), MAX_CLEARANCE, np.uint8)  # a margin spares the bounds
+        far = np.full((depth + 2, height + 2, width + 2), MAX_CLEARANCE, np.uint8)  # a margin saves bounds checks
         for z in range(depth):
             for y in range(height):
                 for x in range(width):
@@ -98,15 +98,15 @@ def _walk(o, d, aabb, jitter, step, shape):  # type: ignore[no-untyped-def]
 def _cell(value, side):  # type: ignore[no-untyped-def]
     """The cell of a coordinate, and how far into it the coordinate lies."""
     value = min(max(value, _F0), np.float32(side - 1) - np.float32(1e-3))
-    # Unsigned, since Numba would ask each signed one whether it counts from the end; by way of 32 bits, since
-    # processors without AVX-512 have no instruction between float and unsigned 64.
+    # Unsigned, since Numba checks each signed index for being negative; converted by way of 32 bits, since processors
+    # without AVX-512 have no instruction from float to unsigned 64-bit integers.
     index = np.uint32(value)
     return np.uint64(index), value - np.float32(np.int32(index))
 
 
 @helper
 def _rows(index, x, y, z):  # type: ignore[no-untyped-def]
-    """The rows of a cell's corners at its smallest x: at y and z, y + 1, z + 1, and both."""
+    """The rows of a cell's corners at its smallest x: at (y, z), (y + 1, z), (y, z + 1), (y + 1, z + 1)."""
     return (
         np.uint64(index[z, y, x]),
         np.uint64(index[z, y + _U1, x]),
@@ -131,13 +131,13 @@ def _sigmoid(raw):  # type: ignore[no-untyped-def]
 
 @helper
 def _fade(value, least):  # type: ignore[no-untyped-def]
-    """From 0 at ``least`` to 1 at twice as much."""
+    """Rise linearly from 0 at ``least`` to 1 at twice as much."""
     return min(max(value / least - _F1, _F0), _F1)
 
 
 @helper
 def _add_features(features, a, b, c, d, fx, fy, fz, weight, channels, out):  # type: ignore[no-untyped-def]
-    """Add ``weight`` times the features of a point; one expression over all corners, which compiles to vectors."""
+    """Add ``weight`` times the features of a point; one expression over all corners, which vectorizes."""
     gx, gy, gz = _F1 - fx, _F1 - fy, _F1 - fz
     w00, w01, w10, w11 = weight * gz * gy, weight * gz * fy, weight * fz * gy, weight * fz * fy
     for k in range(channels):
@@ -169,8 +169,8 @@ def _dot_features(features, a, b, c, d, fx, fy, fz, channels, vector):  # type: 
 def _kernels(channels: int) -> tuple[Any, Any, Any]:
     """The two walks and the scatter, compiled for a fixed number of channels.
 
-    They may enclose numbers only: Numba finds a kernel on disk again by what it encloses, and a helper defined in
-    here would be another one in each process.
+    Their closures may hold numbers only: Numba's cache on disk is keyed by the closure, and a helper function defined
+    in here would be a different object in each process.
     """
 
     @jit
@@ -244,8 +244,8 @@ def _kernels(channels: int) -> tuple[Any, Any, Any]:
                     weights[at] = weight * reaches
                     along = _dot_features(features, a, b, c, d, fx, fy, fz, channels, grad_out[n])
                     grads[at] = grad_opacity[n] + along
-                    # The light that arrives; the share of it that counts and, where light fades, how that grows
-                    # with it; what the point absorbs, and how that grows with its density.
+                    # Transmittance and its fade factor; the derivative of their product by the transmittance; the
+                    # faded alpha, and its derivative by the density.
                     terms[at, 0], terms[at, 1] = light, reaches
                     terms[at, 2] = reaches + (light / _MIN_TRANSMITTANCE if _F0 < reaches < _F1 else _F0)
                     terms[at, 3] = alpha * dense
@@ -253,13 +253,13 @@ def _kernels(channels: int) -> tuple[Any, Any, Any]:
                     light -= weight
                     rays[at] = n
                     at += 1
-                # What all points after this one give to the loss, for each unit of light that reaches them.
+                # The derivative of the loss, by the points behind this one, per unit of transmittance.
                 behind = _F0
                 for k in range(at - 1, first[n] - 1, -1):
                     along = grads[k]
                     grads[k] = terms[k, 0] * (terms[k, 1] * along - behind) * terms[k, 4]
                     behind = terms[k, 3] * terms[k, 2] * along + (_F1 - terms[k, 3]) * behind
-                while at < end:  # only if rounding kept one point less than the forward walk
+                while at < end:  # only if rounding dropped a point that the forward walk kept
                     weights[at], grads[at], rays[at] = _F0, _F0, n
                     rows[at, :] = 0
                     inside[at, :] = 0
@@ -310,7 +310,7 @@ class _RayFeatures(torch.autograd.Function):
             clearance(index),
             *(array(ray) for ray in rays),
             np.float32(step),
-            np.float32(max(min_alpha, 1e-12)),  # fast maths knows no infinity
+            np.float32(max(min_alpha, 1e-12)),  # fast math has no infinity
         )
         n_rays, channels = len(rays[0]), features.shape[-1]
         out = np.empty((n_rays, channels), np.float32)
@@ -340,7 +340,7 @@ class _RayFeatures(torch.autograd.Function):
         sample_gradients(
             *arguments, grad_features, array(grad_opacity), first, rows, inside, weights, grads, terms, rays, n_threads
         )
-        # Slices of equal work, not of equal size: rays end at the first surface.
+        # Slices of equal work, not of equal size: most samples are on the first surfaces.
         shares = np.arange(1, n_threads) / n_threads
         middle = np.quantile(rows[::31, 0], shares).astype(np.int64) if total else np.zeros(n_threads - 1, np.int64)
         bounds = np.concatenate([[0], middle, [entries]])

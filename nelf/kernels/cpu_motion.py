@@ -13,7 +13,7 @@ from nelf.kernels.numba_tools import array, inline, jit, prange, threads
 
 @inline
 def _place(share, nodes):  # type: ignore[no-untyped-def]
-    """The node below a share of a side, and how far towards the next one it lies."""
+    """The node below a coordinate in [0, 1], and the fraction of the way to the next node."""
     at = min(max(share, np.float32(0)), np.float32(1)) * np.float32(nodes - 1)
     low = min(np.int64(at), max(nodes - 2, 0))
     return low, at - np.float32(low)

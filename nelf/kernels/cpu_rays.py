@@ -39,7 +39,7 @@ def _any_in_blocks(words, blocks):  # type: ignore[no-untyped-def]
 
 @inline
 def _to_face(position, low, size, direction):  # type: ignore[no-untyped-def]
-    """How far along ``direction`` a coordinate is from leaving the interval [low, low + size]."""
+    """The distance along ``direction`` at which a coordinate leaves the interval [low, low + size]."""
     if direction == 0:
         return np.float32(np.inf)
     face = low + size if direction > 0 else low
@@ -51,7 +51,7 @@ def _march(  # type: ignore[no-untyped-def]
     rays_o, rays_d, t_min, t_max, occupied, blocks, step, cone, max_step, extent, at_most, parts,
     counts, first, out, rays
 ):  # fmt: skip
-    """Count the samples of each ray where ``rays`` is empty, else write them from ``first`` on."""
+    """Count the samples of each ray if ``rays`` is empty, else write them from ``first`` on."""
     cascades, cells = occupied.shape[0], occupied.shape[1]
     block = cells // blocks.shape[1]  # cells along its side
     writing = len(rays) > 0
@@ -86,7 +86,7 @@ def _march(  # type: ignore[no-untyped-def]
                         kept += 1
                     t += dt
                     continue
-                # Walk the lattice to the far side of the empty block without looking at its cells.
+                # Walk the lattice to the far side of the empty block without looking its cells up.
                 size = np.float32(block) / to_cell
                 ahead = _to_face(x, i_block * size - half, size, dx)
                 ahead = min(ahead, _to_face(y, j_block * size - half, size, dy))

@@ -1,7 +1,7 @@
 """``trilinear`` in Numba, parallel over positions; the gradient of the rows is parallel over slices of them.
 
-So no two threads write one entry, and sums keep their order. A position whose gradient is zero, such as one that no ray
-has read, costs nothing in the backward pass.
+So no two threads write the same entry, and the order of the sums is fixed. The backward pass skips positions whose
+gradient is zero, such as those that no ray has read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _F0, _F1 = np.float32(0), np.float32(1)
 
 @helper
 def _place(position, low, high, side):  # type: ignore[no-untyped-def]
-    """The cell of a coordinate, how far into it the coordinate lies, and cells for each unit; 0 beyond the box."""
+    """The cell of a coordinate, the fraction within it, and cells per unit of length, 0 outside the box."""
     scale = np.float32(side - 1) / (high - low)
     at = (position - low) * scale
     if at < _F0:
@@ -66,7 +66,7 @@ def _kernels(channels: int) -> tuple[Any, Any, Any]:
             idle = True
             for c in range(channels):
                 idle = idle and grad_out[n, c] == _F0
-            rows[n, 0] = -2 if idle else 0  # nothing of it is looked at again
+            rows[n, 0] = -2 if idle else 0  # skipped below
             if not idle:
                 x, fx, sx = _place(positions[n, 0], aabb[0], aabb[3], width)
                 y, fy, sy = _place(positions[n, 1], aabb[1], aabb[4], height)

@@ -1,4 +1,4 @@
-"""Which kernels a GPU can run: looked up once per device, and said once where something stands in the way."""
+"""Which kernels a GPU can run: tested once per device, with one warning about what does not run."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _INSTALL = "pip install git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory
 def runs(backend: str, device: torch.device) -> bool:
     """Whether ``triton`` or ``tcnn`` runs on a device.
 
-    What is installed but does not run is said in one warning; what is not installed is not missed.
+    A backend that is installed but does not run gets one warning; one that is not installed gets none.
     """
     return device.type == "cuda" and _runs(backend, _index(device))
 
 
 def obstacle(backend: str, device: torch.device) -> str | None:
-    """Why ``triton`` or ``tcnn`` cannot run on a device, or None where it can."""
+    """Why ``triton`` or ``tcnn`` cannot run on a device, or None if it can."""
     if device.type == "cpu" and backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
-        return _not_installed(backend)  # interpreted, which is slow: for tests
+        return _not_installed(backend)  # interpreted, which is slow and meant for tests
     if device.type != "cuda":
         return f"the tensors are on {device}; it needs a CUDA device"
     return _obstacle(backend, _index(device))
@@ -65,9 +65,9 @@ def _obstacle(backend: str, index: int) -> str | None:
     device = torch.device("cuda", index)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a build for an older GPU, which runs, might be slower
+            warnings.simplefilter("ignore")  # about a build for an older GPU, which runs but may be slower
             import_module(f"nelf.kernels.{backend}_field").probe(device)
-    except Exception as error:  # the compiler's, the loader's or the driver's: each has its own
+    except Exception as error:  # compiler, loader and driver raise exceptions of their own
         said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         reason = f"{_PACKAGES[backend]} does not run on {torch.cuda.get_device_name(device)}: {said}"
         if backend == "triton":

@@ -4,8 +4,8 @@ One signature and several backends with the same results, as in ``nelf.kernels``
 
     N  rays              rays_o, rays_d (N, 3), scene unit
     D, H, W              voxel corners along z, y, x; the outermost lie on the faces of the box
-    K  rows              of the corners that exist, in their order; ``index`` (D, H, W) says which is whose
-    alpha = sigmoid(density)                 what one point absorbs of the light; points lie one step apart
+    K  rows              of the corners that exist, x fastest; ``index`` (D, H, W) has the row of each corner
+    alpha = sigmoid(density)                 opacity of one point; points lie one step apart
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from nelf.kernels import implementation
 __all__ = ["RayFeatures", "most_points", "occupied_cells", "ray_features"]
 
 MIN_TRANSMITTANCE = 1e-2
-"""A ray ends once less light is left.
+"""A ray ends when its transmittance falls below this.
 
-What reaches a point fades out between twice this and this, and so does alpha above ``min_alpha``: a hard end
-would turn the last digit of a sum, which differs between backends and exported graphs, into a visible step.
+A point's weight fades out as the transmittance falls from twice this value to it, and as alpha falls from twice
+``min_alpha`` to it: a hard threshold would turn rounding errors, which differ between backends and exported graphs,
+into visible steps.
 """
 
 
@@ -63,25 +64,24 @@ def ray_features(
     step: float,
     min_alpha: float = 0.0,
 ) -> RayFeatures:
-    """Look features up at points along rays and sum them, weighted as volume rendering weights colors.
+    """Composite features along rays as volume rendering composites colors.
 
     ``alpha_i = sigmoid(density_i)`` and ``weights_i = alpha_i * prod(1 - alpha_j for j < i)``; density and features
     are interpolated trilinearly, the density before its sigmoid. (A sigmoid is ``1 - exp(-softplus)``: DVGO's density
-    at steps of one unit of length.) Nothing stands behind the volume: features are
-    those of the background times zero.
+    at steps of one unit of length.) The background has no features: they are composited on zeros.
 
     Args:
         density: (K,) learned, before the sigmoid.
         features: (K, C) learned.
-        index: (D, H, W) int32, the row of each corner: ascending in the order of the corners, -1 where a corner does
-            not exist. A point in a cell that lacks a corner is skipped.
+        index: (D, H, W) int32, the row of each corner: ascending, x fastest, and -1 where a corner does not exist. A
+            point in a cell that lacks a corner is skipped.
         rays_o: (N, 3) origins, scene unit.
         rays_d: (N, 3) directions, any length.
         aabb: (6,) smallest xyz, largest xyz of the box that the volume fills.
-        jitter: (N,) in [0, 1): where each ray's first point lies, in steps behind its entry into the box.
-        step: distance of one point from the next, scene unit.
-        min_alpha: a point that absorbs less is empty, which saves the lookup of its features; from there to twice as
-            much it fades in.
+        jitter: (N,) in [0, 1): distance of each ray's first point from its entry into the box, in steps.
+        step: distance between neighboring points, scene unit.
+        min_alpha: points of lower alpha are skipped, which saves the look-up of their features; up to twice this alpha,
+            they are faded in.
 
     Returns:
         ``features`` (N, C), ``opacity`` (N,) in [0, 1], and ``depth`` (N,): sum of weights * t. The first two are
@@ -95,7 +95,7 @@ def ray_features(
         2111.11215). Features summed before one network per ray: SNeRG, section 4 (arXiv 2103.14645).
 
     Example:
-        Two points in a box, each of which lets half of the light through.
+        Two points in a box, each with an alpha of one half.
 
         >>> density = torch.zeros(8)
         >>> out = ray_features(
@@ -124,5 +124,5 @@ def ray_features(
 
 
 def most_points(aabb: Tensor, step: float) -> int:
-    """How many points a ray may have: none is longer than the diagonal of its box."""
+    """The largest number of points on a ray, one as long as the diagonal of the box."""
     return math.ceil(float((aabb[3:] - aabb[:3]).norm()) / step) + 1

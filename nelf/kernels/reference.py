@@ -1,7 +1,7 @@
 """The kernels in plain PyTorch: the definition of each, on any device, differentiated by autograd.
 
-The hash grid gathers with ``F.embedding``, whose dense scatter is the fastest backward pass that PyTorch offers
-without a kernel of one's own.
+The hash grid gathers with ``F.embedding``, whose dense scatter is PyTorch's fastest backward pass without a custom
+kernel.
 """
 
 from itertools import product
@@ -22,7 +22,7 @@ def hash_encode(positions: Tensor, table: Tensor, grid: HashGrid) -> Tensor:
     """See ``nelf.kernels.hash_encode``."""
     encoded = []
     corners = torch.tensor(_CORNERS, device=positions.device)  # (8, 3)
-    # Split at once: slicing level by level would sum up a gradient of the whole table for each of them.
+    # Split once: slices level by level would each get a gradient of the size of the whole table.
     tables = table.split(grid.sizes)
     for level, scale in enumerate(grid.scales):
         in_grid = positions * scale + 0.5
@@ -72,7 +72,7 @@ def march(
     extent: float,
     max_samples: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See ``nelf.kernels.march``. Walks all lattices in step, one lattice point at a time."""
+    """See ``nelf.kernels.march``. Walks the lattices of all rays together, one lattice point at a time."""
     cascades, cells = occupied.shape[0], occupied.shape[1]
     t = t_min.clone()
     kept = torch.zeros(len(t), dtype=torch.long, device=t.device)
@@ -124,7 +124,7 @@ def composite(
     ):
         raise ValueError(f"composite: `ray_indices` must be non-decreasing and within [0, {n_rays}).")
     optical = sigma * (t_ends - t_starts)
-    # One running sum over all rays, less its value where the ray begins; float64, since it grows with every ray.
+    # One cumulative sum over all rays, minus its value at the start of each; float64, since it grows with every ray.
     running = F.pad(optical.double().cumsum(0), (1, 0))
     first = torch.searchsorted(ray_indices, ray_indices)
     transmittance = torch.exp(running[first] - running[:-1]).to(sigma.dtype)
@@ -148,9 +148,9 @@ def ray_features(
     min_alpha: float = 0.0,
     points: int | None = None,
 ) -> RayFeatures:
-    """See ``nelf.kernels.lookup.ray_features``; the definition, in PyTorch operations that every exporter knows.
+    """See ``nelf.kernels.lookup.ray_features``; the definition, in PyTorch operations that every exporter supports.
 
-    An exporter needs to be told how many ``points`` the longest ray has (``most_points``): the box is a tensor.
+    For an exporter, ``points`` has to be given (``most_points``), since it cannot depend on a tensor, the box.
     """
     t_min, t_max = intersect_aabb(rays_o, rays_d, aabb)
     dt = step / rays_d.norm(dim=-1)
@@ -167,7 +167,7 @@ def ray_features(
 
     alpha = torch.sigmoid((density[rows] * shares).sum(-1))
     alpha = torch.where(kept, alpha * _fade(alpha, max(min_alpha, 1e-12)), 0.0)
-    # What reaches each point; as a sum of logarithms, since exporters know no product of this kind.
+    # The transmittance at each point, as a sum of logarithms, since exporters support no cumulative product.
     passed = (1 - alpha).clamp(min=1e-20).log().cumsum(-1).exp()
     transmittance = torch.cat([torch.ones_like(alpha[:, :1]), passed[:, :-1]], -1)
     weights = alpha * transmittance * _fade(transmittance, MIN_TRANSMITTANCE)
@@ -188,7 +188,7 @@ def trilinear(values: Tensor, index: Tensor, positions: Tensor, aabb: Tensor, mi
 
 
 def _corner_rows(index: Tensor, low: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows (..., 8) of the corners of cells ``low`` (..., 3) xyz, and their shares of places in the cells."""
+    """The rows (..., 8) of the corners of cells ``low`` (..., 3) xyz, and their trilinear weights (..., 8)."""
     _, height, width = index.shape
     corners = torch.stack([low.new_tensor([i, j, k]) for k in (0, 1) for j in (0, 1) for i in (0, 1)])  # x, y, z
     shares = torch.where(corners.bool(), inside[..., None, :], 1 - inside[..., None, :]).prod(-1)
@@ -197,5 +197,5 @@ def _corner_rows(index: Tensor, low: Tensor, inside: Tensor) -> tuple[Tensor, Te
 
 
 def _fade(values: Tensor, least: float) -> Tensor:
-    """From 0 at ``least`` to 1 at twice as much."""
+    """Rise linearly from 0 at ``least`` to 1 at twice as much."""
     return (values / least - 1.0).clamp(0.0, 1.0)

@@ -1,7 +1,7 @@
-"""Hash-grid encoding by tiny-cuda-nn, where somebody has built ``tinycudann`` for the GPU.
+"""Hash-grid encoding by tiny-cuda-nn, if ``tinycudann`` is built for the GPU.
 
-It numbers entries as ``HashGrid`` does, so the table of a checkpoint is its parameters as they are, and the other way
-round: level after level, entry after entry, features side by side. It keeps them in 32 bits, as the other backends do.
+It orders parameters as ``HashGrid`` does, level by level, entry by entry, feature by feature, so tables are exchanged
+without conversion. They are in float32, as for the other backends.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import Tensor
 
 from nelf.kernels import HashGrid, implementation
 
-_FEATURES = (1, 2, 4, 8)  # that it is compiled for
+_FEATURES = (1, 2, 4, 8)  # per level, as tiny-cuda-nn is compiled for
 
 
 @lru_cache
 def _encoding(grid: HashGrid, device: torch.device) -> Any:
-    """The module that encodes; its own parameters are given up, since a table takes their place in each call."""
+    """The encoding module, without parameters of its own: each call passes a table in their place."""
     import tinycudann
 
     config = {
@@ -50,8 +50,8 @@ def hash_encode(positions: Tensor, table: Tensor, grid: HashGrid) -> Tensor:
 
 
 def probe(device: torch.device) -> None:
-    """Encode one point: raises what stands in the way of tinycudann on a device."""
-    import tinycudann  # noqa: F401 - what it says itself comes first
+    """Encode one point; raises if tinycudann does not run on a device."""
+    import tinycudann  # noqa: F401 - for its own error message
 
     grid = HashGrid(levels=1, features=2, log2_table=3, base_resolution=2, per_level_scale=1.0)
     hash_encode(torch.zeros(1, 3, device=device), torch.zeros(8, 2, device=device), grid).cpu()

@@ -1,7 +1,7 @@
-"""Read a sparse grid at any place: how a volume is seen through a motion.
+"""Trilinear interpolation of a sparse grid, by which deformed points read a canonical volume.
 
 One signature and several backends with the same results, as in ``nelf.kernels``. Notation as in
-``nelf.kernels.lookup``: a grid of corners (D, H, W), of which K have a row of numbers.
+``nelf.kernels.lookup``: a grid of corners (D, H, W), of which K have a row of values.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ def trilinear(values: Tensor, index: Tensor, positions: Tensor, aabb: Tensor, mi
     """Interpolate the rows of a sparse grid, linearly along each axis.
 
     Args:
-        values: (K, C) numbers of the corners that exist.
+        values: (K, C) rows of the corners that exist.
         index: (D, H, W) int32, the row of each corner, -1 where a corner does not exist; two or more along each side.
-        positions: (N, 3) xyz; those outside the box get what is at its nearest face.
+        positions: (N, 3) xyz, clamped to the box.
         aabb: (6,) smallest xyz, largest xyz of the box; the outermost corners lie on its faces.
-        missing: (C,) what a corner that does not exist counts as; a constant.
+        missing: (C,) values of a corner that does not exist; without gradient.
 
     Returns:
         (N, C). Differentiable in ``values`` and ``positions``.

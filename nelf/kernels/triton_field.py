@@ -1,7 +1,7 @@
 """Hash-grid encoding in Triton.
 
-One program does one level for a block of points, and all blocks of a level come before the next level: so a level's
-table stays in the second-level cache while it is read, or added to.
+One program encodes a block of points at one level, and all blocks of a level are scheduled before the next level, so a
+level's table stays in the L2 cache while it is read, or added to.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ POINTS = 256  # of a block of four warps: each thread gathers the corners of two
 
 @triton.jit
 def _place(positions, rows, axis, scale, valid):  # type: ignore[no-untyped-def]
-    """The grid corner below a coordinate, and how far from it the coordinate lies."""
+    """The grid corner below a coordinate, and the fraction of the way to the next one."""
     at = tl.load(positions + rows * 3 + axis, mask=valid, other=0.0).to(tl.float32) * scale + 0.5
     low = tl.floor(at)
     return low.to(tl.int32).to(tl.uint32), at - low
@@ -31,7 +31,7 @@ def _place(positions, rows, axis, scale, valid):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _entry(x, y, z, start, size, resolution, hashed):  # type: ignore[no-untyped-def]
-    """The entry of integer grid corners; within the table whatever the corners are."""
+    """The entry of integer grid corners, within the table whatever the corners are."""
     mixed = x ^ (y * 2654435761) ^ (z * 805459861)
     dense = x + resolution * (y + resolution * z)
     return start + (tl.where(hashed, mixed, dense) % size).to(tl.int64)
@@ -128,7 +128,7 @@ def _position_gradient(  # type: ignore[no-untyped-def]
 
 @lru_cache
 def _geometry(grid: HashGrid, device: torch.device) -> tuple[Tensor, Tensor]:
-    """By level: (levels, 4) first entry, size, resolution, whether it is hashed; and (levels,) scales."""
+    """For each level: (levels, 4) first entry, size, resolution, whether it is hashed; and (levels,) scales."""
     rows = list(zip(grid.offsets, grid.sizes, grid.resolutions, grid.hashed, strict=False))  # offsets: one more
     return torch.tensor(rows, dtype=torch.int64, device=device), torch.tensor(grid.scales, device=device)
 
@@ -170,6 +170,6 @@ def hash_encode(positions: Tensor, table: Tensor, grid: HashGrid) -> Tensor:
 
 
 def probe(device: torch.device) -> None:
-    """Encode one point: raises what stands in the way of Triton on a device."""
+    """Encode one point; raises if Triton does not run on a device."""
     grid = HashGrid(levels=1, features=1, log2_table=3, base_resolution=2, per_level_scale=1.0)
     hash_encode(torch.zeros(1, 3, device=device), torch.zeros(8, 1, device=device), grid).cpu()

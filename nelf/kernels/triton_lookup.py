@@ -1,8 +1,8 @@
-"""``ray_features`` in Triton: a warp of rays walks together, and reads features only where one of them meets matter.
+"""``ray_features`` in Triton: a warp of rays walks together, and reads features only where one of them is not empty.
 
-The backward pass walks again and adds each point's gradient to its eight corners. For that it has to know what all
-later points give to the loss. The forward pass leaves that behind, as the sums of another weight (``d weight / d
-light``, times the light), and walking on takes away what has been passed.
+The backward pass walks again and adds each point's gradient to its eight corners. A point's gradient depends on the
+contributions of all later points. The forward pass stores these as one sum per ray, with the weight ``d weight /
+d light`` times the light (transmittance), and the backward walk subtracts each point that it has passed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LEAST_ALPHA = 1e-12
 
 @triton.jit
 def _fade(value, least):  # type: ignore[no-untyped-def]
-    """From 0 at ``least`` to 1 at twice as much."""
+    """Rise linearly from 0 at ``least`` to 1 at twice as much."""
     return tl.minimum(tl.maximum(value / least - 1.0, 0.0), 1.0)
 
 
@@ -33,13 +33,13 @@ def _cell(position, low, high, side):  # type: ignore[no-untyped-def]
     """The cell of a coordinate, and how far into it the coordinate lies."""
     cells = (side - 1).to(tl.float32)
     at = tl.minimum(tl.maximum((position - low) / (high - low) * cells, 0.0), cells - 1e-3)
-    cell = tl.minimum(tl.maximum(at.to(tl.int32), 0), side - 2)  # also of what is no number
+    cell = tl.minimum(tl.maximum(at.to(tl.int32), 0), side - 2)  # also for NaN
     return cell.to(tl.int64), at - cell.to(tl.float32)
 
 
 @triton.jit
 def _corner(index, x, y, z, fx, fy, fz, height, width, walking, corner: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The row of a corner of cells, -1 where it does not exist, and its share of a point."""
+    """The row of a corner of cells, -1 where it does not exist, and its trilinear weight."""
     i, j, k = corner & 1, (corner >> 1) & 1, corner >> 2
     row = tl.load(index + ((z + k) * height + (y + j)) * width + (x + i), mask=walking, other=-1).to(tl.int64)
     return row, (fx if i else 1.0 - fx) * (fy if j else 1.0 - fy) * (fz if k else 1.0 - fz)
@@ -49,7 +49,7 @@ def _corner(index, x, y, z, fx, fy, fz, height, width, walking, corner: tl.const
 def _point(  # type: ignore[no-untyped-def]
     density, index, ox, oy, oz, dx, dy, dz, aabb, t, depth, height, width, min_alpha, walking
 ):
-    """Of a point of each ray: cell, place in it, alpha as it counts, alpha before it fades, whether it counts."""
+    """For a point of each ray: its cell, the fractions within it, faded alpha, alpha, whether it is not skipped."""
     x, fx = _cell(ox + t * dx, tl.load(aabb), tl.load(aabb + 3), width)
     y, fy = _cell(oy + t * dy, tl.load(aabb + 1), tl.load(aabb + 4), height)
     z, fz = _cell(oz + t * dz, tl.load(aabb + 2), tl.load(aabb + 5), depth)
@@ -66,7 +66,7 @@ def _point(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _rays(rays_o, rays_d, spans, n, RAYS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Number, origin, direction, first ``t``, last ``t`` and step of the rays of a block."""
+    """Index, validity, origin, direction, first ``t``, last ``t`` and step of the rays of a block."""
     ray = tl.program_id(0).to(tl.int64) * RAYS + tl.arange(0, RAYS)
     valid = ray < n
     ox, dx = tl.load(rays_o + ray * 3, mask=valid, other=0.0), tl.load(rays_d + ray * 3, mask=valid, other=0.0)
@@ -134,7 +134,7 @@ def _backward(  # type: ignore[no-untyped-def]
     place = ray[:, None] * CHANNELS + channel[None, :]
     given = tl.load(grad_out + place, mask=valid[:, None] & known, other=0.0)
     given_opacity = tl.load(grad_opacity + ray, mask=valid, other=0.0)
-    # What the points from here on give to the loss, times the light that reaches them.
+    # The contributions of the points ahead to the derivative of the loss, times the light.
     ahead = tl.sum(given * tl.load(sloped + place, mask=valid[:, None] & known, other=0.0), 1)
     ahead += given_opacity * tl.load(sloped_opacity + ray, mask=valid, other=0.0)
     i = tl.zeros([RAYS], tl.float32)
@@ -156,7 +156,7 @@ def _backward(  # type: ignore[no-untyped-def]
             value = given_opacity + tl.sum(values * given, 1)
             ahead -= alpha * light * slope * value
             left = light * (1.0 - alpha)
-            # Where the ray ends here, nothing is ahead; elsewhere 1 - alpha is not small.
+            # Where the ray ends here, there are no points ahead; elsewhere 1 - alpha is not small.
             change = light * reaches * value - tl.where(left >= DARK, ahead / tl.maximum(1.0 - alpha, DARK), 0.0)
             dense = _fade(full, min_alpha)
             steep = dense + tl.where((dense > 0.0) & (dense < 1.0), full / min_alpha, 0.0)

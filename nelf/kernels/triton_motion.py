@@ -17,7 +17,7 @@ POINTS = 128  # of a block of four warps
 
 @triton.jit
 def _place(shares, rows, valid, nodes):  # type: ignore[no-untyped-def]
-    """The node below shares of a side, and how far towards the next one they lie."""
+    """The node below coordinates in [0, 1], and the fractions of the way to the next node."""
     share = tl.minimum(tl.maximum(tl.load(shares + rows, mask=valid, other=0.0), 0.0), 1.0)
     at = share * (nodes - 1).to(tl.float32)
     low = tl.maximum(tl.minimum(at.to(tl.int32), nodes - 2), 0)

@@ -1,9 +1,9 @@
 """Marching and compositing in Triton.
 
-A ray is marched by one thread, a warp of them together, twice: once to count its samples, once to write them behind
-those of the rays before it. How many there are in all is what the GPU is waited for; nothing else here is.
+A ray is marched by one thread, twice: once to count its samples, once to write them after those of the rays before it.
+The total number of samples is the only value for which the host waits for the GPU.
 
-A ray is composited by one warp, 32 samples at a time: few rays have more, and their samples lie side by side.
+A ray is composited by one warp, 32 samples at a time: few rays have more, and the samples of a ray are contiguous.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from nelf.kernels.triton_tools import WARP, blocks, launch
 
-AHEAD = 4  # points of a lattice whose cells are looked up at once: a look-up takes longer than all the rest
+AHEAD = 4  # lattice points whose cells are looked up at once, as look-ups take most of the time
 
 # ------------------------------------------------------------------------------------------------ marching
 
@@ -92,7 +92,7 @@ def march(
     n, like = len(rays_o), rays[0]
     cells = occupied.contiguous().view(torch.uint8)
     numbers = (n, float(step), float(cone), float(max_step), float(extent), min(max_samples, 2**31 - 1))
-    # Fused multiplication and addition would round otherwise than the reference, and put samples into other cells.
+    # Fused multiply-add would round differently from the reference, and put samples into other cells.
     constants = {"CASCADES": len(cells), "CELLS": cells.shape[1], "RAYS": WARP, "AHEAD": AHEAD, "num_warps": 1}
     constants |= {"enable_fp_fusion": False}
     counts = torch.empty(n, dtype=torch.int64, device=like.device)
@@ -117,7 +117,7 @@ def _composite_forward(  # type: ignore[no-untyped-def]
 ):
     ray = tl.program_id(0).to(tl.int64)
     begin, end = tl.load(first + ray), tl.load(first + ray + 1)
-    passed = 0.0  # optical depth in front of the samples at hand
+    passed = 0.0  # optical depth in front of the current samples
     r, g, b = tl.zeros([SAMPLES], tl.float32), tl.zeros([SAMPLES], tl.float32), tl.zeros([SAMPLES], tl.float32)
     opacity, depth = tl.zeros([SAMPLES], tl.float32), tl.zeros([SAMPLES], tl.float32)
     for at in range(begin, end, SAMPLES):
@@ -125,7 +125,7 @@ def _composite_forward(  # type: ignore[no-untyped-def]
         valid, follows = s < end, (s > begin) & (s <= end)
         start, stop = tl.load(starts + s, mask=valid, other=0.0), tl.load(ends + s, mask=valid, other=0.0)
         through = tl.exp(-tl.load(sigma + s, mask=valid, other=0.0) * (stop - start))
-        # Summed from the samples before: subtracting a sample's own depth again would cost the digits of the others.
+        # An exclusive sum: subtracting a sample's own depth from an inclusive one would lose the digits of the others.
         length = tl.load(ends + s - 1, mask=follows, other=0.0) - tl.load(starts + s - 1, mask=follows, other=0.0)
         before = tl.load(sigma + s - 1, mask=follows, other=0.0) * length
         light = tl.exp(-(passed + tl.cumsum(before, 0)))
@@ -147,7 +147,7 @@ def _composite_forward(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _value(rgb, starts, ends, grad_weights, s, valid, gr, gg, gb, grad_opacity, grad_depth):  # type: ignore[no-untyped-def]
-    """The derivative of the loss by the weights of samples."""
+    """The derivative of the loss with respect to the weights of samples."""
     value = tl.load(grad_weights + s, mask=valid, other=0.0) + grad_opacity
     middle = 0.5 * (tl.load(starts + s, mask=valid, other=0.0) + tl.load(ends + s, mask=valid, other=0.0))
     value += grad_depth * middle
@@ -194,7 +194,7 @@ class _Composite(torch.autograd.Function):
         first = torch.searchsorted(rays.contiguous(), torch.arange(n_rays + 1, device=rays.device))
         out = torch.empty(n_rays, 3, device=sigma.device)
         opacity, depth = torch.empty(n_rays, device=sigma.device), torch.empty(n_rays, device=sigma.device)
-        # A sample of no ray, where the indices are not what they have to be, has no weight.
+        # Samples of no ray, if the indices are invalid, have weight 0.
         weights, arriving = torch.zeros_like(samples[0]), torch.zeros_like(samples[0])
         results = (out, opacity, depth, weights, arriving)
         constants = {"SAMPLES": WARP, "num_warps": 1}
@@ -223,5 +223,5 @@ def composite(
     n_rays: int,
     early_stop: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See ``nelf.kernels.composite``; float32. Does not look whether rays are in order."""
+    """See ``nelf.kernels.composite``; float32. Does not check ``ray_indices``."""
     return _Composite.apply(sigma, rgb, t_starts, t_ends, ray_indices, n_rays, early_stop)  # type: ignore[no-any-return,no-untyped-call]

@@ -1,4 +1,4 @@
-"""``trilinear`` in Triton: a block of positions at a time; gradients of rows are added up where they are."""
+"""``trilinear`` in Triton: a block of positions at a time; gradients of rows are added atomically."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ POINTS = 128  # of a block of four warps
 
 @triton.jit
 def _place(positions, rows, valid, aabb, axis, side):  # type: ignore[no-untyped-def]
-    """The cell of coordinates, how far into it they lie, and cells for each unit; 0 beyond the box."""
+    """The cells of coordinates, the fractions within them, and cells per unit of length, 0 outside the box."""
     low, high = tl.load(aabb + axis), tl.load(aabb + 3 + axis)
     cells = (side - 1).to(tl.float32)
     at = (tl.load(positions + rows * 3 + axis, mask=valid, other=0.0) - low) / (high - low) * cells
     scale = tl.where((at >= 0.0) & (at <= cells), cells / (high - low), 0.0)
     at = tl.minimum(tl.maximum(at, 0.0), cells)
-    cell = tl.minimum(tl.maximum(at.to(tl.int32), 0), side - 2)  # also of what is no number
+    cell = tl.minimum(tl.maximum(at.to(tl.int32), 0), side - 2)  # also for NaN
     return cell.to(tl.int64), at - cell.to(tl.float32), scale
 
 
@@ -67,7 +67,7 @@ def _backward(  # type: ignore[no-untyped-def]
     nothing = tl.load(missing + channel, mask=channel < CHANNELS, other=0.0)[None, :]
     place = rows[:, None] * CHANNELS + channel[None, :]
     given = tl.load(grad_out + place, mask=valid[:, None] & known, other=0.0)
-    wanted = tl.max(tl.abs(given), 1) > 0.0  # not, for example, a place behind a surface
+    wanted = tl.max(tl.abs(given), 1) > 0.0  # false, for example, behind a surface
     gx, gy, gz = tl.zeros([POINTS], tl.float32), tl.zeros([POINTS], tl.float32), tl.zeros([POINTS], tl.float32)
     for corner in tl.static_range(8):
         i, j, k = corner & 1, (corner >> 1) & 1, corner >> 2

@@ -1,6 +1,6 @@
 """nelf distills neural radiance fields into neural light fields: one evaluation per ray.
 
-The public names are loaded on first use, so that ``import nelf`` loads no torch. It changes nothing outside nelf.
+The public names are imported on first use, so that ``import nelf`` does not import torch.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""``python -m nelf``: what nelf finds on this machine, for oneself and for whoever helps."""
+"""``python -m nelf``: print what nelf finds on this machine, also for bug reports."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from nelf.kernels import IMPLEMENTATIONS, implementation
 from nelf.report.machine import machine
 
-#: What is optional: its module, what it is for, and how to get it.
+#: Optional packages: module, use, and how to install them.
 _EXTRAS = {
     "pycolmap": ("cameras of photographs", "pip install 'nelf[colmap]'"),
     "pillow_heif": ("HEIC photographs", "pip install 'nelf[heic]'"),
@@ -22,7 +22,7 @@ _EXTRAS = {
 
 
 def main() -> None:
-    """Print a line for each of them."""
+    """Print a line for each property of the machine, kernel and optional package."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     lines = machine()
     for operation in IMPLEMENTATIONS:

@@ -1,8 +1,8 @@
 """Image metrics: one number per image of a batch, on (B, 3, H, W) in [0, 1].
 
-Per image first, averaged afterwards: the mean of per-image PSNRs is what the field reports, and it differs
-from the PSNR of the pooled error. A picture in any other layout is refused, because the windows of SSIM and
-the layers of LPIPS give plausible numbers on the wrong axes too: published figures were computed that way.
+Papers report the mean of per-image PSNRs, which differs from the PSNR of the pooled error. Images in any other
+layout are refused, because SSIM and LPIPS give plausible numbers on the wrong axes, too: some published figures
+were computed that way.
 """
 
 import functools
@@ -16,12 +16,12 @@ __all__ = ["MS_SSIM_SIDE", "lpips", "ms_ssim", "psnr", "ssim"]
 
 _log = logging.getLogger(__name__)
 
-_SSIM_WINDOW = 11  # kornia derives sigma 1.5 from it, as Wang et al. 2004 have it
+_SSIM_WINDOW = 11  # pixels; kornia derives sigma 1.5 from it, as in Wang et al. 2004
 
 _MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the scales, the finest first
 
 MS_SSIM_SIDE = 161
-"""The shortest side, pixels, whose fifth scale, a sixteenth of it, still holds a window of SSIM."""
+"""The shortest side, pixels, for which the fifth scale, a sixteenth of it, still holds a window of SSIM."""
 
 
 def psnr(rgb: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -30,7 +30,7 @@ def psnr(rgb: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     Args:
         rgb: (B, 3, H, W) in [0, 1].
         target: (B, 3, H, W) in [0, 1].
-        mask: (B, H, W) bool, True at the pixels that the mean is taken of; None for all.
+        mask: (B, H, W) bool, True for the pixels to compare; None for all.
 
     Returns:
         (B,) float64, dB; infinite where the two images are equal. Differentiable.
@@ -52,8 +52,8 @@ def psnr(rgb: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
 def ssim(rgb: Tensor, target: Tensor) -> Tensor:
     """Compute the structural similarity of each image with a Gaussian window of 11 pixels, sigma 1.5.
 
-    The mean is taken over the windows that lie inside the picture and over the channels, in double precision:
-    on large even areas (a white background) single precision loses the variances that SSIM divides by.
+    The mean is taken over the windows that lie inside the image and over the channels, in double precision: in large
+    uniform areas (a white background), single precision loses the variances that SSIM divides by.
 
     Args:
         rgb: (B, 3, H, W) in [0, 1], H and W at least 11.
@@ -68,7 +68,7 @@ def ssim(rgb: Tensor, target: Tensor) -> Tensor:
     Source:
         Wang et al. 2004, "Image Quality Assessment: From Error Visibility to Structural Similarity".
     """
-    # Kornia takes seconds to import, and whoever only wants a PSNR need not wait for it.
+    # Imported here, since it takes seconds and PSNR does not need it.
     from kornia.metrics import ssim as similarity_map
 
     _check(rgb, target)
@@ -83,9 +83,9 @@ def ssim(rgb: Tensor, target: Tensor) -> Tensor:
 def ms_ssim(rgb: Tensor, target: Tensor) -> Tensor:
     """Compute the structural similarity of each image on five scales, each half as large as the one before.
 
-    Windows as of ``ssim``, those that lie inside the picture, in double precision. As in TensorFlow, whose MS-SSIM
-    HyperNeRF reports: for each channel first, then averaged over them; an odd side is lengthened by its last pixel
-    before it is halved; and a factor below zero counts as zero.
+    Windows and precision are those of ``ssim``. As in TensorFlow, whose MS-SSIM HyperNeRF reports: it is computed for
+    each channel, then averaged over channels; an odd side is extended by its last pixel before it is halved; and
+    negative factors are clamped to zero.
 
     Args:
         rgb: (B, 3, H, W) in [0, 1], H and W at least ``MS_SSIM_SIDE``.
@@ -120,7 +120,7 @@ def ms_ssim(rgb: Tensor, target: Tensor) -> Tensor:
 
 
 def _luminance_and_structure(rgb: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """The two factors of SSIM in each window that lies inside a picture, (B, 3, H - 10, W - 10) each."""
+    """The two factors of SSIM in each window that lies inside the image, (B, 3, H - 10, W - 10) each."""
     line = torch.exp(-0.5 * ((torch.arange(_SSIM_WINDOW, device=rgb.device) - _SSIM_WINDOW // 2).double() / 1.5) ** 2)
     line /= line.sum()
 
@@ -135,10 +135,10 @@ def _luminance_and_structure(rgb: Tensor, target: Tensor) -> tuple[Tensor, Tenso
 
 
 def lpips(rgb: Tensor, target: Tensor) -> Tensor | None:
-    """Compute the learned perceptual distance of each image (VGG-16), or None where its weights are missing.
+    """Compute the learned perceptual distance of each image (VGG-16), or None if its weights are missing.
 
-    The weights belong to torchvision and are fetched by it on first use. Without torchvision, or without its
-    weights and a network to fetch them from, None is returned; the reason is logged once as a warning.
+    The weights are downloaded by torchvision on first use. Without torchvision, or without its weights and a network
+    connection, None is returned; the reason is logged once as a warning.
 
     Args:
         rgb: (B, 3, H, W) in [0, 1].

@@ -1,7 +1,7 @@
-"""Weights that are shared: safetensors, with what describes their network in the header.
+"""Weight files: safetensors, with a description of the network in the header.
 
-A file may come from anybody. Loading one never runs a stranger's code, since the header may only name public networks
-of nelf itself, and takes no more memory than such a file can fill, since its network is first built without any.
+Files are untrusted. Loading one never runs foreign code, since the header may name only public networks of nelf itself,
+and takes no more memory than the file's size justifies, since the network is first built on the meta device.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ _PARAMETERS, _NUMBERS = (4, 100), (2, 2**20)
 
 
 def save(network: nn.Module, path: Path | str, config: dict[str, Any], scene: str, scheme: Scheme = "fp32") -> Path:
-    """Write a network's weights; and the ranges of its activations, if it has fake quantization.
+    """Write a network's weights, and the ranges of its activations if it has fake quantization.
 
     Equal networks make equal files.
 
     Args:
-        network: its parameters and buffers are written as they are, but for those that it names in
-            ``training_state``: nothing but further training needs them.
+        network: its parameters and buffers are written, except those that it names in ``training_state``, which only
+            further training needs.
         path: the file, ``.safetensors``.
         config: ``_target_`` and the arguments of its constructor, plain values.
-        scene: the digest of the scene that it has learned.
+        scene: the digest of the scene that it was trained on.
         scheme: how its parameters are stored, see ``nelf.compression.storage``.
 
     Returns:
@@ -87,21 +87,20 @@ def _in_one_order(content: bytes) -> list[bytes | memoryview]:
 def load(path: str | os.PathLike[str], network: nn.Module | None = None, device: str = "cpu") -> Any:
     """Load a network, ready to render.
 
-    It computes in 32 bits, from whatever the file holds. Where the file has ranges of activations, it computes with
-    fake quantization, as its int8 kernels would; ``nelf.compression.quantization.restore_network`` takes that off.
+    It computes in float32, whatever the file's format. If the file has ranges of activations, it computes with fake
+    quantization, as int8 kernels would; ``nelf.compression.quantization.restore_network`` removes that.
 
     Args:
         path: ``model.safetensors`` of a run, or the folder that holds it.
-        network: a network of your own to fill; None builds the one that the file describes.
+        network: a network of your own to load the weights into; None builds the one that the file describes.
         device: where to put it.
 
     Returns:
         The network, in evaluation mode.
 
     Raises:
-        UserError: no such file, not a whole safetensors file, a network that is not one of nelf's, or
-        weights that
-            do not fit it (the names are given).
+        UserError: the file is missing or not a whole safetensors file, its network is not one of nelf's, or its weights
+            do not fit (the names are given).
     """
     file = _file(path)
     if not is_file(file):
@@ -122,7 +121,7 @@ def load(path: str | os.PathLike[str], network: nn.Module | None = None, device:
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     norms = [name for name, module in network.named_modules() if isinstance(module, _BatchNorm)]
-    if not any(f"{name}.running_mean" in tensors for name in norms):  # they were folded before it was written
+    if not any(f"{name}.running_mean" in tensors for name in norms):  # the file's norms are folded
         fold_batch_norm(network, inplace=True)
     _check_fit(file, network, tensors)
     infinite = [name for name, values in tensors.items() if not bool(values.isfinite().all())]
@@ -130,7 +129,7 @@ def load(path: str | os.PathLike[str], network: nn.Module | None = None, device:
         raise UserError(f"{file}: {infinite[0]} holds numbers that are not finite.")
     try:
         network.load_state_dict(tensors, strict=False)
-    except (ValueError, RuntimeError) as error:  # parts that do not belong together
+    except (ValueError, RuntimeError) as error:  # inconsistent parts
         raise UserError(f"{file}: {reason_of(error)}") from None
     if "activation_ranges" in header:
         try:
@@ -141,13 +140,13 @@ def load(path: str | os.PathLike[str], network: nn.Module | None = None, device:
 
 
 def described(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a file says of its network: ``_target_`` and the arguments of its constructor; empty where it says nothing.
+    """A file's description of its network: ``_target_`` and the arguments of its constructor; empty without one.
 
     Args:
-        path: as of ``load``.
+        path: see ``load``.
 
     Raises:
-        UserError: no such file, or not a whole safetensors file.
+        UserError: the file is missing or not a whole safetensors file.
     """
     file = _file(path)
     if not is_file(file):
@@ -165,7 +164,7 @@ def _file(path: str | os.PathLike[str]) -> Path:
 
 
 def _describe(file: Path, header: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
-    """Build the network that a header names, once it is known to be no larger than the file."""
+    """Build the network that a header describes, after checking that the file is large enough for it."""
     try:
         config = parse_json(header.get("config", "{}"))
         target = str(config.pop("_target_", ""))
@@ -182,9 +181,9 @@ def _describe(file: Path, header: Mapping[str, str], shapes: Mapping[str, tuple[
     try:
         most = _PARAMETERS[0] * len(shapes) + _PARAMETERS[1]
         with torch.device("meta"), _at_most(most), warnings.catch_warnings():
-            warnings.simplefilter("error")  # such as of a number that is beyond 32 bits
+            warnings.simplefilter("error")  # such as one about a number beyond 32 bits
             numbers = sum(tensor.numel() for tensor in kind(**config).state_dict().values())
-    except Exception as error:  # whatever a constructor makes of a stranger's arguments
+    except Exception as error:  # constructors may raise anything for arbitrary arguments
         raise UserError(f"{file}: describes a {kind.__name__} that cannot be built ({reason_of(error)}).") from None
     held = sum(map(math.prod, shapes.values()))
     if numbers > _NUMBERS[0] * held + _NUMBERS[1]:
@@ -193,7 +192,7 @@ def _describe(file: Path, header: Mapping[str, str], shapes: Mapping[str, tuple[
 
 
 def _public(target: str) -> type[nn.Module] | None:
-    """The public class of nelf that a header names, with its module or without."""
+    """The public class of nelf that a header names, with or without its module; None if there is none."""
     name = _TARGET.fullmatch(target)
     for package in map(importlib.import_module, _HOMES if name else ()):
         kind = getattr(package, name[1]) if name and name[1] in package.__all__ else None
@@ -203,7 +202,7 @@ def _public(target: str) -> type[nn.Module] | None:
 
 
 def _whole(value: Any) -> Iterator[int]:
-    """The whole numbers in an argument."""
+    """Yield the integers in an argument."""
     if isinstance(value, int):
         yield value
     elif isinstance(value, list):
@@ -213,7 +212,7 @@ def _whole(value: Any) -> Iterator[int]:
 
 @contextmanager
 def _at_most(parameters: int) -> Iterator[None]:
-    """Stop a constructor that goes on and on: each layer has parameters."""
+    """Stop a constructor that registers more parameters than this, as one with a huge depth does."""
     left = iter(range(parameters))
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
@@ -241,13 +240,13 @@ def _ranges(text: str) -> Any:
 
 
 def _shared_state(network: nn.Module) -> dict[str, torch.Tensor]:
-    """What a file of weights holds: the network's state without what only training needs."""
+    """The state that is written to a weight file: without ``training_state``."""
     left_out = getattr(network, "training_state", ())
     return {name: tensor for name, tensor in network.state_dict().items() if name not in left_out}
 
 
 def _check_fit(file: Path, network: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
-    """Refuse weights of another network, with the names that differ."""
+    """Refuse weights that do not fit, naming the tensors that differ."""
     left_out = getattr(network, "training_state", ())
     differing = [line for name, line in differences(network, tensors).items() if name not in left_out]
     if differing:
@@ -256,9 +255,9 @@ def _check_fit(file: Path, network: nn.Module, tensors: dict[str, torch.Tensor])
 
 
 def differences(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Compare the shapes of weights with those of a network; by name, what differs.
+    """Compare the shapes of weights with those of a network; returns the differences by name, in words.
 
-    Of a tensor that a part of the network names in ``sized_by_state``, only the number of dimensions counts.
+    For tensors that a submodule names in ``sized_by_state``, only the number of dimensions is compared.
     """
     free = {
         f"{path}.{name}".lstrip(".")

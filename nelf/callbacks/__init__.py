@@ -1,4 +1,4 @@
-"""Lightning callbacks; each works in anybody's Trainer and reads no configuration."""
+"""Lightning callbacks; each works in any Trainer and reads no configuration."""
 
 from nelf.callbacks.hard_rays import HardRays
 from nelf.callbacks.previews import Previews

@@ -1,4 +1,4 @@
-"""Hard rays: those with large errors are trained on again."""
+"""Hard rays: rays with large errors are trained on again."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ __all__ = ["HardRays"]
 
 
 class HardRays(pl.Callback):
-    """Give a student of rays a pool of those that it finds hard, see ``nelf.data.hard_rays.HardRayPool``.
+    """Give a student that is trained on rays a pool of hard ones, see ``nelf.data.hard_rays.HardRayPool``.
 
-    The pool is in the callback's own part of a checkpoint, 40 bytes a ray and 4 for each control. Of several processes,
-    each of which has its own, that is the first one's; the others fill theirs anew when training is resumed.
+    The pool is in the callback's state in a checkpoint, 40 bytes per ray and 4 per control. Each of several processes
+    has its own; the checkpoint has that of the first one, and the others start empty when training is resumed.
 
-    A teacher is left as it is.
+    The callback does nothing for a teacher.
 
     Args:
-        ratio_in: share of a batch that comes into the pool in each step.
-        ratio_out: share of a batch that is drawn from it, beside the batch.
-        mul: the pool has so many times the rays of a batch.
-        seed: what is drawn.
+        ratio_in: rays that enter the pool in each step, as a fraction of the batch.
+        ratio_out: rays that are drawn from the pool and added to the batch, as a fraction of the batch.
+        mul: size of the pool, in batches.
+        seed: of the random draws.
 
     Raises:
         ValueError: an argument is out of range.
-        UserError: when training begins, the student learns from views.
+        UserError: when training begins, the student is trained on views.
     """
 
     def __init__(self, ratio_in: float = 0.2, ratio_out: float = 0.2, mul: float = 20.0, seed: int = 0) -> None:
@@ -40,7 +40,7 @@ class HardRays(pl.Callback):
         return self.pool.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the pool of a checkpoint."""
+        """Restore the pool of a checkpoint."""
         self.pool.load_state_dict(state_dict)
         self._resumed = True
 
@@ -58,6 +58,6 @@ class HardRays(pl.Callback):
         pl_module.hard_rays = self.pool  # type: ignore[assignment]
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Take it back, however the training ended."""
+        """Remove the pool from the student, however the training ended."""
         if hasattr(pl_module, "hard_rays"):
             pl_module.hard_rays = None  # type: ignore[assignment]

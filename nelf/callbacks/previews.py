@@ -1,4 +1,4 @@
-"""Pictures while training: one validation view, now and then."""
+"""Previews during training: renderings of one validation view."""
 
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,17 @@ __all__ = ["Previews"]
 
 
 class Previews(pl.Callback):
-    """Render one validation view every so many steps, beside the ground truth and the error.
+    """Render one validation view every ``every_n_steps`` steps, beside the ground truth and the error.
 
     Writes ``DIR/samples/step_000500.png``, where DIR is the trainer's ``default_root_dir`` (the panels are
-    those of :func:`nelf.report.pictures.comparison`), and hands the picture to those loggers of the trainer that
-    take images (TensorBoard, Weights & Biases). The view comes from ``trainer.datamodule.scene.val`` or,
-    without a scene, from the first validation batch. It is never a test view. A training without validation
-    views goes on without previews, after one warning.
+    those of :func:`nelf.report.pictures.comparison`), and passes the image to the trainer's loggers that
+    support images (TensorBoard, Weights & Biases). The view comes from ``trainer.datamodule.scene.val`` or,
+    without a scene, from the first validation batch; it is never a test view. Without validation views, there
+    are no previews, but one warning.
 
     Args:
-        every_n_steps: optimizer steps from one preview to the next.
-        view: which validation view; a number past the last one counts on from the first.
+        every_n_steps: optimizer steps between previews.
+        view: index of the validation view, modulo their number.
     """
 
     def __init__(self, every_n_steps: int = 500, view: int = 0) -> None:
@@ -39,7 +39,7 @@ class Previews(pl.Callback):
         self._background = "white"
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Choose the view, and begin to count where a resumed training stands."""
+        """Choose the view, and start counting at the step of a resumed training."""
         self._last_step = trainer.global_step
         self._view, self._background = self._validation_view(trainer)
         if self._view is None:
@@ -48,7 +48,7 @@ class Previews(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Render when enough steps have gone by; several batches may belong to one step."""
+        """Render if a preview is due; with gradient accumulation, a step has several batches."""
         step = trainer.global_step
         due = step != self._last_step and step % self.every_n_steps == 0
         if not due or self._view is None or not trainer.is_global_zero:
@@ -59,7 +59,7 @@ class Previews(pl.Callback):
         _log(trainer, picture, step)
 
     def _validation_view(self, trainer: pl.Trainer) -> tuple[View | None, str]:
-        """Find the view and the background that its scene is evaluated on."""
+        """The validation view, or None, and the background that its scene is evaluated on."""
         scene = getattr(getattr(trainer, "datamodule", None), "scene", None)
         if scene is not None:
             view = scene.val[self.view % len(scene.val)] if len(scene.val) else None
@@ -77,7 +77,7 @@ def _render(model: Any, view: View) -> torch.Tensor:
 
 
 def _log(trainer: pl.Trainer, picture: np.ndarray, step: int) -> None:
-    """Give the (H, W, 3) uint8 picture to the loggers that have an interface for images."""
+    """Pass the (H, W, 3) uint8 image to the loggers that support images."""
     for logger in trainer.loggers:
         experiment: Any = getattr(logger, "experiment", None)
         if hasattr(logger, "log_image"):

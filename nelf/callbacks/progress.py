@@ -1,4 +1,4 @@
-"""A progress display for trainings without epochs: so many steps, so much time, or both."""
+"""A progress display for training that is limited by steps, time, or both, without epochs."""
 
 import sys
 import time
@@ -19,16 +19,16 @@ __all__ = ["Progress"]
 class Progress(ProgressBar):
     """Show step, steps per second, time left, loss and PSNR, on a terminal or line by line in a log.
 
-    Where a teacher renders while its student learns, its views per second stand there, too.
+    If a teacher renders views online, their number per second is shown, too.
 
-    It takes the place of Lightning's own bar. It knows the trainer's ``max_steps`` and ``max_time``,
-    whichever comes first, and needs no epochs. Where standard output is not a terminal (nohup, a CI log) it
-    prints plain lines. Metrics are read from the device only when something is shown, so that a step costs
-    nothing. At the end it says where the results are.
+    It replaces Lightning's own bar. It uses the trainer's ``max_steps`` and ``max_time``, whichever ends
+    first, and needs no epochs. If standard output is not a terminal (nohup, a CI log), it prints plain lines.
+    Metrics are read from the device only for a refresh, so that other steps do not synchronize. At the end it
+    prints where the results are.
 
     Args:
-        refresh_seconds: the time between two refreshes on a terminal.
-        line_seconds: the time between two lines elsewhere.
+        refresh_seconds: time between refreshes on a terminal.
+        line_seconds: time between lines elsewhere.
     """
 
     def __init__(self, refresh_seconds: float = 0.25, line_seconds: float = 10.0) -> None:
@@ -39,11 +39,11 @@ class Progress(ProgressBar):
         self._task = TaskID(0)
         self._next_refresh = 0.0
         self._started = 0.0
-        # (seconds, step, views rendered) of the last refreshes: the speed is that of the recent past.
+        # (seconds, step, views rendered) of the last refreshes, for the recent speed.
         self._history: deque[tuple[float, int, float]] = deque(maxlen=20)
 
     def disable(self) -> None:
-        """Show nothing from now on, as on all ranks but the first."""
+        """Show nothing from now on, as on all ranks except the first."""
         self._enabled = False
         self._close()
 
@@ -68,7 +68,7 @@ class Progress(ProgressBar):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Refresh, if it is time to."""
+        """Refresh if it is due."""
         now = time.monotonic()
         if not self._enabled or now < self._next_refresh:
             return
@@ -105,7 +105,7 @@ class Progress(ProgressBar):
         self._show_evaluation(trainer, "Testing", batch_idx, trainer.num_test_batches)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Do not count the time of a validation as slow steps."""
+        """Exclude the time of a validation from the speed."""
         if trainer.training or trainer.sanity_checking:
             self._history.clear()
             self._history.append((time.monotonic(), trainer.global_step, _rendered(trainer) or 0.0))
@@ -117,7 +117,7 @@ class Progress(ProgressBar):
         self._close()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Give the terminal back before the error is printed."""
+        """Close the display before the error is printed."""
         self._close()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -133,13 +133,13 @@ class Progress(ProgressBar):
                 BarColumn(bar_width=30),
                 TextColumn("{task.fields[text]}"),
             )
-            # Refreshed by hand: no thread that competes with training for a core.
+            # Refreshed explicitly, without a thread that competes with training for a core.
             self._bar = RichProgress(*columns, auto_refresh=False)
             self._bar.start()
             self._task = self._bar.add_task(description, total=None, text="")
 
     def _close(self) -> None:
-        """Stop the bar; its last state stays on the terminal."""
+        """Stop the bar, leaving its last state on the terminal."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -147,7 +147,7 @@ class Progress(ProgressBar):
     def _show(
         self, trainer: pl.Trainer, fraction: float | None, words: list[str], description: str = "Training"
     ) -> None:
-        """Refresh the bar or print a line, and set when to do it next."""
+        """Refresh the bar or print a line, and set the time of the next refresh."""
         self._next_refresh = time.monotonic() + self._intervals[self._bar is None]
         if self._bar is None:
             print(description.lower() + ": " + "  ".join(words), flush=True)
@@ -160,7 +160,7 @@ class Progress(ProgressBar):
     def _show_evaluation(
         self, trainer: pl.Trainer, description: str, index: int, batches: int | float | list[int | float]
     ) -> None:
-        """Show how many pictures of a validation or a test are done."""
+        """Show how many views of a validation or a test are done."""
         if not self._enabled or trainer.sanity_checking or time.monotonic() < self._next_refresh:
             return
         self._open(description)
@@ -183,7 +183,7 @@ class Progress(ProgressBar):
 
 
 def _metrics(trainer: pl.Trainer, outputs: Any) -> list[str]:
-    """Read the loss and the PSNRs; this is where the device is waited for."""
+    """Read the loss and the PSNRs, which synchronizes with the device."""
     loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
     words = [f"loss {float(loss):.4g}"] if isinstance(loss, torch.Tensor) and loss.numel() == 1 else []
     known = trainer.callback_metrics
@@ -191,25 +191,25 @@ def _metrics(trainer: pl.Trainer, outputs: Any) -> list[str]:
 
 
 def _rendered(trainer: pl.Trainer) -> float | None:
-    """How many views a teacher has rendered for this training; None where they are stored."""
+    """The number of views that a teacher has rendered online for this training; None for stored views."""
     return getattr(getattr(trainer, "datamodule", None), "rendered", None)
 
 
 def _timer(trainer: pl.Trainer) -> Timer | None:
-    """Find the callback that ``max_time`` becomes."""
+    """The callback by which Lightning implements ``max_time``, or None."""
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     timers = [callback for callback in callbacks if isinstance(callback, Timer)]
     return next((timer for timer in timers if timer.time_remaining() is not None), None)
 
 
 def _total_steps(trainer: pl.Trainer) -> int | None:
-    """Return at which step the training ends, or None if only time ends it."""
+    """Return the step at which the training ends, or None if only time ends it."""
     steps = trainer.estimated_stepping_batches
     return int(steps) if 0 < steps < float("inf") else None
 
 
 def _fraction(trainer: pl.Trainer) -> float | None:
-    """Return how much of the training is done: of its steps or of its time, whichever is further."""
+    """Return the progress of the training in [0, 1], by steps or by time, the larger one."""
     done = []
     steps = _total_steps(trainer)
     if steps:
@@ -222,7 +222,7 @@ def _fraction(trainer: pl.Trainer) -> float | None:
 
 
 def _results(trainer: pl.Trainer) -> str:
-    """Say where the results and the checkpoints lie."""
+    """Describe where the results and the checkpoints are."""
     root = trainer.default_root_dir
     checkpoint = getattr(trainer.checkpoint_callback, "dirpath", None)
     if checkpoint and Path(checkpoint).is_dir():

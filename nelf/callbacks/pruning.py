@@ -18,34 +18,34 @@ __all__ = ["IterativePruning"]
 
 
 class IterativePruning(pl.Callback):
-    """Set the smallest weights to zero, in rounds, and keep them there while the others are fine-tuned.
+    """Set the smallest weights to zero, in rounds, and keep them at zero while the others are fine-tuned.
 
-    A round begins by zeroing the weights of smallest absolute value among all chosen layers together; every
-    optimizer step after it ends with exact zeros in their places, whatever momentum or weight decay wanted.
-    Nothing is reparametrized, so checkpoints and saved weights have the keys and the sizes of the dense
-    network. The masks are in the callback's own part of a checkpoint, so that a resumed training keeps them.
+    A round begins by zeroing the weights of smallest absolute value among all chosen layers together; after every
+    optimizer step the masks are applied again, so momentum and weight decay do not revive them. Nothing is
+    reparametrized, so checkpoints and saved weights have the keys and the sizes of the dense network. The masks are
+    in the callback's state in a checkpoint, so that a resumed training keeps them.
 
-    A feature volume is ranked by itself.
+    The features of a volume are ranked separately, see ``nelf.compression.pruning.find_masks``.
 
-    The sparsity of each layer goes to the Trainer's loggers at the beginning of each round
-    (``sparsity/LAYER`` and ``sparsity/total``).
+    The sparsity of each layer is logged at the beginning of each round (``sparsity/LAYER`` and
+    ``sparsity/total``).
 
     Args:
-        amount: share of the chosen weights that is zero in the end, between 0 and 1.
-        rounds: how many times weights are removed.
+        amount: final fraction of zeros among the chosen weights, between 0 and 1.
+        rounds: number of rounds.
         steps: optimizer steps of each round; training ends after the last. None spreads the rounds evenly over
-            the Trainer's own budget of steps, epochs or time, which it ends with.
+            the Trainer's own budget of steps, epochs or time.
         lr: learning rate of the fine-tuning, of the optimizer's first parameter group; the other groups keep
             their ratio to it, schedules their shape. None keeps the module's own.
         layers: which weights, see ``nelf.compression.pruning.choose_weights``.
-        schedule: how the rounds share the amount, see ``nelf.compression.pruning.sparsity_after``.
+        schedule: sparsity by round, see ``nelf.compression.pruning.sparsity_after``.
 
     Raises:
         ValueError: an argument is out of range; when training begins, ``layers`` match nothing or the Trainer
-            has no end that rounds could be spread over.
+            has no limit to spread the rounds over.
 
     Source:
-        The pruning extension of MobileR2L (3 rounds of 50,000 steps at 5e-6), whose zeros did not last.
+        The pruning extension of MobileR2L (3 rounds of 50,000 steps at 5e-6), where pruned weights were revived.
     """
 
     def __init__(
@@ -72,26 +72,26 @@ class IterativePruning(pl.Callback):
 
     @property
     def sparsity(self) -> dict[str, float]:
-        """Share of exact zeros in each chosen layer and, under ``"total"``, in all of them together."""
+        """Fraction of exact zeros in each chosen layer and, under ``"total"``, in all of them together."""
         return sparsities(self._weights)
 
     def state_dict(self) -> dict[str, Any]:
-        """The masks and how far the rounds are: plain tensors and numbers."""
+        """The masks, the current round and the first step: plain tensors and numbers."""
         return {"masks": self.masks, "round": self.round, "first_step": self._first_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the masks of a checkpoint."""
+        """Restore the state of a checkpoint."""
         self.masks, self.round = state_dict["masks"], state_dict["round"]
         self._first_step = state_dict["first_step"]
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Find the weights, and hold the masks of a resumed training, even one that has no step left."""
+        """Find the weights, and apply the masks of a resumed training, even one without a step left."""
         self._weights = choose_weights(pl_module, self.layers)
         self.masks = {name: mask.to(self._weights[name].device) for name, mask in self.masks.items()}
         self._hold()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Set the learning rates, hook into the optimizers and begin the round that is due."""
+        """Set the learning rates, register hooks with the optimizers and begin the round that is due."""
         if self._first_step is None:
             self._first_step = trainer.global_step
         self._check_budget(trainer)
@@ -103,18 +103,18 @@ class IterativePruning(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Begin a round when it is due."""
+        """Begin a round if it is due."""
         self._begin_due_rounds(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """End the training with the last round's steps."""
+        """Stop the training after the last round's steps."""
         if self.steps is not None and trainer.global_step - (self._first_step or 0) >= self.rounds * self.steps:
             trainer.should_stop = True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say so where the training ended before the last round."""
+        """Warn if the training ended before the last round."""
         if self.round < self.rounds:
             rank_zero_warn(f"IterativePruning: training ended in round {self.round} of {self.rounds}.")
 
@@ -124,13 +124,13 @@ class IterativePruning(pl.Callback):
             self._hooks.pop().remove()
 
     def _check_budget(self, trainer: pl.Trainer) -> None:
-        """Refuse a Trainer that would never come to the last round, before the first one."""
+        """Refuse a Trainer without a limit, over which rounds cannot be spread."""
         timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)  # type: ignore[attr-defined]
         if self.steps is None and trainer.estimated_stepping_batches == float("inf") and not timed:
             raise ValueError("Expected `steps`, or a Trainer with max_steps, max_epochs or max_time, but got neither.")
 
     def _due(self, trainer: pl.Trainer) -> int:
-        """Which round it is time for."""
+        """The number of the round that is due."""
         if self.steps is not None:
             return min(1 + (trainer.global_step - (self._first_step or 0)) // self.steps, self.rounds)
         share = max(training_progress(trainer), trainer.global_step / trainer.estimated_stepping_batches)
@@ -148,12 +148,12 @@ class IterativePruning(pl.Callback):
             )
 
     def _hold(self, *_: Any) -> None:
-        """After an optimizer's step."""
+        """Apply the masks; called after each optimizer step."""
         apply_masks(self._weights, self.masks)
 
 
 def _set_learning_rates(trainer: pl.Trainer, lr: float) -> None:
-    """Scale all learning rates and their schedules so that the first group's is ``lr``; once is enough."""
+    """Scale all learning rates and their schedules so that the first group's is ``lr``; idempotent."""
     schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
     for optimizer in trainer.optimizers:
         factor = lr / optimizer.param_groups[0].get("initial_lr", optimizer.param_groups[0]["lr"])

@@ -1,4 +1,4 @@
-"""Quantization-aware training: learn with the rounding that int8 kernels will do."""
+"""Quantization-aware training: training with the rounding of int8 kernels."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ class QuantizationAwareTraining(pl.Callback):
     """Train with layers that round weights, inputs and outputs to 8 bits as ONNX Runtime's int8 kernels do.
 
     Weights are rounded per channel, symmetric; activations per tensor, asymmetric, within moving averages of their
-    extremes that are frozen toward the end, so that the weights settle on the ranges they will be used with.
-    Gradients pass the rounding as if it were not there. Batch norms are folded first.
+    extremes. These ranges are frozen toward the end, so that the weights adapt to the final ones. The gradient of the
+    rounding is that of the identity (straight-through estimator). Batch norms are folded first.
 
     Afterwards the module still computes with fake quantization, so that validation and test measure the int8 network.
-    Its parameters are ordinary ones under their ordinary names; ``nelf.storage.save`` keeps the ranges beside them, and
-    ``nelf.compression.quantization.restore_network`` takes the rounding off.
+    Its parameters keep their names; ``nelf.storage.save`` saves the ranges with them, and
+    ``nelf.compression.quantization.restore_network`` removes the fake quantization.
 
     Args:
-        ranges: to begin with, of ``nelf.compression.quantization.calibrate`` for the same layer names (those inside
-            ``module.network`` if it has one); None begins with the first batch. Where they are given, layers without
-            a range stay in 32 bits.
-        momentum: share of each batch's extremes in the moving average.
-        freeze: share of the training after which ranges stay as they are, see ``max_steps`` and ``max_time``.
+        ranges: initial ranges, of ``nelf.compression.quantization.calibrate`` for the same layer names (those inside
+            ``module.network`` if it has one); layers without a range then stay in float32. None takes those of the
+            first batch.
+        momentum: weight of each batch's extremes in the moving average.
+        freeze: fraction of the training, of ``max_steps`` or ``max_time``, after which ranges are frozen.
 
     Raises:
         ValueError: ``momentum`` or ``freeze`` is not in [0, 1].
@@ -49,19 +49,19 @@ class QuantizationAwareTraining(pl.Callback):
         self._given = ranges
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Fold norms and prepare layers, before the optimizer looks for parameters."""
+        """Fold norms and prepare layers, before the optimizer collects the parameters."""
         network = _network(pl_module)
         if stage == "fit" and not quantizers(network):
             quantize_network(fold_batch_norm(network, inplace=True), self._given or {})
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin to observe the inputs and outputs of layers."""
+        """Start observing the inputs and outputs of layers."""
         for layer in quantizers(_network(pl_module)).values():
             if self._given is None or layer.ranges:
                 layer.watch = self._follow(layer.ranges, pl_module)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, index: int) -> None:
-        """Freeze the ranges when it is time; several processes go on with those of the first."""
+        """Freeze the ranges when it is due; all processes take those of the first."""
         if not self.frozen and training_progress(trainer) >= self.freeze:
             self.frozen = True
             for layer in quantizers(_network(pl_module)).values():
@@ -75,7 +75,7 @@ class QuantizationAwareTraining(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep the ranges, and whether they are frozen."""
+        """Save the ranges, and whether they are frozen."""
         ranges = activation_ranges(_network(pl_module))
         checkpoint["quantization"] = {"ranges": ranges, "frozen": self.frozen}
 
@@ -100,6 +100,6 @@ class QuantizationAwareTraining(pl.Callback):
 
 
 def _network(module: pl.LightningModule) -> torch.nn.Module:
-    """The part of a module that is saved and exported: its ``network``, or all of it where it has none."""
+    """The part of a module that is saved and exported: its ``network``, or the module itself without one."""
     network = getattr(module, "network", module)
     return network if isinstance(network, torch.nn.Module) else module

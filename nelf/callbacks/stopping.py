@@ -10,13 +10,13 @@ import pytorch_lightning as pl
 
 __all__ = ["StopTogether"]
 
-EVERY = 10  # steps; asking all processes costs a message, and on a GPU a synchronization
+EVERY = 10  # steps between reductions over processes; each costs a message, and on a GPU a synchronization
 
 
 class StopTogether(pl.Callback):
-    """Let Ctrl-C in any process end all of them after the same step, so that the state that is saved is of one step.
+    """Let Ctrl-C in any process stop all of them after the same step, so that the saved state is consistent.
 
-    Without it each process is interrupted wherever it is, and waits for gradients that no other one sends any more.
+    Without it, each process is interrupted at a different point, and waits for gradients that no other sends any more.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class StopTogether(pl.Callback):
         self._before: Any = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take note of Ctrl-C from now on instead of being interrupted."""
+        """Record Ctrl-C from now on instead of being interrupted."""
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGINT, self._ask)
 
@@ -34,7 +34,7 @@ class StopTogether(pl.Callback):
             raise KeyboardInterrupt
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Give Ctrl-C back."""
+        """Restore the previous handler of Ctrl-C."""
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
             self._before = None

@@ -1,1 +1,1 @@
-"""Smaller and faster light fields: pruning, numbers of fewer bits, folded norms. Import the module that is needed."""
+"""Smaller and faster light fields: pruning, quantization, folded norms. Import the module that is needed."""

@@ -1,4 +1,4 @@
-"""Batch norm folded into the convolution before it, as every runtime does."""
+"""Folding of batch norms into the convolutions before them."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def fold_batch_norm(network: Network, inplace: bool = False) -> Network:
-    """Put the running statistics of each batch norm into the convolution that it follows in a ``Sequential``.
+    """Fold each batch norm into the convolution that it follows in a ``Sequential``.
 
     Args:
-        network: any module; norms that follow no convolution stay.
+        network: any module; norms that follow no convolution are kept.
         inplace: change ``network`` itself instead of a copy.
 
     Returns:
-        The network whose folded norms are ``Identity``. In evaluation mode it computes the same, to rounding.
+        The network, with ``Identity`` in place of the folded norms; in evaluation mode equivalent up to rounding.
     """
     network = network if inplace else deepcopy(network)
     for block in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
         for index, (conv, norm) in enumerate(pairwise(block)):
             if not isinstance(conv, nn.Conv2d | nn.ConvTranspose2d) or not isinstance(norm, _BatchNorm):
                 continue
-            if norm.running_mean is None or norm.running_var is None:  # it norms by the batch at hand, always
+            if norm.running_mean is None or norm.running_var is None:  # it always uses batch statistics
                 continue
             conv.weight, conv.bias = fuse_conv_bn_weights(
                 conv.weight,

@@ -1,4 +1,4 @@
-"""A trained light field made as fast as it gets on the device that it will run on."""
+"""Optimization of a trained light field for rendering with PyTorch on its device."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ __all__ = ["Optimized", "optimize_for_inference"]
 
 
 class Optimized(NamedTuple):
-    """What ``optimize_for_inference`` returns: the ``network``, and in words what was done to it."""
+    """What ``optimize_for_inference`` returns: the ``network``, and a description of each change."""
 
     network: LightField
     changes: tuple[str, ...]
 
 
 def optimize_for_inference(network: LightField) -> Optimized:
-    """Fold norms, lay images out channels-last, and compute in bfloat16 where the device multiplies it.
+    """Fold batch norms, use the channels-last layout, and compute in bfloat16 if the device multiplies it natively.
 
     Args:
-        network: a trained light field; it is left as it is.
+        network: a trained light field; not changed.
 
     Returns:
-        A copy that only renders, and what was done. It draws the same picture but for the rounding of bfloat16.
+        A copy for rendering only, and the changes. Its images are the same up to rounding.
 
     Example:
         >>> from nelf.lightfields import MobileR2L

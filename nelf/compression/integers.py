@@ -1,4 +1,4 @@
-"""8-bit numbers: symmetric weights, asymmetric activations."""
+"""8-bit integers: symmetric for weights, asymmetric for activations."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 __all__ = ["LARGEST", "LARGEST_MULTIPLIED", "asymmetric", "dequantize", "fake_quantize", "quantize"]
 
-LARGEST = 127  # -128 is not used, so that a number and its negative round alike
-# Of a weight that meets unsigned activations: x86 without VNNI adds two products in 16 bits, cut at 32,767. That holds
-# 2 * 255 * 64, but not 2 * 255 * 65.
+LARGEST = 127  # -128 is not used, so that a number and its negative round symmetrically
+# For weights that are multiplied by unsigned activations: x86 without VNNI adds two products in 16 bits, saturating at
+# 32,767, which holds 2 * 255 * 64, but not 2 * 255 * 65.
 LARGEST_MULTIPLIED = 64
 _TINY = 2.0**-24  # a tensor whose largest number is below it counts as zero
 
@@ -20,21 +20,21 @@ def quantize(values: Tensor, axis: int | None = None, limit: int = LARGEST) -> t
     Args:
         values: any shape.
         axis: the dimension whose slices have a scale each; None for one scale.
-        limit: instead of 127.
+        limit: largest integer, instead of 127.
 
     Returns:
-        The integers, int8, and the scale that divides them back, float32; it broadcasts to ``values``. A slice of
-        zeros has scale 1.
+        The integers, int8, and the scale to divide them by, float32, which broadcasts to ``values``. A slice of zeros
+        has scale 1.
 
     Source:
-        NVIDIA's pytorch-quantization, ``fake_tensor_quant``, which R2L-quant calls: same operations, same order,
-        halves rounded to even.
+        NVIDIA's pytorch-quantization, ``fake_tensor_quant``, which R2L-quant calls: the same operations in the same
+        order, halves rounded to even.
     """
     values = values.detach().float()
     others = [dimension for dimension in range(values.dim()) if axis is None or dimension != axis % values.dim()]
     largest = values.abs().amax(others, keepdim=axis is not None) if others else values.abs()
     zero = largest <= _TINY
-    # A tensor over a tensor is a division; a number over one is a product with the reciprocal, one bit off at times.
+    # A tensor over a tensor is a division; a number over one is a product with the reciprocal, which may differ by a bit.
     scale = torch.where(zero, 0.0, torch.full_like(largest, limit) / largest)
     integers = (values * scale).round().clamp(-limit, limit).to(torch.int8)
     return integers, torch.where(zero, 1.0, scale)
@@ -46,15 +46,14 @@ def dequantize(integers: Tensor, scale: Tensor) -> Tensor:
 
 
 def fake_quantize(values: Tensor, axis: int | None = None, limit: int = LARGEST) -> Tensor:
-    """Round to what 8 bits can hold, see ``quantize``; the gradient passes as if nothing were rounded."""
+    """Quantize and dequantize, see ``quantize``; the gradient is that of the identity."""
     return values + (dequantize(*quantize(values, axis, limit)) - values).detach()
 
 
 def asymmetric(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """Scale and zero point of unsigned 8-bit integers for values from ``low`` to ``high``.
 
-    Zero is always among the numbers that are hit exactly: ``v`` becomes ``clamp(round(v / scale) + zero_point, 0,
-    255)``.
+    ``v`` becomes ``clamp(round(v / scale) + zero_point, 0, 255)``; zero is represented exactly.
 
     Returns:
         scale, float32, and zero point, int32.

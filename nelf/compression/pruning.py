@@ -1,7 +1,7 @@
-"""Unstructured pruning: which weights, how many of them in each round, and masks that keep them at zero.
+"""Unstructured pruning: which weights, how many in each round, and the masks that keep them at zero.
 
-Nothing is reparametrized: a pruned network is a plain network some of whose weights are exactly zero, so its
-checkpoints and its files of weights are those of any other.
+Nothing is reparametrized: a pruned network is an ordinary one with some weights exactly zero, and so are its checkpoints
+and weight files.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _NORM = nn.modules.batchnorm._BatchNorm
 
 
 def check_amount(amount: float, key: str = "amount") -> None:
-    """Refuse a share that is not one.
+    """Check a fraction to prune.
 
     Args:
-        amount: share of weights or of channels to remove.
-        key: what it is called where the user wrote it.
+        amount: fraction of weights or of channels to remove.
+        key: the argument's name, for the message.
 
     Raises:
         ValueError: it is not between 0 and 1, both excluded.
@@ -48,25 +48,25 @@ def check_amount(amount: float, key: str = "amount") -> None:
 
 
 def sparsity_after(number: int, rounds: int, amount: float, schedule: str = "geometric") -> float:
-    """Say how sparse the chosen weights are at the beginning of a round; of the last one it is ``amount``.
+    """The sparsity of the chosen weights from the beginning of a round; in the last one it is ``amount``.
 
-    ``geometric`` removes the same share of what remains in each round: ``1 - (1 - amount) ** (r / R)``.
+    ``geometric`` removes the same fraction of the remaining weights in each round: ``1 - (1 - amount) ** (r / R)``.
     ``uniform`` removes the same number in each: ``amount * r / R``.
-    ``cubic`` removes much first and little last: ``amount * (1 - (1 - r / R) ** 3)``.
+    ``cubic`` removes many at first and few at last: ``amount * (1 - (1 - r / R) ** 3)``.
     ``constant`` is ``amount`` in each.
 
     Args:
-        number: r, the round, from 1 on.
-        rounds: R, of so many.
+        number: r, the round, counted from 1.
+        rounds: R, the number of rounds.
         amount: final sparsity, between 0 and 1.
-        schedule: one of the words above.
+        schedule: one of ``SCHEDULES``.
 
     Raises:
         ValueError: ``amount`` is not between 0 and 1, there is no such schedule, or no such round.
 
     Source:
-        Cubic: Zhu and Gupta 2017, eq. 1 (arXiv 1710.01878), from a sparsity of 0. Geometric: what repeated
-        pruning by a fixed share amounts to, as in Han et al. 2015 (arXiv 1506.02626).
+        Cubic: Zhu and Gupta 2017, eq. 1 (arXiv 1710.01878), from a sparsity of 0. Geometric: repeated pruning by a
+        fixed fraction, as in Han et al. 2015 (arXiv 1506.02626).
 
     Example:
         >>> [round(sparsity_after(r, 3, 0.488), 3) for r in (1, 2, 3)]
@@ -90,20 +90,20 @@ def sparsity_after(number: int, rounds: int, amount: float, schedule: str = "geo
 
 
 def choose_weights(module: nn.Module, layers: Sequence[str]) -> dict[str, nn.Parameter]:
-    """Find the weights that may be pruned: never biases, and nothing that is not asked for.
+    """Find the weights to prune; biases are never pruned.
 
     Args:
         module: a light field, a system with one as its ``network``, or anything with convolutions, linear layers or
             batch norms.
-        layers: words and patterns. The words are those of ``LightField.prunable``, such as ``head``, ``body``,
-            ``norms``, ``tail`` and ``volume``. A word may find nothing (``GridR2L`` has no norms) as long as another
-            one does. Anything else is a pattern of names, such as ``*.conv_block.0.weight``, and has to find something.
+        layers: groups and patterns. The groups are those of ``LightField.prunable``, such as ``head``, ``body``,
+            ``norms``, ``tail`` and ``volume``. A group may be empty (``GridR2L`` has no norms) as long as another one
+            is not. Anything else is a pattern of names, such as ``*.conv_block.0.weight``, and has to match something.
 
     Returns:
         Weights by their names in ``module``, in the order of its parameters.
 
     Raises:
-        ValueError: a pattern, or all words together, match no weight; lists the names.
+        ValueError: a pattern, or all groups together, match no weight; lists the names.
     """
     words = _words(module)
     known = {name: value for weights in words.values() for name, value in weights.items()}
@@ -120,12 +120,12 @@ def choose_weights(module: nn.Module, layers: Sequence[str]) -> dict[str, nn.Par
     return {name: value for name, value in module.named_parameters() if name in found}
 
 
-#: Words that presets use, whether a light field has such a part or not.
+#: Groups that presets use, whether or not a light field has them.
 _USUAL = ("head", "body", "norms", "tail", "volume")
 
 
 def _words(module: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
-    """The prunable weights of a light field by word, with their names in the module that holds it."""
+    """The prunable weights of a light field by group, with their names in the module that holds it."""
     holder = next((path for path, part in module.named_modules() if hasattr(part, "prunable")), None)
     if holder is None:
         return {}
@@ -141,7 +141,7 @@ def _layer_weights(module: nn.Module) -> set[str]:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """Whether a name, or what follows any of its dots, matches: a LightningModule puts its own prefix first."""
+    """Whether a name, or a suffix of it after a dot, matches: a LightningModule adds its own prefix."""
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
 
 
@@ -155,14 +155,15 @@ def _nothing_found(layers: str, known: Mapping[str, Tensor], words: Mapping[str,
 def global_l1(weights: Mapping[str, Tensor], amount: float) -> dict[str, Tensor]:
     """Choose the smallest of all weights together: exactly ``round(amount * n)`` of n.
 
-    Of equal ones the earlier goes first. What was pruned in one round is zero, so it stays pruned in the next.
+    Of equal weights, the earlier are pruned first. Weights pruned in one round are zero, so the next one keeps them
+    pruned.
 
     Args:
         weights: by name, of any shapes.
-        amount: share of all entries, between 0 and 1.
+        amount: fraction of all entries, between 0 and 1.
 
     Returns:
-        Masks by name, of the same shapes: False where a weight is to be zero.
+        Masks by name, of the same shapes: False for weights to be zero.
 
     Raises:
         ValueError: ``amount`` is not between 0 and 1.
@@ -179,18 +180,19 @@ def global_l1(weights: Mapping[str, Tensor], amount: float) -> dict[str, Tensor]
 
 
 def find_masks(module: nn.Module, weights: Mapping[str, Tensor], amount: float) -> dict[str, Tensor]:
-    """Choose what of a light field's weights goes, see ``global_l1``.
+    """Choose the weights of a light field to prune, see ``global_l1``.
 
-    What is no weight of a layer, such as the features of a volume, is ranked by itself and gives the same share: it is
-    not of a size with the network's weights. On lego, ranked together, 80 % of both took every weight of the network.
+    Parameters that are no weights of layers, such as the features of a volume, are ranked separately and lose the same
+    fraction, since their magnitudes are not comparable: on lego, ranked together, 80 % removed every weight of the
+    network.
 
     Args:
-        module: what has the weights.
+        module: holds the weights.
         weights: of ``choose_weights``.
-        amount: share of them, between 0 and 1.
+        amount: fraction of them, between 0 and 1.
 
     Returns:
-        Masks by name, of the same shapes: False where a weight is to be zero.
+        Masks by name, of the same shapes: False for weights to be zero.
     """
     layers = _layer_weights(module)
     pools = [{name: value for name, value in weights.items() if (name in layers) is own} for own in (True, False)]
@@ -199,13 +201,13 @@ def find_masks(module: nn.Module, weights: Mapping[str, Tensor], amount: float) 
 
 @torch.no_grad()
 def apply_masks(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
-    """Set to exactly zero, in place, what the masks of the same names leave out."""
+    """Set weights to exactly zero, in place, where the masks of the same names are False."""
     for name, mask in masks.items():
         weights[name].masked_fill_(~mask, 0.0)
 
 
 def sparsities(weights: Mapping[str, Tensor]) -> dict[str, float]:
-    """Share of exact zeros, by name, and of all of them together under ``"total"``."""
+    """The fraction of exact zeros, by name, and of all weights together under ``"total"``."""
     zeros = {name: int((value == 0).sum()) for name, value in weights.items()}
     entries = {name: value.numel() for name, value in weights.items()}
     each = {name: zeros[name] / entries[name] for name in weights}
@@ -213,5 +215,5 @@ def sparsities(weights: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def compressed_bytes(path: str | os.PathLike[str]) -> int:
-    """Size of a file once deflated, as in a zip archive, bytes: where zeros cost next to nothing."""
+    """Size of a file after deflate compression, as in a zip archive, bytes: zeros then take almost no space."""
     return len(zlib.compress(Path(path).read_bytes(), 6))

@@ -1,9 +1,9 @@
-"""Networks that compute as if numbers had 8 bits, and the ranges that these need.
+"""Fake quantization to 8 bits, and calibration of its ranges.
 
-A network with fake quantization is the same network: same class, same parameters and names. Only its convolutions and
-linear layers are others: in the place of each stands one of a subclass, which shares its parameters and rounds weights,
-inputs and outputs as the files of ``nelf.export.int8`` do: inputs and outputs to 8 bits, weights within
-``LARGEST_MULTIPLIED``. Not rounded here, though there: the sum after a residual block, where it is added to the next.
+A network with fake quantization has the same class, parameters and names. Only its convolutions and linear layers are
+replaced, each by one of a subclass, which shares its parameters and rounds weights, inputs and outputs as the files of
+``nelf.export.int8`` do: inputs and outputs to 8 bits, weights within ``LARGEST_MULTIPLIED``. Unlike in these files, the
+sum after a residual block is not rounded where it is added to the next one.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ _SAMPLE = 2**14  # values kept of each tensor and view
 
 
 def channel_axes(network: nn.Module) -> dict[str, int | None]:
-    """Which dimension of a parameter gets a scale for each of its slices; biases and norms are not in it.
+    """The dimension of each parameter whose slices have a scale each; without biases and norms.
 
-    Output channels of layers; the last dimension of tables of features (K, C); None, a single scale, for what a module
-    names in ``single_scale``, such as the densities of a volume.
+    That is the output channels of layers, and the last dimension of tables of features (K, C). None, a single scale,
+    for parameters that a module names in ``single_scale``, such as the densities of a volume.
     """
     axes: dict[str, int | None] = {name: -1 for name, value in network.named_parameters() if value.dim() > 1}
     for name, layer in network.named_modules():
@@ -63,22 +63,21 @@ def channel_axes(network: nn.Module) -> dict[str, int | None]:
 
 
 def _output_axis(layer: nn.Module) -> int:
-    """The dimension of a layer's weight that counts its output channels."""
+    """The dimension of the output channels in a layer's weight."""
     return 1 if isinstance(layer, nn.ConvTranspose2d) else 0
 
 
 class Quantizer:
-    """What a layer with fake quantization carries beside its parameters.
+    """The fake quantization of one layer.
 
     Args:
-        rectified: a ReLU follows; int8 kernels do it in the same step, so that nothing is rounded between the two,
-            and what is rounded after it is the next layer's input.
+        rectified: a ReLU follows; int8 kernels fuse it, so that only its output is rounded, as the next layer's input.
         axis: of the weight's output channels.
 
     Attributes:
-        ranges: smallest and largest value of ``input`` and ``output``; what has none is not rounded.
-        dynamic: take the range of each input from itself, and do not round the output.
-        watch: is shown inputs and outputs before they are rounded.
+        ranges: smallest and largest value of ``input`` and ``output``; a side without a range is not rounded.
+        dynamic: take the range of each input from its own values, and do not round the output.
+        watch: is called with inputs and outputs before they are rounded.
     """
 
     def __init__(self, rectified: bool, axis: int) -> None:
@@ -90,12 +89,12 @@ class Quantizer:
 
     @property
     def limit(self) -> int:
-        """Largest integer of the weight; a kernel with dynamic ranges takes unsigned weights, all 8 bits of them."""
+        """Largest integer of the weight; kernels with dynamic ranges take unsigned weights of full 8 bits."""
         return LARGEST_MULTIPLIED if self.ranges and not self.dynamic else LARGEST
 
     def __call__(self, x: Tensor, weight: Tensor, multiply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Multiply and add up, rounded."""
-        # An 8-bit kernel accumulates exactly; arithmetic of low precision would only blur what is looked at.
+        """Apply the layer to rounded inputs and weights."""
+        # An 8-bit kernel accumulates exactly, so lower precision than float32 would add errors that it does not have.
         with torch.autocast(x.device.type, enabled=False):
             x = self._round("input", x.float())
             y = multiply(x, fake_quantize(weight, self.axis, self.limit) if self.ranges or self.dynamic else weight)
@@ -114,7 +113,7 @@ class Quantizer:
 
 
 class _Quantized(nn.Module):
-    """What the layers with fake quantization share; each subclasses the plain layer that it stands for, too."""
+    """Base class of layers with fake quantization; each is also a subclass of the plain layer that it replaces."""
 
     weight: Tensor
     quantizer: Quantizer
@@ -123,7 +122,7 @@ class _Quantized(nn.Module):
         return self.quantizer(x, self.weight, self.multiply)
 
     def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
-        """What the plain layer does, with another weight."""
+        """Apply the plain layer with another weight."""
         raise NotImplementedError
 
 
@@ -143,7 +142,7 @@ class _Linear(_Quantized, nn.Linear):
         return linear(x, weight, self.bias)
 
 
-# By the very class: what a subclass of somebody else computes with its weight is not known.
+# By exact class: how other subclasses use their weights is not known.
 _QUANTIZED: dict[type[nn.Module], type[_Quantized]] = {
     nn.Conv2d: _Conv2d,
     nn.ConvTranspose2d: _ConvTranspose2d,
@@ -153,7 +152,7 @@ _PLAIN: dict[type[nn.Module], type[nn.Module]] = {quantized: plain for plain, qu
 
 
 def quantized_layers(network: nn.Module) -> dict[str, nn.Module]:
-    """The layers that 8-bit kernels compute, by name: convolutions and linear ones, already rounded or not."""
+    """The layers that run in 8-bit kernels, by name: convolutions and linear layers, with fake quantization or not."""
     return {
         name: layer
         for name, layer in network.named_modules()
@@ -162,28 +161,28 @@ def quantized_layers(network: nn.Module) -> dict[str, nn.Module]:
 
 
 def is_exact(network: nn.Module, name: str, in_8_bits: bool = False) -> bool:
-    """Whether a layer or tensor of that name stays in 32 bits where the others have 16, or 8, see ``LightField``."""
+    """Whether a layer or tensor stays in 32 bits when the others have 16 bits, or 8; see ``LightField``."""
     part = name.partition(".")[0]
     exact = getattr(network, "exact_parts", ())
     return part in exact or (in_8_bits and part in getattr(network, "exact_in_8_bits", ()))
 
 
 def quantizers(network: nn.Module) -> dict[str, Quantizer]:
-    """What the layers of a network carry, by the name of the layer; empty without fake quantization."""
+    """The quantizers of a network, by the name of the layer; empty without fake quantization."""
     return {name: layer.quantizer for name, layer in network.named_modules() if isinstance(layer, _Quantized)}
 
 
 def prepare(network: nn.Module) -> dict[str, Quantizer]:
-    """Make each layer of ``quantized_layers`` one that can be watched and rounded; the network computes as before.
+    """Add quantizers to the layers of ``quantized_layers``, without ranges, so the network's results do not change.
 
     Args:
-        network: changed in place; its batch norms have to be folded, as int8 kernels know none.
+        network: changed in place; its batch norms have to be folded, since int8 kernels have none.
 
     Returns:
         As ``quantizers``.
 
     Raises:
-        ValueError: the network is a layer itself, which nothing holds.
+        ValueError: the network itself is a layer, which cannot be replaced in place.
     """
     rectified = {
         layer
@@ -207,7 +206,7 @@ def prepare(network: nn.Module) -> dict[str, Quantizer]:
 
 
 def _exchange(network: nn.Module, change: Callable[[nn.Module], nn.Module]) -> None:
-    """Put what ``change`` makes of each layer into its place, or its places, where it is used more than once."""
+    """Replace each layer by ``change`` of it, at all places where it is used."""
     changed: dict[nn.Module, nn.Module] = {}
     for name, layer in list(network.named_modules(remove_duplicate=False)):
         other = changed[layer] = changed[layer] if layer in changed else change(layer)
@@ -224,7 +223,7 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 
 def _as(kind: type[Layer], layer: nn.Module) -> Layer:
-    """A layer of another class that shares parameters, settings and hooks with one that it takes the place of."""
+    """A layer of another class that shares parameters, settings and hooks with a given one."""
     other = kind.__new__(kind)
     other.__dict__.update(layer.__dict__)
     return other
@@ -235,14 +234,14 @@ def quantize_network(network: nn.Module, ranges: Ranges | Literal["dynamic"]) ->
 
     Args:
         network: changed in place; its batch norms have to be folded.
-        ranges: of ``calibrate`` or of quantization-aware training; a layer that is not in it computes in 32 bits.
+        ranges: of ``calibrate`` or of quantization-aware training; layers that are not in it compute in float32.
             ``dynamic``: each input's own range, outputs not rounded.
 
     Returns:
-        The network. ``restore_network`` undoes it; its weights are never changed.
+        The network. ``restore_network`` undoes it; its weights are not changed.
 
     Raises:
-        ValueError: a range of a layer that the network does not have; or it is a layer itself.
+        ValueError: ``ranges`` has a layer that the network does not have; or the network itself is a layer.
     """
     layers = prepare(network)
     if ranges == "dynamic":
@@ -258,7 +257,7 @@ def quantize_network(network: nn.Module, ranges: Ranges | Literal["dynamic"]) ->
 
 
 def restore_network(network: nn.Module) -> nn.Module:
-    """Take fake quantization off a network again, in place; its weights are what they are."""
+    """Remove fake quantization from a network, in place; its weights are not changed."""
 
     def plain(layer: nn.Module) -> nn.Module:
         if type(layer) not in _PLAIN:
@@ -291,17 +290,17 @@ def calibrate(
 
     Args:
         network: a light field whose batch norms are folded; not changed.
-        cameras: what to render; a dozen views or so.
-        method: ``minmax`` takes all that occurs; ``percentile`` cuts ``100 - percentile`` % off each side;
-            ``mse`` shrinks the range to where the squared error of rounding is least.
-        percentile: for that method.
+        cameras: to be rendered; about a dozen views.
+        method: ``minmax`` takes the extremes; ``percentile`` cuts ``100 - percentile`` % off each side; ``mse`` shrinks
+            the range to minimize the squared error of rounding.
+        percentile: for the method ``percentile``.
 
     Returns:
         Ranges by "LAYER.input" and "LAYER.output"; a layer before a ReLU has no output of its own.
 
     Raises:
-        UserError: there are no cameras, or nothing is to be seen from any.
-        ValueError: ``method`` is not one of the words above.
+        UserError: there are no cameras, or none of them sees anything.
+        ValueError: ``method`` is none of the above.
     """
     if method not in get_args(Method):
         raise ValueError(f"Expected argument `method` to be one of {get_args(Method)}, but got {method!r}.")
@@ -327,19 +326,19 @@ class _Seen:
     def __init__(self) -> None:
         self.low, self.high = float("inf"), float("-inf")
         self.sample: list[Tensor] = []
-        self.parts: list[tuple[int, Tensor]] = []  # of a view that is rendered in chunks: their sizes, and values
+        self.parts: list[tuple[int, Tensor]] = []  # sizes of the chunks of a view, and their sampled values
 
     def add(self, values: Tensor) -> None:
         low, high = values.aminmax()
         self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
         flat = values.flatten()
-        # Drawn, as a stride might always see the same column; the same draw for the same network.
+        # Random, since a stride might always hit the same column; with a fixed seed, for reproducible ranges.
         generator = torch.Generator().manual_seed(len(self.sample) + len(self.parts))
         drawn = torch.randint(len(flat), (_SAMPLE,), generator=generator)
         self.parts.append((len(flat), flat[drawn.to(flat.device)]))
 
     def end_view(self) -> None:
-        """Keep of each part as much as its share of the view."""
+        """Keep samples of each chunk in proportion to its size."""
         whole = sum(size for size, _ in self.parts)
         shares = [values[: math.ceil(_SAMPLE * size / whole)] for size, values in self.parts]
         self.sample += [torch.cat(shares)] if shares else []

@@ -1,4 +1,4 @@
-"""How many bits a file of weights spends on each: 32, 16, or 8 with a scale."""
+"""The formats of weights in a file: 32 or 16 bits, or 8 bits with a scale."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ _SCALE = "{}.scale"
 
 
 def pack(network: nn.Module, tensors: Mapping[str, Tensor], scheme: str) -> dict[str, Tensor]:
-    """Turn the parameters among a network's tensors into what a scheme stores.
+    """Convert the parameters among a network's tensors to a storage scheme.
 
-    Buffers stay as they are, and so do the ``exact_parts`` of a light field, and its ``exact_in_8_bits`` in 8 bits.
+    Buffers and the ``exact_parts`` of a light field are not converted, nor are its ``exact_in_8_bits`` to 8 bits.
 
-    ``int8_per_tensor`` stores every parameter in 8 bits, with one scale each; ``int8_per_channel`` those of two and
-    more dimensions, with a scale for each output channel, and the densities of a volume with one; it leaves biases and
-    the weights of norms in 32 bits.
-    Weights that fake quantization rounds are stored as it rounds them, so that no second rounding follows.
+    ``int8_per_tensor`` stores every parameter in 8 bits, with one scale each. ``int8_per_channel`` stores those of two
+    and more dimensions in 8 bits, with a scale for each output channel, and the densities of a volume with a single
+    scale; biases and the weights of norms stay in 32 bits. Weights with fake quantization are stored as it rounds them,
+    without a second rounding.
 
     Args:
-        network: whose tensors they are.
+        network: the network of the tensors.
         tensors: its state, or a part of it.
         scheme: one of ``SCHEMES``.
 
     Returns:
-        The tensors to write; the scale of an 8-bit one is called NAME.scale.
+        The tensors to write; the scale of an 8-bit one is named NAME.scale.
 
     Raises:
-        UserError: an unknown scheme, or a number that is too large for it.
+        UserError: the scheme is unknown, or a number is too large for it.
     """
     _check_scheme(scheme)
     parameters = dict(network.named_parameters())
@@ -63,10 +63,10 @@ def pack(network: nn.Module, tensors: Mapping[str, Tensor], scheme: str) -> dict
 
 
 def unpack(tensors: Mapping[str, Tensor], scheme: str) -> dict[str, Tensor]:
-    """Undo ``pack``, but for what rounding took.
+    """Invert ``pack``, up to rounding.
 
     Raises:
-        UserError: an unknown scheme, or an 8-bit tensor without its scale, or with that of another one.
+        UserError: the scheme is unknown, or an 8-bit tensor has no scale, or one of a wrong shape.
     """
     _check_scheme(scheme)
     if scheme in _DTYPES:

@@ -20,21 +20,22 @@ _LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 def prune_channels(network: LightField, ratio: float, round_to: int = 8) -> Any:
     """Make a narrower copy of a light field from its strongest channels.
 
-    Channels that are added to each other (the skips of residual blocks, the skip around the body) go together; a
-    channel's strength is the L2 norm of all weights that write, scale and read it. Every layer gives the same share,
-    so the result is what the constructor makes with smaller arguments, those of ``LightField.widths``.
+    Channels that are added to each other (the skips of residual blocks, the skip around the body) are removed together;
+    a channel's importance is the L2 norm of all weights that write, scale and read it. Every layer loses the same
+    fraction, so the result has the architecture that the constructor makes with smaller arguments, those of
+    ``LightField.widths``.
 
     Args:
-        network: its convolutions and linear layers are pruned, its volume and its ``exact_parts`` stay as they are; it
-            is not changed.
-        ratio: share of the channels to remove, between 0 and 1.
-        round_to: what remains is a multiple of it, the nearest one, since kernels work in blocks of 8 or 16.
+        network: not changed; the volume and the ``exact_parts`` of the copy are not pruned.
+        ratio: fraction of the channels to remove, between 0 and 1.
+        round_to: the number of channels that remain is rounded to a multiple of it, since kernels work in blocks of 8
+            or 16.
 
     Returns:
         A network of the same class with fewer channels, on the same device; its ``arguments`` describe it.
 
     Raises:
-        ValueError: ``ratio`` or ``round_to`` is out of range, or there is no channel left to give.
+        ValueError: ``ratio`` or ``round_to`` is out of range, or no channel can be removed.
         UserError: the class cannot be narrowed.
 
     Source:
@@ -56,7 +57,7 @@ def prune_channels(network: LightField, ratio: float, round_to: int = 8) -> Any:
     if not kept:
         widths = ", ".join(map(str, sorted({_width(layer) for layer in inner})))
         raise ValueError(
-            f"ratio: {ratio} leaves a network of {widths} channels as it is, there is none to give in steps of "
+            f"ratio: {ratio} leaves a network of {widths} channels as it is, none can be removed in steps of "
             f"{round_to}; allowed: a larger ratio, a smaller round_to, or a wider network."
         )
     torch_pruning.pruner.BasePruner(
@@ -64,7 +65,7 @@ def prune_channels(network: LightField, ratio: float, round_to: int = 8) -> Any:
         torch.zeros(1, pruned.encoded_channels, 4, 4, device=network.near.device),
         torch_pruning.importance.GroupMagnitudeImportance(p=2),
         pruning_ratio=0.0,
-        # Half a channel more, because the library rounds what remains down.
+        # Half a channel more, because the library rounds the number that remains down.
         pruning_ratio_dict={layer: 1 - (remain + 0.5) / _width(layer) for layer, remain in kept.items()},
         ignored_layers=[last],
         forward_fn=lambda _, sample: pruned.decode(sample),
@@ -75,5 +76,5 @@ def prune_channels(network: LightField, ratio: float, round_to: int = 8) -> Any:
 
 
 def _width(layer: nn.Module) -> int:
-    """How many channels a layer gives."""
+    """The number of output channels of a layer."""
     return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The LightningModules: how a teacher and a student learn. Loaded on first use."""
+"""The LightningModules that train teachers and students. Loaded on first use."""
 
 from __future__ import annotations
 

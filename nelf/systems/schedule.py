@@ -1,4 +1,4 @@
-"""Learning-rate schedules, by step or by how much of the Trainer's budget is spent."""
+"""Learning-rate schedules, by step or by the fraction of the Trainer's budget that has passed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["cosine_decay", "exponential_decay", "polynomial_decay", "step_decay"
 
 
 def training_progress(trainer: Trainer, every: int = 1) -> float:
-    """Say how far a training is: the larger share of ``max_steps`` and ``max_time`` that is spent.
+    """The progress of a training: the fraction of ``max_steps`` or ``max_time`` that has passed, the larger one.
 
     Args:
         trainer: of the training.
-        every: steps are counted in multiples of it.
+        every: steps are rounded down to a multiple of it.
 
     Returns:
-        A number in [0, 1]; 0 where the Trainer has neither limit.
+        A number in [0, 1]; 0 if the Trainer has neither limit.
     """
     shares, timed = [0.0], False
     if trainer.max_steps > 0:
@@ -34,12 +34,12 @@ def training_progress(trainer: Trainer, every: int = 1) -> float:
                 timed = True
                 shares.append(elapsed / max(elapsed + remaining, 1e-9))
     share = min(max(shares), 1.0)
-    # Clocks differ: every process would have a rate of its own, and with it, soon, a network of its own.
+    # Clocks differ: processes with different learning rates would diverge.
     return float(trainer.strategy.broadcast(share)) if timed and trainer.world_size > 1 else share
 
 
 def warmup(step: int, steps: int, start: float) -> float:
-    """Rise linearly from ``start`` to 1 over ``steps`` steps and stay there."""
+    """Rise linearly from ``start`` to 1 over ``steps`` steps, and stay at 1."""
     return start + (1.0 - start) * step / steps if step < steps else 1.0
 
 
@@ -54,7 +54,7 @@ def cosine_decay(progress: float, end: float) -> float:
 
 
 def step_decay(progress: float, milestones: Sequence[float], gamma: float) -> float:
-    """Fall to ``gamma`` of itself as ``progress`` passes each of the milestones in [0, 1]."""
+    """Fall by the factor ``gamma`` as ``progress`` passes each of the milestones in [0, 1]."""
     return gamma ** sum(progress >= milestone for milestone in milestones)
 
 

@@ -1,4 +1,4 @@
-"""Student: how a light field learns from views."""
+"""Student: the training of a light field on views."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ __all__ = ["Student"]
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 SCHEDULES = ("exponential", "cosine")
 COSINE_END = 0.02
-RANDOM = 0.5  # share of the views that are composited over a random color
-CHECKED, CHECKED_STEPS = 500, 100  # steps after the warm-up: when, and over how many, pictures are checked
+RANDOM = 0.5  # fraction of the views that are composited over a random color
+CHECKED, CHECKED_STEPS = 500, 100  # steps after the warm-up at which progress is checked, and over how many
 
 
 class Windows(NamedTuple):
-    """Parts of B views, of one size; or all of them.
+    """Windows of B views, all of one size; or whole views.
 
     Attributes:
-        camera: a batch of B cameras, of the parts.
+        camera: a batch of B cameras, of the windows.
         rgba: (B, h, w, 4) uint8.
         mask: (B, h, w) bool, or None.
-        transparent: (B,) whether the view that a part is of has alpha.
+        transparent: (B,) bool, whether the view of a window has alpha.
     """
 
     camera: Camera
@@ -48,7 +48,7 @@ class Windows(NamedTuple):
     transparent: Tensor
 
     def to(self, device: torch.device | str) -> Windows:
-        """Move all of it to a device."""
+        """Move all parts to a device."""
         camera, rgba, mask, transparent = self
         mask = None if mask is None else moved(mask, device)
         return Windows(camera.to(device), moved(rgba, device), mask, moved(transparent, device))
@@ -57,14 +57,14 @@ class Windows(NamedTuple):
 class Student(System):
     """Fits a light field to views by the mean squared error of their pixels.
 
-    A light field of rays learns from rays, one of views from windows: of each view a window is drawn, at a random place
-    in the part of the image where there may be something (``LightField.extent``), so that every pixel is seen in every
-    place of a block. A light field with opacity is composited over the scene's background or, in half of the views that
-    have alpha, over a random color.
+    A light field with ``batch = "rays"`` is trained on rays, one with ``"views"`` on windows: a random crop of each
+    view, in the part of the image that may have content (``LightField.extent``), so that every pixel occurs at every
+    position in a block. A light field with opacity is composited over the scene's background or, in half of the views
+    that have alpha, over a random color.
 
-    What does not count in a view (see ``Split.masks``) has no weight.
+    Masked-out pixels (see ``Split.masks``) have no weight.
 
-    Training that after some hundred steps is no better than a single color ends with an error.
+    Training stops with an error if after some hundred steps it is no better than a single color.
 
     Args:
         network: the light field.
@@ -73,22 +73,23 @@ class Student(System):
         warmup_steps: steps of the linear rise from ``warmup_lr`` to ``lr``.
         schedule: ``exponential`` falls to a tenth every ``decay_steps`` steps, as R2L and MobileR2L do;
             ``cosine`` falls to a fiftieth at the end of the Trainer's ``max_steps`` or ``max_time``.
-        decay_steps: see ``schedule``; ``cosine`` does not look at it.
+        decay_steps: see ``schedule``; unused by ``cosine``.
         optimizer: ``adamw`` or ``adam``.
         weight_decay: AdamW's decoupled decay, or Adam's L2 term.
         batch_size: views, or rays, of a batch, per process.
-        crop: pixels along the sides of a window; None for all of the image but one block.
-        whole_views: whole images in place of windows, whose blocks lie always at the same places, as MobileR2L has it.
+        crop: pixels along the sides of a window; None for the image's sides less one block.
+        whole_views: train on whole images in place of windows, so that blocks are always at the same positions, as in
+            MobileR2L.
 
     Raises:
-        ValueError: ``schedule`` or ``optimizer`` is not one of the words above, or ``crop`` is not positive.
+        ValueError: ``schedule`` or ``optimizer`` is none of the above, or ``crop`` is not positive.
 
     Source:
         Schedule, loss and optimizer: MobileR2L's training code; R2L's schedule is the same.
     """
 
     network: LightField
-    #: Adds rays to the batches of a light field of rays; the callback ``HardRays`` sets it.
+    #: Adds rays to batches of rays; the callback ``HardRays`` sets it.
     hard_rays: HardRayPool | None = None
 
     def __init__(
@@ -114,10 +115,10 @@ class Student(System):
         if crop is not None and crop < 1:
             raise ValueError(f"Expected argument `crop` to be 1 or more, or None, but got {crop}.")
         self.save_hyperparameters(ignore=["network"])
-        self._errors: list[Tensor] = []  # of the picture, and of a single color
+        self._errors: list[Tensor] = []  # mean squared errors of the rendering, and of a single color
 
     def prepare(self, scene: Scene) -> None:
-        """Tell the network of the scene, and what its views see past, unless it has been told by a teacher."""
+        """Prepare the network with the scene's geometry and silhouettes, unless a teacher has been used for that."""
         if not self.network.prepared:
             self.network.prepare(scene.geometry, scene.train.silhouettes())
 
@@ -160,7 +161,7 @@ class Student(System):
 
     @property
     def batches(self) -> dict[str, Any]:
-        """See ``System.batches``; of views, windows are chosen where their cameras are, and no more is sent on."""
+        """See ``System.batches``; windows are cut on the device of the views, before they are moved."""
         return {**super().batches, "part": self._windows if self.batch == "views" else None}
 
     def _windows(self, batch: ImageBatch) -> Windows:
@@ -190,12 +191,12 @@ class Student(System):
         return Windows(camera, cut(batch.rgba), None if batch.mask is None else cut(batch.mask), transparent)
 
     def _opened(self, windows: Windows) -> tuple[Rays, Tensor, Tensor | None]:
-        """On the device: the rays (B, h', w') of windows, their pixels (B, h, w, 4) in [0, 1], and the mask."""
+        """Rays (B, h', w') of windows, their pixels (B, h, w, 4) in [0, 1], and the mask, on the module's device."""
         camera, pixels, mask, _ = windows.to(self.device)
         return camera.rays(self.network.stride), pixels.float() / 255, mask
 
     def _backgrounds(self, count: int, transparent: Tensor) -> Tensor:
-        """A color (B, 3) for each of B views or rays; (B,) says which of them have alpha."""
+        """A background color (B, 3) for each of B views or rays, random only where ``transparent`` (B,) is True."""
         color = self.background_rgb.to(transparent.device).expand(count, 3)
         if not self.has_alpha or self.network.background is None:  # a network without opacity learns the background
             return color
@@ -203,7 +204,7 @@ class Student(System):
         return torch.where(free[:, None], torch.rand_like(color), color)
 
     def _check_progress(self, error: Tensor, target: Tensor, mask: Tensor | None = None) -> None:
-        """Stop a training whose pictures are no better than a single color, such as the background.
+        """Stop a training whose images are no better than a single color, such as the background.
 
         Raises:
             UserError: they are not, on average over the last steps before ``CHECKED``.
@@ -213,7 +214,7 @@ class Student(System):
             return
         seen, weight = target.flatten(0, -2), 1.0 if mask is None else mask.reshape(-1, 1).float()
         count = len(seen) if mask is None else mask.sum()
-        mean = (seen * weight).sum(0) / count  # none where nothing counts
+        mean = (seen * weight).sum(0) / count  # NaN if all pixels are masked out
         plain = ((seen - mean).square() * weight).mean(-1).sum() / count
         plain = plain.where(plain.isfinite(), error)
         self._errors.append(torch.stack([error, plain]))
@@ -223,20 +224,20 @@ class Student(System):
         if not own < plain:
             found, trivial = (-10 * value.log10() for value in (own, plain))
             raise UserError(
-                f"student: after {self.global_step} steps its pictures ({found:.1f} dB) are no better than a single "
+                f"student: after {self.global_step} steps its images ({found:.1f} dB) are no better than a single "
                 f"color ({trivial:.1f} dB), so it is stopped. Lower system.lr (it is {self.hparams['lr']})."
             )
 
 
 def _squared_error(drawn: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-    """The mean squared error (..., C) over the pixels that a mask (...) leaves; zero where it leaves none."""
+    """The mean squared error of colors (..., C) over the pixels of a mask (...); zero if it has none."""
     if mask is None:
         return mse_loss(drawn, target)
     return ((drawn - target).square().mean(-1) * mask).sum() / mask.sum().clamp(min=1)
 
 
 def _place(low: int, high: int, length: int, side: int) -> int:
-    """Where along a side a window begins; pixels at both ends are seen half as often as those in the middle."""
+    """Draw the start of a window along a side; pixels at both ends are covered half as often as those in the middle."""
     if high - low <= length:
         first, last = max(high - length, 0), min(low, side - length)
         return int(torch.randint(min(first, last), max(first, last) + 1, ()))

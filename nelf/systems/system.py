@@ -1,4 +1,4 @@
-"""What both systems share: scene, batches, optimizer and schedule, validation and test."""
+"""The base class of both systems: scene, batches, optimizer and schedule, validation and test."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ _MOVING = "Choose one that moves: model=dnerf_ngp as a teacher, model=grid_dylin
 
 
 class System(pl.LightningModule):
-    """A network that learns a scene.
+    """The training of a network on a scene.
 
     Args:
         network: has ``prepare(geometry)`` and ``render(camera)``.
-        batch_size: rays, or views, of a training batch and process.
+        batch_size: rays, or views, of a training batch, per process.
 
     Raises:
         ValueError: ``batch_size`` is below one.
     """
 
-    #: What a training batch is made of.
+    #: What a training batch consists of.
     batch: Literal["rays", "views"] = "rays"
-    #: (3,) color of ``background``, on the device that it is asked for on in each step.
+    #: (3,) color of ``background``, on the device of the module.
     background_rgb: Tensor
 
     def __init__(self, network: Any, batch_size: int) -> None:
@@ -56,7 +56,7 @@ class System(pl.LightningModule):
 
     @property
     def batches(self) -> dict[str, Any]:
-        """The arguments of a datamodule for it that say what its batches are."""
+        """The arguments for a datamodule that define its batches."""
         return {"batch": self.batch, "batch_size": self.batch_size, "ray_shift": self.network.ray_shift}
 
     def setup(self, stage: str) -> None:
@@ -74,7 +74,7 @@ class System(pl.LightningModule):
             self.prepare(scene)
 
     def prepare(self, scene: Scene) -> None:
-        """Tell the network of the scene that it is to learn."""
+        """Prepare the network for the scene."""
         self.network.prepare(scene.geometry)
 
     def optimizer(self) -> torch.optim.Optimizer:
@@ -82,7 +82,7 @@ class System(pl.LightningModule):
         raise NotImplementedError
 
     def lr_factor(self, step: int) -> float:
-        """The learning rate after ``step`` steps, as a multiple of the first one."""
+        """The learning rate after ``step`` steps, as a multiple of the optimizer's own."""
         raise NotImplementedError
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -102,7 +102,7 @@ class System(pl.LightningModule):
             self.log(f"test/{name}", value.mean(), batch_size=1, sync_dist=True)
 
     def _pictures(self, view: View) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What the network draws of a view, and the view itself: (1, 3, H, W) each; and what of it counts (1, H, W)."""
+        """The rendered image of a view and the ground truth, (1, 3, H, W) each, and the mask (1, H, W) or None."""
         rgb = self.render(view.camera).rgb.clamp(0.0, 1.0)
         return compared(rgb, view, self.background)
 
@@ -112,11 +112,11 @@ class System(pl.LightningModule):
 
 
 def _check_controls(network: Any, scene: Scene) -> None:
-    """Say it where a network and a scene do not agree in what moves.
+    """Refuse a scene with too few controls for a network, and warn about controls that are ignored or constant.
 
     Args:
-        network: what is to learn the scene; ``controls`` is how many it takes.
-        scene: whose training views have controls, or none.
+        network: to be trained; takes ``controls`` of them.
+        scene: its training views may have controls.
 
     Raises:
         UserError: the network takes more controls than the training views have.

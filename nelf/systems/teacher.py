@@ -1,4 +1,4 @@
-"""Teacher: how a radiance field learns from rays."""
+"""Teacher: the training of a radiance field on rays."""
 
 from __future__ import annotations
 
@@ -38,45 +38,46 @@ REGULARIZERS = {"opacity": 1e-3, "distortion": 0.0}
 class Teacher(System):
     """Fits a radiance field to the pixels of the training views.
 
-    The loss is that of the colors of each of the field's passes, and its regularizers, weighted.
+    The loss is the sum of the color losses of the field's passes and of its weighted regularizers.
 
-    Each step takes as many of the batch's rays as make about ``samples_per_step`` samples: many once the empty
-    space is known, few before.
+    Each step takes as many of the batch's rays as have about ``samples_per_step`` samples together: few at first, more
+    as the occupancy grid excludes empty space.
 
-    Schedules count the share of the Trainer's ``max_steps`` or ``max_time`` that is spent. nerf_pl changes its rate
-    once an epoch, which is a pass over all pixels; decay after 2, 4 and 8 of 16 epochs is ``milestones`` 1/8, 1/4, 1/2.
+    Schedules depend on the fraction of the Trainer's ``max_steps`` or ``max_time`` that has passed. nerf_pl changes its
+    learning rate once per epoch, a pass over all pixels; its decay after 2, 4 and 8 of 16 epochs corresponds to
+    ``milestones`` of 1/8, 1/4 and 1/2.
 
     Args:
         network: the field.
         lr: learning rate of the first step, or after the warm-up.
         optimizer: ``ngp`` is Adam with Instant-NGP's constants (betas 0.9 and 0.99, eps 1e-15), without its weight
             decay and its moving average of the weights; ``ngp_pl`` with ngp_pl's (0.9 and 0.999, 1e-15). ``adam``,
-            ``radam`` and ``sgd`` have torch's. (nerf_pl's fourth, Ranger, is in no maintained library.)
+            ``radam`` and ``sgd`` have torch's defaults. (nerf_pl's fourth, Ranger, is in no maintained library.)
         momentum: of ``sgd``.
         weight_decay: an L2 term of the gradient.
-        schedule: ``cosine`` falls along half a cosine to ``lr_end``, ``exponential`` as ``lr_end ** spent``, ``steplr``
-            to ``gamma`` of itself at each of the ``milestones``, ``poly`` to zero as ``(1 - spent) ** power``.
-        lr_end: share of ``lr`` that ``cosine`` and ``exponential`` end with.
-        milestones: shares of the training.
+        schedule: ``cosine`` decays along half a cosine to ``lr_end``, ``exponential`` as ``lr_end ** progress``,
+            ``steplr`` by the factor ``gamma`` at each of the ``milestones``, ``poly`` to zero as
+            ``(1 - progress) ** power``.
+        lr_end: final learning rate of ``cosine`` and ``exponential``, as a fraction of ``lr``.
+        milestones: fractions of the training.
         gamma: see ``schedule``.
         power: see ``schedule``.
-        warmup_steps: of a linear rise of the learning rate from 0.
-        rate_every: steps between two changes of the rate by ``schedule``; ngp_pl's epochs have 1000. It is about the
-            share of ``max_steps``, and changes nothing where only time is limited.
+        warmup_steps: steps of a linear rise of the learning rate from 0.
+        rate_every: steps between changes of the learning rate by ``schedule``, with ``max_steps``; ngp_pl's epochs have
+            1000. No effect if only time is limited.
         loss: ``mse``, or ``huber`` (quadratic below a difference of 0.1, linear above).
-        regularizers: weight of each of the field's loss terms, by name; those that are left out have none. None for
-            ngp_pl's weights, opacity 1e-3. Every field has ``opacity``, the entropy that pushes each ray's opacity to 0
-            or 1, and ``distortion``, Mip-NeRF 360's loss against floaters.
-        background: ``random`` composites both sides over one random color per ray, so that opacity is learned from
-            images with alpha; ``scene`` composites them over the scene's own background. So does ``random`` where all
-            images are opaque: else their background would be learned as matter.
+        regularizers: weights of the field's loss terms, by name; 0 for those left out. None for ngp_pl's weights,
+            opacity 1e-3. Every field has ``opacity``, the entropy that pushes each ray's opacity to 0 or 1, and
+            ``distortion``, Mip-NeRF 360's loss against floaters.
+        background: ``random`` composites rendering and ground truth over one random color per ray, so that opacity is
+            learned from images with alpha; ``scene`` composites them over the scene's own background. If all images
+            are opaque, ``random`` does so, too.
         batch_size: rays of a batch, per process.
-        samples_per_step: samples that a step composites, held constant by the number of rays; None takes all rays of
-            the batch.
+        samples_per_step: samples per step, kept constant by the number of rays; None takes all rays of the batch.
 
     Raises:
-        ValueError: ``optimizer``, ``schedule``, ``loss`` or ``background`` is not one of the words above, or there is
-            no such regularizer.
+        ValueError: ``optimizer``, ``schedule``, ``loss`` or ``background`` is none of the above, or the field has no
+            such regularizer.
 
     Source:
         ngp_pl, ``train.py`` and ``losses.py``; nerf_pl, ``opt.py`` and ``utils/__init__.py``; Mip-NeRF 360, eq. 15
@@ -125,11 +126,11 @@ class Teacher(System):
         self.samples_per_ray = network.sampler.samples_per_ray
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the number of rays that fill a step."""
+        """Save the average number of samples per ray."""
         checkpoint["samples_per_ray"] = self.samples_per_ray
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the number of rays that filled a step."""
+        """Restore the average number of samples per ray."""
         self.samples_per_ray = checkpoint["samples_per_ray"]
 
     def optimizer(self) -> torch.optim.Optimizer:
@@ -153,11 +154,11 @@ class Teacher(System):
         return rise * cosine_decay(progress, options["lr_end"])
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Let the field keep its occupancy grid, or whatever it has, up to date."""
+        """Let the field update its occupancy grid, if it has one."""
         self.network.before_step(self.global_step)
 
     def training_step(self, batch: RayBatch, batch_idx: int) -> Tensor:
-        """Fit as many rays of the batch as make a full step."""
+        """Fit as many rays of the batch as have ``samples_per_step`` samples."""
         n_rays, wanted = len(batch.rays), self.hparams["samples_per_step"]
         if wanted is not None:
             n_rays = int(min(max(wanted / self.samples_per_ray, 64), n_rays))
@@ -180,7 +181,7 @@ class Teacher(System):
                 loss = loss + weight * value
                 self.log(f"train/{name}", value.detach())
         self.log("train/psnr", -10.0 * mse_loss(rgb.detach(), target).log10(), prog_bar=True)
-        # A number would be copied to the device, which waits for it; a tensor is filled there.
+        # Tensors filled on the device: copying a number there would synchronize.
         self.log("train/rays", loss.new_full((), n_rays))
         self.log("train/samples_per_ray", loss.new_full((), samples))
         return loss
@@ -188,5 +189,5 @@ class Teacher(System):
     def _color_loss(self, rgb: Tensor, target: Tensor) -> Tensor:
         if self.hparams["loss"] == "mse":
             return mse_loss(rgb, target)
-        # In the units of the squared error, so that the other weights mean the same.
+        # Scaled to equal the squared error near 0, so that the regularizers' weights keep their meaning.
         return 2 * HUBER_DELTA * smooth_l1_loss(rgb, target, beta=HUBER_DELTA)

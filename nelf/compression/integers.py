@@ -34,7 +34,7 @@ def quantize(values: Tensor, axis: int | None = None, limit: int = LARGEST) -> t
     others = [dimension for dimension in range(values.dim()) if axis is None or dimension != axis % values.dim()]
     largest = values.abs().amax(others, keepdim=axis is not None) if others else values.abs()
     zero = largest <= _TINY
-    # A tensor over a tensor is a division; a number over one is a product with the reciprocal, which may differ by a bit.
+    # A tensor over a tensor is a division; a number over one is a product with the reciprocal, at times one bit off.
     scale = torch.where(zero, 0.0, torch.full_like(largest, limit) / largest)
     integers = (values * scale).round().clamp(-limit, limit).to(torch.int8)
     return integers, torch.where(zero, 1.0, scale)

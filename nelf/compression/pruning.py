@@ -1,7 +1,7 @@
 """Unstructured pruning: which weights, how many in each round, and the masks that keep them at zero.
 
-Nothing is reparametrized: a pruned network is an ordinary one with some weights exactly zero, and so are its checkpoints
-and weight files.
+Nothing is reparametrized: a pruned network is an ordinary one with some weights exactly zero, and its checkpoints and
+weight files are ordinary ones, too.
 """
 
 from __future__ import annotations

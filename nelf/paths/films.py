@@ -1,4 +1,4 @@
-"""Camera paths among given cameras: where these stand all around, a turn; else a loop that stays among them."""
+"""Camera paths in the region of given cameras: a full circle if these surround the target, else a loop among them."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from torch import Tensor
 from nelf.paths.trajectories import AROUND, Viewpoints, covered_arc
 
 _TURNS = 2.0  # of a winding path
-_CLIMB = (10.0, 80.0)  # degrees of elevation that a winding path climbs through, as far as cameras stand there
+_CLIMB = (10.0, 80.0)  # first and last elevation of a winding path, degrees, clamped to the cameras' range
 
 
 def around(stand: Viewpoints, n: int) -> Tensor:
     """A closed path at one distance from the target: the last pose is one step before the first.
 
-    Where cameras stand all around, it is a circle at their mean elevation and distance. Else it is the ellipse of
-    azimuth and elevation that has the same mean and covariance as the cameras, but leaves neither's range.
+    If the cameras surround the target, it is a circle at their mean elevation and distance. Else it is the ellipse of
+    azimuth and elevation with the cameras' mean and covariance, clamped to the ranges of both.
 
     Args:
-        stand: where the given cameras stand.
+        stand: viewpoints of the given cameras.
         n: number of poses.
 
     Returns:
@@ -33,11 +33,11 @@ def around(stand: Viewpoints, n: int) -> Tensor:
 def winding(stand: Viewpoints, n: int) -> Tensor:
     """A path of two turns at one distance from the target.
 
-    Where cameras stand all around, it climbs from 10 to 80 degrees, as far as they do. Else it winds from their middle
-    to the ellipse of ``around``.
+    If the cameras surround the target, it climbs from 10 to 80 degrees of elevation, clamped to their range. Else it
+    winds from their mean to the ellipse of ``around``.
 
     Args:
-        stand: where the given cameras stand.
+        stand: viewpoints of the given cameras.
         n: number of poses.
 
     Returns:
@@ -52,14 +52,14 @@ def winding(stand: Viewpoints, n: int) -> Tensor:
 
 
 def _ellipse(stand: Viewpoints, turn: np.ndarray, size: np.ndarray) -> Tensor:
-    """Poses at angles (n,), degrees, and sizes (n,) in [0, 1] of the ellipse that cameras fill."""
+    """Poses at angles (n,), degrees, and relative sizes (n,) in [0, 1] of the ellipse of the cameras."""
     start, _ = covered_arc(stand.azimuth, 0.0)
     angles = np.stack([start + (stand.azimuth - start) % 360.0, stand.elevation])
     middle = angles.mean(1, keepdims=True)
     variances, axes = np.linalg.eigh(np.cov(angles, bias=True))
     root = axes * np.sqrt(np.maximum(variances, 0.0)) @ axes.T
-    # Of cameras that stand on an ellipse, the covariance is half the square of its semi-axes.
-    circle = np.stack([np.sin(np.deg2rad(turn)), np.cos(np.deg2rad(turn))])  # begins at the middle's azimuth, or nearly
+    # The variances of points spread evenly on an ellipse are half the squares of its semi-axes.
+    circle = np.stack([np.sin(np.deg2rad(turn)), np.cos(np.deg2rad(turn))])  # starts near the mean azimuth
     way = np.sqrt(2.0) * root @ circle * size
     azimuth, elevation = np.clip(middle + way, angles.min(1, keepdims=True), angles.max(1, keepdims=True))
     return stand.poses(azimuth, elevation, np.full(len(turn), np.median(stand.radius)))

@@ -1,4 +1,4 @@
-"""Camera paths to fly along. Poses and angles as in ``nelf.paths``."""
+"""Camera paths for videos. Poses and angles as in ``nelf.paths``."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ BLENDER_RADIUS = 4.031128857175551
 Motion = Literal["time", "camera", "both"]
 
 MOTIONS: tuple[Motion, ...] = ("time", "camera", "both")
-"""What may move in a film of a scene with a time, see ``in_motion``."""
+"""What may move in a video of a dynamic scene, see ``in_motion``."""
 
-DNERF_RADIUS = 4.0  # of its videos and pseudo data; its cameras stand at BLENDER_RADIUS
+DNERF_RADIUS = 4.0  # of D-NeRF's videos and pseudo data; its training cameras are at BLENDER_RADIUS
 
 Center = Sequence[float] | np.ndarray
 
@@ -31,14 +31,14 @@ def look_at(origin: Tensor, target: Tensor, up: Tensor | None = None) -> Tensor:
     Args:
         origin: (..., 3) camera positions.
         target: (3,) or (..., 3) points to look at.
-        up: (3,) world direction that appears upwards in the image; None for +z. Where the view axis is
-            parallel to it, +y takes its place (+z if ``up`` is +-y).
+        up: (3,) world direction that is up in the image; None for +z. If the view axis is parallel to it, +y is used
+            instead (+z if ``up`` is near +-y).
 
     Returns:
         (..., 3, 4) camera to world, OpenGL axes, in the dtype of ``origin``.
 
     Raises:
-        ValueError: a camera stands on its target.
+        ValueError: a camera is at its target.
 
     Example:
         From +x toward the origin: right is +y, up is +z, back is +x.
@@ -88,7 +88,7 @@ def spiral(
         n: number of poses.
         radius: distance from ``center``, scene unit.
         elevations: degrees of the first and of the last pose.
-        turns: full circles on the way.
+        turns: number of full circles.
         center: point to look at.
 
     Returns:
@@ -102,7 +102,7 @@ def spiral(
 def hemisphere(
     n: int, radius: float, elevations: tuple[float, float] = (0.0, 90.0), center: Center = (0, 0, 0)
 ) -> Tensor:
-    """Poses spread evenly over a band of a sphere (a golden-angle lattice: equal areas, no clusters).
+    """Poses spread evenly over a band of a sphere (a golden-angle lattice, uniform by area).
 
     Args:
         n: number of poses.
@@ -120,31 +120,31 @@ def hemisphere(
 
 
 def dnerf(n: int = 40) -> Tensor:
-    """The path of D-NeRF's videos: once around the origin, clockwise seen from above, 30 degrees up and 4 away.
+    """The path of D-NeRF's videos: a circle around the origin, clockwise from above, at elevation 30 and distance 4.
 
     Args:
-        n: number of poses, 40 in the original; their times there go evenly from 0 to 1, both included.
+        n: number of poses, 40 in the original, whose times are evenly spaced from 0 to 1, both included.
 
     Returns:
         (n, 3, 4) poses.
 
     Source:
         D-NeRF, ``load_blender.py``: ``posespherical(-180 + 9 k, -30, 4)`` (Pumarola et al. 2021, arXiv 2011.13961),
-        whose angle 0 is the direction +y.
+        where angle 0 is the direction +y.
     """
     azimuth = 270.0 - 360.0 * np.arange(n) / n
     return spherical(azimuth, np.full(n, 30.0), np.full(n, DNERF_RADIUS), (0, 0, 0))
 
 
 def in_motion(path: Camera, motion: Motion, span: tuple[float, float], moment: float | None = None) -> Camera:
-    """The cameras of a film in which time, camera or both move.
+    """The cameras of a video in which time, camera or both move.
 
     Args:
         path: a batch of N cameras along a path, with controls.
-        motion: ``time`` stays at the first pose while time goes by, ``camera`` follows the path at one moment,
-            ``both`` follows it while time goes by. The controls beside the time stay those of the path.
-        span: first and last moment.
-        moment: where time stands for ``camera``; None for the first moment.
+        motion: ``time`` stays at the first pose while time passes, ``camera`` follows the path at a fixed time,
+            ``both`` follows it while time passes. The other controls are those of the path.
+        span: first and last time.
+        moment: the fixed time for ``camera``; None for the first of ``span``.
 
     Returns:
         A batch of N cameras.

@@ -1,7 +1,6 @@
-"""Paths and random poses of forward-facing scenes, whose cameras all stand on one side of what they see.
+"""Paths and random poses for forward-facing scenes, whose cameras are all on one side of the content.
 
-Such scenes have no floor and no middle to go around; what counts is the average camera: the mean position, the mean
-axis of view and the mean direction upward.
+Such scenes have no center to orbit; the reference is the average camera: the mean position, view axis and up direction.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ SPIRAL_POSES = 120
 """Poses of LLFF's paths."""
 
 _ROTATIONS, _Z_RATE = 2, 0.5
-_NEARNESS = 0.25  # share of the near end, in disparity, that the point to look at has
-_FAR = 5.0  # how many times farther than the farthest point infinity is taken to be
-_ENLARGED = 1.1  # of the boxes of random poses, around their middles
+_NEARNESS = 0.25  # weight of the near end in the disparity of the target
+_FAR = 5.0  # factor on the farthest z-depth that stands for infinity
+_ENLARGED = 1.1  # factor on the sides of the boxes of random poses
 
 
 def average_pose(c2w: Tensor) -> Tensor:
@@ -33,8 +32,8 @@ def average_pose(c2w: Tensor) -> Tensor:
         c2w: (N, 3, 4) poses.
 
     Returns:
-        (3, 4): the mean position, and a rotation whose back is the mean of theirs, its up as near to the mean of
-        theirs as it goes.
+        (3, 4): the mean position, and a rotation with the mean back (z axis) and an up axis as near to the mean as
+        possible.
 
     Source:
         LLFF, ``poses_avg`` (Mildenhall et al. 2019, arXiv 1905.00889).
@@ -46,17 +45,18 @@ def average_pose(c2w: Tensor) -> Tensor:
 def llff_spiral(cameras: Camera, near: float, far: float, n: int = SPIRAL_POSES) -> Camera:
     """The path of LLFF's and NeRF's videos of forward-facing scenes: a spiral in front of the average camera.
 
-    Two turns, in which the cameras move once forward and back, as wide as nine tenths of the given cameras stand from
-    the average one; all look at one point, between the near end and infinity in disparity.
+    Two turns, in which the camera moves once forward and back; along each axis, its amplitude is the 90th percentile of
+    the given cameras' distances from the average one. All look at one point, between the near end and infinity in
+    disparity.
 
     Args:
         cameras: a batch of cameras of a static scene.
         near: z-depth of the nearest content, scene unit; NeRF takes 0.9 times the smallest bound.
-        far: z-depth of the farthest.
+        far: z-depth of the farthest content, scene unit.
         n: number of poses.
 
     Returns:
-        A batch of n pinholes with the intrinsics of the first of the given ones. The last is one step before the first.
+        A batch of n pinholes with the intrinsics of the first given one. The last is one step before the first.
 
     Source:
         LLFF, ``render_path_spiral`` with the arguments of NeRF's ``load_llff_data``.
@@ -73,11 +73,11 @@ def llff_spiral(cameras: Camera, near: float, far: float, n: int = SPIRAL_POSES)
 
 
 def focus_distance(near: float, far: float) -> float:
-    """The z-depth of the point that LLFF's paths look at: between the near end and infinity in disparity.
+    """The z-depth of the target of LLFF's paths, between the near end and infinity in disparity.
 
     Args:
         near: z-depth of the nearest content, scene unit.
-        far: z-depth of the farthest, which may be infinite.
+        far: z-depth of the farthest content, scene unit; may be infinite.
     """
     return 1.0 / (_NEARNESS / near + (1.0 - _NEARNESS) / (_FAR * far))
 
@@ -85,20 +85,20 @@ def focus_distance(near: float, far: float) -> float:
 def random_forward(cameras: Camera, n: int, seed: int = 0) -> Camera:
     """Random cameras in front of a forward-facing scene.
 
-    Positions are uniform in the box of the given ones, backs (the cameras' z axes) in the box of theirs, both boxes
-    enlarged by a tenth; up is the mean of the given cameras'.
+    Positions are uniform in the bounding box of the given ones, backs (the cameras' z axes) in that of the given backs,
+    both boxes enlarged by a tenth; up is the mean of the given up axes.
 
     Args:
         cameras: a batch of cameras of a static scene, such as ``scene.train.camera``.
-        n: number of new ones.
-        seed: which set; the first m of n cameras do not depend on n.
+        n: number of new cameras.
+        seed: of the random draws; the first m of n cameras do not depend on n.
 
     Returns:
-        A batch of n pinholes with the intrinsics of the first of the given ones.
+        A batch of n pinholes with the intrinsics of the first given one.
 
     Source:
-        MobileR2L, ``rand_FF_poses`` (Cao et al. 2023, arXiv 2212.08057); R2L's are the same, but for boxes that lie
-        along the average camera's axes.
+        MobileR2L, ``rand_FF_poses`` (Cao et al. 2023, arXiv 2212.08057); R2L's are the same, except that its boxes are
+        aligned with the average camera's axes.
     """
     c2w = cameras.c2w.double()
     origin = _within(c2w[:, :, 3], n, seed, 0)
@@ -107,13 +107,13 @@ def random_forward(cameras: Camera, n: int, seed: int = 0) -> Camera:
 
 
 def _at(cameras: Camera, c2w: Tensor) -> Camera:
-    """Pinholes like the first of some cameras at poses (n, 3, 4)."""
+    """Pinholes with the intrinsics of the first camera at poses (n, 3, 4)."""
     intrinsics = cameras.intrinsics[:1].expand(len(c2w), 4)
     return replace(cameras.pinhole(), c2w=c2w.to(cameras.c2w), intrinsics=intrinsics, controls=None, view=None)
 
 
 def _within(points: Tensor, n: int, seed: int, stream: int) -> Tensor:
-    """(n, 3) points uniform in the enlarged box of others (N, 3), each coordinate of a stream of its own."""
+    """(n, 3) points, uniform in the enlarged bounding box of ``points`` (N, 3), each coordinate from its own stream."""
     low, high = points.aminmax(dim=0)
     streams = [np.random.default_rng((seed, stream + axis)).uniform(-1.0, 1.0, n) for axis in range(3)]
     unit = torch.from_numpy(np.stack(streams, axis=-1)).to(points)

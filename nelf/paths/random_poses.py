@@ -16,15 +16,15 @@ from nelf.paths.rotations import great_arc, quaternions, rotations
 from nelf.paths.trajectories import AROUND, Trajectory, covered_arc, viewpoints
 
 Poses = Literal["hemisphere", "interpolate", "forward", "mobile_r2l", "r2l", "dnerf"]
-"""Where random cameras may stand, see ``random_cameras``."""
+"""Distributions of random cameras, see ``random_cameras``."""
 
 POSES: tuple[Poses, ...] = get_args(Poses)
 
 FOLLOWING: dict[Trajectory, Poses] = {"orbit": "hemisphere", "forward": "forward", "between": "interpolate"}
-"""Those that stay where the given cameras of each trajectory stand."""
+"""For each trajectory, the distribution that stays in the region of the given cameras."""
 
-_LIKE = np.cos(np.deg2rad(45.0) / 2)  # of orientations, see ``random_between``
-_EQUAL = 1e-12  # so that the nearest one is among those that are near enough
+_LIKE = np.cos(np.deg2rad(45.0) / 2)  # smallest cosine of half the angle between orientations, see ``random_between``
+_EQUAL = 1e-12  # tolerance, so that the nearest camera always qualifies
 
 
 def random_mobile_r2l(
@@ -32,15 +32,14 @@ def random_mobile_r2l(
 ) -> Tensor:
     """The random poses of MobileR2L's pseudo data.
 
-    The polar angle is normal around the middle of its range with half the range as standard deviation, and
-    drawn anew uniformly where it falls outside; the azimuth is uniform in -178 to 178 degrees (the
-    original's gap).
+    The polar angle is normal around the middle of its range with half the range as standard deviation, and drawn
+    again, uniformly, if it falls outside; the azimuth is uniform in -178 to 178 degrees (the original's gap).
 
     Args:
         n: number of poses.
-        radius: distance from the origin.
+        radius: distance from the origin, scene unit.
         polar: range of the polar angle, degrees.
-        seed: which set.
+        seed: of the random draws.
 
     Returns:
         (n, 3, 4) poses that look at the origin.
@@ -59,12 +58,12 @@ def random_mobile_r2l(
 def random_r2l(n: int, radius: float = 4.0, seed: int = 0) -> tuple[Tensor, Tensor]:
     """The random poses and focal zoom of R2L's pseudo data.
 
-    Azimuth and elevation (0 to 90 degrees) are uniform in angle, so poses crowd toward the pole.
+    Azimuth and elevation (0 to 90 degrees) are uniform in angle, so poses are denser toward the pole.
 
     Args:
         n: number of poses.
-        radius: distance from the origin.
-        seed: which set.
+        radius: distance from the origin, scene unit.
+        seed: of the random draws.
 
     Returns:
         (n, 3, 4) poses that look at the origin, and (n,) factors for the focal length, uniform in 1 to 2.
@@ -80,18 +79,18 @@ def random_r2l(n: int, radius: float = 4.0, seed: int = 0) -> tuple[Tensor, Tens
 
 
 def random_like(camera: Camera, n: int, seed: int = 0) -> Camera:
-    """Random cameras where the given ones stand: what a student should see of a scene.
+    """Random cameras in the region of the given ones, around their common target.
 
-    They look at the point that the given cameras look at together, upright as these (``up_axis``), from the given
-    ranges of distance, elevation and azimuth, evenly by area (an additive recurrence with a random start, which leaves
-    fewer gaps than independent draws). Azimuths go all around unless the cameras leave out more than a third of the
-    circle. Intrinsics and size are those of the first camera; controls, where there are any, fill the range of
-    theirs.
+    They look at the point nearest to the given cameras' view axes, with the same up axis (``up_axis``), from the given
+    ranges of distance, elevation and azimuth, uniform by area (an additive recurrence with a random start, which leaves
+    fewer gaps than independent draws). Azimuths cover the whole circle unless the cameras leave out a third of it or
+    more. Intrinsics and size are those of the first camera; controls, if there are any, cover the range of the given
+    ones.
 
     Args:
         camera: a batch of cameras, such as ``scene.train.camera``.
-        n: number of new ones.
-        seed: which set.
+        n: number of new cameras.
+        seed: of the random draws.
 
     Returns:
         A batch of n pinholes.
@@ -124,25 +123,24 @@ def random_like(camera: Camera, n: int, seed: int = 0) -> Camera:
 
 
 def random_between(camera: Camera, n: int, seed: int = 0) -> Camera:
-    """Random cameras between the given ones: what a student should see of a scene that was filmed by hand.
+    """Random cameras between pairs of the given ones, for scenes that were filmed by hand.
 
-    Of two different cameras, positions are interpolated linearly and orientations along the great arc, at the same
-    uniform share of the way; intrinsics are those of the first. The second is any whose orientation differs by less
-    than 45 degrees, or the nearest where there is none: the straight way between two cameras that look at something
-    from opposite sides leads through it. Controls, where there are any, are uniform in the range of the given ones,
-    independent of the pose.
+    Positions are interpolated linearly between two different cameras, orientations spherically (slerp), by the same
+    uniform fraction; intrinsics are those of the first. The second is a random one whose orientation differs by less
+    than 45 degrees, or the nearest if there is none: the straight line between cameras on opposite sides of an object
+    passes through it. Controls, if there are any, are uniform in the range of the given ones, independent of the pose.
 
     Args:
         camera: a batch of cameras, such as ``scene.train.camera``.
-        n: number of new ones.
-        seed: which set.
+        n: number of new cameras.
+        seed: of the random draws.
 
     Returns:
         A batch of n pinholes.
 
     Source:
-        DyLiN, ``gen_pseudo_data_hypernerf`` (Yu et al. 2023, arXiv 2303.14243), but for its times, which leave the
-        range of those that were filmed, and its pairs, which are any two.
+        DyLiN, ``gen_pseudo_data_hypernerf`` (Yu et al. 2023, arXiv 2303.14243), except that its times exceed the range
+        of those that were filmed, and that its pairs are any two cameras.
     """
     count = len(camera)
     first = np.floor(_stream(seed, 0).random(n) * count).astype(int)
@@ -167,19 +165,19 @@ def random_cameras(
     poses: Poses = "hemisphere",
     seed: int = 0,
 ) -> Camera:
-    """Random cameras to distill from, of the size and the intrinsics of the given ones, without their lens.
+    """Random cameras to distill from, with the size and the intrinsics of the given ones, without their lens.
 
-    Where the given cameras have controls, each new one gets its own: ``dnerf`` draws uniformly from [0, 1), all
-    others fill the range of theirs.
+    If the given cameras have controls, each new one gets its own: uniform in [0, 1) for ``dnerf``, else in the range of
+    the given ones.
 
     Args:
-        camera: a batch of cameras that is followed, such as ``scene.train.camera``.
-        n: how many.
-        poses: ``hemisphere`` in the region of the given cameras, which stand around something; ``interpolate`` between
-            two of them; ``forward`` in the box of the given ones, which stand side by side; or the distribution of the
-            original named: at the mean distance of the given cameras from the origin, and ``r2l`` zooms by 1 to 2, too;
-            ``dnerf`` is ``r2l`` at distance 4.
-        seed: which set; the first m of n cameras do not depend on n.
+        camera: a batch of cameras to follow, such as ``scene.train.camera``.
+        n: number of new cameras.
+        poses: ``hemisphere``, in the region of the given cameras around an object; ``interpolate``, between two of
+            them; ``forward``, in the box of the given ones, which face forward side by side; or the distribution of the
+            named original: ``mobile_r2l`` and ``r2l``, at the mean distance of the given cameras from the origin, where
+            ``r2l`` also zooms by 1 to 2; ``dnerf``, which is ``r2l`` at distance 4.
+        seed: of the random draws; the first m of n cameras do not depend on n.
 
     Returns:
         A batch of n pinholes.
@@ -206,12 +204,12 @@ def random_cameras(
 
 
 def _partners(turns: np.ndarray, first: np.ndarray, draw: np.ndarray) -> np.ndarray:
-    """Another camera for each of some (n,), by draws (n,) in [0, 1), of those with much the same orientation.
+    """Choose a second camera (n,) of similar orientation for each first one.
 
     Args:
-        turns: (N, 4) unit quaternions of all.
-        first: (n,) indices of them.
-        draw: (n,) in [0, 1).
+        turns: (N, 4) unit quaternions of all cameras.
+        first: (n,) indices of the first cameras.
+        draw: (n,) random numbers in [0, 1), which choose among the candidates.
     """
     second = first.copy()
     for index in np.unique(first) if len(turns) > 1 else []:
@@ -224,7 +222,7 @@ def _partners(turns: np.ndarray, first: np.ndarray, draw: np.ndarray) -> np.ndar
 
 
 def _random_controls(camera: Camera, n: int, seed: int, within: bool = True, first: int = 3) -> Tensor | None:
-    """(n, K) uniform controls, ``within`` the range of the given cameras' or from [0, 1); ``first`` is their stream."""
+    """(n, K) uniform controls, ``within`` the given cameras' range or in [0, 1); ``first`` is the first stream."""
     if camera.controls is None:
         return None
     low, high = camera.controls.aminmax(dim=0)
@@ -234,7 +232,7 @@ def _random_controls(camera: Camera, n: int, seed: int, within: bool = True, fir
 
 
 def _stream(seed: int, quantity: int) -> np.random.Generator:
-    """A generator of its own for each quantity: the first n draws do not depend on how many follow."""
+    """A separate generator for each quantity, so that the first n draws do not depend on how many follow."""
     return np.random.default_rng((seed, quantity))
 
 

@@ -1,4 +1,4 @@
-"""Rotations between two of them, and poses in another space."""
+"""Rotations as quaternions, their interpolation, and poses under similarity transforms."""
 
 import numpy as np
 
@@ -6,7 +6,8 @@ import numpy as np
 def quaternions(rotation: np.ndarray) -> np.ndarray:
     """(N, 4) unit quaternions w x y z of rotations (N, 3, 3)."""
     (a, b, c), (d, e, f), (g, h, i) = np.moveaxis(rotation, 0, -1)
-    # Four times the outer product of each quaternion with itself; any row is a multiple of it, the longest the best.
+    # Four times the outer product of each quaternion with itself; any row is a multiple of it, the longest is the most
+    # accurate.
     outer = np.stack(
         [
             np.stack([1 + a + e + i, h - f, c - g, d - b], axis=-1),
@@ -34,24 +35,24 @@ def rotations(quaternion: np.ndarray) -> np.ndarray:
 
 
 def great_arc(first: np.ndarray, second: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """(N, 4) unit quaternions between two (N, 4) each, the short way round, at shares (N, 1) of the way."""
+    """Spherical interpolation (slerp) between unit quaternions (N, 4), the short way, at fractions (N, 1): (N, 4)."""
     cosine = (first * second).sum(-1, keepdims=True)
     second, angle = np.where(cosine < 0, -second, second), np.arccos(np.minimum(np.abs(cosine), 1.0))
-    # Of nearly equal ones the sine of the angle is none; the straight line is as good.
+    # Linear for nearly equal ones, for which the sine of the angle vanishes.
     one, other = np.where(angle < 1e-4, [1 - share, share], np.sin([(1 - share) * angle, share * angle]))
     between = one * first + other * second
     return between / np.linalg.norm(between, axis=-1, keepdims=True)
 
 
 def moved(c2w: np.ndarray, similarity: np.ndarray) -> np.ndarray:
-    """Poses in another space.
+    """Transform poses to another space.
 
     Args:
         c2w: (N, 3, 4) poses.
-        similarity: (4, 4) takes points of their space to those of the other: a rotation, one scale, a translation.
+        similarity: (4, 4) transform of points: a rotation, one scale, a translation.
 
     Returns:
-        (N, 3, 4) float64: moved and turned; a camera has no scale.
+        (N, 3, 4) float64 poses, whose rotations stay orthonormal.
     """
     scaled = similarity[:3, :3]
     back = scaled @ c2w

@@ -1,4 +1,4 @@
-"""Where given cameras stand, and what they look at. Poses and angles as in ``nelf.paths``."""
+"""The arrangement of given cameras, and what they look at. Poses and angles as in ``nelf.paths``."""
 
 from __future__ import annotations
 
@@ -13,27 +13,29 @@ from nelf.paths.flights import look_at, spherical
 from nelf.paths.forward import average_pose, focus_distance
 
 Trajectory = Literal["orbit", "forward", "between"]
-"""How the cameras of a scene stand, see ``trajectory``."""
+"""The arrangement of a scene's cameras, see ``trajectory``."""
 
 AROUND = 120.0
-"""Degrees without a camera that still count as all around."""
+"""The gap in azimuth, degrees, from which on cameras do not surround the target."""
 
-_LEVEL = np.sin(np.deg2rad(5.0))  # of the cameras' right axes above the horizon, on average: a steady hand
-_UPRIGHT = 0.5  # cosine between +z and the mean of up axes: level alone are those, too, that look along z
-_PARALLEL = 0.17  # of right axes, as nerfstudio has it
-_ROLL = 30.0  # degrees: less is a hand that is not steady
-_AIMED, _EXACT = 0.25, 0.01  # how far view axes pass the point that they share, as a share of its distance
+_LEVEL = np.sin(np.deg2rad(5.0))  # largest RMS z of the right axes of level cameras
+_UPRIGHT = 0.5  # smallest cosine between +z and the mean of up axes, since cameras that look along z are level, too
+_PARALLEL = 0.17  # second singular value of N right axes, over sqrt(N), of parallel ones, as in nerfstudio
+_ROLL = 30.0  # degrees; smaller rolls occur in hand-held captures
+_AIMED, _EXACT = 0.25, 0.01  # distances of view axes from their common point, as fractions of its z-depth
 _ALIKE = 30.0  # degrees between view axes and their mean
 
 
 class Viewpoints(NamedTuple):
-    """Where N cameras stand around a point: upright ones that look toward it stand at ``target + radius * back``.
+    """Spherical coordinates of N cameras around a target.
+
+    Upright cameras that look at the target are at ``target + radius * back``, where ``back`` is their z axis.
 
     Attributes:
-        target: (3,) float64 the point.
-        up: (3,) float64 unit direction that appears upwards in their images, see ``up_axis``.
-        azimuth: (N,) degrees around ``up``, of the backs; see ``frame``.
-        elevation: (N,) degrees above the plane that ``up`` is perpendicular to.
+        target: (3,) float64, the point that they look at.
+        up: (3,) float64 unit vector, the up direction in their images, see ``up_axis``.
+        azimuth: (N,) degrees around ``up``, see ``frame``.
+        elevation: (N,) degrees above the plane perpendicular to ``up``.
         radius: (N,) distance from ``target``, scene unit.
     """
 
@@ -53,16 +55,16 @@ class Viewpoints(NamedTuple):
 def viewpoints(
     camera: Camera, trajectory: Trajectory = "orbit", depth: tuple[float, float] | None = None
 ) -> Viewpoints:
-    """Where cameras stand around what they look at.
+    """The viewpoints of cameras around their target.
 
-    The target is the point nearest to all view axes in the least-squares sense. ``forward`` cameras have next to
-    parallel axes, so theirs is on the average camera's axis, at LLFF's distance. ``between`` cameras whose axes do not
-    meet in front of them, as of a room seen from within, turn around the middle of where they stand.
+    The target is the point nearest to all view axes in the least-squares sense. ``forward`` cameras have almost
+    parallel axes, so their target is on the average camera's axis, at LLFF's focus distance. For ``between`` cameras
+    whose axes do not meet in front of them, as inside a room, it is the mean of their positions.
 
     Args:
         camera: a batch of cameras.
-        trajectory: how they stand.
-        depth: z-depths of the nearest and the farthest content, scene unit, of ``forward`` cameras.
+        trajectory: their arrangement.
+        depth: z-depths of the nearest and the farthest content, scene unit, for ``forward`` cameras.
     """
     c2w = camera.c2w.cpu().double().numpy()
     back, position = c2w[:, :, 2], c2w[:, :, 3]
@@ -80,15 +82,15 @@ def viewpoints(
 
 
 def trajectory(camera: Camera) -> Trajectory:
-    """How cameras stand, which says where new ones may.
+    """Classify the arrangement of cameras, which decides where new ones may be.
 
     Args:
         camera: a batch of cameras, such as those of the training views.
 
     Returns:
-        ``orbit``: around something and without roll, their view axes meet and they leave out no third of the circle,
-        or they were aimed by a program; ``forward``: side by side, their view axes within 30 degrees of the mean;
-        ``between``: neither, as of a hand-held capture, so only what lies between them has been seen.
+        ``orbit``: without roll, and either their view axes meet and no third of the circle is left out, or the axes
+        meet as exactly as generated ones; ``forward``: view axes within 30 degrees of their mean; ``between``: neither,
+        as in a hand-held capture, so that only the region between the cameras has been seen.
     """
     miss = focus(camera.c2w.cpu().double().numpy())[1]
     meet = np.median(miss) < _AIMED and covered_arc(viewpoints(camera).azimuth, AROUND)[1] == 360.0
@@ -100,17 +102,17 @@ def trajectory(camera: Camera) -> Trajectory:
 
 
 def up_axis(camera: Camera) -> np.ndarray:
-    """(3,) float64 unit direction that appears upwards in the images of cameras.
+    """The up direction in the images of cameras: (3,) float64, unit length.
 
-    It is +z where they stand level in it, to 5 degrees, and upright, to 60 degrees, on average. Else it is the
-    direction that is most nearly perpendicular to their right axes; and of cameras whose right axes are parallel, the
-    mean of their up axes. Where that says nothing, it is +z.
+    It is +z if the cameras are, on average, level to 5 degrees and upright to 60 degrees. Else it is the direction most
+    nearly perpendicular to their right axes, or, if these are parallel, the mean of their up axes. If that is
+    undefined, it is +z.
 
     Args:
         camera: a batch of cameras.
 
     Source:
-        nerfstudio, ``auto_orient_and_center_poses`` (method "vertical"), but for the first case.
+        nerfstudio, ``auto_orient_and_center_poses`` (method "vertical"), except for the first case.
     """
     c2w = camera.c2w.cpu().double().numpy()
     right, mean = c2w[:, :, 0], c2w[:, :, 1].mean(0)
@@ -124,9 +126,9 @@ def up_axis(camera: Camera) -> np.ndarray:
 
 
 def frame(up: np.ndarray) -> np.ndarray:
-    """(3, 3) axes as columns that angles are counted in: azimuth 0, azimuth 90 degrees, and ``up`` (3,).
+    """(3, 3) axes, as columns, in which angles are measured: azimuth 0, azimuth 90 degrees, and ``up`` (3,).
 
-    Azimuth 0 is +x, made perpendicular to ``up``; where ``up`` is nearer than 26 degrees to +-x, it is +y.
+    Azimuth 0 is +x, made perpendicular to ``up``; it is +y if ``up`` is within 26 degrees of +-x.
     """
     first = np.array([0.0, 1.0, 0.0] if abs(up[0]) > 0.9 else [1.0, 0.0, 0.0])
     first = first - (first @ up) * up
@@ -135,7 +137,7 @@ def frame(up: np.ndarray) -> np.ndarray:
 
 
 def rolled(camera: Camera) -> float:
-    """How far cameras are turned about their view axes, on average, from standing upright (``up_axis``), degrees.
+    """The mean roll of cameras about their view axes, relative to ``up_axis``, degrees, without sign.
 
     Args:
         camera: a batch of cameras.
@@ -147,7 +149,7 @@ def rolled(camera: Camera) -> float:
 
 
 def covered_arc(azimuth: np.ndarray, gap: float) -> tuple[float, float]:
-    """Start and width, degrees, of the arc that cameras stand on: all around unless ``gap`` or more is left out."""
+    """Start and width, degrees, of the arc of azimuths: the full circle unless a gap of ``gap`` or more is left out."""
     ordered = np.sort(azimuth)
     gaps = np.diff(np.append(ordered, ordered[0] + 360.0))
     widest = int(gaps.argmax())
@@ -157,14 +159,14 @@ def covered_arc(azimuth: np.ndarray, gap: float) -> tuple[float, float]:
 
 
 def focus(c2w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the view axes of cameras meet.
+    """The point at which the view axes of cameras meet.
 
     Args:
         c2w: (N, 3, 4) float64 poses.
 
     Returns:
-        (3,) point nearest to all axes in the least-squares sense, and how far each passes it (N,): a share of its
-        z-depth, infinite where it is behind the camera.
+        (3,) point nearest to all axes in the least-squares sense, and each axis's distance from it (N,) as a fraction
+        of the point's z-depth, infinite if it is behind the camera.
     """
     back = c2w[:, :, 2]
     across = np.eye(3) - back[:, :, None] * back[:, None, :]

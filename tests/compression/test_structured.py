@@ -151,7 +151,7 @@ def test_bfloat16_inside_the_network_does_not_hide_dependencies(monkeypatch: pyt
         (0.0, 8, "ratio: is 0.0; allowed"),
         (1.5, 8, "ratio: is 1.5; allowed"),
         (0.5, 0, "round_to: is 0; allowed: 1 or more"),
-        (0.5, 16, "16 channels as it is, there is none to give in steps of 16"),
+        (0.5, 16, "16 channels as it is, none can be removed in steps of 16"),
     ],
 )
 def test_what_cannot_be_removed_is_refused(ratio: float, round_to: int, words: str) -> None:

@@ -1,9 +1,9 @@
 """Camera poses: paths for videos, and the random poses that light fields are distilled from.
 
 Poses are (N, 3, 4) float32 camera-to-world, OpenGL axes, without roll. Up is +z, or the up axis of given cameras.
-Angles are in degrees: azimuth from +x toward +y, elevation above the horizontal plane, polar angle from +z. Every random
-set is a prefix of any longer one of the same seed, so a set can be extended, or split among processes, without changing
-the poses that it has.
+Angles are in degrees: azimuth from +x toward +y, elevation above the horizontal plane, polar angle from +z. Every
+random set is a prefix of any longer one of the same seed, so a set can be extended, or split among processes, without
+changing the poses that it has.
 """
 
 from nelf.paths.films import around, winding

@@ -32,7 +32,7 @@ class FieldRays(NamedTuple):
         directions: (N, 3) unit length, unless the field counts ``t`` as z-depth.
         near: (N,) smallest ``t``, the field's unit, that the scene states.
         far: (N,) largest ``t``.
-        to_z: (N,) factor from ``t`` to that of the scene's rays (z-depth in scene units, but for NDC).
+        to_z: (N,) factor from ``t`` to that of the scene's rays (z-depth in scene units, unless in NDC).
         scene: the same rays in the scene.
     """
 
@@ -79,7 +79,7 @@ class RadianceField(nn.Module):
         self.register_buffer("near", torch.tensor(2.0))
         self.register_buffer("far", torch.tensor(6.0))
 
-    # ---------------------------------------------------------------------------------------- what a subclass is
+    # ---------------------------------------------------------------------------------------- to be implemented
 
     def density(self, positions: Tensor, controls: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Give the density at positions, and the features that ``color`` takes.
@@ -259,7 +259,7 @@ class RadianceField(nn.Module):
         """The rays (..., H, W) for the image of a camera, or of a batch of cameras (...)."""
         return camera.shifted(self.ray_shift).rays()
 
-    # ---------------------------------------------------------------------------------------- what a student asks
+    # ---------------------------------------------------------------------------------------- initializing a student
 
     @torch.no_grad()
     def sigma(self, positions: Tensor, controls: Tensor | None = None) -> Tensor:

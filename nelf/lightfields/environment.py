@@ -10,7 +10,7 @@ from torch.nn.functional import grid_sample, interpolate
 
 if TYPE_CHECKING:
     from nelf.lightfields.volume import SparseVolume
-    from nelf.lightfields.warm_start import Looks
+    from nelf.lightfields.warm_start import TeacherImages
 
 __all__ = ["Environment", "octahedral"]
 
@@ -44,19 +44,19 @@ class Environment(nn.Module):
         return self(interpolate(directions, scale_factor=float(size), mode="bilinear", align_corners=False))
 
     @torch.no_grad()
-    def paint(self, volume: SparseVolume, looks: Looks, aabb: Tensor, step: float, min_alpha: float) -> None:
+    def paint(self, volume: SparseVolume, images: TeacherImages, aabb: Tensor, step: float, min_alpha: float) -> None:
         """Fit the map to the teacher's images behind a volume; unseen directions get the mean color.
 
         Args:
             volume: what lies in front of the environment; its first three features are rgb.
-            looks: the teacher's images.
+            images: the teacher's images.
             aabb: (6,) the box that the volume fills.
             step: see ``nelf.kernels.lookup``.
             min_alpha: see ``nelf.kernels.lookup``.
         """
         side = self.texels.shape[-1]
         sums = torch.zeros(side * side, 4, device=aabb.device)
-        for camera, picture, along in looks.beside(volume, aabb, step, min_alpha):
+        for camera, picture, along in images.with_volume(volume, aabb, step, min_alpha):
             rest = 1.0 - along.opacity[:, None]
             # Least squares: rgb + rest * color = the teacher's rgb, one color for each texel.
             missing = picture.rgb.reshape(-1, 3) - along.features[:, :3]

@@ -41,8 +41,8 @@ class GridDyLiN(GridR2L):
 
     A frame, the volume of one moment, is composited and decoded as in ``GridR2L``. Its corners read density and
     features from a canonical volume, at positions displaced by a coarse motion grid, which is linear in space and in
-    each control; the grid's fourth channel is added to the density, so that matter can vanish. In each of sixteen time
-    windows, only corners near matter that is visible at some moment of the window exist.
+    each control; the grid's fourth channel is added to the density, so that matter can vanish. Time is divided into
+    sixteen windows; each has only the corners near surfaces that are visible at some moment of it.
 
     A teacher gives the motion, the density and color of the canonical volume, and the corners of the frames. From one
     without ``motion`` and ``canonical``, the canonical volume is its state with all controls at 0.5, and the motion

@@ -20,7 +20,7 @@ from nelf.lightfields.environment import Environment
 from nelf.lightfields.mobile_r2l import activation_layer
 from nelf.lightfields.visual_hull import tight_box, visual_hull
 from nelf.lightfields.volume import MOST_CORNERS, SparseVolume, around, corners_of
-from nelf.lightfields.warm_start import Looks, Reached, bake, close_gaps, dense_cells, lit_cells
+from nelf.lightfields.warm_start import Reached, TeacherImages, bake, close_gaps, dense_cells, lit_cells
 from nelf.rendering import Rendering
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ class GridR2L(LightField):
         activation: ``gelu`` or ``relu``.
         feature_lr: learning rate of the features, as a multiple of the network's.
         density_lr: learning rate of the density, as a multiple of the network's.
-        environment: texels along each side of an environment map behind the volume; 0 for none, which leaves the
-            background out.
+        environment: texels along each side of an environment map behind the volume; 0 for none, with a transparent
+            background.
         reach: with an environment, sides of the volume's box as a multiple of those of the scene's.
 
     Raises:
@@ -154,16 +154,16 @@ class GridR2L(LightField):
         self.aabb.copy_(tight_box(self._matter((BOX_CELLS,) * 3, silhouettes, teacher), self.aabb))
         most, cameras = ROWS if self.resolution is None else MOST_CORNERS, geometry.cameras
         fine = min(ROWS_PER_PIXEL * cameras.width * cameras.height / ROWS, 1.0)
-        looks = Looks(teacher, cameras) if hasattr(teacher, "render") else None
+        images = TeacherImages(teacher, cameras) if hasattr(teacher, "render") else None
         start = partial(self._start, cameras=cameras, silhouettes=silhouettes, teacher=teacher, most=most)
         corners, reached = UNKNOWN, None
         if teacher is not None and (self.resolution is None or self.resolution > BOX_CELLS):
             reached, size = self._reached(start)
             corners = min(CORNERS[1], int(BOX_CELLS / size**0.5))  # most scenes are shells
-        start = partial(start, reached=reached, looks=looks)
+        start = partial(start, reached=reached, images=images)
         self._try_resolutions(cameras, corners, start, fine if teacher is not None else 0.0)
-        if self.environment is not None and looks is not None:
-            self.environment.paint(self.volume, looks, self.aabb, self.voxel, MIN_ALPHA_RENDERING)
+        if self.environment is not None and images is not None:
+            self.environment.paint(self.volume, images, self.aabb, self.voxel, MIN_ALPHA_RENDERING)
 
     def _try_resolutions(self, cameras: Camera, corners: int, start: Callable[[int], float], fine: float = 0.0) -> None:
         """Initialize at the resolution that the images call for; lower it until the size is at most 1.
@@ -192,7 +192,7 @@ class GridR2L(LightField):
             size = start(resolution)
 
     def _reached(self, start: Callable[[int], float]) -> tuple[Reached, float]:
-        """The visible cells of a coarse volume, to which finer ones are confined; and its size, see ``start`` above."""
+        """The visible cells of a coarse volume, to which finer ones are confined, and its size over ``most``."""
         box = self.aabb.clone()
         size = start(BOX_CELLS)
         reached = Reached(around(self.volume.cells), self.voxel)
@@ -207,7 +207,7 @@ class GridR2L(LightField):
         teacher: Density | None,
         most: int,
         reached: Reached | None = None,
-        looks: Looks | None = None,
+        images: TeacherImages | None = None,
     ) -> float:
         """Find which corners exist, and initialize them from the teacher; returns the number of rows over ``most``."""
         shape = self._divide(resolution)
@@ -218,8 +218,8 @@ class GridR2L(LightField):
         self.volume.resize(corners_of(around(cells) if cells.any() else torch.ones_like(cells)))
         bake(self.volume, teacher, self.aabb, cameras)
         self.volume.keep(lit_cells(self.volume, self.aabb, cameras, self.voxel, MIN_ALPHA_RENDERING))
-        if looks is not None and len(self.volume.density) <= most:
-            close_gaps(self.volume, looks, self.aabb, cameras, self.voxel, MIN_ALPHA_RENDERING)
+        if images is not None and len(self.volume.density) <= most:
+            close_gaps(self.volume, images, self.aabb, cameras, self.voxel, MIN_ALPHA_RENDERING)
         return len(self.volume.density) / most
 
     @torch.no_grad()

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Density",
     "Gaps",
-    "Looks",
     "Reached",
+    "TeacherImages",
     "bake",
     "cells_holding",
     "close_gaps",
@@ -40,7 +40,7 @@ LARGEST = 8.0  # magnitude of a density before its sigmoid; gradients vanish bey
 LIT = 1e-2  # rendering weight, summed over all rays, above which a corner is visible
 VIEWS = 150  # cameras, at most, that are used to find the visible cells
 RAYS = 2**16  # per batch of ``light_on``
-LOOKS = 40  # images of the teacher that are compared with those of its volume
+IMAGES = 40  # images of the teacher that are compared with those of its volume
 OPAQUE, GAP = 0.5, 0.2  # opacity of a ray that meets a surface, and by how much less the volume may have
 FILLED = 0.0  # density before its sigmoid where a surface is missing
 NOTHING = 1e-2  # weight of a corner, as the opacity of its samples, below which its color is undefined
@@ -140,7 +140,7 @@ class Reached(NamedTuple):
         return self.cells[z][:, y][:, :, x]
 
 
-class Looks:
+class TeacherImages:
     """A teacher's images, to compare its volume with; each is rendered at its first use.
 
     Args:
@@ -150,11 +150,11 @@ class Looks:
 
     def __init__(self, teacher: Any, cameras: Camera) -> None:
         self.teacher = teacher
-        chosen = torch.linspace(0, len(cameras) - 1, min(LOOKS, len(cameras))).round().long().tolist()
+        chosen = torch.linspace(0, len(cameras) - 1, min(IMAGES, len(cameras))).round().long().tolist()
         self._cameras = [cameras[index].resized(max(cameras.width // 2, 1)) for index in chosen]
         self._pictures: list[Rendering] = []
 
-    def beside(
+    def with_volume(
         self, volume: SparseVolume, aabb: Tensor, step: float, min_alpha: float
     ) -> Iterator[tuple[Camera, Rendering, RayFeatures]]:
         """Yield each camera, the teacher's image, and a volume composited along the image's rays, flattened.
@@ -183,7 +183,7 @@ class Gaps(NamedTuple):
 
 
 @torch.no_grad()
-def find_gaps(volume: SparseVolume, looks: Looks, aabb: Tensor, step: float, min_alpha: float) -> Gaps:
+def find_gaps(volume: SparseVolume, images: TeacherImages, aabb: Tensor, step: float, min_alpha: float) -> Gaps:
     """Find surfaces that the teacher's images show and a volume with its density lacks.
 
     A radiance field may represent an opaque mirror by a low density behind its surface, which stays below the threshold
@@ -191,13 +191,13 @@ def find_gaps(volume: SparseVolume, looks: Looks, aabb: Tensor, step: float, min
 
     Args:
         volume: with the teacher's density.
-        looks: the teacher's images; without depth or opacity, no gaps are found.
+        images: the teacher's images; without depth or opacity, no gaps are found.
         aabb: (6,) the box that the volume fills.
         step: see ``nelf.kernels.lookup``.
         min_alpha: see ``nelf.kernels.lookup``.
     """
     points, colors = [aabb.new_zeros(0, 3)], [aabb.new_zeros(0, 3)]
-    for camera, picture, own in looks.beside(volume, aabb, step, min_alpha):
+    for camera, picture, own in images.with_volume(volume, aabb, step, min_alpha):
         if picture.opacity is None or picture.depth is None:
             break
         opacity, depth = picture.opacity.reshape(-1), picture.depth.reshape(-1)
@@ -220,24 +220,24 @@ def cells_holding(points: Tensor, aabb: Tensor, shape: tuple[int, ...]) -> Tenso
 
 @torch.no_grad()
 def close_gaps(
-    volume: SparseVolume, looks: Looks, aabb: Tensor, cameras: Camera, step: float, min_alpha: float
+    volume: SparseVolume, images: TeacherImages, aabb: Tensor, cameras: Camera, step: float, min_alpha: float
 ) -> None:
     """Add the surfaces that ``find_gaps`` finds to a volume.
 
     Args:
         volume: with the teacher's density; is changed in place.
-        looks: the teacher's images.
+        images: the teacher's images.
         aabb: (6,) the box that the volume fills.
         cameras: give the viewing directions, see ``bake``.
         step: see ``nelf.kernels.lookup``.
         min_alpha: see ``nelf.kernels.lookup``.
     """
-    gaps = find_gaps(volume, looks, aabb, step, min_alpha)
+    gaps = find_gaps(volume, images, aabb, step, min_alpha)
     if not len(gaps.points):
         return
     shape = tuple(side - 1 for side in volume.shape.tolist())
     new = volume.extend(corners_of(around(cells_holding(gaps.points, aabb, shape))))
-    bake(volume, looks.teacher, aabb, cameras, new)
+    bake(volume, images.teacher, aabb, cameras, new)
     fill_gaps(volume, gaps, aabb)
 
 

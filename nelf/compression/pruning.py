@@ -27,7 +27,7 @@ __all__ = [
     "sparsity_after",
 ]
 
-SCHEDULES = ("geometric", "uniform", "cubic")
+SCHEDULES = ("geometric", "uniform", "cubic", "constant")
 
 _DENSE = (nn.modules.conv._ConvNd, nn.Linear)
 _NORM = nn.modules.batchnorm._BatchNorm

@@ -59,6 +59,12 @@ def test_schedules_rise_to_the_amount(schedule: str) -> None:
         np.testing.assert_allclose(kept, kept[0])
 
 
+def test_an_unknown_schedule_is_refused_with_all_that_exist() -> None:
+    with pytest.raises(ValueError, match=r"no 'linear'; allowed: geometric, uniform, cubic, constant\.$"):
+        sparsity_after(1, 2, 0.5, "linear")
+    assert [sparsity_after(number, 2, 0.5, "constant") for number in (1, 2)] == [0.5, 0.5]
+
+
 def test_words_mean_what_the_original_prunes() -> None:
     """Static facts 4.4: the head, all convolutions and norms of the body, nothing of the tail."""
     names = set(choose_weights(mobile(), ["head", "body", "norms"]))

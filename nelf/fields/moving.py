@@ -90,7 +90,7 @@ class MovingNGP(NGP):
             {"params": own, "lr": lr * self.motion_lr, "weight_decay": weight_decay},
         ]
 
-    # ---------------------------------------------------------------------------------------- what a student asks
+    # ---------------------------------------------------------------------------------------- initializing a student
 
     @torch.no_grad()
     def motion(self, cells: int = 16, times: int = 16) -> tuple[Tensor, Tensor]:
@@ -98,7 +98,8 @@ class MovingNGP(NGP):
 
         Args:
             cells: nodes along each side of space, to sample a network; a grid has its own.
-            times: nodes along the control, to sample a network, of a single control; a grid has its own.
+            times: nodes along each control, to sample a network; a grid has its own. A network's displacement is
+                approximated by a sum over controls, exact where at most one of them is not at 0.5.
 
         Returns:
             ``values`` (K, T, D, H, W, 3) in scene units, and the box (6,) of the grid, with node ``i`` of ``n`` at
@@ -111,9 +112,20 @@ class MovingNGP(NGP):
         side, moments = torch.linspace(0, 1, cells), torch.linspace(0, 1, times)
         z, y, x = torch.meshgrid(side, side, side, indexing="ij")
         positions = torch.stack([x, y, z], -1).view(-1, 3).to(box)
-        controls = [t.expand(len(positions), self.controls).to(box) for t in moments]
-        grids = [self.displaced(positions, self.moment(each)) for each in controls]
-        return torch.stack(grids).view(1, times, cells, cells, cells, 3) * size, box
+
+        def displacement(controls: Tensor) -> Tensor:
+            return self.displaced(positions, self.moment(controls.to(box).expand(len(positions), -1)))
+
+        middle = torch.full((self.controls,), 0.5)
+        # Subtracted from each of the K grids, so that their sum is exact where at most one control is not at 0.5.
+        shared = (1.0 - 1.0 / self.controls) * displacement(middle)
+        grids = []
+        for control in range(self.controls):
+            for t in moments:
+                controls = middle.clone()
+                controls[control] = t
+                grids.append(displacement(controls) - shared)
+        return torch.stack(grids).view(self.controls, times, cells, cells, cells, 3) * size, box
 
     def canonical(self) -> AtRest:
         """The canonical field, to initialize a student from."""

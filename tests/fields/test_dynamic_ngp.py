@@ -102,6 +102,20 @@ def test_motion_and_rest_together_are_the_field(motion: str) -> None:
             torch.testing.assert_close(found, expected / field.unit, rtol=1e-3, atol=1e-5)
 
 
+def test_motion_of_a_network_has_a_grid_for_each_control() -> None:
+    """They add up to the network's displacement where at most one control is not in the middle."""
+    field = DynamicNGP(**EXACT, controls=2, motion="network")
+    for parameter in field.displacement.parameters():
+        torch.nn.init.uniform_(parameter, -0.1, 0.1)
+    values, box = field.motion(cells=3, times=5)
+    assert values.shape == (2, 5, 3, 3, 3, 3)
+    for first, second in ((2, 2), (0, 2), (2, 4), (3, 2)):
+        found = values[0, first, 2, 1, 0] + values[1, second, 2, 1, 0]
+        place, controls = torch.tensor([[0.0, 0.5, 1.0]]), torch.tensor([[first / 4, second / 4]])
+        expected = field.displaced(place, controls)[0] * (box[3] - box[0])
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_the_optimizer_gives_the_motion_its_own_rate() -> None:
     teacher = Teacher(moving(), lr=1e-2)
     rest, motion = teacher.optimizer().param_groups

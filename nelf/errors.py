@@ -1,6 +1,6 @@
 """The exception that is shown without a traceback, and atomic writing of files.
 
-This module is below everything else in nelf and imports only the standard library.
+This module stands below everything else in nelf and imports nothing but the standard library.
 """
 
 import difflib
@@ -21,7 +21,7 @@ try:
 except ImportError:  # not on every system
     fcntl = None  # type: ignore[assignment]
 
-#: Why an output directory cannot be written, by the operating system's error number.
+#: What the operating system says when an output directory cannot be written, in the words of an error line.
 _UNWRITABLE = {
     errno.ENOSPC: "no space left on the device",
     errno.EFBIG: "a file would be larger than is allowed here",
@@ -37,11 +37,11 @@ _UNWRITABLE = {
 }
 
 
-#: The temporary names of ``atomic_path``: the file's name, eight random letters of ``mkstemp``, and the suffix.
+#: The names that ``atomic_path`` gives; between the file's name and its suffix stands what ``mkstemp`` has drawn.
 _TEMPORARY = re.compile(r"\..*\.[a-z0-9_]{8}(\.\w+)?")
 
 
-#: Largest length of a message; longer ones are cut in the middle.
+#: Letters of a message; lists of what is allowed have half as many.
 _LONGEST = 1200
 
 
@@ -73,9 +73,9 @@ class Range:
     """The range of a numeric argument, stated in its annotation; configurations are checked against it.
 
     Attributes:
-        low: smallest value.
-        high: largest value.
-        above: whether ``low`` itself is excluded.
+        low: the smallest.
+        high: the largest.
+        above: ``low`` itself is excluded.
 
     Example:
         >>> str(Range(0, above=True)), str(Range(1)), str(Range(0, 1))
@@ -87,7 +87,7 @@ class Range:
     above: bool = False
 
     def holds(self, value: float) -> bool:
-        """Whether a number is in the range."""
+        """Whether a number lies in it."""
         return (self.low < value if self.above else self.low <= value) and value <= self.high
 
     def __str__(self) -> str:
@@ -164,7 +164,7 @@ def lies_in(folder: Path, name: object) -> bool:
         return False
     try:
         return os.path.dirname(os.path.realpath(folder / name)) == os.path.realpath(folder)
-    except (OSError, ValueError):  # not a valid file name
+    except (OSError, ValueError):  # a name that no file may have
         return False
 
 
@@ -212,7 +212,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path, before: float, recursive: bool = True) -> None:
-    """Delete temporary files of ``atomic_path`` that killed processes left in a directory.
+    """Delete what ``atomic_path`` left in a directory when its process was killed.
 
     Args:
         folder: where it wrote; may be absent.

@@ -129,7 +129,7 @@ def own_temporary_folder(name: str) -> Path:
     Another user may have put a link or a folder there before, so it is checked.
 
     Args:
-        name: start of the folder's name, before the user's number.
+        name: the same for every user.
 
     Raises:
         UserError: it is not a folder, belongs to another user, or others may write into it.
@@ -154,7 +154,7 @@ def read_json(path: Path, allowed: str = "a JSON file") -> Any:
         allowed: what it should be, in words.
 
     Raises:
-        UserError: it is missing, cannot be read, is too large, or is not JSON.
+        UserError: it is missing, cannot be read, is too large, or no JSON.
     """
     try:
         if not path.exists():
@@ -179,7 +179,7 @@ def parse_json(text: str) -> Any:
     try:
         return json.loads(text)
     except RecursionError:
-        raise ValueError("lists or objects are nested too deeply") from None
+        raise ValueError("lists or objects lie too deep in others") from None
 
 
 def read_object(path: Path, allowed: str = "a JSON object") -> dict[str, Any]:
@@ -202,17 +202,17 @@ def read_object(path: Path, allowed: str = "a JSON object") -> dict[str, Any]:
 
 
 def number(where: object, key: str, value: Any, low: float = -LARGEST, high: float = LARGEST) -> float:
-    """Check a number from a file.
+    """A number that a file states.
 
     Args:
-        where: the file, and perhaps the position in it.
-        key: name of the value.
-        value: the value.
+        where: the file, and perhaps the place in it.
+        key: what is read.
+        value: its value.
         low: the smallest that is allowed.
-        high: the largest that is allowed.
+        high: the largest.
 
     Raises:
-        UserError: it is not a number, or out of range.
+        UserError: it is none, or out of range.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         if (low, high) == (-LARGEST, LARGEST):
@@ -222,13 +222,13 @@ def number(where: object, key: str, value: Any, low: float = -LARGEST, high: flo
 
 
 def numbers(where: object, key: str, value: Any, count: int) -> list[float]:
-    """Check a list of numbers from a file.
+    """A list of numbers that a file states.
 
     Args:
-        where: the file, and perhaps the position in it.
-        key: name of the value.
-        value: the value.
-        count: required length.
+        where: the file, and perhaps the place in it.
+        key: what is read.
+        value: its value.
+        count: how many there have to be.
 
     Raises:
         UserError: it is not a list of ``count`` numbers.
@@ -239,13 +239,13 @@ def numbers(where: object, key: str, value: Any, count: int) -> list[float]:
 
 
 def array(where: object, key: str, value: Any, shapes: tuple[tuple[int, ...], ...]) -> np.ndarray:
-    """Convert nested lists of numbers from a file to an array, float64.
+    """Nested lists of numbers that a file states, float64.
 
     Args:
-        where: the file, and perhaps the position in it.
-        key: name of the value.
-        value: the value.
-        shapes: allowed shapes.
+        where: the file, and perhaps the place in it.
+        key: what is read.
+        value: its value.
+        shapes: those that are allowed.
 
     Raises:
         UserError: it is not an array, has another shape, or its numbers are not finite or too large.
@@ -283,7 +283,7 @@ def open_array(path: Path, shape: tuple[int | None, ...], kind: Literal["f", "u"
         raise UserError(f"{path}: no such file; allowed: {allowed}.")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # such as one about a header of Python 2
+            warnings.simplefilter("error")  # such as of a header that Python 2 wrote
             values = np.lib.format.open_memmap(path, mode="r")
     except (*_BROKEN, OSError, Warning) as error:
         raise UserError(f"{path}: is not whole, or no array ({reason_of(error)}); allowed: {allowed}.") from None
@@ -305,9 +305,9 @@ def finite(path: Path, values: np.ndarray) -> np.ndarray:
     """A float32 copy of a file's numbers, which have to be finite.
 
     Raises:
-        UserError: they are not finite, or too large.
+        UserError: they are not, or too large.
     """
-    values = widened(values)  # float16 cannot hold the limit
+    values = widened(values)  # 16 bits do not reach as far as what they are compared with
     if not (np.abs(values) <= LARGEST).all():
         raise UserError(f"{path}: holds numbers that are not finite, or beyond {LARGEST:g}.")
     return np.array(values, np.float32)

@@ -72,7 +72,7 @@ NESTED = "[" * 100_000
     ("content", "words"),
     [
         (b"", "not JSON"),
-        (NESTED.encode(), "lists or objects are nested too deeply"),
+        (NESTED.encode(), "lists or objects lie too deep"),
         (b"1" * 5000, "not JSON (Exceeds the limit"),
         (b"\xff\xfe", "not JSON ('utf-8' codec"),
         (b"[]", "holds a list; allowed: a thing."),

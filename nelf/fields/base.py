@@ -30,8 +30,8 @@ class FieldRays(NamedTuple):
     Attributes:
         origins: (N, 3) in the field's unit.
         directions: (N, 3) unit length, unless the field counts ``t`` as z-depth.
-        near: (N,) smallest ``t``, the field's unit, that the scene states.
-        far: (N,) largest ``t``.
+        near: (N,) smallest ``t`` of the scene's content, in the field's unit.
+        far: (N,) largest ``t`` of the scene's content.
         to_z: (N,) factor from ``t`` to that of the scene's rays (z-depth in scene units, unless in NDC).
         scene: the same rays in the scene.
     """

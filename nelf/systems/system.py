@@ -25,7 +25,7 @@ __all__ = ["System"]
 
 log = logging.getLogger(__name__)
 
-_MOVING = "Choose one that moves: model=dnerf_ngp as a teacher, model=grid_dylin as a student."
+_MOVING = "Models that take the time: model=dnerf_ngp as a teacher, model=grid_dylin as a student."
 
 
 class System(pl.LightningModule):

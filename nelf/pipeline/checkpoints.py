@@ -6,7 +6,7 @@ import pickle
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,11 @@ def last_good_checkpoint(folder: Path, system: torch.nn.Module) -> Path | None:
     """
     damaged: list[tuple[Path, str]] = []
     content: dict[str, Any] = {}
+    learned = {name for name, _ in system.named_parameters()}
     good = None
     for path in _newest_first(folder):
         try:
-            content = _content_of(path)
+            content = _content_of(path, learned)
         except _DamagedError as error:
             damaged.append((path, str(error)))
             with suppress(FileNotFoundError):  # another process of the same training has renamed it
@@ -73,8 +74,8 @@ def _newest_first(folder: Path) -> list[Path]:
     return sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
-def _content_of(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint, whose ``state_dict`` holds finite weights.
+def _content_of(path: Path, learned: Set[str]) -> dict[str, Any]:
+    """The content of a checkpoint, in whose ``state_dict`` what is learned is finite.
 
     Raises:
         _DamagedError: the file is damaged.
@@ -84,12 +85,12 @@ def _content_of(path: Path) -> dict[str, Any]:
     weights = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(weights, Mapping) or not all(isinstance(each, torch.Tensor) for each in weights.values()):
         raise _DamagedError("it holds no weights by name")
-    for name, values in weights.items():
+    for name, values in ((name, weights[name]) for name in learned & weights.keys()):
         special = values.layout is not torch.strided or values.is_quantized or values.is_meta
         if special or values.numel() * values.itemsize > values.untyped_storage().nbytes():
-            raise _DamagedError(f"its {short(str(name))} is no plain tensor")
+            raise _DamagedError(f"its {short(name)} is no plain tensor")
         if values.is_floating_point() and not bool(values.double().isfinite().all()):
-            raise _DamagedError(f"its {short(str(name))} holds numbers that are not finite")
+            raise _DamagedError(f"its {short(name)} holds numbers that are not finite")
     states = content.get("callbacks")
     for text in _strings(list(states.values()) if isinstance(states, dict) else []):
         if ".." in Path(text).parts or "://" in text:

@@ -146,8 +146,8 @@ def _uninterrupted(trainer: pl.Trainer, system: Any, data: Any, checkpoint: Path
     handler = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(system, datamodule=data, ckpt_path=checkpoint and str(checkpoint), weights_only=True)
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        if checkpoint is None or lacks_memory(error) or not _is_restoring(error):
+    except Exception as error:  # whatever Lightning makes of a file that says something else
+        if checkpoint is None or isinstance(error, UserError) or lacks_memory(error) or not _is_restoring(error):
             raise
         raise unfit(checkpoint, f"{type(error).__name__}: {reason_of(error)}") from None
     except SystemExit:

@@ -19,6 +19,7 @@ from nelf.errors import UserError
 from nelf.lightfields.volume import SparseVolume
 from nelf.pipeline.checkpoints import last_good_checkpoint
 from nelf.pipeline.fit import fit
+from nelf.pipeline.quiet import quiet_lightning
 from nelf.pipeline.recipe import Recipe
 
 SYSTEM = torch.nn.Linear(2, 1)
@@ -168,10 +169,11 @@ def test_a_state_that_cannot_be_restored_is_one_line(tiny_scene, tmp_path) -> No
     plain: Any = OmegaConf.to_container(config("train", words), resolve=True)
     recipe = Recipe(plain, build)
     system = recipe.system()
-    trainer = recipe.trainer(tmp_path, max_steps=1)
-    trainer.fit(system, datamodule=recipe.data(system))
     path = tmp_path / "checkpoints" / "step=1.ckpt"
-    trainer.save_checkpoint(path)
+    with quiet_lightning():
+        trainer = recipe.trainer(tmp_path, max_steps=1)
+        trainer.fit(system, datamodule=recipe.data(system))
+        trainer.save_checkpoint(path)
     whole = torch.load(path, weights_only=True)
     moments = copy.deepcopy(whole["optimizer_states"])
     next(iter(moments[0]["state"].values()))["exp_avg"] = torch.zeros(3)

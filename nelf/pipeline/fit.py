@@ -63,7 +63,7 @@ def fit(
     """
     pl.seed_everything(recipe.seed, verbose=False)
     last = _LastValidation()
-    trainer = recipe.trainer(folder, [*callbacks, last], max_steps, max_time)
+    trainer = recipe.trainer(folder, [_SameDraws(), *callbacks, last], max_steps, max_time)
     checkpoint = agree(lambda: last_good_checkpoint(folder / "checkpoints", system))
     if checkpoint is not None:
         print(f"{folder}: goes on from {checkpoint.name}", flush=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 
@@ -68,3 +69,29 @@ def test_gradients_that_are_scaled_are_not_clipped(tiny_scene: Path) -> None:
     with pytest.raises(UserError, match=r"trainer\.gradient_clip_val: is 1\.0, .*allowed: null, or"):
         check_trainer(recipe_of(tiny_scene, *words))
     check_trainer(recipe_of(tiny_scene, words[1]))
+
+
+class Stops(pl.Callback):
+    """Ends a training before its fourth step, without a word."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == 3:
+            raise ConnectionAbortedError
+
+
+def test_a_training_that_goes_on_is_the_one_that_was_never_stopped(tmp_path: Path, tiny_scene: Path) -> None:
+    """The teacher draws places of samples and colors of backgrounds from PyTorch's generator."""
+    small = {"levels": 2, "log2_table": 8, "hidden": 16, "grid_resolution": 16, "max_samples": 16}
+    words = [f"teacher.model.{key}={value}" for key, value in small.items()]
+    recipe = recipe_of(tiny_scene, "teacher=ngp_small", "teacher.system.samples_per_step=512", *words)
+
+    def trained(folder: str, *callbacks: pl.Callback) -> dict[str, torch.Tensor]:
+        system = recipe.system("teacher")
+        where = tmp_path / folder
+        fit(recipe, system, recipe.data(system), where, name="teacher", callbacks=callbacks, max_steps=6)
+        return system.network.state_dict()
+
+    whole = trained("whole")
+    with pytest.raises(ConnectionAbortedError):
+        trained("stopped", Stops())
+    torch.testing.assert_close(trained("stopped"), whole, rtol=0, atol=0)

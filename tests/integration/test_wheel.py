@@ -34,7 +34,7 @@ def test_a_wheel_works_from_anywhere(tmp_path, tiny_scene) -> None:
     (wheel,) = (tmp_path / "dist").glob("nelf-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {"nelf/conf/train.yaml", "nelf/conf/hydra/nelf.yaml", "nelf/scripts/distill.py"} <= set(names)
-    assert {"nelf/viewer/page/index.html", "nelf/viewer/page/kernels.wasm"} <= set(names)
+    assert {"nelf/viewer/page/index.html", "nelf/viewer/page/kernels.wasm", "nelf/py.typed"} <= set(names)
     assert shutil.which("npm") is None or {f"nelf/viewer/runtime/{name}" for name in FILES} <= set(names)
     assert not [name for name in names if name.split("/")[0] not in ("nelf",) and "dist-info" not in name]
 

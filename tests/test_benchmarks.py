@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
@@ -180,3 +182,90 @@ def test_ray_batches_are_timed_in_each_form(tmp_path, monkeypatch) -> None:
     ]
     assert [round(row["bytes_per_ray"]) for row in rows] == [4, 4, 4, 4, 36, 36]
     assert all(row["million_rays_per_second"] > 0 for row in rows)
+
+
+class Faulty:
+    """Stands for a chain in a folder: killed twice, then it ends, and something may be wrong with it."""
+
+    def __init__(
+        self, kills: ModuleType, folder: Path, codes: tuple[int, ...] = (-9, -9, 0), psnr: float = 30.0
+    ) -> None:
+        self.kills, self.codes, self.psnr = kills, list(codes), psnr
+        self.folder, self.run, self.temporary = folder, folder / "out", folder / "tmp"
+        self.printed = "seed\nteacher: done, out/teacher\npseudo: out/pseudo\nstudent: out/student\nstep 3\n"
+        self.moments: list[float | None] = []
+
+    def start(self, moment: float | None = None) -> object:
+        self.moments.append(moment)
+        for name in ("report.json", "student/checkpoints/step=1.ckpt"):
+            path = self.run / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"rows": [{"name": "student", "psnr": self.psnr}]}))
+        return self.kills.Start(self.codes.pop(0), 1.0 if len(self.codes) else 4.0, self.printed)
+
+    def files(self) -> set[str]:
+        return self.kills.Command.files(self)
+
+    def checkpoints(self) -> int:
+        return self.kills.Command.checkpoints(self)
+
+    def figures(self) -> dict[str, float]:
+        return self.kills.Command.figures(self)
+
+
+def test_what_is_wrong_after_kills_is_told(tmp_path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    kills = importlib.import_module("kills")
+    expected = kills.Undisturbed(Faulty(kills, tmp_path / "whole", codes=(0, 0)))
+
+    def outcome(chain: Faulty, most: int = 9) -> Any:
+        return kills.disturbed("static", chain, expected, random.Random(0), most, float("inf"))
+
+    good = Faulty(kills, tmp_path / "good")
+    found = outcome(good)
+    assert (found.wrong, found.killed, found.starts, found.difference) == ([], ["student", "student"], 3, 0.0)
+    assert all(moment is not None and moment > expected.idle / 2 for moment in good.moments)
+    left = Faulty(kills, tmp_path / "left", codes=(-9, 0))
+    assert outcome(left, most=1).wrong == []
+    assert left.moments[1] is None  # no more kills than were asked for
+
+    assert outcome(Faulty(kills, tmp_path / "code", codes=(-9, 2))).wrong[0].startswith("start 2 ended with 2:")
+    traced = Faulty(kills, tmp_path / "traced")
+    traced.printed += "Traceback (most recent call last):\n"
+    assert [words.split(":")[0] for words in outcome(traced).wrong] == [f"start {i} has a traceback" for i in (1, 2, 3)]
+    assert outcome(Faulty(kills, tmp_path / "other", psnr=30.5)).wrong[0].startswith("figures differ by 0.5000 dB")
+    for name, words in {
+        "student/.model.abcdefgh.safetensors": "left over: student/.model.abcdefgh.safetensors",
+        "made.json": "too much: made.json",
+        "student/checkpoints/step=2.ckpt": "2 checkpoints in place of 1",
+    }.items():
+        path = tmp_path / words[:4] / "out" / name
+        path.parent.mkdir(parents=True)
+        path.write_text("")
+        assert words in outcome(Faulty(kills, tmp_path / words[:4])).wrong
+    expected.files.add("student/model.safetensors")
+    assert outcome(Faulty(kills, tmp_path / "less")).wrong == ["missing: student/model.safetensors"]
+
+
+@pytest.mark.slow
+def test_a_kill_ends_a_process_with_its_children(tmp_path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    kills = importlib.import_module("kills")
+    script = tmp_path / "busy.py"
+    script.write_text(
+        "import subprocess, sys\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(1000)'])\n"
+        "print(child.pid, sys.argv[1:], flush=True)\n"
+        "while True: pass\n"
+    )
+    command = kills.Command(script, ["a=1"], tmp_path / "here")
+    ended = command.start(moment=3.0)
+    assert ended.code == -signal.SIGKILL
+    assert ended.seconds >= 3.0
+    pid, words = ended.printed.split(" ", 1)
+    assert words.strip() == "['a=1', 'run=out']"
+    state = Path(f"/proc/{pid}/stat")
+    end = time.monotonic() + PATIENCE
+    while state.is_file() and state.read_text().rpartition(")")[2].split()[0] not in "ZX":
+        assert time.monotonic() < end, "the child has outlived it"
+        time.sleep(0.02)

@@ -201,7 +201,7 @@ class Faulty:
             path = self.run / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps({"rows": [{"name": "student", "psnr": self.psnr}]}))
-        return self.kills.Start(self.codes.pop(0), 1.0 if len(self.codes) else 4.0, self.printed)
+        return self.kills.Start(self.codes.pop(0), 4.0 if self.codes else 1.0, self.printed)
 
     def files(self) -> set[str]:
         return self.kills.Command.files(self)
@@ -239,10 +239,11 @@ def test_what_is_wrong_after_kills_is_told(tmp_path, monkeypatch) -> None:
         "made.json": "too much: made.json",
         "student/checkpoints/step=2.ckpt": "2 checkpoints in place of 1",
     }.items():
-        path = tmp_path / words[:4] / "out" / name
+        folder = tmp_path / f"with_{Path(name).name}"
+        path = folder / "out" / name
         path.parent.mkdir(parents=True)
         path.write_text("")
-        assert words in outcome(Faulty(kills, tmp_path / words[:4])).wrong
+        assert words in outcome(Faulty(kills, folder)).wrong
     expected.files.add("student/model.safetensors")
     assert outcome(Faulty(kills, tmp_path / "less")).wrong == ["missing: student/model.safetensors"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,42 @@ def fit(
     wait_for_all()  # no process reads the file before it exists
     system.to(trainer.strategy.root_device)
     return {**metrics, "steps": trainer.global_step}
+
+
+class _SameDraws(pl.Callback):
+    """Lets a training that goes on from a checkpoint draw the random numbers that it would have drawn uninterrupted.
+
+    Of several processes only the first has its generator in the checkpoint; the others go on with streams of their own.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, torch.Tensor] = {}
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep the generators' states."""
+        checkpoint["random"] = {"cpu": torch.get_rng_state()}
+        if pl_module.device.type == "cuda":
+            checkpoint["random"]["cuda"] = torch.cuda.get_rng_state(pl_module.device)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Note them for the first step."""
+        kept = checkpoint.get("random")  # not in checkpoints of earlier versions
+        self._kept = kept if isinstance(kept, dict) and trainer.is_global_zero else {}
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Restore them: only now, since the loader draws too when it begins."""
+        kept, self._kept = self._kept, {}
+        with suppress(RuntimeError, TypeError, AttributeError):  # states of another version of PyTorch
+            if "cpu" in kept:
+                torch.set_rng_state(kept["cpu"].cpu())
+            if "cuda" in kept and pl_module.device.type == "cuda":
+                torch.cuda.set_rng_state(kept["cuda"].cpu(), pl_module.device)
 
 
 def _is_restoring(error: BaseException) -> bool:

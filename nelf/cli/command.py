@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import runpy
 import shlex
 import sys
@@ -21,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nelf.cli import remembered
 from nelf.cli.check import accepts, check_letters, check_types, explain
+from nelf.cli.failures import fail, first_line, line_of
 from nelf.cli.remembered import key_of
 from nelf.cli.sweeps import (
     FAILURE,
@@ -35,10 +35,9 @@ from nelf.cli.sweeps import (
     write_table,
 )
 from nelf.cli.threads import let_idle_threads_sleep
-from nelf.errors import Range, UserError, unwritable
+from nelf.errors import Range, UserError
 from nelf.files import escape_output, is_dir
 from nelf.pipeline.documents import write_yaml
-from nelf.pipeline.memory import lacks_memory
 from nelf.pipeline.processes import adopt_launcher, agree, is_first, launch, world
 from nelf.pipeline.quiet import quiet_lightning
 from nelf.pipeline.recipe import Recipe, bare_trainer
@@ -105,7 +104,7 @@ def build(node: dict[str, Any], **arguments: Any) -> Any:
     except Exception as error:
         # Lightning's MisconfigurationException is not a ValueError; its name saves the import of Lightning.
         if isinstance(error, ValueError) or type(error).__name__ == "MisconfigurationException":
-            raise UserError(f"{node['_target_']}: {_first_line(error)}") from error
+            raise UserError(f"{node['_target_']}: {first_line(error)}") from error
         raise
 
 
@@ -198,7 +197,7 @@ def main(command: str, task: Callable[[DictConfig], Any]) -> None:
     try:
         _main(command, task)
     except Exception as error:
-        _fail(error)
+        fail(error)
     except KeyboardInterrupt:
         _interrupted()
 
@@ -320,9 +319,9 @@ def _job(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
         return task(cfg)
     except Exception as error:
         if single:
-            _fail(error, place)
-        line = _line(error, place)
-        note_failure(Path(place), line or f"{type(error).__name__}: {_first_line(error)}")
+            fail(error, place)
+        line = line_of(error, place)
+        note_failure(Path(place), line or f"{type(error).__name__}: {first_line(error)}")
         if line is None:
             raise
         print(f"{HydraConfig.get().job.override_dirname}: {line}", file=sys.stderr, flush=True)
@@ -367,36 +366,6 @@ def _split_arguments(argv: list[str]) -> tuple[list[str], list[str], str | None]
         else:
             flags.append(argument)
     return flags, list(parsed.overrides), parsed.config_dir
-
-
-def _line(error: BaseException, run: str | None = None) -> str | None:
-    """The line that tells the user about an error in this run directory; None if the user cannot fix it."""
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, HydraException | OmegaConfBaseException):
-        return _first_line(error)
-    if lacks_memory(error):
-        reason = f" ({_first_line(error)})" if str(error) else ""
-        return f"There is not enough memory here{reason}. Choose a smaller model, batch or image, or fewer views."
-    if lost := launcher_line(error):
-        return lost
-    # A missing or obstructing file that was not checked before is a bug; a full or read-only disk is not.
-    place_is_wrong = isinstance(error, FileNotFoundError | FileExistsError | NotADirectoryError)
-    refused = unwritable(error, error.filename or run) if isinstance(error, OSError) and not place_is_wrong else None
-    return None if refused is None else str(refused)
-
-
-def _first_line(error: BaseException) -> str:
-    return " ".join(re.split(r"\n\n|\nSee ", str(error))[0].split())
-
-
-def _fail(error: BaseException, run: str | None = None) -> NoReturn:
-    """Print an error's line and exit, or raise the error itself if it has none."""
-    line = _line(error, run)
-    if line is None:
-        raise error
-    print(line, file=sys.stderr, flush=True)
-    sys.exit(2)
 
 
 def _interrupted() -> NoReturn:

@@ -38,7 +38,7 @@ TABLE = [
     (TRAIN + "system.batch_size=abc", "system.batch_size: is 'abc'; allowed: a whole number"),
     (TRAIN + "system.batch_size=0", "system.batch_size: is 0; allowed: a whole number of 1 or more"),
     (TRAIN + "system.lr=nan", "system.lr: is nan; allowed: a number above 0"),
-    (TRAIN + "system.lr=" + "9" * 99, "system.lr: is a whole number of very many digits; allowed: a number above 0"),
+    (TRAIN + "system.lr=" + "9" * 999, "system.lr: is a whole number of very many digits; allowed: a number above 0"),
     (TRAIN + "model=mobile_r2l model.depth=1000000000", "model.depth: is 1000000000; allowed: a whole number from 1"),
     (TRAIN + "model=mobile_r2l model.width=0", "model.width: is 0; allowed: a whole number from 1 to 4096"),
     (TRAIN + "seed=-1", "seed: is -1; allowed: a whole number from 0 to 4294967295"),

@@ -198,7 +198,7 @@ def test_a_file_of_r2l_is_none(tmp_path, originals) -> None:
     [
         ({"use_residual": False}, "was trained without --use_residual; nelf's DyLiN has only"),
         ({"trial": {"res_scale": 0.1}}, r"another --trial\.res_scale than 1"),
-        ({"trial": {"inact": "lrelu"}}, r"was trained with --trial\.inact lrelu; nelf has only relu"),
+        ({"trial": {"inact": "lrelu"}}, r"was trained with --trial\.inact 'lrelu'; nelf has only relu"),
     ],
 )
 def test_options_that_nelf_does_not_have_are_refused(tmp_path, originals, changes, text) -> None:

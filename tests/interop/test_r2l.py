@@ -71,7 +71,7 @@ def test_the_options_beside_a_pickled_network_are_used(tmp_path, monkeypatch) ->
     found = r2l.convert(read(tmp_path / "x.tar"))
     asked = {key: found.arguments[key] for key in ("skip", "multires", "inputs", "points", "block_scale")}
     assert asked == {"skip": False, "multires": 2, "inputs": "points", "points": 2, "block_scale": 0.5}
-    with pytest.raises(UserError, match=r"was trained with --trial\.inact lrelu; nelf has only relu"):
+    with pytest.raises(UserError, match=r"was trained with --trial\.inact 'lrelu'; nelf has only relu"):
         r2l.convert(read(tmp_path / "other.tar"))
 
 

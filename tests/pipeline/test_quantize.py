@@ -110,4 +110,4 @@ def test_the_student_s_data_is_the_pseudo_set_and_the_scene_s_own_views(tmp_path
     system = run.recipe.system()
     data = run.recipe.data(system, alone, stream=2)
     assert data.scene is alone
-    assert (data.batch, data.batch_size, data.seed) == ("views", 1, run.recipe.source.seed + 2)
+    assert (data.batch, data.batch_size, data.seed) == ("views", 4, run.recipe.source.seed + 2)

@@ -64,8 +64,8 @@ def fit(
     """
     pl.seed_everything(recipe.seed, verbose=False)
     last = _LastValidation()
-    trainer = recipe.trainer(folder, [_SameDraws(), *callbacks, last], max_steps, max_time)
     checkpoint = agree(lambda: last_good_checkpoint(folder / "checkpoints", system))
+    trainer = recipe.trainer(folder, [_SameDraws(), _OwnMoments(checkpoint), *callbacks, last], max_steps, max_time)
     if checkpoint is not None:
         print(f"{folder}: goes on from {checkpoint.name}", flush=True)
     elif begin is not None:
@@ -122,6 +122,24 @@ class _SameDraws(pl.Callback):
                 torch.set_rng_state(kept["cpu"].cpu())
             if "cuda" in kept and pl_module.device.type == "cuda":
                 torch.cuda.set_rng_state(kept["cuda"].cpu(), pl_module.device)
+
+
+class _OwnMoments(pl.Callback):
+    """Refuses optimizer states that do not fit the parameters: a fused optimizer would read and write beyond them."""
+
+    def __init__(self, checkpoint: Path | None) -> None:
+        self._checkpoint = checkpoint
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compare what has been restored with the parameters, before the first step."""
+        if self._checkpoint is None:
+            return
+        for optimizer in trainer.optimizers:
+            names = {key for state in optimizer.state.values() for key in state}
+            for parameter, state in optimizer.state.items():
+                sizes = {value.shape for value in state.values() if isinstance(value, torch.Tensor) and value.ndim}
+                if (state and state.keys() != names) or sizes - {parameter.shape}:
+                    raise unfit(self._checkpoint, "its optimizer's state is that of other parameters")
 
 
 def _is_restoring(error: BaseException) -> bool:

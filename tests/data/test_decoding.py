@@ -14,7 +14,7 @@ from PIL import Image
 from nelf.data.decoding import image_header, read_image
 from nelf.data.images import cache_directory, load_images
 from nelf.errors import UserError
-from tests.fuzz.mutations import encoded, png
+from tests.fuzz.pictures import encoded, png
 
 
 def picture(path: Path, content: bytes) -> Path:

@@ -44,29 +44,14 @@ ROOT = Path(__file__).parents[1]
 #: What a start need not load again.
 LIBRARIES = (
     *("torch", "pytorch_lightning", "torchmetrics", "hydra", "numba", "kornia", "safetensors.torch", "torch_pruning"),
-    *(
-        "onnx",
-        "onnxscript",
-        "onnxruntime",
-        "torch.onnx",
-        "imageio.v3",
-        "matplotlib.pyplot",
-        "rich.progress",
-        "tensorboard",
-    ),
+    *("onnx", "onnxscript", "onnxruntime", "torch.onnx", "tensorboard"),
+    *("imageio.v3", "matplotlib.pyplot", "rich.progress"),
 )
-TEACHER = {
-    "levels": 2,
-    "log2_table": 10,
-    "finest_resolution": 32,
-    "hidden": 16,
-    "grid_resolution": 16,
-    "max_samples": 32,
-}
+TEACHER = ("levels=2", "log2_table=10", "finest_resolution=32", "hidden=16", "grid_resolution=16", "max_samples=32")
 WORDS = [
     *("data.width=32", "model.width=16", "model.depth=2", "model.resolution=16", "stage.pseudo.views=8", "seed=0"),
     *("stages=[teacher,pseudo,student,finetune,prune,narrow,quantize,export,report]", "stage.report.frames=2"),
-    *(f"teacher.model.{key}={value}" for key, value in TEACHER.items()),
+    *(f"teacher.model.{each}" for each in TEACHER),
     *(f"stage.{stage}.max_steps={steps}" for stage, steps in {"teacher": 40, "student": 20, "finetune": 10}.items()),
     *(f"stage.{stage}.max_steps=10" for stage in ("prune", "narrow")),
     *(f"stage.{stage}.max_time=null" for stage in ("teacher", "student", "finetune", "prune", "narrow")),

@@ -35,12 +35,12 @@ __all__ = ["described", "differences", "load", "save"]
 
 _HOMES = ("nelf.fields", "nelf.lightfields")
 _TARGET = re.compile(r"(?:nelf\.(?:fields|lightfields)\.(?:\w+\.)?)?(\w+)")
-#: Of numbers that a file may hold: parameters, and the buffers beside them.
+#: Types of the numbers in a file: of parameters and of buffers.
 _KINDS = (
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
 )
-_LARGEST = 2**20  # of the whole numbers that describe a network; some are counted up to
+_LARGEST = 2**20  # of the integers in a network's description, some of which are loop counts
 #: A network may have so many parameters for each tensor of its file, and so many numbers for each number in it, and
 #: some more: norms are folded before a file is written, and what only training needs is not in it.
 _PARAMETERS, _NUMBERS = (4, 100), (2, 2**20)

@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nelf.cli.sweeps import launcher_line
 from nelf.errors import UserError, unwritable
-from nelf.pipeline.memory import lacks_memory
+from nelf.pipeline.memory import memory_line
 
 __all__ = ["fail", "first_line", "line_of"]
 
@@ -22,11 +22,8 @@ def line_of(error: BaseException, run: str | None = None) -> str | None:
         return str(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return first_line(error)
-    if lacks_memory(error):
-        reason = f" ({first_line(error)})" if str(error) else ""
-        return f"There is not enough memory here{reason}. Choose a smaller model, batch or image, or fewer views."
-    if lost := launcher_line(error):
-        return lost
+    if line := memory_line(error) or launcher_line(error):
+        return line
     # A missing or obstructing file that was not checked before is a bug; a full or read-only disk is not.
     place_is_wrong = isinstance(error, FileNotFoundError | FileExistsError | NotADirectoryError)
     refused = unwritable(error, error.filename or run) if isinstance(error, OSError) and not place_is_wrong else None

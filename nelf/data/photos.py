@@ -83,7 +83,7 @@ def register_photos(source: str | Path, frames: int = 80, seed: int = 0) -> Path
         if _noted(root) == {"mark": mark, "done": True}:
             return root
         if exists(root) and _noted(root) is None:
-            raise UserError(f"{root}: holds something else; allowed: to move it away, its place is the registration's.")
+            raise UserError(f"{root}: holds something else, but is the folder for the registration. Move it away.")
         load_pycolmap()
         try:
             _make(source, files, root, mark, frames, seed)
@@ -98,7 +98,7 @@ def _make(source: Path, files: list[Path], root: Path, mark: str, frames: int, s
     if exists(work) and (_noted(work) or {}).get("mark") != mark:
         shutil.rmtree(work)
     if exists(root):
-        print(f"{source}: its photographs, or the settings, have changed: it is registered anew", flush=True)
+        print(f"{source}: its photographs, or the settings, have changed: it is registered again", flush=True)
     if _noted(work) != {"mark": mark, "done": True}:  # else it only lacks its name
         copies = work / "images"
         copies.mkdir(parents=True, exist_ok=True)

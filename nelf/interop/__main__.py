@@ -17,11 +17,11 @@ python -m nelf.interop SET --to FOLDER          a pseudo set of MobileR2L become
 python -m nelf.interop tar MODEL --out FILE     a student becomes a checkpoint of R2L's or MobileR2L's code
 python -m nelf.interop poses --scene ROOT --views N --out FILE"""
 _MOST, _SEEDS = 100_000, 2**32
-_HINT = "options that the file does not tell; each format takes some"
+_HINT = "what the file does not state; each format takes some of these options"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command; a mistake of the user's is one line, and exit code 2."""
+    """Run one command; a mistake of the user ends with one line and exit code 2."""
     escape_output()
     words = sys.argv[1:] if arguments is None else arguments
     commands = {"poses": _poses, "tar": _tar}
@@ -88,11 +88,11 @@ def _poses(words: list[str]) -> None:
 
     parser = argparse.ArgumentParser(prog="python -m nelf.interop poses")
     parser.add_argument("--scene", required=True, help="a scene in the Blender format, whose cameras are followed")
-    parser.add_argument("--views", required=True, type=_count, help="how many")
+    parser.add_argument("--views", required=True, type=_count, help="number of views")
     parser.add_argument("--out", required=True, help="the file to write, such as pseudo/transforms_train.json")
     parser.add_argument("--width", type=int, help="of the images, pixels: the scene's by default")
     parser.add_argument("--poses", choices=POSES, default="hemisphere")
-    parser.add_argument("--seed", type=_seed, default=0, help="which set")
+    parser.add_argument("--seed", type=_seed, default=0, help="of the random poses")
     given = parser.parse_args(words)
     scene = read_scene(given.scene, width=given.width)
     camera = random_cameras(scene.train.camera, given.views, given.poses, given.seed)
@@ -104,14 +104,17 @@ def _poses(words: list[str]) -> None:
 
 
 def _count(word: str) -> int:
-    if not word.isdecimal() or not len(word) < 20 or not 1 <= int(word) <= _MOST:
-        raise argparse.ArgumentTypeError(f"is {short(word)}; allowed: 1 to {_MOST}")
-    return int(word)
+    return _whole(word, 1, _MOST)
 
 
 def _seed(word: str) -> int:
-    if not word.isdecimal() or not len(word) < 20 or int(word) >= _SEEDS:
-        raise argparse.ArgumentTypeError(f"is {short(word)}; allowed: 0 to {_SEEDS - 1}")
+    return _whole(word, 0, _SEEDS - 1)
+
+
+def _whole(word: str, least: int, most: int) -> int:
+    """A whole number of the command line, from ``least`` to ``most``."""
+    if not word.isdecimal() or not len(word) < 20 or not least <= int(word) <= most:
+        raise argparse.ArgumentTypeError(f"is {short(word)}; allowed: {least} to {most}")
     return int(word)
 
 

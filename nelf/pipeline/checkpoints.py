@@ -36,12 +36,12 @@ def last_good_checkpoint(folder: Path, system: torch.nn.Module) -> Path | None:
             plain data.
     """
     damaged: list[tuple[Path, str]] = []
-    content: dict[str, Any] = {}
+    weights: Mapping[str, torch.Tensor] = {}
     learned = {name for name, _ in system.named_parameters()}
     good = None
     for path in _newest_first(folder):
         try:
-            content = _content_of(path, learned)
+            weights = _weights_of(path, learned)
         except _DamagedError as error:
             damaged.append((path, str(error)))
             with suppress(FileNotFoundError):  # another process of the same training has renamed it
@@ -55,8 +55,7 @@ def last_good_checkpoint(folder: Path, system: torch.nn.Module) -> Path | None:
         last = "training begins anew" if good is None else "the one before it is used"
         print(f"{path}: is damaged ({reason}); {last if index == len(damaged) else 'it is put aside'}", flush=True)
     if good is not None:
-        _refuse_other_network(good, content["state_dict"], system)
-        _refuse_other_optimizer(good, content)
+        _refuse_other_network(good, weights, system)
     return good
 
 
@@ -74,8 +73,8 @@ def _newest_first(folder: Path) -> list[Path]:
     return sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
-def _content_of(path: Path, learned: Set[str]) -> dict[str, Any]:
-    """The content of a checkpoint, in whose ``state_dict`` what is learned is finite.
+def _weights_of(path: Path, learned: Set[str]) -> Mapping[str, torch.Tensor]:
+    """The ``state_dict`` of a checkpoint, in which what is learned is finite.
 
     Raises:
         _DamagedError: the file is damaged.
@@ -95,7 +94,7 @@ def _content_of(path: Path, learned: Set[str]) -> dict[str, Any]:
     for text in _strings(list(states.values()) if isinstance(states, dict) else []):
         if ".." in Path(text).parts or "://" in text:
             raise UserError(f"{path}: names {text!r}, outside its folder. Delete it, or choose another run=.")
-    return content  # type: ignore[no-any-return]
+    return weights
 
 
 def _read(path: Path) -> Any:
@@ -110,15 +109,15 @@ def _read(path: Path) -> Any:
     except (FileNotFoundError, _DamagedError):
         raise
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}). Mend that, or choose another run=.") from None
-    except Exception as error:  # whatever a torn file makes of the reader
+        raise UserError(f"{path}: cannot be read ({error.strerror}). Fix that, or choose another run=.") from None
+    except Exception as error:  # a truncated file can raise almost anything
         if lacks_memory(error):
             raise
         if (reason := _damage(path)) is not None:
             raise _DamagedError(reason) from None
         if not isinstance(error, pickle.UnpicklingError):
             raise unfit(path, f"{type(error).__name__}: {reason_of(error)}") from None
-        # The rest of the message advises to trust the file.
+        # The rest of PyTorch's message suggests trusting the file.
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"objects ({found[1]})" if found else "objects"
         raise UserError(f"{path}: holds {what}, not only numbers. Delete it, or choose another run=.") from None
@@ -156,18 +155,3 @@ def _refuse_other_network(path: Path, weights: Mapping[str, torch.Tensor], syste
     if differing:
         listed = ", ".join(differing[:3])
         raise UserError(f"{path}: is of another network: {listed}. Choose another directory with run=.")
-
-
-def _refuse_other_optimizer(path: Path, content: dict[str, Any]) -> None:
-    """Refuse an optimizer's state that has no weight's shape, or that one parameter has and another has not."""
-    shapes = {values.shape for values in content["state_dict"].values()}
-    states = content.get("optimizer_states")
-    for state in states if isinstance(states, list) else []:
-        kept = state.get("state") if isinstance(state, dict) else None
-        if not isinstance(kept, dict) or not all(isinstance(each, dict) for each in kept.values()):
-            raise unfit(path, "its optimizer has no state by parameter")
-        tensors = [values for each in kept.values() for values in each.values() if isinstance(values, torch.Tensor)]
-        if not {values.shape for values in tensors if values.dim()} <= shapes:
-            raise unfit(path, "its optimizer is of other parameters")
-        if len({frozenset(each) for each in kept.values()}) > 1:
-            raise unfit(path, "its optimizer's state is not whole")

@@ -45,22 +45,21 @@ def fit(
         recipe: gives the Trainer and the seed.
         system: the LightningModule to train; at the end it is on the Trainer's device.
         data: its datamodule.
-        folder: gets ``checkpoints/``, ``logs/``, ``samples/`` and at the end ``model.safetensors``.
-        name: ``teacher`` or ``student``; whose description travels with the weights.
-        begin: called with the system before it is trained, unless it goes on from a checkpoint.
+        folder: receives ``checkpoints/``, ``logs/``, ``samples/`` and at the end ``model.safetensors``.
+        name: ``teacher`` or ``student``: whose ``model`` section is stored with the weights.
+        begin: called with the system before training, unless training resumes from a checkpoint.
         end: called with the trained system before it is validated and saved; it changes the network's state only.
             Of several processes the first one calls it.
-        callbacks: beside those of the configuration.
-        max_steps: instead of the Trainer's.
-        max_time: instead of the Trainer's, days:hours:minutes:seconds.
+        callbacks: in addition to those of the configuration.
+        max_steps: replaces the Trainer's.
+        max_time: replaces the Trainer's, days:hours:minutes:seconds.
 
     Returns:
         Metrics on the validation views, and the number of steps.
 
     Raises:
-        UserError: checkpoints of another architecture, or whose state is none of such a training; or a device that is
-            not there.
-        KeyboardInterrupt: Ctrl-C; the state is saved.
+        UserError: checkpoints of another architecture, or with the state of another training; or a missing device.
+        KeyboardInterrupt: Ctrl-C; the state has been saved.
     """
     pl.seed_everything(recipe.seed, verbose=False)
     last = _LastValidation()

@@ -1,4 +1,4 @@
-"""How much memory a stage takes, and whether there was too little."""
+"""The peak memory of a stage, and errors that mean too little of it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import resource
 import sys
 from pathlib import Path
 
-__all__ = ["lacks_memory", "peak_memory", "reset_peak_memory"]
+from nelf.files import reason_of
+
+__all__ = ["lacks_memory", "memory_line", "peak_memory", "reset_peak_memory"]
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether something failed for want of memory; PyTorch says so in words.
+    """Whether something failed for lack of memory; some of PyTorch's errors say so only in their message.
 
     Example:
         >>> lacks_memory(MemoryError()), lacks_memory(RuntimeError("CUDA out of memory.")), lacks_memory(ValueError())
@@ -18,6 +20,14 @@ def lacks_memory(error: BaseException) -> bool:
     """
     words = ("allocate memory", "out of memory", "not enough memory")
     return isinstance(error, MemoryError) or any(each in str(error).lower() for each in words)
+
+
+def memory_line(error: BaseException) -> str | None:
+    """The line that tells the user that there was too little memory; None for any other error."""
+    if not lacks_memory(error):
+        return None
+    reason = f" ({reason_of(error)})" if str(error) else ""
+    return f"There is not enough memory here{reason}. Choose a smaller model, batch or image, or fewer views."
 
 
 def peak_memory() -> int:

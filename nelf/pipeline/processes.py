@@ -63,7 +63,7 @@ def world() -> int:
 
 
 def adopt_launcher() -> None:
-    """State srun's numbers as torchrun does; nothing to do elsewhere."""
+    """Under srun, set the environment variables that torchrun would set; does nothing elsewhere."""
     numbers = {
         "RANK": "SLURM_PROCID",
         "LOCAL_RANK": "SLURM_LOCALID",

@@ -21,7 +21,7 @@ from nelf.errors import UserError, did_you_mean
 from nelf.files import escape_output, exists, is_dir, is_file, quoted, reason_of, short
 from nelf.paths import MOTIONS, in_motion
 from nelf.pipeline.documents import read_record, read_settings
-from nelf.pipeline.memory import lacks_memory
+from nelf.pipeline.memory import memory_line
 from nelf.render import DEPTH_FORMATS
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ __all__ = ["main"]
 _STUDENTS = ("finetune", "student", "teacher", ".")  # folders of a run directory, in order of preference
 _PATHS = ("orbit", "spiral", "dnerf")
 _FRAMES = {"orbit": 120, "spiral": 120, "dnerf": 40}
-#: Least and most of an option. Pictures of a split are measured, and the window of SSIM has 11 pixels.
+#: Limits of options. Images of a split are evaluated, and the window of SSIM has 11 pixels.
 _NUMBERS = {"frames": (1, 100_000), "resolution": (8, 2048), "width": (11, 2**14)}
 _DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?")
 _SAME = 1e-4  # of two positions, as a share of the largest coordinate
@@ -44,7 +44,7 @@ _SEEN = 0.5  # opacity from which a pixel has a depth
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; exit code 2 and one line for what the user can mend."""
+    """Run the command; exit code 2 and one line for errors that the user can fix."""
     escape_output()
     options = _options(arguments)
     try:
@@ -53,9 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(error, file=sys.stderr)
         sys.exit(2)
     except (MemoryError, RuntimeError) as error:
-        if not lacks_memory(error):
+        if (line := memory_line(error)) is None:
             raise
-        print(f"There is not enough memory here ({reason_of(error)}); allowed: less of it.", file=sys.stderr)
+        print(line, file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"\nInterrupted; complete files stay in {options.out}.", file=sys.stderr)
@@ -308,7 +308,7 @@ def _words(text: str) -> list[str]:
 
 
 def _file(path: Path) -> Path:
-    """What to load: of a run directory the student, or the teacher where there is no student."""
+    """The file to load: in a run directory the student, or the teacher if there is no student."""
     if not exists(path):
         raise UserError(f"{path}: no such file or folder; allowed: a run directory, a stage's folder, a model file.")
     if is_file(path) or is_file(path / "bundle.json"):

@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -36,7 +37,7 @@ from nelf.cli.sweeps import (
 )
 from nelf.cli.threads import let_idle_threads_sleep
 from nelf.errors import Range, UserError
-from nelf.files import escape_output, is_dir
+from nelf.files import escape_output, is_dir, quoted
 from nelf.pipeline.documents import write_yaml
 from nelf.pipeline.processes import adopt_launcher, agree, is_first, launch, world
 from nelf.pipeline.quiet import quiet_lightning
@@ -162,6 +163,12 @@ def _check_words(plain: dict[str, Any]) -> None:
         raise UserError(f"stages: is {stages!r}; allowed: a list of names, as in stages=[teacher,report].")
     if not isinstance(length, str | None):
         raise UserError(f"trainer.max_time: is {length!r}; allowed: days:hours:minutes:seconds, or null.")
+    for section, others in (("stage", ""), ("callbacks", ", or null")):
+        nodes = plain.get(section)
+        for name, node in nodes.items() if isinstance(nodes, dict) else ():
+            if not isinstance(node, dict) and not (node is None and others):
+                allowed = f"its options, as in {section}.{name}.KEY=VALUE{others}"
+                raise UserError(f"{section}.{name}: is {quoted(node)}; allowed: {allowed}.")
 
 
 def _open(run: Run, job: bool) -> None:
@@ -337,10 +344,12 @@ def _place(run: str) -> str:
 
 def _compose(command: str, overrides: list[str], config_dir: str | None, hydra_too: bool = False) -> DictConfig:
     searched = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
-    for key in (key_of(text) for text in overrides if text.endswith("=null")):
-        if is_dir(CONF / key):  # Hydra ends with a traceback
+    for item in OverridesParser.create().parse_overrides(overrides):
+        key, value = item.key_or_group, item.value()
+        if (value is None or isinstance(value, int | float)) and not item.is_delete() and is_dir(CONF / key):
             choices = ", ".join(sorted(file.stem for file in (CONF / key).glob("*.yaml")))
-            raise UserError(f"{key}: is null; allowed: {choices}.")
+            shown = "null" if value is None else quoted(value)  # on which Hydra ends with a traceback
+            raise UserError(f"{key}: is {shown}; allowed: {choices}.")
     try:
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
             cfg = hydra.compose(command, [*overrides, *searched], return_hydra_config=hydra_too)

@@ -69,6 +69,13 @@ TABLE = [
         CHAIN + "stage.pseudo.poses=sphere",
         "stage.pseudo.poses: is 'sphere'; allowed: hemisphere, interpolate, forward, mobile_r2l",
     ),
+    (CHAIN + "stage.prune=1e5", "stage.prune: is 100000.0; allowed: its options, as in stage.prune.KEY=VALUE."),
+    (CHAIN + "stage.report=null", "stage.report: is None; allowed: its options"),
+    (
+        TRAIN + "+callbacks.hard_rays=true",
+        "callbacks.hard_rays: is True; allowed: its options, as in callbacks.hard_rays",
+    ),
+    ("train model=range(1,3)", "model: is 1; allowed: dnerf, dnerf_ngp, "),
     (CHAIN + "stage.pseudo.views=0", "stage.pseudo.views: is 0; allowed: a whole number of 1 or more"),
     (CHAIN + "stage.student.max_time=soon", "DD:HH:MM:SS"),
     (CHAIN + "model.sr_factor=0", "`sr_factor` to be a positive integer, but got 0"),

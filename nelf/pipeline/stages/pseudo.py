@@ -41,12 +41,12 @@ def check(recipe: Recipe) -> None:
         UserError: names the key and what is allowed.
     """
     options = recipe.config["stage"]["pseudo"]
-    root = options["root"]
+    root = options.get("root")
     if root is not None and not any(
         Path(root, name).is_file() for name in ("transforms_train.json", "transforms.json")
     ):
         raise UserError(f"stage.pseudo.root: {root} has no transforms_train.json; allowed: a Blender folder, or null.")
-    if options["mode"] != "online":
+    if options.get("mode") != "online":
         return
     if root is not None:
         raise UserError(f"stage.pseudo.mode: is online, but stage.pseudo.root={root} has views; allowed: stored.")

@@ -102,6 +102,7 @@ CountOrZero = Annotated[int, Range(0)]
 Positive = Annotated[float, Range(0, above=True)]
 NonNegative = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1)]
+Rate = Annotated[float, Range(0, 1000, above=True)]  # of learning
 ImageWidth = Annotated[int, Range(1, 2**14)]
 # Of networks: many times what anybody trains, and little enough that one of them alone fills no machine.
 Size = Annotated[int, Range(1, 2**12)]

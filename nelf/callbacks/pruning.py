@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from nelf.compression.pruning import apply_masks, choose_weights, find_masks, sparsities, sparsity_after
+from nelf.errors import Rate
 from nelf.systems.schedule import training_progress
 
 __all__ = ["IterativePruning"]
@@ -53,7 +54,7 @@ class IterativePruning(pl.Callback):
         amount: float = 0.3,
         rounds: int = 3,
         steps: int | None = 50_000,
-        lr: float | None = 5e-6,
+        lr: Rate | None = 5e-6,
         layers: Sequence[str] = ("head", "body", "norms"),
         schedule: Literal["geometric", "uniform", "cubic", "constant"] = "geometric",
     ) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import os
 import re
 import sys
 import types
 import typing
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
@@ -22,7 +25,7 @@ from nelf.files import quoted, short
 from nelf.pipeline.recipe import PLACES
 from nelf.pipeline.settings import parameters
 
-__all__ = ["accepts", "check_letters", "check_types", "explain"]
+__all__ = ["accepts", "check_kinds", "check_letters", "check_types", "explain"]
 
 _ODD, _DEEPEST = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]|\d{1001}"), 100
 _WORDS = {int: "a whole number", float: "a number", str: "a word", bool: "true or false", Path: "a path"}
@@ -65,6 +68,39 @@ def check_types(node: Any, where: str = "") -> None:
         check_types(value, f"{where}.{key}" if where else str(key))
 
 
+def check_kinds(plain: dict[str, Any]) -> None:
+    """Check that each section describes an object of its kind; a function may return any, and is accepted.
+
+    Args:
+        plain: a resolved configuration.
+
+    Raises:
+        UserError: a section has no ``_target_``, or names a class of another kind.
+    """
+    import pytorch_lightning as pl
+    from pytorch_lightning.loggers import Logger
+    from torch import nn
+
+    from nelf.data import SceneDataModule
+    from nelf.systems.system import System
+
+    kinds: dict[str, type] = {"data": SceneDataModule, "model": nn.Module, "system": System}
+    nodes: dict[str, tuple[Any, type]] = {"trainer": (plain["trainer"], pl.Trainer)}
+    nodes |= {f"callbacks.{name}": (each, pl.Callback) for name, each in plain["callbacks"].items() if each is not None}
+    if plain.get("logger") is not None:
+        nodes["logger"] = plain["logger"], Logger
+    for name, kind in kinds.items():
+        nodes[name] = plain[name], kind
+        if name in plain.get("teacher", {}):
+            nodes[f"teacher.{name}"] = plain["teacher"][name], kind
+    for where, (node, kind) in nodes.items():
+        stated = node.get("_target_") if isinstance(node, dict) else None
+        target = get_object(stated) if isinstance(stated, str) else None
+        if target is None or (isinstance(target, type) and not issubclass(target, kind)):
+            shown = "is not set" if stated is None else f"is {quoted(stated)}"
+            raise UserError(f"{where}._target_: {shown}; allowed: a subclass of {kind.__module__}.{kind.__name__}.")
+
+
 def accepts(annotation: Any, value: Any) -> bool:
     """Whether a plain value matches an annotation; annotations that cannot be checked accept everything.
 
@@ -95,6 +131,10 @@ def accepts(annotation: Any, value: Any) -> bool:
     if origin in (list, tuple, Sequence):
         parts = [part for part in inner if part is not Ellipsis]
         return isinstance(value, list) and (len(set(parts)) != 1 or all(accepts(parts[0], item) for item in value))
+    told = annotation not in (Any, inspect.Parameter.empty) and isinstance(annotation, type)
+    if told and isinstance(value, str | int | float):
+        with suppress(TypeError):  # a protocol
+            return isinstance(value, annotation)
     return True
 
 
@@ -163,11 +203,20 @@ def _check_node(node: dict[str, Any], where: str) -> None:
                 allowed = ", ".join(known)
                 raise UserError(f"{where}.{key}: there is no such key; allowed: {allowed}.{did_you_mean(key, known)}")
             continue
+        if key in PLACES:
+            _check_place(f"{where}.{key}", Path(value))
         annotation = known[key].annotation
         nested = isinstance(value, dict) and "_target_" in value
         if not nested and not accepts(annotation, value):
             shown = "null" if value is None else quoted(value)
             raise UserError(f"{where}.{key}: is {shown}; allowed: {_in_words(annotation)}.")
+
+
+def _check_place(where: str, folder: Path) -> None:
+    """Check that a folder exists or can be created."""
+    existing = next(each for each in (folder, *folder.absolute().parents) if os.path.lexists(each))
+    if not os.path.isdir(existing) or not os.access(existing, os.W_OK):
+        raise UserError(f"{where}: {existing} is no directory that can be written; allowed: a directory, or null.")
 
 
 def _in_words(annotation: Any) -> str:

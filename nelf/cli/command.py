@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nelf.cli import remembered
-from nelf.cli.check import accepts, check_letters, check_types, explain
+from nelf.cli.check import accepts, check_kinds, check_letters, check_types, explain
 from nelf.cli.failures import fail, first_line, line_of
 from nelf.cli.remembered import key_of
 from nelf.cli.sweeps import (
@@ -95,7 +95,7 @@ def build(node: dict[str, Any], **arguments: Any) -> Any:
         The object; with ``_partial_: true``, the function with its options bound.
 
     Raises:
-        UserError: the class refuses an argument.
+        UserError: the class refuses an argument, or needs a package that is not installed.
     """
     make = instantiate({**node, "_partial_": True}, _convert_="all")
     if node.get("_partial_"):
@@ -104,7 +104,8 @@ def build(node: dict[str, Any], **arguments: Any) -> Any:
         return make(**arguments)
     except Exception as error:
         # Lightning's MisconfigurationException is not a ValueError; its name saves the import of Lightning.
-        if isinstance(error, ValueError) or type(error).__name__ == "MisconfigurationException":
+        wrong = isinstance(error, ValueError) or type(error).__name__ == "MisconfigurationException"
+        if wrong or isinstance(error, ModuleNotFoundError):  # of a logger's package
             raise UserError(f"{node['_target_']}: {first_line(error)}") from error
         raise
 
@@ -150,6 +151,7 @@ def _checked(cfg: DictConfig) -> dict[str, Any]:
         raise UserError(f"seed: is {seed!r}; allowed: a whole number {_SEEDS}.")
     from nelf.pipeline.fit import check_trainer  # imports torch, which takes seconds; typos are reported before
 
+    check_kinds(plain)
     check_trainer(Recipe(plain, build))
     return plain
 

@@ -167,8 +167,14 @@ def swept_keys(overrides: list[str], cfg: DictConfig) -> list[str]:
     Args:
         overrides: those of the command line.
         cfg: the configuration of the first job, with the section ``hydra``.
+
+    Raises:
+        UserError: an interval, which only a search can draw from.
     """
     parsed = OverridesParser.create().parse_overrides(overrides)
+    endless = [item.input_line for item in parsed if item.is_sweep_override() and not item.is_discrete_sweep()]
+    if endless and "nelf" not in str(cfg.hydra.sweeper._target_):
+        raise UserError(f"{endless[0]}: is for a search; allowed: KEY=a,b,c, or sweep=pareto beside it.")
     own = [item.key_or_group for item in parsed if item.is_sweep_override()]
     preset = cfg.hydra.sweeper.get("params") or {}
     return [*own, *(str(key) for key in preset)]

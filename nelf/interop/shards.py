@@ -188,7 +188,8 @@ class R2LShardsDataModule(BlenderDataModule):
         self.shards, self.layout, self.shard_width = Path(shards), layout, shard_width
 
     def read(self) -> Scene:
-        """Read the scene, and shift its cameras."""
+        """Read the scene, and shift its cameras; look whether there are shards."""
+        RayShards(self.shards, 1, self.layout)
         scene = super().read()
         for name in ("train", "val", "test"):
             split: Split = getattr(scene, name)

@@ -11,14 +11,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 
 from nelf.errors import UserError
 from nelf.files import reason_of, short
 from nelf.pipeline.memory import lacks_memory
 from nelf.storage import differences
 
-__all__ = ["last_good_checkpoint", "unfit"]
+__all__ = ["last_good_checkpoint", "remove_superseded", "unfit"]
 
 
 def last_good_checkpoint(folder: Path, system: torch.nn.Module) -> Path | None:
@@ -57,6 +59,21 @@ def last_good_checkpoint(folder: Path, system: torch.nn.Module) -> Path | None:
     if good is not None:
         _refuse_other_network(good, weights, system)
     return good
+
+
+def remove_superseded(folder: Path, trainer: pl.Trainer) -> None:
+    """Delete the checkpoint that Lightning had not deleted yet when it was killed after writing the next one.
+
+    Args:
+        folder: the folder of the ``.ckpt`` files.
+        trainer: its ``ModelCheckpoint`` says how many are kept; unless it is the only one and keeps the newest, all
+            files stay.
+    """
+    found = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
+    if len(found) == 1 and (found[0].monitor, found[0].mode, found[0].save_last) == ("step", "max", None):
+        kept = found[0].save_top_k
+        for path in _newest_first(folder)[kept:] if kept > 0 else ():
+            path.unlink(missing_ok=True)
 
 
 def unfit(path: Path, reason: str) -> UserError:

@@ -15,7 +15,7 @@ import torch
 
 from nelf.errors import UserError
 from nelf.files import reason_of
-from nelf.pipeline.checkpoints import last_good_checkpoint, unfit
+from nelf.pipeline.checkpoints import last_good_checkpoint, remove_superseded, unfit
 from nelf.pipeline.memory import lacks_memory
 from nelf.pipeline.processes import agree, change_alike, is_first, leaving_with_others, rank, wait_for_all, world
 from nelf.pipeline.quiet import quiet_lightning
@@ -67,6 +67,8 @@ def fit(
     trainer = recipe.trainer(folder, [_SameDraws(), _OwnMoments(checkpoint), *callbacks, last], max_steps, max_time)
     if checkpoint is not None:
         print(f"{folder}: goes on from {checkpoint.name}", flush=True)
+        if is_first():
+            remove_superseded(folder / "checkpoints", trainer)
     elif begin is not None:
         begin(system)
     if not is_first():  # all processes build the same network, but draw different random numbers in training
@@ -164,14 +166,15 @@ class _LastValidation(pl.Callback):
 
 @quiet_lightning()
 def check_trainer(recipe: Recipe) -> None:
-    """Refuse a Trainer that cannot run here, before anything is read or written.
+    """Refuse a Trainer that cannot run here, or callbacks with wrong arguments, before anything is read or written.
 
     Args:
         recipe: its Trainer is checked with the limits of each stage.
 
     Raises:
         UserError: a GPU is requested and there is none, gradients would be clipped before they are unscaled, the
-            numbers of processes and devices differ, training would never end, or the Trainer refuses a value.
+            numbers of processes and devices differ, training would never end, or the Trainer or a callback refuses a
+            value.
     """
     config = recipe.config["trainer"]
     if config.get("accelerator") in ("gpu", "cuda") and not torch.cuda.is_available():
@@ -193,6 +196,7 @@ def check_trainer(recipe: Recipe) -> None:
                 f"trainer.devices x trainer.num_nodes: is {asked}, but there are {world()} processes; both have to be "
                 "equal. Several nodes need torchrun or srun."
             )
+    recipe.callbacks(Path())
 
 
 def _uninterrupted(trainer: pl.Trainer, system: Any, data: Any, checkpoint: Path | None) -> None:

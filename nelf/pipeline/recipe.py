@@ -137,6 +137,10 @@ class Recipe:
             return "cpu"
         return f"cuda:{os.environ['LOCAL_RANK']}" if world() > 1 else "cuda"
 
+    def callbacks(self, folder: Path) -> list[pl.Callback]:
+        """The callbacks of the configuration, which write into a folder unless it names another."""
+        return [self.build(node, **_places(node, folder)) for node in self.config["callbacks"].values() if node]
+
     def trainer(
         self,
         folder: Path,
@@ -154,7 +158,7 @@ class Recipe:
         """
         from nelf.callbacks import StopTogether
 
-        own = [self.build(node, **_places(node, folder)) for node in self.config["callbacks"].values() if node]
+        own = self.callbacks(folder)
         if world() > 1:
             own.append(StopTogether())
         logger = self.config.get("logger")

@@ -10,7 +10,7 @@ from torch.nn.functional import mse_loss, pad
 
 from nelf.cameras import Camera
 from nelf.data.batches import ImageBatch
-from nelf.errors import Count, CountOrZero, NonNegative, Positive, UserError
+from nelf.errors import Count, CountOrZero, NonNegative, Rate, UserError
 from nelf.rays import moved
 from nelf.scene import composite_background
 from nelf.systems.schedule import cosine_decay, exponential_decay, training_progress, warmup
@@ -95,7 +95,7 @@ class Student(System):
     def __init__(
         self,
         network: LightField,
-        lr: Positive = 5e-4,
+        lr: Rate = 5e-4,
         warmup_lr: NonNegative = 1e-4,
         warmup_steps: CountOrZero = 200,
         schedule: Literal["exponential", "cosine"] = "exponential",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss, smooth_l1_loss
 
-from nelf.errors import Count, CountOrZero, NonNegative, Positive, Share
+from nelf.errors import Count, CountOrZero, NonNegative, Positive, Rate, Share
 from nelf.scene import composite_background
 from nelf.systems.schedule import cosine_decay, polynomial_decay, step_decay, training_progress, warmup
 from nelf.systems.system import System
@@ -89,7 +89,7 @@ class Teacher(System):
     def __init__(
         self,
         network: RadianceField,
-        lr: Positive = 1e-2,
+        lr: Rate = 1e-2,
         optimizer: Literal["ngp", "ngp_pl", "adam", "radam", "sgd"] = "ngp",
         momentum: Share = 0.9,
         weight_decay: NonNegative = 0.0,

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
+from pytorch_lightning.callbacks import ModelCheckpoint
 
 from nelf.cli.command import build, config
 from nelf.errors import UserError
 from nelf.lightfields.volume import SparseVolume
-from nelf.pipeline.checkpoints import last_good_checkpoint
+from nelf.pipeline.checkpoints import last_good_checkpoint, remove_superseded
 from nelf.pipeline.fit import fit
 from nelf.pipeline.quiet import quiet_lightning
 from nelf.pipeline.recipe import Recipe
@@ -183,6 +185,17 @@ def test_a_state_that_cannot_be_restored_is_one_line(tiny_scene, tmp_path) -> No
         with pytest.raises(UserError, match=r"step=1\.ckpt: cannot be gone on from \(.*\)\. Delete it, or choose"):
             fit(recipe, system, recipe.data(system), tmp_path)
         assert path.is_file()
+
+
+@pytest.mark.parametrize(("monitor", "left"), [("step", [3, 4]), ("val/psnr", [1, 3, 4])])
+def test_what_lightning_had_not_deleted_yet_goes_later(tmp_path, monitor: str, left: list[int]) -> None:
+    """Killed after it had written step 4, and before it deleted step 1."""
+    for step in (1, 3, 4):
+        save(tmp_path, step)
+    with quiet_lightning():
+        own = ModelCheckpoint(tmp_path, monitor=monitor, mode="max", save_top_k=2)
+        remove_superseded(tmp_path, pl.Trainer(accelerator="cpu", logger=False, callbacks=[own]))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step={step}.ckpt" for step in left]
 
 
 def test_another_network_is_named(tmp_path) -> None:

@@ -34,7 +34,10 @@ from nelf.viewer.server import Server
 from nelf.viewer.static import page_files
 
 FLAGS = ["--no-sandbox", "--disable-background-networking"]
-WEBGPU = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
+WEBGPU = [
+    *("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"),
+    *("--enable-features=Vulkan", "--use-vulkan=swiftshader", "--use-angle=swiftshader"),
+]
 DATA = "({...document.getElementById('view').dataset})"
 PATIENCE = 300_000  # timeout, milliseconds
 SLOW_LINE = 2e6  # bits a second

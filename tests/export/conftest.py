@@ -14,14 +14,20 @@ import torch
 
 from nelf.data import Scene, read_scene
 from nelf.errors import UserError
-from nelf.export import onnx, write_bundle
+from nelf.export import onnx as write_graph
+from nelf.export import write_bundle
 from nelf.export.bundle import artifact
 from nelf.export.inputs import output_of
+from nelf.export.int8 import quantize_static
 from nelf.export.volume import rounded, write_volume
 from nelf.lightfields import GridR2L, LightField, MobileR2L
 from nelf.viewer.server import Server
 from nelf.viewer.web_runtime import runtime_folder
 
+SOFTWARE_WEBGPU = [
+    *("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"),
+    *("--enable-features=Vulkan", "--use-vulkan=swiftshader", "--use-angle=swiftshader"),  # for its canvas
+]
 FLAGS = ["--no-sandbox", "--disable-background-networking", "--disable-component-update"]
 
 
@@ -86,7 +92,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory, scene: Scene) -> dict[str,
         if kind == "features":
             volume = write_volume(network, folder / "volume.bin.gz")
             network = rounded(network, "uint8").eval()
-        error = onnx(network, path, scene.test.camera, kind)  # type: ignore[arg-type]
+        error = write_graph(network, path, scene.test.camera, kind)  # type: ignore[arg-type]
         size = (16, 16) if kind == "pose" else None
         about = {"output": output_of(network), "window": network.window, "max_abs_error": error}
         write_bundle(folder, scene, network, [artifact("fp32", path, kind, "fp32", volume, size, **about)])
@@ -121,6 +127,21 @@ def launch() -> Iterator[Callable[..., Any]]:
 @pytest.fixture(scope="module")
 def browser(launch) -> Iterator[Any]:
     opened = launch("--disable-gpu")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def software_gpu(launch) -> Iterator[Any]:
+    """A browser whose WebGPU is computed by the processor, slowly."""
+    opened = launch(*SOFTWARE_WEBGPU)
+    page = opened.new_page()
+    page.route("http://localhost/", lambda route: route.fulfill(body=""))
+    page.goto("http://localhost/")  # a secure context, as WebGPU needs
+    found = page.evaluate("navigator.gpu?.requestAdapter().then(Boolean) ?? false")
+    page.close()
+    if not found:
+        pytest.skip("this browser has no WebGPU adapter")
     yield opened
     opened.close()
 
@@ -169,21 +190,14 @@ class Tab:
         return self.page.inner_text("#words")
 
 
-@pytest.fixture
-def tab_of() -> type[Tab]:
-    """For a page that a test opens by itself."""
-    return Tab
-
-
-@pytest.fixture
-def tab(browser) -> Iterator[Callable[[Path], Tab]]:
+def _tabs(browser: Any, patience: int) -> Iterator[Callable[[Path], Tab]]:
     opened: list[tuple[Any, Server]] = []
 
     def open_tab(folder: Path) -> Tab:
         server = Server(folder)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         page = browser.new_page(viewport={"width": 800, "height": 600})
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(patience)
         opened.append((page, server))
         return Tab(page, server)
 
@@ -192,3 +206,40 @@ def tab(browser) -> Iterator[Callable[[Path], Tab]]:
         page.close()
         server.shutdown()
         server.server_close()
+
+
+@pytest.fixture
+def tab(browser) -> Iterator[Callable[[Path], Tab]]:
+    """Opens pages on bundles."""
+    yield from _tabs(browser, 20_000)
+
+
+@pytest.fixture
+def gpu_tab(software_gpu) -> Iterator[Callable[[Path], Tab]]:
+    """The same in a browser with WebGPU."""
+    yield from _tabs(software_gpu, 60_000)
+
+
+@pytest.fixture
+def bundle_of(tmp_path, scene) -> Callable[..., Path]:
+    """Writes the bundle of a network; another file may be made of its graph."""
+
+    def write(convert: Callable[[Path, Path], Path] | None = None, **changes: Any) -> Path:
+        network = grid_network(**changes)
+        volume = write_volume(network, tmp_path / "volume.bin.gz")
+        network = rounded(network, "uint8").eval()
+        path = tmp_path / "model.onnx"
+        write_graph(network, path, scene.test.camera, "features")
+        if convert:
+            path = convert(path, tmp_path / "converted.onnx")
+        about = {"output": output_of(network), "window": network.window}
+        write_bundle(tmp_path, scene, network, [artifact("m", path, "features", "", volume, **about)])
+        return tmp_path
+
+    return write
+
+
+def in_8_bits(path: Path, out: Path) -> Path:
+    """With ranges of inputs as a volume gives them."""
+    features = np.random.default_rng(0).random((1, 36, 16, 16), np.float32)
+    return quantize_static(path, out, [{"features": features}])

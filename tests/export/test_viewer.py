@@ -32,8 +32,6 @@ from tests.export.conftest import orbit_pose
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
-SOFTWARE_WEBGPU = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
-
 
 @pytest.mark.parametrize("name", ["features", "environment", "rays", "points", "pose"])
 def test_the_canvas_shows_what_pytorch_renders(tab, bundles, name: str) -> None:
@@ -454,30 +452,17 @@ def test_the_teacher_is_drawn_by_the_server(tab, bundles) -> None:
     assert opened.complaints == []
 
 
-@pytest.fixture(scope="module")
-def software_gpu(launch) -> Iterator[Any]:
-    """A browser whose WebGPU is computed by the processor, slowly."""
-    opened = launch(*SOFTWARE_WEBGPU)
-    yield opened
-    opened.close()
-
-
 @pytest.mark.parametrize("name", ["features", "points"])
-def test_webgpu_draws_what_wasm_draws(software_gpu, tab, tab_of, bundles, name: str) -> None:
-    server = tab(bundles[name].path.parent).server
-    page = software_gpu.new_page()
-    page.set_default_timeout(60_000)
-    opened = tab_of(page, server).go("?runtime=wasm").drawn()
-    if not page.evaluate("navigator.gpu?.requestAdapter().then(Boolean)"):
-        pytest.skip("this browser has no WebGPU adapter")
+def test_webgpu_draws_what_wasm_draws(gpu_tab, bundles, name: str) -> None:
+    opened = gpu_tab(bundles[name].path.parent).go("?runtime=wasm").drawn()
     expected = opened.pixels().astype(int)
     opened.go("?runtime=webgpu").drawn()
     assert opened.data["runtime"] == "WebGPU"
+    assert opened.data["network"] == ("nelf" if name == "features" else "ONNX Runtime")
     assert np.abs(opened.pixels() - expected).max() <= 1
-    opened.go().drawn()  # by trying, unless the page needs no ONNX Runtime: either is right
+    opened.go().drawn()  # by trying: either is right
     assert np.abs(opened.pixels() - expected).max() <= 1
     if opened.data["network"] == "ONNX Runtime" and opened.data["runtime"] != "WebGPU":
-        why = page.text_content("#notes")
+        why = opened.page.text_content("#notes")
         assert re.search("WebGPU is not used: it (is slower here|does not come to an end)", why)
     assert opened.complaints == []
-    page.close()

@@ -14,14 +14,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from nelf.export import onnx as write_graph
-from nelf.export.bundle import artifact, write_bundle
 from nelf.export.graph import half_weights
-from nelf.export.inputs import output_of
-from nelf.export.int8 import quantize_dynamic, quantize_static
-from nelf.export.volume import rounded, write_volume
+from nelf.export.int8 import quantize_dynamic
 from nelf.viewer.static import page_files
-from tests.export.conftest import grid_network
+from tests.export.conftest import in_8_bits
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -59,31 +55,6 @@ BOTH = """async (sizes) => {
     }
     return [differences, seen];
 }"""
-
-
-@pytest.fixture
-def bundle_of(tmp_path, scene) -> Callable[..., Path]:
-    """Writes the bundle of a network; another file may be made of its graph."""
-
-    def write(convert: Callable[[Path, Path], Path] | None = None, **changes: Any) -> Path:
-        network = grid_network(**changes)
-        volume = write_volume(network, tmp_path / "volume.bin.gz")
-        network = rounded(network, "uint8").eval()
-        path = tmp_path / "model.onnx"
-        write_graph(network, path, scene.test.camera, "features")
-        if convert:
-            path = convert(path, tmp_path / "converted.onnx")
-        about = {"output": output_of(network), "window": network.window}
-        write_bundle(tmp_path, scene, network, [artifact("m", path, "features", "", volume, **about)])
-        return tmp_path
-
-    return write
-
-
-def in_8_bits(path: Path, out: Path) -> Path:
-    """With ranges of inputs as a volume gives them."""
-    features = np.random.default_rng(0).random((1, 36, 16, 16), np.float32)
-    return quantize_static(path, out, [{"features": features}])
 
 
 @pytest.mark.parametrize(

@@ -244,11 +244,9 @@ def test_a_volume_is_moved_as_it_is_defined(tab, still, kernels: str, controls: 
     assert (planes - right).abs().max() < 5e-4
 
 
-@pytest.fixture
-def moving(tmp_path, bundles, scene) -> tuple[Path, GridR2L, Motion]:
+def moving_bundle(folder: Path, bundles: Any) -> tuple[Path, GridR2L, Motion]:
     """A bundle that can be drawn, of a network whose volume moves."""
     network, path, _, _ = bundles["features"]
-    folder = tmp_path / "moving"
     shutil.copytree(path.parent, folder)
     motion = a_motion(1)
     motion = motion._replace(aabb=2 * motion.aabb, canonical_aabb=network.aabb)
@@ -258,6 +256,11 @@ def moving(tmp_path, bundles, scene) -> tuple[Path, GridR2L, Motion]:
     about["artifacts"][0]["volume"]["step"] = float(network.aabb[3] - network.aabb[0]) / (motion.masks.shape[-1] - 1)
     (folder / "bundle.json").write_text(json.dumps(about))
     return folder, network, motion
+
+
+@pytest.fixture
+def moving(tmp_path, bundles) -> tuple[Path, GridR2L, Motion]:
+    return moving_bundle(tmp_path / "moving", bundles)
 
 
 def drawn_by(network: GridR2L, rows: Rows, camera: Camera) -> np.ndarray:

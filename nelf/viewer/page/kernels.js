@@ -6,7 +6,7 @@ import { maskAt, nodesAt } from "./motion.js";
 const PAGE = 65536; // bytes, of WebAssembly's memory
 const ALIGNED = 16;
 const KEPT = 2 ** 26; // bytes for caching data of all masks of a motion; beyond, only one is cached
-const TOGETHER = 8; // channels that are computed together, see decoder.c
+export const TOGETHER = 8; // channels that are computed together, see decoder.c
 const ACTIVATIONS = ["linear", "relu", "gelu"]; // in the order of decoder.c
 const [WORDS, CLEARANCE] = [36, 0]; // byte offsets of these pointers in the structs Volume and Walk
 
@@ -121,7 +121,7 @@ class Kernels {
       floats(...aabb),
       ints(words, density, features, rows, channels),
     );
-    return { resolution, corners: depth * height * width, stride, words, density, features, rows, pointer };
+    return { resolution, aabb, corners: depth * height * width, stride, words, density, features, rows, pointer };
   }
 
   /** Store which corners of a volume exist. */
@@ -150,9 +150,30 @@ class Kernels {
     return depth * height * Math.ceil(width / 32) * 8;
   }
 
+  /** The arrays of a volume, the frame or the canonical one; valid until the next call. */
+  arrays({ resolution, corners, stride, words, density, features, rows }) {
+    const { arena, frame } = this;
+    const moment = density === frame.density ? this.moment ?? { words, clearance: this.clearance } : null;
+    return {
+      words: arena.view(Uint32Array, moment?.words ?? words, this.#wordBytes(resolution) / 4),
+      density: arena.view(Float32Array, density, rows + 1),
+      features: arena.view(Float32Array, features, (rows + 1) * stride),
+      ...(moment && { clearance: arena.view(Uint8Array, moment.clearance, corners) }),
+    };
+  }
+
   /** See Lookup.set. */
   set(controls) {
     const { arena, canonical, exports, frame, motion } = this;
+    this.choose(controls);
+    const nodes = nodesAt(motion, controls);
+    arena.view(Float32Array, this.nodes, nodes.length).set(nodes);
+    exports.fill_frame(canonical.pointer, this.move, frame.pointer, this.line);
+  }
+
+  /** Set which corners of the frame exist. */
+  choose(controls) {
+    const { arena, exports, frame, motion } = this;
     const mask = maskAt(motion, controls);
     const kept = this.kept[mask % this.kept.length];
     arena.view(Int32Array, frame.pointer + WORDS, 1)[0] = kept.words;
@@ -162,9 +183,7 @@ class Kernels {
       this.#number({ ...frame, words: kept.words }, motion.masks[mask]);
       exports.measure_clearance(frame.pointer, this.distances, this.pitch, kept.clearance);
     }
-    const nodes = nodesAt(motion, controls);
-    arena.view(Float32Array, this.nodes, nodes.length).set(nodes);
-    exports.fill_frame(canonical.pointer, this.move, frame.pointer, this.line);
+    this.moment = kept;
   }
 
   /** See Lookup.composite. */
@@ -205,7 +224,7 @@ class Kernels {
     const [texels, map] = environment ? [environment.texels, arena.hold(interleaved(environment))] : [0, 0];
     const sizes = ints(s, channels, pitch, layers.length / 2 - 1, arena.struct(...structs), texels, map);
     this.decoder = arena.struct(sizes, floats(...levels(rounding)));
-    Object.assign(this, { s, pitch, free: arena.take(0) });
+    Object.assign(this, { s, inputPitch: pitch, free: arena.take(0) });
   }
 
   /**
@@ -216,7 +235,7 @@ class Kernels {
    *   the look-up ended
    */
   draw(camera, background) {
-    const { arena, exports, s, pitch } = this;
+    const { arena, exports, s, inputPitch: pitch } = this;
     const { width, height } = camera;
     arena.view(Int32Array, this.camera + 4 * 19, 2).set([width, height]);
     const inputs = ((width * height) / (s * s)) * pitch; // with padding for the last group of blocks
@@ -236,10 +255,10 @@ class Kernels {
 const levels = (rounding) => (rounding ? [rounding.scale, rounding.zero] : [0, 0]);
 
 /** Round up to a multiple. */
-const filled = (count, multiple) => Math.ceil(count / multiple) * multiple;
+export const filled = (count, multiple) => Math.ceil(count / multiple) * multiple;
 
 /** Weights (outputs, inputs, side, side) as decoder.c reads them: (outputs / 8, side, side, inputs, 8), zeros added. */
-function inOrder(weights, side, inputs, outputs, given) {
+export function inOrder(weights, side, inputs, outputs, given) {
   const ordered = new Float32Array(filled(outputs, TOGETHER) * side * side * given);
   let from = 0;
   for (let o = 0; o < outputs; o++) {
@@ -254,7 +273,7 @@ function inOrder(weights, side, inputs, outputs, given) {
 }
 
 /** A map (3, texels, texels) as (texels, texels, 4), padded. */
-function interleaved({ texels, values }) {
+export function interleaved({ texels, values }) {
   const count = texels * texels;
   const map = new Float32Array(4 * count);
   for (let k = 0; k < 3; k++) for (let i = 0; i < count; i++) map[4 * i + k] = values[k * count + i];

@@ -31,6 +31,7 @@ let worker;
 let opened = 0; // number of models opened so far
 let ready = false;
 let busy = false; // a frame is being drawn
+let requested; // its view
 let dirty = false; // something has changed since that frame began
 let sharp = false; // that frame, or the last one, has full resolution
 let movedAt = 0;
@@ -131,9 +132,10 @@ const handlers = {
     Object.assign(canvas.dataset, { network, runtime, kernels });
     redraw();
   },
-  frame({ width, height, pixels, ms, lookup }) {
+  frame({ width, height, pixels, image, ms, lookup = NaN }) {
     busy = false;
-    show(new ImageData(pixels, width, height));
+    show(image ?? new ImageData(pixels, width, height));
+    image?.close();
     status.textContent = `${width} × ${height} · ${ms.toFixed(0)} ms · ${canvas.dataset.runtime}`;
     Object.assign(canvas.dataset, { ms, lookup });
     if (sharp) models.measured(ms);
@@ -146,16 +148,14 @@ const handlers = {
   },
 };
 
-/** Draw an image to the canvas, and store its camera and time in the canvas's dataset. */
+/** Draw an image to the canvas, and store the view that was requested in the canvas's dataset. */
 function show(image) {
   if (canvas.width !== image.width || canvas.height !== image.height) {
     [canvas.width, canvas.height] = [image.width, image.height];
   }
   if (image instanceof ImageData) pen.putImageData(image, 0, 0);
   else pen.drawImage(image, 0, 0);
-  const { azimuth, elevation, radius } = orbit;
-  Object.assign(canvas.dataset, { azimuth, elevation, radius, time: inputs.time, frame: ++frames, sharp });
-  canvas.dataset.background = background().join();
+  Object.assign(canvas.dataset, requested, { frame: ++frames, sharp });
 }
 
 /** Redraw after a movement: coarsely while it continues, at full resolution afterwards. */
@@ -178,6 +178,8 @@ function request() {
   const scale = moving() && !models.chosen.size ? coarse() : 1; // some graphs support one size only
   sharp = scale === 1;
   const camera = cameraOf(bundle, orbit.pose(), scale);
+  const { azimuth, elevation, radius } = orbit;
+  requested = { azimuth, elevation, radius, time: inputs.time, background: background().join() };
   if (models.chosen.input === "server") requestServer(camera);
   else {
     const { time, controls } = inputs;

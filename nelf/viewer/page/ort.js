@@ -1,12 +1,10 @@
 // Runs networks that kernels.js does not support with ONNX Runtime Web, and chooses its fastest backend.
 
 import { inNdc, raysOf } from "./camera.js";
+import { refusalOf, soon } from "./trials.js";
 import { decoderInputs } from "./volume.js";
 
-const FLUENT = 50; // milliseconds for the trial image, below which WebGPU is used even if WASM is faster
 const HEAVY = 20; // milliseconds for the trial image, from which all cores are tried
-const PATIENCE = 15_000; // milliseconds in which WebGPU must have drawn twice; some adapters never do
-const ALIKE = 1e-3; // mean squared difference of colors (30 dB), above which two images differ
 
 /** @typedef {{ort: object, session: object, kind: string, count: number}} Session on "webgpu" or "wasm", with threads */
 
@@ -65,7 +63,7 @@ export class OnnxRuntime {
    * @returns {Promise<string | null>} why WebGPU cannot be used, or null
    */
   async #tryWebGPU() {
-    const attempt = await within(PATIENCE, async () => {
+    const attempt = await soon(async () => {
       const gpu = await this.#start("webgpu");
       await this.#tried(gpu); // compiles
       return { gpu, drawn: await this.#tried(gpu) };
@@ -74,7 +72,7 @@ export class OnnxRuntime {
     const plain = await this.#start("wasm", "webgpu"); // the same build, so no second download
     const expected = await this.#tried(plain);
     plain.session.release();
-    const refusal = comparison(attempt.drawn, expected);
+    const refusal = refusalOf(attempt.drawn, expected);
     if (refusal) attempt.gpu.session.release();
     else this.session = attempt.gpu;
     return refusal;
@@ -180,23 +178,6 @@ export class OnnxRuntime {
     };
     return { feeds, window };
   }
-}
-
-/** Why an image drawn with WebGPU is rejected, compared with that of WASM; null if it is not. */
-function comparison(drawn, expected) {
-  if (!expected.values) return null; // nothing is seen from here
-  const { values } = expected;
-  const error = values.reduce((sum, value, i) => sum + (value - drawn.values[i]) ** 2, 0) / values.length;
-  if (!(error < ALIKE)) return "it draws something else";
-  if (drawn.ms > FLUENT && drawn.ms > expected.ms) {
-    return `it is slower here (a small picture takes ${drawn.ms.toFixed(0)} ms, with WASM ${expected.ms.toFixed(0)})`;
-  }
-  return null;
-}
-
-/** The result of an action, or null on timeout. */
-function within(limit, act) {
-  return Promise.race([act(), new Promise((resolve) => setTimeout(() => resolve(null), limit))]);
 }
 
 /** Composite the network's output, colors and optionally opacity in a rectangle of the image, over a background. */

@@ -7,12 +7,16 @@ import { load } from "./files.js";
 import { compileKernels, openKernels } from "./kernels.js";
 import { Lookup } from "./lookup.js";
 import { readMotion } from "./motion.js";
+import { refusalOf, soon } from "./trials.js";
 import { readVolume } from "./volume.js";
+
+const WHITE = [255, 255, 255]; // background of trial images
 
 let bundle;
 let artifact;
 let lookup; // of its volume, see lookup.js
 let runtime; // of ort.js, which runs the network; undefined if kernels.js does
+let gpu; // of webgpu.js, which draws instead of kernels.js; undefined if that does
 let shown; // time and other controls of a moving volume's present frame
 
 onmessage = async ({ data }) => {
@@ -36,11 +40,13 @@ async function open(message) {
     volume?.motion && load(bundle.base, volume.motion.file, null, progress),
     volume && kernels !== "javascript" ? compileKernels() : null,
   ]);
-  const decoder = compiled && kernels !== "lookup" && wish !== "webgpu" ? ownDecoder(graph) : null;
+  const decoder = compiled && kernels !== "lookup" ? ownDecoder(graph) : null;
   if (volume) lookup = await openLookup(packed, packedMotion, compiled);
   if (decoder) {
     lookup.setDecoder(decoder);
-    ready({ network: "nelf", runtime: "WASM", timed: Boolean(volume.motion), notes: [] });
+    const refusal = wish === "wasm" ? null : await openGpu(decoder, wish, message.trial);
+    gpu?.lost.then(leaveGpu);
+    tellOwn(refusal);
     return;
   }
   const { OnnxRuntime } = await import("./ort.js"); // fetched only if it is needed
@@ -57,6 +63,69 @@ async function open(message) {
 function ownDecoder(graph) {
   return artifact.input === "features" ? readDecoder(graph, artifact, bundle.sr_factor) : null;
 }
+
+/** Draw with WebGPU if it is asked for, or faster; returns why it is not used, null where there is none. */
+async function openGpu(decoder, wish, camera) {
+  const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
+  if (!adapter && wish === "webgpu") {
+    throw new Error("This browser offers no WebGPU adapter; choose WASM or automatic.");
+  }
+  if (!adapter || (wish === "auto" && adapter.info?.isFallbackAdapter)) return null; // computed by the processor
+  const opening = async () => {
+    const { WebGpu } = await import("./webgpu.js");
+    return WebGpu.open(adapter, lookup, artifact.volume, decoder);
+  };
+  if (wish === "webgpu") {
+    gpu = await opening();
+    return null;
+  }
+  const trial = shifted(camera, bundle.ray_shift ?? 0);
+  const moment = [bundle.time?.value ?? 0, ...bundle.controls.map(({ value }) => value)];
+  try {
+    const attempt = await soon(async () => {
+      const found = await opening();
+      await triedOn(found, trial, moment); // the first image is slower
+      return { found, drawn: await triedOn(found, trial, moment) };
+    });
+    moveTo(moment);
+    const begin = performance.now();
+    const { pixels } = lookup.draw(trial, WHITE);
+    const refusal = refusalOf(attempt?.drawn, { values: colors(pixels), ms: performance.now() - begin });
+    if (!refusal) gpu = attempt.found;
+    else attempt?.found.close();
+    shown = undefined;
+    return refusal;
+  } catch (error) {
+    return readable(error);
+  }
+}
+
+/** Go on with WASM: adapters are taken away, and their memory ends. */
+function leaveGpu(reason) {
+  if (!gpu) return;
+  gpu = shown = undefined;
+  tellOwn(reason);
+}
+
+/** Tell the page which of nelf's implementations renders, and why it is not WebGPU if that was tried. */
+function tellOwn(refusal) {
+  const notes = refusal ? [`WebGPU is not used: ${refusal}`] : [];
+  ready({ network: "nelf", runtime: gpu ? "WebGPU" : "WASM", timed: Boolean(artifact.volume.motion), notes });
+}
+
+/** Draw the trial image with WebGPU. */
+async function triedOn(candidate, camera, moment) {
+  const begin = performance.now();
+  if (artifact.volume.motion) candidate.set(moment);
+  const bitmap = await candidate.draw(camera, WHITE);
+  const ms = performance.now() - begin;
+  const pen = new OffscreenCanvas(bitmap.width, bitmap.height).getContext("2d");
+  pen.drawImage(bitmap, 0, 0);
+  return { values: colors(pen.getImageData(0, 0, bitmap.width, bitmap.height).data), ms };
+}
+
+/** Colors from 0 to 1. */
+const colors = (pixels) => Float32Array.from(pixels, (value) => value / 255);
 
 /** The fastest look-up of a volume that this browser supports. */
 async function openLookup(packed, packedMotion, compiled) {
@@ -77,10 +146,18 @@ function ready(about) {
 async function draw({ camera, time, controls, background }) {
   const asked = shifted(camera, bundle.ray_shift ?? 0);
   const begin = performance.now();
+  const { width, height } = camera;
+  if (gpu) {
+    moveTo([time, ...controls]);
+    const image = await gpu.draw(asked, background).catch((error) => leaveGpu(readable(error)));
+    if (image) {
+      postMessage({ type: "frame", width, height, image, ms: performance.now() - begin }, [image]);
+      return;
+    }
+  }
   const { pixels, looked } = runtime
     ? await runtime.draw(asked, time, controls, background)
     : drawn(asked, [time, ...controls], background);
-  const { width, height } = camera;
   const message = { type: "frame", width, height, pixels, ms: performance.now() - begin, lookup: looked - begin };
   postMessage(message, [pixels.buffer]);
 }
@@ -95,7 +172,7 @@ function drawn(camera, controls, background) {
 /** Set the time and other controls of a moving volume, if they have changed. */
 function moveTo(controls) {
   if (!artifact.volume?.motion || shown?.every((value, k) => value === controls[k])) return;
-  lookup.set(controls);
+  (gpu ?? lookup).set(controls);
   shown = controls;
 }
 

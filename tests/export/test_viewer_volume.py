@@ -215,10 +215,10 @@ def add_motion(folder: Path, motion: Motion) -> None:
     (folder / "bundle.json").write_text(json.dumps(about))
 
 
-def a_motion(controls: int, windows: int = 3) -> Motion:
+def a_motion(controls: int, windows: int = 3, width: int = 35) -> Motion:
     """Some corners are led out of the canonical box, some to where it has none."""
     torch.manual_seed(5)
-    masks = torch.rand(windows, 10, 11, 35) < 0.9
+    masks = torch.rand(windows, 10, 11, width) < 0.9
     masks[0, 3:6] = False
     masks[-1, :, 5:8] = False
     z, y, x = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in (4, 5, 6)), indexing="ij")
@@ -293,6 +293,28 @@ def test_the_canvas_shows_the_moment_that_is_set(tab, moving, kernels: str) -> N
     assert np.abs(pictures[1] - pictures[0]).mean() > 2
     assert opened.data["kernels"] == kernels
     assert opened.complaints == []
+
+
+def test_a_narrow_volume_moves(tab, bundle_of) -> None:
+    """One whose lines are shorter than what the network takes of a block."""
+    folder = bundle_of(sr_factor=4)
+    about = json.loads((folder / "bundle.json").read_text())
+    motion = a_motion(1, width=14)
+    motion = motion._replace(aabb=2 * motion.aabb, canonical_aabb=torch.tensor(about["aabb"]))
+    add_motion(folder, motion)
+    drawn: dict[str, list[np.ndarray]] = {}
+    for kernels in ("javascript", ""):
+        opened = tab(folder).go(f"?runtime=wasm&kernels={kernels}").drawn()
+        drawn[kernels] = []
+        for time in (0.25, 0.9, 0.5):
+            opened.page.locator("#time").fill(str(time))
+            opened.drawn(f"d.time === '{time}'")
+            drawn[kernels].append(opened.pixels().astype(int))
+        assert opened.complaints == []
+    assert opened.data["network"] == "nelf"
+    assert np.abs(drawn[""][1] - drawn[""][0]).mean() > 2
+    for own, other in zip(drawn[""], drawn["javascript"], strict=True):
+        assert np.abs(own - other).max() <= 1
 
 
 def test_time_runs_in_a_loop_and_turns_stand_beside_it(tab, moving) -> None:

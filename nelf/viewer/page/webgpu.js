@@ -44,51 +44,36 @@ export class WebGpu {
   /** Upload the volume and the network, and compile the shaders. */
   async #prepare(walk, { s, channels, layers, environment, rounding }) {
     const { kernels, motion } = this;
-    const pitch = filled((channels + 1) * s * s + 16, 4);
     const { frame } = kernels;
-    this.volume = this.#upload(kernels.arrays(frame));
     const volume = { resolution: frame.resolution, aabb: frame.aabb, channels };
-    const reach = layers.length / 2 + 1; // of the first layer
+    const pitch = filled((channels + 1) * s * s + 16, 4);
     const outputs = layers.map((layer) => filled(layer.outputs, TOGETHER));
-    const [composite, prepare, measure] = [
-      compositing(volume, walk, { s, pitch }),
-      preparing({ s, pitch, channels }),
-      measuring(reach),
-    ].map((code) => this.#compute(code));
-    const convolutions = layers.map((layer, k) => {
+    const reach = layers.length / 2 + 1; // of the first layer
+    const uploaded = layers.map((layer, k) => {
       const inputs = k ? outputs[k - 1] : pitch;
       const adds = k > 0 && k % 2 === 0;
       const code = convolving(layer, inputs, outputs[k], reach - Math.ceil(k / 2), adds, k ? null : rounding);
+      const weights = this.#hold(inOrder(layer.weights, layer.side, layer.inputs, layer.outputs, inputs));
       const bias = new Float32Array(outputs[k]);
       bias.set(layer.bias);
-      return {
-        pipeline: this.#compute(code),
-        adds,
-        groups: outputs[k] / TOGETHER,
-        weights: this.#hold(inOrder(layer.weights, layer.side, layer.inputs, layer.outputs, inputs)),
-        bias: this.#hold(bias),
-      };
+      return { code, adds, weights, bias: this.#hold(bias), groups: outputs[k] / TOGETHER };
     });
-    const last = outputs[outputs.length - 1];
+    const layout = { s, pitch, channels, outputs: outputs[outputs.length - 1], texels: environment?.texels ?? 0 };
+    const codes = [compositing(volume, walk, layout), preparing(layout), measuring(reach)];
+    const [paint, fill, composite, prepare, measure, ...convolutions] = await Promise.all([
+      this.#render(painting(layout)),
+      motion && this.#compute(moving(volume, { ...kernels.canonical, channels }, motion)),
+      ...[...codes, ...uploaded.map(({ code }) => code)].map((code) => this.#compute(code)),
+    ]);
+    this.layers = uploaded.map((layer, k) => ({ ...layer, pipeline: convolutions[k] }));
+    this.volume = this.#upload(kernels.arrays(frame));
     this.environment = environment && this.#hold(interleaved(environment));
-    const layout = { s, pitch, channels, outputs: last, texels: environment?.texels ?? 0 };
-    const paint = this.#render(painting(layout));
-    const fill = motion && this.#prepareMotion(volume);
-    const waiting = [composite, prepare, measure, paint, fill, ...convolutions.map(({ pipeline }) => pipeline)];
-    const [first, second, third, fourth, fifth, ...others] = await Promise.all(waiting);
-    Object.assign(this, { s, pitch, outputs, composite: first, prepare: second, measure: third, paint: fourth });
-    if (motion) this.fill = { pipeline: fifth, ...this.moved };
-    this.layers = convolutions.map((layer, k) => ({ ...layer, pipeline: others[k] }));
-  }
-
-  /** Upload what a moving volume needs; returns the pipeline that fills a frame. */
-  #prepareMotion(frame) {
-    const { canonical } = this.kernels;
-    const own = this.#upload(this.kernels.arrays(canonical));
-    const [, , depth, height, width] = this.motion.grid;
-    this.moved = { own, nodes: this.#empty(16 * depth * height * width) };
-    const { resolution, aabb, rows } = canonical;
-    return this.#compute(moving(frame, { resolution, aabb, rows, channels: frame.channels }, this.motion));
+    Object.assign(this, { s, pitch, outputs, composite, prepare, measure, paint });
+    if (motion) {
+      const [, , depth, height, width] = motion.grid;
+      const own = this.#upload(kernels.arrays(kernels.canonical));
+      this.fill = { pipeline: fill, own, nodes: this.#empty(16 * depth * height * width) };
+    }
   }
 
   #compute(code) {
@@ -190,6 +175,7 @@ export class WebGpu {
     [this.canvas.width, this.canvas.height] = this.size = [width, height];
   }
 
+  /** Free all memory of the GPU. */
   close() {
     this.device.destroy();
   }

@@ -28,6 +28,14 @@ from nelf.pipeline.settings import parameters
 __all__ = ["accepts", "check_kinds", "check_letters", "check_types", "explain"]
 
 _ODD, _DEEPEST = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]|\d{1001}"), 100
+_KINDS = {
+    "data": "nelf.data.datamodules.base.SceneDataModule",
+    "model": "torch.nn.modules.module.Module",
+    "system": "nelf.systems.system.System",
+    "trainer": "pytorch_lightning.trainer.trainer.Trainer",
+    "callbacks": "pytorch_lightning.callbacks.callback.Callback",
+    "logger": "pytorch_lightning.loggers.logger.Logger",
+}
 _WORDS = {int: "a whole number", float: "a number", str: "a word", bool: "true or false", Path: "a path"}
 
 
@@ -77,28 +85,21 @@ def check_kinds(plain: dict[str, Any]) -> None:
     Raises:
         UserError: a section has no ``_target_``, or names a class of another kind.
     """
-    import pytorch_lightning as pl
-    from pytorch_lightning.loggers import Logger
-    from torch import nn
-
-    from nelf.data import SceneDataModule
-    from nelf.systems.system import System
-
-    kinds: dict[str, type] = {"data": SceneDataModule, "model": nn.Module, "system": System}
-    nodes: dict[str, tuple[Any, type]] = {"trainer": (plain["trainer"], pl.Trainer)}
-    nodes |= {f"callbacks.{name}": (each, pl.Callback) for name, each in plain["callbacks"].items() if each is not None}
-    if plain.get("logger") is not None:
-        nodes["logger"] = plain["logger"], Logger
-    for name, kind in kinds.items():
-        nodes[name] = plain[name], kind
-        if name in plain.get("teacher", {}):
-            nodes[f"teacher.{name}"] = plain["teacher"][name], kind
-    for where, (node, kind) in nodes.items():
+    nodes = {"trainer": plain["trainer"], **{f"callbacks.{name}": node for name, node in plain["callbacks"].items()}}
+    nodes |= {"logger": plain.get("logger"), **{name: plain[name] for name in ("data", "model", "system")}}
+    nodes |= {f"teacher.{name}": plain["teacher"][name] for name in ("model", "system") if "teacher" in plain}
+    for where, node in nodes.items():
+        section, _, last = where.partition(".")
+        if node is None and section in ("callbacks", "logger"):
+            continue
+        kind = _KINDS[last if section == "teacher" else section]
         stated = node.get("_target_") if isinstance(node, dict) else None
         target = get_object(stated) if isinstance(stated, str) else None
-        if target is None or (isinstance(target, type) and not issubclass(target, kind)):
+        # Bases are compared by name, since a typo has to be reported before Lightning is imported.
+        bases = [f"{base.__module__}.{base.__name__}" for base in getattr(target, "__mro__", ())]
+        if target is None or (bases and kind not in bases):
             shown = "is not set" if stated is None else f"is {quoted(stated)}"
-            raise UserError(f"{where}._target_: {shown}; allowed: a subclass of {kind.__module__}.{kind.__name__}.")
+            raise UserError(f"{where}._target_: {shown}; allowed: a subclass of {kind}.")
 
 
 def accepts(annotation: Any, value: Any) -> bool:

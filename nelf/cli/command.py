@@ -146,12 +146,12 @@ def _checked(cfg: DictConfig) -> dict[str, Any]:
     if "stages" in plain:
         check_stages(plain["stages"], plain["stage"])
     check_types(plain)
+    check_kinds(plain)
     seed = plain.get("seed", 0)
     if not accepts(Annotated[int, _SEEDS], seed):
         raise UserError(f"seed: is {seed!r}; allowed: a whole number {_SEEDS}.")
     from nelf.pipeline.fit import check_trainer  # imports torch, which takes seconds; typos are reported before
 
-    check_kinds(plain)
     check_trainer(Recipe(plain, build))
     return plain
 

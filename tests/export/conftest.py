@@ -190,6 +190,12 @@ class Tab:
         return self.page.inner_text("#words")
 
 
+@pytest.fixture
+def tab_of() -> type[Tab]:
+    """For a page that a test opens by itself."""
+    return Tab
+
+
 def _tabs(browser: Any, patience: int) -> Iterator[Callable[[Path], Tab]]:
     opened: list[tuple[Any, Server]] = []
 

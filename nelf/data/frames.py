@@ -46,6 +46,8 @@ def picture(path: Path, index: int, frame: dict[str, Any]) -> tuple[Path, Path |
     if not isinstance(stated, str) or not stated:
         raise UserError(f"{path}: frame {index} has no key 'file_path'; each frame needs file_path, transform_matrix.")
     target = inside(path, f"frame {index}", stated)
+    if not target.name:
+        raise UserError(f"{path}: frame {index} has file_path {short(stated)}, which is a folder; allowed: an image.")
     for extension in _EXTENSIONS:
         image = target.with_name(target.name + extension)
         if is_file(path.parent / image):

@@ -28,6 +28,7 @@ from nelf.cli.sweeps import (
     check_launcher,
     first_job,
     is_elsewhere,
+    is_search,
     launcher_line,
     note_failure,
     refuse_unfinished,
@@ -235,7 +236,7 @@ def _main(command: str, task: Callable[[DictConfig], Any]) -> None:
     swept = swept_keys(overrides, first)
     single = "--multirun" not in flags and "-m" not in flags and not swept
     check_launcher(first, single, count)
-    if "nelf" in str(first.hydra.sweeper._target_):
+    if is_search(first):
         from nelf.cli import search  # noqa: F401, registers the sweeper with Hydra
     if count > 1:
         sys.exit(launch(count, [sys.executable, *sys.argv]))

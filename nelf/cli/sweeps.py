@@ -25,6 +25,7 @@ __all__ = [
     "check_launcher",
     "first_job",
     "is_elsewhere",
+    "is_search",
     "launcher_line",
     "note_failure",
     "refuse_unfinished",
@@ -79,6 +80,15 @@ def is_elsewhere(cfg: DictConfig) -> bool:
         cfg: the configuration of its first job, with the section ``hydra``.
     """
     return str(cfg.hydra.runtime.choices["hydra/launcher"]) != "basic"
+
+
+def is_search(cfg: DictConfig) -> bool:
+    """Whether a sweep's jobs are chosen by nelf's search, see ``nelf.cli.search``.
+
+    Args:
+        cfg: the configuration of its first job, with the section ``hydra``.
+    """
+    return "nelf" in str(cfg.hydra.sweeper._target_)
 
 
 def check_launcher(cfg: DictConfig, single: bool, devices: int) -> None:
@@ -173,7 +183,7 @@ def swept_keys(overrides: list[str], cfg: DictConfig) -> list[str]:
     """
     parsed = OverridesParser.create().parse_overrides(overrides)
     endless = [item.input_line for item in parsed if item.is_sweep_override() and not item.is_discrete_sweep()]
-    if endless and "nelf" not in str(cfg.hydra.sweeper._target_):
+    if endless and not is_search(cfg):
         raise UserError(f"{endless[0]}: is for a search; allowed: KEY=a,b,c, or sweep=pareto beside it.")
     own = [item.key_or_group for item in parsed if item.is_sweep_override()]
     preset = cfg.hydra.sweeper.get("params") or {}

@@ -146,6 +146,50 @@ def software_gpu(launch) -> Iterator[Any]:
     opened.close()
 
 
+def drawn_by_both(prepare: str) -> str:
+    """JavaScript that draws a few views of a bundle with the page's WebAssembly, and in another way.
+
+    Args:
+        prepare: defines ``theirs(camera, background)``, which gives the bytes of an image.
+
+    Returns:
+        A function of sizes: width, height, factor of the camera's distance, and maybe NDC. It gives of each view the
+        largest difference of a pixel, and how many colors there are.
+    """
+    return f"""async (sizes) => {{
+        const {{ readDecoder }} = await import("./decoder.js");
+        const {{ cameraOf, Orbit }} = await import("./camera.js");
+        const {{ compileKernels, openKernels }} = await import("./kernels.js");
+        const {{ readVolume }} = await import("./volume.js");
+        const bundle = await (await fetch("bundle.json")).json();
+        const [artifact] = bundle.artifacts;
+        const content = async (file) => new Uint8Array(await (await fetch(file)).arrayBuffer());
+        const [graph, packed] = [await content(artifact.file), await content(artifact.volume.file)];
+        const compiled = await compileKernels();
+        const openLookup = async () =>
+            openKernels(compiled, await readVolume(packed, artifact.volume, bundle.aabb), artifact.volume, null);
+        const own = await openLookup();
+        const decoder = readDecoder(graph, artifact, bundle.sr_factor);
+        own.setDecoder(decoder);
+        const orbit = new Orbit(bundle.orbit);
+        {prepare}
+        const [differences, seen] = [[], []];
+        for (const [width, height, radius, ndc] of sizes) {{
+            bundle.image = {{ width, height }};
+            bundle.ndc = ndc;
+            orbit.radius *= radius;
+            bundle.intrinsics = {{ fx: 1.1 * width, fy: 1.2 * width, cx: 0.45 * width, cy: 0.55 * height }};
+            const camera = cameraOf(bundle, orbit.pose(), 1);
+            const expected = await theirs(camera, [10, 200, 90]);
+            const {{ pixels }} = own.draw(camera, [10, 200, 90]);
+            differences.push(pixels.reduce((most, value, i) => Math.max(most, Math.abs(value - expected[i])), 0));
+            seen.push(new Set(new Uint32Array(expected.buffer)).size);
+            orbit.azimuth += 40;
+        }}
+        return [differences, seen];
+    }}"""
+
+
 class Tab:
     """A page on a bundle, with all that it asked for and complained about."""
 

@@ -17,44 +17,18 @@ from onnx import numpy_helper
 from nelf.export.graph import half_weights
 from nelf.export.int8 import quantize_dynamic
 from nelf.viewer.static import page_files
-from tests.export.conftest import in_8_bits
+from tests.export.conftest import drawn_by_both, in_8_bits
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
-# Draws a few views of a bundle with the page's modules, once by themselves and once with ONNX Runtime. Gives of each
-# view the largest difference of a pixel, and how many colors there are.
-BOTH = """async (sizes) => {
-    const { readDecoder } = await import("./decoder.js");
-    const { cameraOf, Orbit } = await import("./camera.js");
-    const { compileKernels, openKernels } = await import("./kernels.js");
+BOTH = drawn_by_both("""
     const { OnnxRuntime } = await import("./ort.js");
-    const { readVolume } = await import("./volume.js");
-    const bundle = await (await fetch("bundle.json")).json();
-    const [artifact] = bundle.artifacts;
-    const content = async (file) => new Uint8Array(await (await fetch(file)).arrayBuffer());
-    const [graph, packed] = [await content(artifact.file), await content(artifact.volume.file)];
-    const compiled = await compileKernels();
-    const [own, lookup] = await Promise.all([1, 2].map(async () =>
-        openKernels(compiled, await readVolume(packed, artifact.volume, bundle.aabb), artifact.volume, null)));
-    own.setDecoder(readDecoder(graph, artifact, bundle.sr_factor));
-    const orbit = new Orbit(bundle.orbit);
     const ignore = () => undefined;
-    const theirs = await OnnxRuntime.open({ bundle, artifact, graph, lookup, wish: "wasm", threads: 1, progress: ignore,
-        ready: ignore, readable: String, moveTo: ignore, trial: cameraOf(bundle, orbit.pose(), 1) });
-    const [differences, seen] = [[], []];
-    for (const [width, height, radius] of sizes) {
-        bundle.image = { width, height };
-        orbit.radius *= radius;
-        bundle.intrinsics = { fx: 1.1 * width, fy: 1.2 * width, cx: 0.45 * width, cy: 0.55 * height };
-        const camera = cameraOf(bundle, orbit.pose(), 1);
-        const { pixels: expected } = await theirs.draw(camera, 0, [], [10, 200, 90]);
-        const { pixels } = own.draw(camera, [10, 200, 90]);
-        differences.push(pixels.reduce((most, value, i) => Math.max(most, Math.abs(value - expected[i])), 0));
-        seen.push(new Set(new Uint32Array(expected.buffer)).size);
-        orbit.azimuth += 40;
-    }
-    return [differences, seen];
-}"""
+    const runtime = await OnnxRuntime.open({ bundle, artifact, graph, lookup: await openLookup(), wish: "wasm",
+        threads: 1, progress: ignore, ready: ignore, readable: String, moveTo: ignore,
+        trial: cameraOf(bundle, orbit.pose(), 1) });
+    const theirs = async (camera, background) => (await runtime.draw(camera, 0, [], background)).pixels;
+""")
 
 
 @pytest.mark.parametrize(

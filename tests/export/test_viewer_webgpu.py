@@ -8,47 +8,20 @@ import numpy as np
 import pytest
 
 from nelf.export.graph import half_weights
-from tests.export.conftest import in_8_bits
+from tests.export.conftest import drawn_by_both, in_8_bits
 from tests.export.test_viewer_volume import moving_bundle
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
-# Draws a few views of a bundle with the page's modules, by WebAssembly and by WebGPU. Gives of each view the largest
-# difference of a pixel, and how many colors there are.
-BOTH = """async (sizes) => {
-    const { readDecoder } = await import("./decoder.js");
-    const { cameraOf, Orbit } = await import("./camera.js");
-    const { compileKernels, openKernels } = await import("./kernels.js");
-    const { readVolume } = await import("./volume.js");
+BOTH = drawn_by_both("""
     const { WebGpu } = await import("./webgpu.js");
-    const bundle = await (await fetch("bundle.json")).json();
-    const [artifact] = bundle.artifacts;
-    const content = async (file) => new Uint8Array(await (await fetch(file)).arrayBuffer());
-    const [graph, packed] = [await content(artifact.file), await content(artifact.volume.file)];
-    const volume = await readVolume(packed, artifact.volume, bundle.aabb);
-    const own = await openKernels(await compileKernels(), volume, artifact.volume, null);
-    const decoder = readDecoder(graph, artifact, bundle.sr_factor);
-    own.setDecoder(decoder);
     const gpu = await WebGpu.open(await navigator.gpu.requestAdapter(), own, artifact.volume, decoder);
-    const orbit = new Orbit(bundle.orbit);
-    const [differences, seen] = [[], []];
-    for (const [width, height, radius, ndc] of sizes) {
-        bundle.image = { width, height };
-        bundle.ndc = ndc;
-        orbit.radius *= radius;
-        bundle.intrinsics = { fx: 1.1 * width, fy: 1.2 * width, cx: 0.45 * width, cy: 0.55 * height };
-        const camera = cameraOf(bundle, orbit.pose(), 1);
-        const expected = own.draw(camera, [10, 200, 90]).pixels.slice();
+    const theirs = async (camera, background) => {
         const pen = new OffscreenCanvas(camera.width, camera.height).getContext("2d");
-        pen.drawImage(await gpu.draw(camera, [10, 200, 90]), 0, 0);
-        const pixels = pen.getImageData(0, 0, camera.width, camera.height).data;
-        differences.push(pixels.reduce((most, value, i) => Math.max(most, Math.abs(value - expected[i])), 0));
-        seen.push(new Set(new Uint32Array(expected.buffer)).size);
-        orbit.azimuth += 40;
-    }
-    gpu.close();
-    return [differences, seen];
-}"""
+        pen.drawImage(await gpu.draw(camera, background), 0, 0);
+        return pen.getImageData(0, 0, camera.width, camera.height).data;
+    };
+""")
 
 
 @pytest.mark.parametrize(

@@ -199,8 +199,7 @@ class Kernels {
   /** Composite into scratch memory; channel and block are strides, size is the total, in floats. */
   #look({ c2w, fx, fy, cx, cy, ndc, width, height }, s, [channel, block, size]) {
     const { arena, exports } = this;
-    const frustum = ndc ? [ndc.near, ndc.half_width, ndc.half_height] : [0, 1, 1];
-    arena.view(Float32Array, this.camera, 19).set([...c2w, fx, fy, cx, cy, ...frustum]);
+    arena.view(Float32Array, this.camera, 19).set([...c2w, fx, fy, cx, cy, ...frustumOf(ndc)]);
     arena.view(Int32Array, this.camera + 4 * 19, 2).set([width, height]);
     arena.view(Int32Array, this.target, 4).set([this.free, channel, block, size]);
     exports.composite(this.frame.pointer, this.walk, this.camera, s, this.target, this.hit);
@@ -253,6 +252,9 @@ class Kernels {
 
 /** A rounding as decoder.c reads it; a scale of 0 means none. */
 const levels = (rounding) => (rounding ? [rounding.scale, rounding.zero] : [0, 0]);
+
+/** Near, half width and half height of NDC; near is 0 for rays in scene coordinates. */
+export const frustumOf = (ndc) => (ndc ? [ndc.near, ndc.half_width, ndc.half_height] : [0, 1, 1]);
 
 /** Round up to a multiple. */
 export const filled = (count, multiple) => Math.ceil(count / multiple) * multiple;

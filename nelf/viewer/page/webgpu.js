@@ -1,7 +1,7 @@
 // Draws a GridR2L with WebGPU: look-up, motion and network are the compute shaders of shaders.js, and rays, volume and
 // features stay on the GPU until the image is complete.
 
-import { inOrder, interleaved, filled, TOGETHER } from "./kernels.js";
+import { filled, frustumOf, inOrder, interleaved, TOGETHER } from "./kernels.js";
 import { maskAt, nodesAt } from "./motion.js";
 import { compositing, convolving, measuring, moving, painting, preparing } from "./shaders.js";
 
@@ -44,9 +44,8 @@ export class WebGpu {
   /** Upload the volume and the network, and compile the shaders. */
   async #prepare(walk, { s, channels, layers, environment, rounding }) {
     const { kernels, motion } = this;
-    const { frame } = kernels;
+    const { frame, inputPitch: pitch } = kernels;
     const volume = { resolution: frame.resolution, aabb: frame.aabb, channels };
-    const pitch = filled((channels + 1) * s * s + 16, 4);
     const outputs = layers.map((layer) => filled(layer.outputs, TOGETHER));
     const reach = layers.length / 2 + 1; // of the first layer
     const uploaded = layers.map((layer, k) => {
@@ -189,8 +188,7 @@ export class WebGpu {
   async draw({ c2w, fx, fy, cx, cy, ndc, width, height }, background) {
     const { device, s } = this;
     if (this.size[0] !== width || this.size[1] !== height) this.#resize(width, height);
-    const frustum = ndc ? [ndc.near, ndc.half_width, ndc.half_height] : [0, 1, 1];
-    const view = new Float32Array([...c2w, fx, fy, cx, cy, ...frustum, 0, ...background, 0, 0, 0, 0, 0]);
+    const view = new Float32Array([...c2w, fx, fy, cx, cy, ...frustumOf(ndc), 0, ...background, 0, 0, 0, 0, 0]);
     new Uint32Array(view.buffer).set([width, height, width / s, height / s], 24);
     device.queue.writeBuffer(this.view, 0, view);
     const encoder = device.createCommandEncoder();

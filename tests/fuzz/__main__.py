@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -60,7 +61,8 @@ def _format(name: str, options: argparse.Namespace) -> None:
         last = None
         with tempfile.TemporaryFile("w+") as log:
             command = [sys.executable, "-m", "tests.fuzz", *words]
-            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process:
+            alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # a process with OpenMP's threads must not be forked
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=alone) as process:
                 assert process.stdout is not None
                 for line in process.stdout:
                     number, kind, *rest = json.loads(line)

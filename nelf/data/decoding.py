@@ -68,7 +68,8 @@ def open_image(path: Path, formats: tuple[str, ...] = FORMATS) -> Iterator[Image
     if not is_file(path):
         raise UserError(f"{path}: no such image file.")
     try:
-        with Image.open(path, formats=formats) as image:
+        # Pillow does not close a file whose header it refuses.
+        with path.open("rb") as file, Image.open(file, formats=formats) as image:
             width, height = image.size
             if max(width, height) > _MOST_SIDE or width * height > _MOST_PIXELS or min(width, height) < 1:
                 raise UserError(

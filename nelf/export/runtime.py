@@ -143,6 +143,8 @@ class ExportedLightField:
             raise UserError(
                 f"{self.path}: draws {tuple(drawn.shape)} of {drawn.dtype}; allowed: (1, 3|4, H, W) floats."
             )
+        if not bool(drawn.isfinite().all()):
+            raise UserError(f"{self.path}: draws numbers that are not finite; its weights are damaged.")
         return drawn[0]
 
     def _fitting(self, drawn: Tensor, size: tuple[int, int]) -> Tensor:

@@ -148,8 +148,8 @@ def _damage(path: Path) -> str | None:
         with zipfile.ZipFile(path) as archive:
             torn = archive.testzip()
             named = any(name.endswith("data.pkl") for name in archive.namelist())
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError):
-        return "it is not whole"
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError):
+        return "it is not whole"  # a damaged directory may name places before the file's start
     if torn is not None:
         return f"its part {torn} is not whole"
     return None if named else "it is no checkpoint"

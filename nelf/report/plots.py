@@ -92,7 +92,7 @@ def curves_svg(path: Path) -> str | None:
         An SVG document, or None if there is no such file or no such column.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged, or cannot be read.
     """
     if not is_file(path):
         return None
@@ -100,7 +100,7 @@ def curves_svg(path: Path) -> str | None:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         curves = {key: _curve(rows, key) for key in ("train/psnr", "val/psnr")}
-    except (csv.Error, ValueError, TypeError) as error:
+    except (csv.Error, OSError, ValueError, TypeError) as error:
         raise UserError(f"{path}: is damaged ({reason_of(error)}); allowed: a CSV logger's file, or none.") from None
     figure, axes = _axes("step")
     drawn = False

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -53,6 +54,21 @@ def test_another_graph_than_was_described_is_refused(bundles, tmp_path) -> None:
     onnx.save(model, folder / "model.onnx")
     with pytest.raises(UserError, match=r"model\.onnx: is another file than bundle\.json describes"):
         load(folder)
+
+
+def test_a_picture_that_is_not_finite_is_refused(bundles, scene, monkeypatch) -> None:
+    model = load(bundles["features"].path.parent)
+    monkeypatch.setattr(model, "_graph", Endless())
+    with pytest.raises(UserError, match=r"model\.onnx: draws numbers that are not finite"):
+        model.render(scene.test.camera[0])
+
+
+class Endless:
+    """A graph whose weights overflow."""
+
+    def run(self, outputs: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        height, width = inputs["features"].shape[2:]
+        return [np.full((1, 4, 2 * height, 2 * width), np.inf, np.float32)]
 
 
 def test_the_background_is_that_of_the_bundle(bundles, scene, tmp_path) -> None:

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-import tempfile
-from collections import Counter
 from pathlib import Path
+
+from tests.fuzz.processes import run_cases
 
 COMMANDS = "commands"  # no files: what somebody types
 
@@ -52,36 +49,8 @@ def _cases(name: str, options: argparse.Namespace) -> None:
 
 
 def _format(name: str, options: argparse.Namespace) -> None:
-    found: dict[str, list[int]] = {}
-    told: Counter[str] = Counter()
-    first, end = options.first, options.first + options.count
-    while first < end:
-        words = [name, "--one", "--first", str(first), "--count", str(end - first)]
-        words += ["--keep", str(options.keep)] if options.keep else []
-        last = None
-        with tempfile.TemporaryFile("w+") as log:
-            command = [sys.executable, "-m", "tests.fuzz", *words]
-            alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # a process with OpenMP's threads must not be forked
-            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=alone) as process:
-                assert process.stdout is not None
-                for line in process.stdout:
-                    number, kind, *rest = json.loads(line)
-                    last = number if kind == "begun" else None
-                    if kind != "begun":
-                        told[kind] += 1
-                    if kind == "finding":
-                        found.setdefault(rest[0], []).append(number)
-                        print(f"  {number}: {rest[0]}", file=sys.stderr, flush=True)
-            log.seek(0)
-            error = log.read()
-        if last is None:
-            if process.returncode:
-                print(error[-2000:])
-            break
-        told["finding"] += 1
-        reason = next((line for line in reversed(error.splitlines()) if line.strip()), "")
-        found.setdefault(f"the process ended with {process.returncode}: {reason[:120]}", []).append(last)
-        first = last + 1
+    words = ["--keep", str(options.keep)] if options.keep else []
+    told, found = run_cases(name, options.first, options.count, *words)
     print(f"{name}: {dict(told)}", flush=True)
     for kind, numbers in sorted(found.items(), key=lambda item: -len(item[1])):
         print(f"  {len(numbers):5d}  {kind}  (cases {', '.join(map(str, numbers[:4]))})", flush=True)

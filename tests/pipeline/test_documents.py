@@ -99,3 +99,10 @@ def test_a_damaged_csv_is_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_bytes(content)
     with pytest.raises(UserError, match=r"metrics\.csv: is damaged"):
         curves_svg(tmp_path / "metrics.csv")
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that opens and cannot be read")
+def test_a_csv_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").symlink_to("/proc/self/mem")
+    with pytest.raises(UserError, match=r"metrics\.csv: is damaged"):
+        curves_svg(tmp_path / "metrics.csv")

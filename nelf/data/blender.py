@@ -10,8 +10,9 @@ units from the origin. nelf's writer states all three, and ``background`` (white
 ``mask_path`` of a frame excludes parts of its image, see ``nelf.data.masks``. Further keys: ``nelf.data.transforms``.
 
 Splits: ``transforms_{train,val,test}.json`` are taken as they are, and so are the lists ``train_filenames``,
-``val_filenames`` and ``test_filenames`` of one ``transforms.json``. If val or test has neither a file nor a list, views
-are held out from training: of every ``holdout`` views in file order, the first for test and the second for val.
+``val_filenames`` and ``test_filenames`` of one ``transforms.json``. If val or test has neither a file nor a list, it
+has the views of the other; if neither has, both have views held out from training: of every ``holdout`` views in file
+order, the first.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def read_scene(
         root: directory with ``transforms_train.json`` (and ``_val``, ``_test``) or ``transforms.json``.
         width: images are downsampled to this width by area averaging; None keeps the size of the training images.
         background: name of the background in evaluation; replaces the file's.
-        holdout: of every ``holdout`` views, one each is held out for val and test if these have no file.
+        holdout: of every ``holdout`` views, the first is held out for val and test if neither has a file.
         near: smallest z-depth; replaces the file's.
         far: largest z-depth; replaces the file's.
         aabb: six numbers, smallest xyz then largest xyz; replaces the file's box.
@@ -103,7 +104,10 @@ def read_scene(
     background = _background(stated) if background is None else background
     splits = _split(stated.path, views, holdout)
     width = splits["train"].camera.width if width is None else width
-    loaded = {name: _load(views, name, width, Path(root), memory_limit) for name, views in splits.items()}
+    loaded: dict[str, Split] = {}
+    for name, each in splits.items():
+        same = next((other for other in loaded if splits[other] is each), None)
+        loaded[name] = _load(each, name, width, Path(root), memory_limit) if same is None else loaded[same]
     loaded["train"] = loaded["train"].numbered()
     return Scene(
         name=stated.path.parent.resolve().name,
@@ -215,18 +219,19 @@ def _check_controls(files: dict[str, Transforms]) -> None:
 
 
 def _split(path: Path, views: dict[str, _Views], holdout: int) -> dict[str, _Views]:
-    """Views of all three splits; splits without a file are held out from the training file, ``path``."""
-    absent = [name for name in ("test", "val") if name not in views]
-    if not absent:
-        return views
+    """Views of all three splits; those that no file states are held out from the training file, ``path``."""
+    stated = views.get("val", views.get("test"))
+    if stated is not None:
+        return {"val": stated, "test": stated} | views
     train = views["train"]
-    places = held_out(len(train), holdout, absent)
-    if not all(places.values()):
+    places = held_out(len(train), holdout)
+    if not places["train"]:
         raise UserError(
-            f"{path}: {len(train)} views are too few to hold out {' and '.join(absent)} views; "
-            f"allowed: {len(absent) + 1} or more, or a transforms file for each of {', '.join(SPLITS)}."
+            f"{path}: one view is too few to hold one out; allowed: 2 or more, or a transforms file for each of "
+            f"{', '.join(SPLITS)}."
         )
-    return {**views, **{name: train.pick(chosen) for name, chosen in places.items()}}
+    kept, chosen = train.pick(places["train"]), train.pick(places["test"])
+    return {"train": kept, "test": chosen, "val": chosen}
 
 
 def _views(transforms: Transforms) -> _Views:

@@ -16,8 +16,8 @@ The scene's coordinates, in this order:
 
 Depth range and box are derived from the observed points, see ``nelf.data.bounds.of_shown``.
 
-Splits: of every ``holdout`` views, sorted by name, the first is for test and the second for val (LLFF's and mip-NeRF
-360's every eighth).
+Splits: of every ``holdout`` views, sorted by name, the first is held out, for val and test (LLFF's and mip-NeRF 360's
+every eighth).
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def read_colmap(
         root: the scene's directory.
         images: the folder of the photographs in it, such as ``images_4``.
         width: images are downsampled to this width by area averaging; None keeps their size.
-        holdout: of every ``holdout`` views, one each is held out for val and test.
+        holdout: of every ``holdout`` views, the first is held out, for val and test.
         skip_missing: leave out views whose image is missing, instead of an error.
         near: smallest z-depth, scene units; None to derive it from the points.
         far: largest z-depth; None to derive it from the points.
@@ -109,8 +109,8 @@ def read_colmap(
     folder = _model_folder(root)
     model = _read(folder)
     there, paths = _pictures(root, images, model.names, skip_missing)
-    if len(there) < 3:
-        raise UserError(f"{folder}: has {len(there)} images; allowed: 3 or more (one test, one val, the rest train).")
+    if len(there) < 2:
+        raise UserError(f"{folder}: has {len(there)} images; allowed: 2 or more, one to hold out and one for training.")
     world = _world(model)
     seen = model.seen @ world[:3, :3].T + world[:3, 3]
     told = of_shown(seen, model.depths * np.cbrt(np.linalg.det(world[:3, :3])))

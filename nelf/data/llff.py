@@ -14,7 +14,7 @@ root-mean-square distance the unit. ``near`` is 0.9 times the smallest bound, ``
 
 Box: it contains the training rays from near to far, or over the whole NDC range.
 
-Splits: of every ``holdout`` views, the first is for test, as in NeRF, and the second for val.
+Splits: of every ``holdout`` views, the first is held out, for val and test, as in NeRF.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def read_llff(
         width: images are downsampled further, to this width; None keeps their size.
         ndc: rays are in normalized device coordinates, for forward-facing scenes; else in scene coordinates.
         spherify: the cameras surround an object; not with ``ndc``.
-        holdout: of every ``holdout`` views, one each is held out for test and val.
+        holdout: of every ``holdout`` views, the first is held out, for val and test.
         near: smallest z-depth, scene units; None for 0.9 times the smallest bound.
         far: largest z-depth; None for the largest bound.
         aabb: box, smallest xyz then largest xyz, in the space of the rays; None for the box of the training rays.
@@ -107,8 +107,8 @@ def read_llff(
         camera = _in_ndc(path, camera, NDC(_PLANE, camera.width / (2 * fx), camera.height / (2 * fy)))
     depth = _NEAR * float(bounds.min()) if near is None else near, float(bounds.max()) if far is None else far
     rows = held_out(len(table), holdout)
-    if not all(rows.values()):
-        raise UserError(f"{path}: has {len(table)} rows; allowed: 3 or more, one each for test, val and train.")
+    if not rows["train"]:
+        raise UserError(f"{path}: has {len(table)} row; allowed: 2 or more, one to hold out and one for training.")
     splits = load_splits(root, paths, camera, rows, memory_limit)
     box = _reach(splits["train"].camera, depth) if aabb is None else aabb
     check_space(path, depth, box)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,46 +14,43 @@ from nelf.scene import Split
 
 __all__ = ["check_holdout", "held_out", "load_splits"]
 
-_PLACES = {"test": 0, "val": 1}  # index in each group of ``holdout`` views
-
 
 def check_holdout(holdout: int) -> None:
     """Refuse to hold out so many views that none are left for training.
 
     Args:
-        holdout: of every ``holdout`` views, one each is held out for test and val.
+        holdout: of every ``holdout`` views, the first is held out.
 
     Raises:
-        UserError: it is below 3.
+        UserError: it is below 2.
     """
-    if holdout < 3:
-        raise UserError(f"data.holdout: is {holdout}; allowed: 3 or more (one test, one val, the rest train).")
+    if holdout < 2:
+        raise UserError(f"data.holdout: is {holdout}; allowed: 2 or more (of so many views, one is held out).")
 
 
-def held_out(count: int, holdout: int, names: Sequence[str] = ("test", "val")) -> dict[str, list[int]]:
+def held_out(count: int, holdout: int) -> dict[str, list[int]]:
     """Assign views to the splits.
+
+    Validation and test share the held-out views, as in NeRF's code and nerfstudio: a capture has few views, and
+    published figures are those of models that were trained with all others.
 
     Args:
         count: number of views.
-        holdout: of every ``holdout`` views, the first is for test and the second for val.
-        names: the splits that are held out, of these two.
+        holdout: of every ``holdout`` views, the first is held out.
 
     Returns:
-        Indices of views by split; a split may be empty if there are few views.
+        Indices of views by split: train, test and val. Train is empty if there is only one view.
 
     Example:
         >>> held_out(10, 8)
-        {'test': [0, 8], 'val': [1, 9], 'train': [2, 3, 4, 5, 6, 7]}
+        {'train': [1, 2, 3, 4, 5, 6, 7, 9], 'test': [0, 8], 'val': [0, 8]}
     """
-    places = {_PLACES[name]: name for name in names}
-    found: dict[str, list[int]] = {name: [] for name in (*names, "train")}
-    for view in range(count):
-        found[places.get(view % holdout, "train")].append(view)
-    return found
+    chosen = list(range(0, count, holdout))
+    return {"train": [view for view in range(count) if view % holdout], "test": chosen, "val": chosen}
 
 
 def load_splits(
-    root: Path, paths: Sequence[Path], camera: Camera, places: dict[str, list[int]], memory_limit: int
+    root: Path, paths: Sequence[Path], camera: Camera, places: Mapping[str, list[int]], memory_limit: int
 ) -> dict[str, Split]:
     """Decode opaque photographs; training views get their index as ``view``.
 
@@ -67,8 +64,12 @@ def load_splits(
     Returns:
         The splits by name.
     """
-    splits = {}
+    splits: dict[str, Split] = {}
     for name, chosen in places.items():
+        same = next((each for each in splits if places[each] == chosen), None)
+        if same is not None:
+            splits[name] = splits[same]
+            continue
         files = [paths[place] for place in chosen]
         text = f"reading {name} views of {root.resolve().name}"
         images = load_images(files, camera.width, camera.height, 3, root, text, memory_limit)

@@ -110,17 +110,19 @@ def test_one_file_is_split_by_rule(tmp_path):
     scene = read_scene(root)
     red = {name: getattr(scene, name).images[:, 0, 0, 0].tolist() for name in ("train", "val", "test")}
     assert red["test"] == [0, 8, 16]
-    assert red["val"] == [1, 9, 17]
-    assert sorted(red["train"] + red["val"] + red["test"]) == list(range(18))
+    assert scene.val is scene.test
+    assert sorted(red["train"] + red["test"]) == list(range(18))
     assert scene.train.images.shape[-1] == 3
     assert len(read_scene(root, holdout=3).test) == 6
 
 
-def test_only_the_split_without_a_file_is_held_out(tmp_path):
+@pytest.mark.parametrize("name", ["val", "test"])
+def test_val_and_test_share_the_file_of_one_of_them(tmp_path, name: str):
     root = write_json(tmp_path / "s", [{}] * 10, "transforms_train.json")
-    write_json(root, [{}] * 3, "transforms_test.json")
+    write_json(root, [{}] * 3, f"transforms_{name}.json")
     scene = read_scene(root)
-    assert (len(scene.train), len(scene.val), len(scene.test)) == (8, 2, 3)
+    assert (len(scene.train), len(scene.val), len(scene.test)) == (10, 3, 3)
+    assert scene.val is scene.test
 
 
 def test_kinds_of_files_and_intrinsics(tmp_path):
@@ -134,15 +136,13 @@ def test_kinds_of_files_and_intrinsics(tmp_path):
     Image.new("RGB", (8, 6)).save(root / "im" / "a.jpg")
     Image.new("RGBA", (8, 6)).save(root / "im" / "b.c.png")
     scene = read_scene(root, holdout=4)
-    intrinsics = torch.cat(
-        [scene.test.camera.intrinsics[:1], scene.val.camera.intrinsics[:1], scene.train.camera.intrinsics[:2]]
-    )
+    intrinsics = torch.cat([scene.test.camera.intrinsics[:1], scene.train.camera.intrinsics[:3]])
     expected = [[10, 10, 4, 3], [10, 12, 3, 2], [10, 10, 4, 3], [8, 8, 4, 3]]
     torch.testing.assert_close(intrinsics, torch.tensor(expected, dtype=torch.float32))
-    assert scene.val.names[0] == "im/b.c"
-    assert scene.val.images.shape[-1] == 4
+    assert scene.train.names[0] == "im/b.c"
+    assert scene.train.images.shape[-1] == 4
     halved = read_scene(root, holdout=4, width=4)
-    torch.testing.assert_close(halved.val.camera.intrinsics[0], torch.tensor([5.0, 6, 1.5, 1]))
+    torch.testing.assert_close(halved.train.camera.intrinsics[0], torch.tensor([5.0, 6, 1.5, 1]))
 
 
 def test_box_and_depth_come_from_the_file_or_the_caller(tmp_path):
@@ -258,8 +258,8 @@ BAD_SCENES = {
         lambda r: Image.new("RGB", (9, 6)).save(r / "im/1.png"),
         r"1\.png: is 9x6, but 0\.png is 8x6",
     ),
-    "two views": (
-        lambda r: edit(r, frames=json.loads((r / "transforms.json").read_text())["frames"][:2]),
+    "one view": (
+        lambda r: edit(r, frames=json.loads((r / "transforms.json").read_text())["frames"][:1]),
         "too few",
     ),
 }
@@ -287,7 +287,7 @@ def test_views_of_a_moving_scene_stand_beside_a_static_teacher_s(tmp_path):
     assert moving.controls == ("time",)
     assert moving.test.camera.time is not None
     both = Split.cat([pseudo, moving.train])
-    assert len(both) == 4 + 2
+    assert len(both) == 4 + 3
     assert both.camera.controls is None
 
 
@@ -314,8 +314,8 @@ def test_background_and_holdout(tmp_path):
     root = write_json(tmp_path / "s", [{}, {}, {}])
     with pytest.raises(UserError, match=r"unknown background 'whit'; allowed: white, black\. Did you mean 'white'\?"):
         read_scene(root, background="whit")
-    with pytest.raises(UserError, match=r"data\.holdout: is 2; allowed: 3 or more"):
-        read_scene(root, holdout=2)
+    with pytest.raises(UserError, match=r"data\.holdout: is 1; allowed: 2 or more"):
+        read_scene(root, holdout=1)
 
 
 def test_the_background_that_a_file_states(tmp_path):

@@ -78,7 +78,7 @@ def moved(model: Any, scene: Scene, points: np.ndarray) -> torch.Tensor:
 
 
 def splits(scene: Scene) -> list[Any]:
-    return [scene.train, scene.val, scene.test]
+    return [scene.train, scene.test]
 
 
 @pytest.mark.parametrize("name", [name for name in PARAMETERS if name != "OPENCV_FISHEYE"])
@@ -173,9 +173,9 @@ def test_of_every_eight_views_by_name_the_first_is_for_test(scene_root: Path) ->
     names = sorted(path.stem for path in (scene_root / "images").iterdir())
     scene = read_colmap(scene_root)
     assert [Path(name).name for name in scene.test.names] == [names[0], names[8]]
-    assert [Path(name).name for name in scene.val.names] == [names[1], names[9]]
-    assert len(scene.train) == VIEWS - 4
-    assert scene.train.camera.view.tolist() == list(range(VIEWS - 4))
+    assert scene.val is scene.test
+    assert len(scene.train) == VIEWS - 2
+    assert scene.train.camera.view.tolist() == list(range(VIEWS - 2))
     assert len(read_colmap(scene_root, holdout=3).test) == 4
 
 
@@ -264,7 +264,7 @@ def test_a_truncated_file_is_refused(name: str, scene_root: Path, tmp_path: Path
     [
         ({"images": "images_4"}, r"data.images: .*images_4 is not a directory; allowed: .*: images\."),
         ({"width": 65}, "data.width: is 65"),
-        ({"holdout": 2}, "data.holdout: is 2; allowed: 3 or more"),
+        ({"holdout": 1}, "data.holdout: is 1; allowed: 2 or more"),
         ({"near": 9e9}, "allowed: 0 < near < far"),
         ({"aabb": [0.0] * 6}, "allowed: six numbers"),
     ],
@@ -283,7 +283,7 @@ def test_folders_without_a_model(tmp_path: Path) -> None:
 
 def test_a_scene_is_read_without_pycolmap(scene_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pycolmap", None)
-    assert len(read_colmap(scene_root).train) == VIEWS - 4
+    assert len(read_colmap(scene_root).train) == VIEWS - 2
 
 
 @pytest.mark.parametrize("text", [False, True])

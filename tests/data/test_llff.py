@@ -54,10 +54,9 @@ def spherified(c2w, bounds):
 
 def everything(scene):
     """(N, 3, 4) poses of all splits, in the order of the file."""
-    count = len(scene.train) + len(scene.val) + len(scene.test)
-    order = [row for place in (range(0, count, 8), range(1, count, 8)) for row in place]
-    order += [row for row in range(count) if row % 8 > 1]
-    c2w = torch.cat([scene.test.camera.c2w, scene.val.camera.c2w, scene.train.camera.c2w])
+    count = len(scene.train) + len(scene.test)
+    order = [*range(0, count, 8), *(row for row in range(count) if row % 8)]
+    c2w = torch.cat([scene.test.camera.c2w, scene.train.camera.c2w])
     return c2w[torch.tensor(order).argsort()].double().numpy()
 
 
@@ -73,7 +72,7 @@ def test_fern_is_what_nerf_makes_of_it(fern):
     expected, bounds, focal = loaded(np.load(fern / "poses_bounds.npy"), 8)
     scene = read_llff(fern)
     np.testing.assert_allclose(everything(scene), expected[:, :3], atol=1e-6)
-    assert [len(split) for split in (scene.train, scene.val, scene.test)] == [14, 3, 3]
+    assert [len(split) for split in (scene.train, scene.val, scene.test)] == [17, 3, 3]
     assert scene.test.names == ["images_8/image000", "images_8/image008", "images_8/image016"]
     camera = scene.train.camera
     assert (camera.width, camera.height) == (504, 378)
@@ -158,14 +157,14 @@ def test_axes_and_unit(small):
     expected = [[-(index % 3 - 1.0) * unit_of_file, (index // 3 - 1.0) * unit_of_file, 0] for index in range(9)]
     np.testing.assert_allclose(c2w[:, :, 3], expected, atol=1e-6)
     assert [int(scene.test.images[i, 0, 0, 0]) for i in range(2)] == [0, 80]
-    assert scene.val.names == ["images_4/001"]
+    assert scene.val is scene.test
     assert scene.background == "black"
 
 
 def test_images_are_reduced_where_the_factor_has_no_folder(small, tmp_path):
     full = write(tmp_path / "full", folder="images", size=(32, 24), factor=1)
     reduced, ready = read_llff(full, factor=4), read_llff(small, factor=4)
-    assert reduced.train.names[0] == "images/002"
+    assert reduced.train.names[0] == "images/001"
     camera, expected = reduced.train.camera, ready.train.camera
     assert (camera.width, camera.height) == (8, 6)
     torch.testing.assert_close(camera.intrinsics, expected.intrinsics)
@@ -217,7 +216,7 @@ def turned_around(root: Path) -> None:
         (lambda root: None, {"factor": 0}, "data.factor: is 0; allowed: 1 or more"),
         (lambda root: None, {"width": 9}, "data.width: is 9"),
         (lambda root: None, {"spherify": True}, "data.spherify: is true, and so is data.ndc"),
-        (lambda root: None, {"holdout": 2}, "data.holdout: is 2"),
+        (lambda root: None, {"holdout": 1}, "data.holdout: is 1"),
         (lambda root: None, {"aabb": [0, 0, 0, 1, 1, 0]}, "aabb"),
     ],
 )
@@ -236,7 +235,7 @@ def test_cameras_that_look_around_have_no_ndc(tmp_path):
     np.save(root / "poses_bounds.npy", table)
     with pytest.raises(UserError, match=r"camera 4 looks away .* data.ndc=false"):
         read_llff(root, factor=4)
-    assert len(read_llff(root, factor=4, ndc=False).train) == 6
+    assert len(read_llff(root, factor=4, ndc=False).train) == 7
 
 
 def test_the_data_module_reads_what_the_reader_reads(small):

@@ -82,7 +82,7 @@ def registered(tmp_path_factory: pytest.TempPathFactory, pictures: list[np.ndarr
 
 def test_cameras_stand_where_they_stood(registered: Path) -> None:
     scene = PhotosDataModule(registered).scene
-    views = [view for split in (scene.train, scene.val, scene.test) for view in (split[i] for i in range(len(split)))]
+    views = [view for split in (scene.train, scene.test) for view in (split[i] for i in range(len(split)))]
     views = sorted(views, key=lambda view: view.name)
     assert [view.name for view in views] == [f"images/{index:04d}_IMG_{index}" for index in range(VIEWS)]
     assert len(pycolmap.Reconstruction(registered / "nelf_colmap/sparse/0").cameras) == 1

@@ -178,10 +178,10 @@ def test_lists_of_files_say_what_is_for_what(tmp_path):
     assert scene.test.names == ["im/3", "im/5"]
 
 
-def test_a_split_without_a_list_is_held_out(tmp_path):
+def test_val_without_a_list_has_the_views_of_test(tmp_path):
     lists = {"train_filenames": [f"im/{index}.png" for index in range(6)], "test_filenames": ["im/6.png"]}
-    scene = read_scene(write(tmp_path / "s", 7, **lists, val_filenames=[]), holdout=3)
-    assert [reds(split) for split in (scene.train, scene.val, scene.test)] == [[0, 2, 3, 5], [1, 4], [6]]
+    scene = read_scene(write(tmp_path / "s", 7, **lists, val_filenames=[]))
+    assert [reds(split) for split in (scene.train, scene.val, scene.test)] == [[0, 1, 2, 3, 4, 5], [6], [6]]
 
 
 def test_lists_that_say_something_else(tmp_path):
@@ -204,8 +204,8 @@ def test_lists_name_what_is_left_out(tmp_path):
     root = write(tmp_path / "s", 5, train_filenames=[f"im/{i}.png" for i in range(4)], test_filenames=["im/4.png"])
     (root / "im" / "2.png").unlink()
     with pytest.warns(UserWarning, match="1 of 5 frames"):
-        scene = read_scene(root, skip_missing=True, holdout=3)
-    assert (reds(scene.train), reds(scene.val), reds(scene.test)) == ([0, 3], [1], [4])
+        scene = read_scene(root, skip_missing=True)
+    assert (reds(scene.train), reds(scene.test)) == ([0, 1, 3], [4])
 
 
 def test_keys_of_other_programs_are_passed_over(tmp_path):

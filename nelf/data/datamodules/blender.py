@@ -21,7 +21,7 @@ class BlenderDataModule(SceneDataModule):
         root: the scene's directory.
         width: images are downsampled to this width; None keeps their size.
         background: name of the background in validation and test; None for the one in the scene's files, else white.
-        holdout: of every ``holdout`` views, one each is held out for val and test if these have no file.
+        holdout: of every ``holdout`` views, the first is held out for val and test if neither has a file.
         near: smallest z-depth; None for the file's, else derived, see ``nelf.data.bounds.find_bounds``.
         far: largest z-depth; None as for ``near``.
         aabb: box, smallest x y z, largest x y z; None as for ``near``.

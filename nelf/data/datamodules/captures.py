@@ -69,7 +69,7 @@ class LLFFDataModule(SceneDataModule):
         width: images are downsampled further, to this width; None keeps their size.
         ndc: rays are in normalized device coordinates.
         spherify: the cameras surround an object; needs ``ndc=False``.
-        holdout: of every ``holdout`` views, one each is held out for val and test.
+        holdout: of every ``holdout`` views, the first is held out, for val and test.
         near: smallest z-depth, scene units; None for 0.9 times the smallest bound.
         far: largest z-depth; None for the largest bound.
         aabb: box, smallest x y z, largest x y z; None for the box of what the cameras see.
@@ -114,7 +114,7 @@ class ColmapDataModule(SceneDataModule):
         root: the scene's directory, with ``images/`` and ``sparse/0/``.
         images: the folder of the photographs in it, such as ``images_4``.
         width: images are downsampled to this width; None keeps their size.
-        holdout: of every ``holdout`` views, sorted by name, one each is held out for val and test.
+        holdout: of every ``holdout`` views, sorted by name, the first is held out, for val and test.
         skip_missing: leave out views whose image is missing.
         near: smallest z-depth, scene units; None to derive it from the points.
         far: largest z-depth; None to derive it from the points.

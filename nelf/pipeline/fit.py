@@ -179,10 +179,14 @@ def check_trainer(recipe: Recipe) -> None:
     config = recipe.config["trainer"]
     if config.get("accelerator") in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError("trainer.accelerator: gpu is asked for, but none is here; allowed: trainer=cpu.")
-    if config.get("precision") == "16-mixed" and config.get("gradient_clip_val"):
+    clipped = {
+        "trainer.gradient_clip_val": config.get("gradient_clip_val"),
+        "system.clip_norm": recipe.config.get("system", {}).get("clip_norm"),
+    }
+    for key in (key for key, limit in clipped.items() if limit and config.get("precision") == "16-mixed"):
         raise UserError(
-            f"trainer.gradient_clip_val: is {config['gradient_clip_val']}, but with trainer.precision=16-mixed the "
-            "optimizers take the scale off the gradients themselves; allowed: null, or trainer.precision=bf16-mixed."
+            f"{key}: is {clipped[key]}, but with trainer.precision=16-mixed the optimizers take the scale off the "
+            "gradients themselves; allowed: null, or trainer.precision=bf16-mixed."
         )
     nodes: list[dict[str, Any]] = [*recipe.config.get("stage", {}).values()] or [{}]
     for stage in nodes:

@@ -10,7 +10,7 @@ from torch.nn.functional import mse_loss, pad
 
 from nelf.cameras import Camera
 from nelf.data.batches import ImageBatch
-from nelf.errors import Count, CountOrZero, NonNegative, Rate, UserError
+from nelf.errors import Count, CountOrZero, NonNegative, Positive, Rate, UserError
 from nelf.rays import moved
 from nelf.scene import composite_background
 from nelf.systems.schedule import cosine_decay, exponential_decay, training_progress, warmup
@@ -76,6 +76,8 @@ class Student(System):
         decay_steps: see ``schedule``; unused by ``cosine``.
         optimizer: ``adamw`` or ``adam``.
         weight_decay: AdamW's decoupled decay, or Adam's L2 term.
+        clip_norm: largest norm of the gradient; None for no limit. With a high learning rate, R2L and DyLiN need one:
+            else they become white in scenes that are mostly background.
         batch_size: views, or rays, of a batch, per process.
         crop: pixels along the sides of a window; None for the image's sides less one block.
         whole_views: train on whole images in place of windows, so that blocks are always at the same positions, as in
@@ -102,6 +104,7 @@ class Student(System):
         decay_steps: Count = 500_000,
         optimizer: Literal["adamw", "adam"] = "adamw",
         weight_decay: NonNegative = 0.01,
+        clip_norm: Positive | None = None,
         batch_size: Count = 4,
         crop: Count | None = None,
         whole_views: bool = False,
@@ -127,6 +130,16 @@ class Student(System):
         options = self.hparams
         groups = self.network.parameter_groups(options["lr"], options["weight_decay"])
         return OPTIMIZERS[options["optimizer"]](groups, lr=options["lr"], fused=True)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Limit the norm of the gradient to ``clip_norm``, unless the Trainer has a limit of its own."""
+        limit = self.hparams["clip_norm"] if gradient_clip_val is None else gradient_clip_val
+        self.clip_gradients(optimizer, limit, gradient_clip_algorithm)
 
     def lr_factor(self, step: int) -> float:
         """See ``System.lr_factor``."""
@@ -225,7 +238,8 @@ class Student(System):
             found, trivial = (-10 * value.log10() for value in (own, plain))
             raise UserError(
                 f"student: after {self.global_step} steps its images ({found:.1f} dB) are no better than a single "
-                f"color ({trivial:.1f} dB), so it is stopped. Lower system.lr (it is {self.hparams['lr']})."
+                f"color ({trivial:.1f} dB), so it is stopped. Lower system.lr (it is {self.hparams['lr']}), or set "
+                "system.clip_norm=0.1."
             )
 
 

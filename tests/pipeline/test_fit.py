@@ -69,6 +69,8 @@ def test_gradients_that_are_scaled_are_not_clipped(tiny_scene: Path) -> None:
     with pytest.raises(UserError, match=r"trainer\.gradient_clip_val: is 1\.0, .*allowed: null, or"):
         check_trainer(recipe_of(tiny_scene, *words))
     check_trainer(recipe_of(tiny_scene, words[1]))
+    with pytest.raises(UserError, match=r"system\.clip_norm: is 0\.1, .*allowed: null, or"):
+        check_trainer(recipe_of(tiny_scene, words[0]))
 
 
 class Stops(pl.Callback):

@@ -255,6 +255,23 @@ def test_training_goes_on_where_it_stopped(network: str, tiny_scene: Path, tmp_p
         assert len(rest.network.volume.density) == len(whole.network.volume.density) < 24**3
 
 
+def test_the_gradient_has_a_largest_norm(tiny_scene: Path) -> None:
+    norms: dict[float | None, list[float]] = {None: [], 1e-3: []}
+
+    class Norms(pl.Callback):
+        def on_before_zero_grad(self, trainer: pl.Trainer, module: pl.LightningModule, *_: object) -> None:
+            parts = [values.grad.norm() for values in module.parameters() if values.grad is not None]
+            if parts:
+                norms[module.hparams["clip_norm"]].append(float(torch.stack(parts).norm()))
+
+    for limit in norms:
+        torch.manual_seed(0)
+        student = Student(grid(), clip_norm=limit)
+        trainer(max_steps=4, callbacks=[Norms()]).fit(student, BlenderDataModule(tiny_scene, batch="views"))
+    assert min(norms[None]) > 2e-3
+    assert norms[1e-3] == pytest.approx([1e-3] * len(norms[None]), rel=1e-3)
+
+
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
 def test_precisions(precision: str, tiny_scene: Path) -> None:
     for network in (grid(), MobileR2L(width=8, depth=4, sr_factor=2, sr_kernels=(8,))):

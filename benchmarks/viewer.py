@@ -140,7 +140,8 @@ def measured(browsers: dict[str, Browser], folder: Path, entry: dict[str, Any], 
         name = quote(entry["name"])
         ways = {f"ONNX Runtime, {threads} threads": f"kernels=lookup&threads={threads}" for threads in (1, 2)}
         if entry["input"] == "features":
-            ways = {"nelf": "", **ways, "lookup in JavaScript": "threads=1&kernels=javascript"}
+            own = {f"nelf, {threads} threads": f"threads={threads}" for threads in (1, 2)}
+            ways = {**own, **ways, "lookup in JavaScript": "threads=1&kernels=javascript"}
         tabs = {
             how: opened(browsers["wasm"], address, f"runtime=wasm&model={name}&{query}") for how, query in ways.items()
         }
@@ -158,12 +159,13 @@ def measured(browsers: dict[str, Browser], folder: Path, entry: dict[str, Any], 
         for how, (page, first) in tabs.items():
             middle = [statistics.median(float(each[key]) for each in said[how]) for key in ("ms", "lookup")]
             rate = None if how == "WebGPU" else frames_while_dragging(page)
-            drawn_by = f"{said[how][0]['network']}, {said[how][0]['runtime']}"
-            drawn_by += ", lookup in JavaScript" if "JavaScript" in how else ""
-            rows.append(_row(entry["name"], drawn_by, first, *middle, rate, frame_while_playing(page)))
+            rows.append(
+                _row(entry["name"], _drawn_by(how, said[how][0]), first, *middle, rate, frame_while_playing(page))
+            )
         if rows[1]["drawn by"].startswith("nelf"):
             theirs = min(row["frame ms"] for row in rows if row["drawn by"].startswith("ONNX Runtime, WASM"))
-            rows[1]["of ONNX Runtime"] = round(rows[1]["frame ms"] / theirs, 2)
+            for row in rows[1:3]:
+                row["of ONNX Runtime"] = round(row["frame ms"] / theirs, 2)
         if "webgpu" in browsers:
             pages = [page for page, _ in tabs.values()]
             for page in pages:
@@ -173,6 +175,12 @@ def measured(browsers: dict[str, Browser], folder: Path, entry: dict[str, Any], 
         for page, _ in tabs.values():
             page.close()
     return rows
+
+
+def _drawn_by(how: str, data: dict[str, str]) -> str:
+    """What drew, as the page says."""
+    several = f", {data['workers']} threads" if int(data["workers"]) > 1 else ""
+    return f"{data['network']}, {data['runtime']}{several}{', lookup in JavaScript' if 'JavaScript' in how else ''}"
 
 
 def _row(

@@ -1,6 +1,7 @@
 // The rendering worker: owns the volume and the network, so that the page never blocks. It answers {type: "draw"} with
 // {type: "frame"}, and sends {type: "progress" | "ready" | "failed"} while it opens a model.
 
+import { Bands, workersHere } from "./bands.js";
 import { shifted } from "./camera.js";
 import { readDecoder } from "./decoder.js";
 import { load } from "./files.js";
@@ -16,6 +17,9 @@ let bundle;
 let artifact;
 let lookup; // of its volume, see lookup.js
 let runtime; // of ort.js, which runs the network; undefined if kernels.js does
+let model; // volume and network, as bands.js takes them
+let bands; // of bands.js, which draw together
+let threads; // that the page asks for, or 0
 let gpu; // of webgpu.js, which draws instead of kernels.js; undefined if that does
 let shown; // time and other controls of a moving volume's present frame
 
@@ -30,7 +34,7 @@ onmessage = async ({ data }) => {
 
 /** Load an artifact's files, and choose the fastest implementation. */
 async function open(message) {
-  ({ bundle, artifact } = message);
+  ({ bundle, artifact, threads } = message);
   const { volume } = artifact;
   const { kernels, wish } = message;
   const progress = (about) => postMessage({ type: "progress", ...about });
@@ -44,6 +48,7 @@ async function open(message) {
   if (volume) lookup = await openLookup(packed, packedMotion, compiled);
   if (decoder) {
     lookup.setDecoder(decoder);
+    model.decoder = decoder;
     const refusal = wish === "wasm" ? null : await openGpu(decoder, wish, message.trial);
     gpu?.lost.then(leaveGpu);
     tellOwn(refusal);
@@ -54,7 +59,7 @@ async function open(message) {
   runtime = await OnnxRuntime.open({
     ...drawing,
     wish,
-    threads: message.threads,
+    threads,
     trial: shifted(message.trial, bundle.ray_shift ?? 0),
   });
 }
@@ -133,6 +138,7 @@ async function openLookup(packed, packedMotion, compiled) {
   const moves = about.motion;
   const motion = moves ? await readMotion(packedMotion, moves, bundle.aabb, 1 + bundle.controls.length) : null;
   const volume = await readVolume(packed, about, moves ? moves.canonical_aabb : bundle.aabb);
+  model = { compiled, volume, walk: about, motion };
   return compiled ? openKernels(compiled, volume, about, motion) : new Lookup(volume, about, motion);
 }
 
@@ -155,18 +161,22 @@ async function draw({ camera, time, controls, background }) {
       return;
     }
   }
-  const { pixels, looked } = runtime
+  const { pixels, looked, workers } = runtime
     ? await runtime.draw(asked, time, controls, background)
-    : drawn(asked, [time, ...controls], background);
-  const message = { type: "frame", width, height, pixels, ms: performance.now() - begin, lookup: looked - begin };
-  postMessage(message, [pixels.buffer]);
+    : await drawn(asked, [time, ...controls], background);
+  const times = { ms: performance.now() - begin, lookup: looked - begin };
+  postMessage({ type: "frame", width, height, pixels, workers, ...times }, [pixels.buffer]);
 }
 
-/** Draw with kernels.js: pixels, and the time at which the look-up ended. */
-function drawn(camera, controls, background) {
-  moveTo(controls);
-  const { pixels, looked } = lookup.draw(camera, background);
-  return { pixels: pixels.slice(), looked };
+/** Draw with kernels.js, here and in other workers; here alone if one of them fails. */
+async function drawn(...view) {
+  const [, controls] = view;
+  bands ??= new Bands(workersHere(threads), model);
+  const draw = () => bands.draw(lookup, () => moveTo(controls), ...view);
+  return draw().catch(() => {
+    bands.close();
+    return draw();
+  });
 }
 
 /** Set the time and other controls of a moving volume, if they have changed. */

@@ -6,7 +6,7 @@ import pickle
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from nelf.pipeline.memory import lacks_memory
 from nelf.storage import differences
 
 __all__ = ["last_good_checkpoint", "remove_superseded", "unfit"]
+
+_DEEPEST = 50  # levels of nested values
 
 
 def last_good_checkpoint(folder: Path, system: torch.nn.Module) -> Path | None:
@@ -39,11 +41,10 @@ def last_good_checkpoint(folder: Path, system: torch.nn.Module) -> Path | None:
     """
     damaged: list[tuple[Path, str]] = []
     weights: Mapping[str, torch.Tensor] = {}
-    learned = {name for name, _ in system.named_parameters()}
     good = None
     for path in _newest_first(folder):
         try:
-            weights = _weights_of(path, learned)
+            weights = _weights_of(path)
         except _DamagedError as error:
             damaged.append((path, str(error)))
             with suppress(FileNotFoundError):  # another process of the same training has renamed it
@@ -90,8 +91,8 @@ def _newest_first(folder: Path) -> list[Path]:
     return sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
-def _weights_of(path: Path, learned: Set[str]) -> Mapping[str, torch.Tensor]:
-    """The ``state_dict`` of a checkpoint, in which what is learned is finite.
+def _weights_of(path: Path) -> Mapping[str, torch.Tensor]:
+    """The ``state_dict`` of a checkpoint, which is finite, as the optimizers' states are.
 
     Raises:
         _DamagedError: the file is damaged.
@@ -101,15 +102,17 @@ def _weights_of(path: Path, learned: Set[str]) -> Mapping[str, torch.Tensor]:
     weights = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(weights, Mapping) or not all(isinstance(each, torch.Tensor) for each in weights.values()):
         raise _DamagedError("it holds no weights by name")
-    for name, values in ((name, weights[name]) for name in learned & weights.keys()):
+    states = _leaves(content.get("optimizer_states"), "optimizer_states")
+    tensors = [*weights.items(), *(each for each in states if isinstance(each[1], torch.Tensor))]
+    for name, values in tensors:
         special = values.layout is not torch.strided or values.is_quantized or values.is_meta
         if special or values.numel() * values.itemsize > values.untyped_storage().nbytes():
             raise _DamagedError(f"its {short(name)} is no plain tensor")
         if values.is_floating_point() and not bool(values.double().isfinite().all()):
             raise _DamagedError(f"its {short(name)} holds numbers that are not finite")
-    states = content.get("callbacks")
-    for text in _strings(list(states.values()) if isinstance(states, dict) else []):
-        if ".." in Path(text).parts or "://" in text:
+    callbacks = content.get("callbacks")
+    for _, text in _leaves(list(callbacks.values()) if isinstance(callbacks, dict) else [], "callbacks"):
+        if isinstance(text, str) and (".." in Path(text).parts or "://" in text):
             raise UserError(f"{path}: names {text!r}, outside its folder. Delete it, or choose another run=.")
     return weights
 
@@ -155,15 +158,23 @@ def _damage(path: Path) -> str | None:
     return None if named else "it is no checkpoint"
 
 
-def _strings(value: Any) -> Iterator[str]:
-    """All strings in plain values, including keys."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        yield from _strings([*value, *value.values()])
+def _leaves(value: Any, name: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """All plain values in lists and dictionaries, with the path to each; keys are values, too.
+
+    Raises:
+        _DamagedError: they are nested more deeply than in any checkpoint.
+    """
+    if depth > _DEEPEST:
+        raise _DamagedError("it is nested too deeply")
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield name, key
+            yield from _leaves(part, f"{name}.{short(str(key))}", depth + 1)
     elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _strings(inner)
+        for index, part in enumerate(value):
+            yield from _leaves(part, f"{name}.{index}", depth + 1)
+    else:
+        yield name, value
 
 
 def _refuse_other_network(path: Path, weights: Mapping[str, torch.Tensor], system: torch.nn.Module) -> None:

@@ -85,6 +85,30 @@ def test_weights_that_are_none_give_way_too(tmp_path, capsys, weight: torch.Tens
     assert capsys.readouterr().out.startswith(f"{newest}: is damaged (its weight ")
 
 
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+NAN = torch.tensor([1.0, float("nan")])
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"state_dict": {**SYSTEM.state_dict(), "density": NAN}}, "its density holds numbers"),
+        ({"optimizer_states": [{"state": {0: {"exp_avg": NAN}}}]}, "its optimizer_states.0.state.0.exp_avg holds"),
+        ({"optimizer_states": nested(90)}, "it is nested too deeply"),
+    ],
+)
+def test_so_do_buffers_and_the_optimizer_s_state(tmp_path, capsys, changes: dict[str, Any], what: str) -> None:
+    older, newest = save(tmp_path, 1), save(tmp_path, 2, **changes)
+    assert last_good_checkpoint(tmp_path, SYSTEM) == older
+    assert capsys.readouterr().out.startswith(f"{newest}: is damaged ({what}")
+
+
 def test_so_does_a_file_that_unpacks_to_more(tmp_path, capsys) -> None:
     older, newest = save(tmp_path, 1), save(tmp_path, 2)
     with zipfile.ZipFile(newest) as archive:

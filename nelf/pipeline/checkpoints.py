@@ -110,8 +110,11 @@ def _weights_of(path: Path) -> Mapping[str, torch.Tensor]:
             raise _DamagedError(f"its {short(name)} is no plain tensor")
         if values.is_floating_point() and not bool(values.double().isfinite().all()):
             raise _DamagedError(f"its {short(name)} holds numbers that are not finite")
+    for name, value in _leaves(content.get("loops"), "loops"):
+        if not isinstance(value, int | float | None):
+            raise _DamagedError(f"its {short(name)} is no number")
     callbacks = content.get("callbacks")
-    for _, text in _leaves(list(callbacks.values()) if isinstance(callbacks, dict) else [], "callbacks"):
+    for _, text in _leaves(list(callbacks.values()) if isinstance(callbacks, dict) else [], "callbacks", keys=True):
         if isinstance(text, str) and (".." in Path(text).parts or "://" in text):
             raise UserError(f"{path}: names {text!r}, outside its folder. Delete it, or choose another run=.")
     return weights
@@ -158,8 +161,8 @@ def _damage(path: Path) -> str | None:
     return None if named else "it is no checkpoint"
 
 
-def _leaves(value: Any, name: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """All plain values in lists and dictionaries, with the path to each; keys are values, too.
+def _leaves(value: Any, name: str, depth: int = 0, *, keys: bool = False) -> Iterator[tuple[str, Any]]:
+    """All values in lists and dictionaries, and keys if wanted, with the path to each.
 
     Raises:
         _DamagedError: they are nested more deeply than in any checkpoint.
@@ -168,11 +171,12 @@ def _leaves(value: Any, name: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
         raise _DamagedError("it is nested too deeply")
     if isinstance(value, dict):
         for key, part in value.items():
-            yield name, key
-            yield from _leaves(part, f"{name}.{short(str(key))}", depth + 1)
+            if keys:
+                yield name, key
+            yield from _leaves(part, f"{name}.{short(str(key))}", depth + 1, keys=keys)
     elif isinstance(value, list | tuple):
         for index, part in enumerate(value):
-            yield from _leaves(part, f"{name}.{index}", depth + 1)
+            yield from _leaves(part, f"{name}.{index}", depth + 1, keys=keys)
     else:
         yield name, value
 

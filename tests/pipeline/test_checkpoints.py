@@ -100,10 +100,11 @@ NAN = torch.tensor([1.0, float("nan")])
     [
         ({"state_dict": {**SYSTEM.state_dict(), "density": NAN}}, "its density holds numbers"),
         ({"optimizer_states": [{"state": {0: {"exp_avg": NAN}}}]}, "its optimizer_states.0.state.0.exp_avg holds"),
+        ({"loops": {"fit_loop": {"total": {1, 2}}}}, "its loops.fit_loop.total is no number"),
         ({"optimizer_states": nested(90)}, "it is nested too deeply"),
     ],
 )
-def test_so_do_buffers_and_the_optimizer_s_state(tmp_path, capsys, changes: dict[str, Any], what: str) -> None:
+def test_so_do_buffers_and_states_of_the_training(tmp_path, capsys, changes: dict[str, Any], what: str) -> None:
     older, newest = save(tmp_path, 1), save(tmp_path, 2, **changes)
     assert last_good_checkpoint(tmp_path, SYSTEM) == older
     assert capsys.readouterr().out.startswith(f"{newest}: is damaged ({what}")

@@ -150,7 +150,13 @@ class GridDyLiN(GridR2L):
             rows, free = len(self.volume.density), self.resolution is None
             return max(rows / ROWS, largest / FRAME) if free else max(rows, largest) / MOST_CORNERS
 
-        self._try_resolutions(geometry.cameras, UNKNOWN if teacher is None else CORNERS[1], start)
+        corners = UNKNOWN if teacher is None else CORNERS[1]
+        if teacher is not None and self.resolution is None:
+            # A coarse volume tells which resolution is too much; a fine one that fills its box takes minutes.
+            box = self.aabb.clone()
+            corners = min(corners, int(BOX_CELLS / start(BOX_CELLS) ** 0.5))
+            self.aabb.copy_(box)
+        self._try_resolutions(geometry.cameras, corners, start)
 
     def _matter_in(self, teacher: Density, windows: int, among: Tensor | None = None) -> Tensor:
         """The cells (windows, z, y, x) of the box that the teacher occupies at some moment of each window."""

@@ -5,8 +5,8 @@
 const MOST = 4; // workers; processors of phones have few fast cores
 const SLIGHTEST = 1e-3; // of the mean cost of a row, so that no row is free
 
-/** How many workers may draw. */
-export const workersHere = (asked) => asked || Math.min(self.navigator.hardwareConcurrency || 1, MOST);
+/** How many workers draw: as many as are asked for, or as there are processors. */
+export const workersHere = (asked) => Math.min(asked || self.navigator.hardwareConcurrency || 1, MOST);
 
 /**
  * Draw the rows of a band.

@@ -76,6 +76,11 @@ class FrameGrid(nn.Module):
         self.shape = torch.tensor(exists.shape[1:], dtype=torch.int32, device=device)
         self._windows.clear()
 
+    @property
+    def largest(self) -> int:
+        """The largest number of corners of a window."""
+        return max(len(self.window(window)[1]) for window in range(len(self)))
+
     def window(self, window: int) -> tuple[Tensor, Tensor]:
         """The ``index`` (D, H, W) int32 of a window's corners, and their positions (M, 3) xyz in the unit cube."""
         known = self._windows.get(window)

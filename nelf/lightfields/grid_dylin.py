@@ -134,8 +134,7 @@ class GridDyLiN(GridR2L):
         self.background.copy_(geometry.background)
         low, high = self.aabb.view(2, 3)
         self.unit.fill_((high - low).max())
-        middle = (low + high) / 2
-        self.motion_aabb.copy_(torch.cat([middle - self.unit / 2, middle + self.unit / 2]))
+        self.motion_aabb.copy_(torch.cat([low + high - self.unit, low + high + self.unit]) / 2)
         if (motion := getattr(teacher, "motion", None)) is not None:
             self._take_motion(*motion())
         windows = None
@@ -146,16 +145,12 @@ class GridDyLiN(GridR2L):
         def start(resolution: int) -> float:
             self._start_frames(resolution, geometry.cameras, teacher, windows)
             self._start_at_rest(geometry.cameras, teacher)
-            largest = max(len(self.frames.window(window)[1]) for window in range(len(self.frames)))
-            rows, free = len(self.volume.density), self.resolution is None
-            return max(rows / ROWS, largest / FRAME) if free else max(rows, largest) / MOST_CORNERS
+            rows, largest = len(self.volume.density), self.frames.largest
+            return max(rows / ROWS, largest / FRAME) if self.resolution is None else max(rows, largest) / MOST_CORNERS
 
         corners = UNKNOWN if teacher is None else CORNERS[1]
-        if teacher is not None and self.resolution is None:
-            # A coarse volume tells which resolution is too much; a fine one that fills its box takes minutes.
-            box = self.aabb.clone()
-            corners = min(corners, int(BOX_CELLS / start(BOX_CELLS) ** 0.5))
-            self.aabb.copy_(box)
+        if teacher is not None and self.resolution is None:  # a fine start that fills its box takes minutes
+            corners = min(corners, int(BOX_CELLS / self._reached(start)[1] ** 0.5))
         self._try_resolutions(geometry.cameras, corners, start)
 
     def _matter_in(self, teacher: Density, windows: int, among: Tensor | None = None) -> Tensor:
@@ -238,8 +233,7 @@ class GridDyLiN(GridR2L):
                 cells |= cells_at(index, visible) & cells_at(index, light > LIT)
             kept.append(exists & corners_of(cells))
         self.frames.resize(torch.stack(kept))
-        shape = tuple(side - 1 for side in self.volume.shape.tolist())
-        self.volume.keep(self._cells_read(shape))
+        self.volume.keep(self._cells_read(tuple(side - 1 for side in self.volume.shape.tolist())))
         # Zero the nodes of the motion grid that no corner reads: zeros compress well in the exported file.
         shape = tuple(side - 1 for side in self.motion.shape[2:5])
         places = torch.cat([self._place(self.frames.window(window)[1]) for window in range(len(self.frames))])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from typing import NoReturn
@@ -37,6 +38,9 @@ def first_line(error: BaseException) -> str:
 
 def fail(error: BaseException, run: str | None = None) -> NoReturn:
     """Print an error's line and exit, or raise the error itself if it has none."""
+    if isinstance(error, BrokenPipeError):  # who read the output has gone, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes
+        sys.exit(1)
     line = line_of(error, run)
     if line is None:
         raise error

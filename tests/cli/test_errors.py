@@ -253,3 +253,12 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path) -> Non
 def test_did_you_mean_offers_only_what_is_near() -> None:
     assert did_you_mean("ngpp", ["ngp", "grid_r2l"]) == " Did you mean 'ngp'?"
     assert did_you_mean("xyz", ["ngp", "grid_r2l"]) == ""
+
+
+def test_who_reads_the_help_may_leave_early(tmp_path: Path) -> None:
+    command = [sys.executable, ROOT / "train.py", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        _, complaints = process.communicate()
+    assert complaints == b""

@@ -38,7 +38,7 @@ def first_line(error: BaseException) -> str:
 
 def fail(error: BaseException, run: str | None = None) -> NoReturn:
     """Print an error's line and exit, or raise the error itself if it has none."""
-    if isinstance(error, BrokenPipeError):  # who read the output has gone, as head does
+    if isinstance(error, BrokenPipeError):  # the reader of the output has gone, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes
         sys.exit(1)
     line = line_of(error, run)

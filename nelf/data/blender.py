@@ -104,17 +104,15 @@ def read_scene(
     background = _background(stated) if background is None else background
     splits = _split(stated.path, views, holdout)
     width = splits["train"].camera.width if width is None else width
-    loaded: dict[str, Split] = {}
-    for name, each in splits.items():
-        same = next((other for other in loaded if splits[other] is each), None)
-        loaded[name] = _load(each, name, width, Path(root), memory_limit) if same is None else loaded[same]
+    loaded = {name: _load(each, name, width, Path(root), memory_limit) for name, each in splits.items()}
     loaded["train"] = loaded["train"].numbered()
+    test = loaded["test"] if "test" in loaded else loaded["val"]
     return Scene(
         name=stated.path.parent.resolve().name,
         root=Path(root),
         train=loaded["train"],
-        val=loaded["val"],
-        test=loaded["test"],
+        val=loaded.get("val", test),
+        test=test,
         aabb=torch.tensor(box, dtype=torch.float32),
         near=near,
         far=far,
@@ -219,10 +217,9 @@ def _check_controls(files: dict[str, Transforms]) -> None:
 
 
 def _split(path: Path, views: dict[str, _Views], holdout: int) -> dict[str, _Views]:
-    """Views of all three splits; those that no file states are held out from the training file, ``path``."""
-    stated = views.get("val", views.get("test"))
-    if stated is not None:
-        return {"val": stated, "test": stated} | views
+    """Views by split; if only training has a file, ``path``, those of test are held out from it."""
+    if len(views) > 1:
+        return views
     train = views["train"]
     places = held_out(len(train), holdout)
     if not places["train"]:
@@ -230,8 +227,7 @@ def _split(path: Path, views: dict[str, _Views], holdout: int) -> dict[str, _Vie
             f"{path}: one view is too few to hold one out; allowed: 2 or more, or a transforms file for each of "
             f"{', '.join(SPLITS)}."
         )
-    kept, chosen = train.pick(places["train"]), train.pick(places["test"])
-    return {"train": kept, "test": chosen, "val": chosen}
+    return {name: train.pick(chosen) for name, chosen in places.items()}
 
 
 def _views(transforms: Transforms) -> _Views:

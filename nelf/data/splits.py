@@ -29,7 +29,7 @@ def check_holdout(holdout: int) -> None:
 
 
 def held_out(count: int, holdout: int) -> dict[str, list[int]]:
-    """Assign views to the splits.
+    """Assign views to training and test.
 
     Validation and test share the held-out views, as in NeRF's code and nerfstudio: a capture has few views, and
     published figures are those of models that were trained with all others.
@@ -39,14 +39,13 @@ def held_out(count: int, holdout: int) -> dict[str, list[int]]:
         holdout: of every ``holdout`` views, the first is held out.
 
     Returns:
-        Indices of views by split: train, test and val. Train is empty if there is only one view.
+        Indices of views by split: train and test. Train is empty if there is only one view.
 
     Example:
         >>> held_out(10, 8)
-        {'train': [1, 2, 3, 4, 5, 6, 7, 9], 'test': [0, 8], 'val': [0, 8]}
+        {'train': [1, 2, 3, 4, 5, 6, 7, 9], 'test': [0, 8]}
     """
-    chosen = list(range(0, count, holdout))
-    return {"train": [view for view in range(count) if view % holdout], "test": chosen, "val": chosen}
+    return {"train": [view for view in range(count) if view % holdout], "test": list(range(0, count, holdout))}
 
 
 def load_splits(
@@ -62,17 +61,13 @@ def load_splits(
         memory_limit: bytes of images of one split above which they are memory-mapped.
 
     Returns:
-        The splits by name.
+        The splits by name; val is the same as test.
     """
-    splits: dict[str, Split] = {}
+    splits = {}
     for name, chosen in places.items():
-        same = next((each for each in splits if places[each] == chosen), None)
-        if same is not None:
-            splits[name] = splits[same]
-            continue
         files = [paths[place] for place in chosen]
         text = f"reading {name} views of {root.resolve().name}"
         images = load_images(files, camera.width, camera.height, 3, root, text, memory_limit)
         names = [path.relative_to(root).with_suffix("").as_posix() for path in files]
         splits[name] = Split(camera[torch.tensor(chosen)], images, names)
-    return {**splits, "train": splits["train"].numbered()}
+    return {**splits, "train": splits["train"].numbered(), "val": splits["test"]}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -74,9 +73,10 @@ def test_a_volume_moves_in_all_workers(tab, bundles, tmp_path) -> None:
     drawn: dict[int, list[np.ndarray]] = {}
     for threads in (1, 2):
         opened.go(f"?threads={threads}").drawn()
-        for time in itertools.cycle((0.75, 0.5)):  # nothing is drawn again when the other worker is ready
+        for time in (0.75, 0.5) * 500:  # nothing is drawn again when the other worker is ready
             if at(opened, time).data["workers"] == str(threads):
                 break
+        assert opened.data["workers"] == str(threads)
         drawn[threads] = [at(opened, time).pixels() for time in (0.25, 0.9, 0.5, 0.25)]
     for alone, together in zip(*drawn.values(), strict=True):
         assert (alone == together).all()

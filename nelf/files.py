@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import math
@@ -14,7 +15,7 @@ import tokenize
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from nelf.errors import UserError
 __all__ = [
     "LARGEST",
     "SMALLEST",
+    "ArgumentParser",
     "array",
     "encoded",
     "escape_output",
@@ -101,6 +103,14 @@ def escape_output() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's, which quotes a wrong argument in printable characters."""
+
+    def error(self, message: str) -> NoReturn:
+        """See ``argparse.ArgumentParser.error``."""
+        super().error(str(UserError(message)))
 
 
 def encoded(text: str) -> bytes:

@@ -9,7 +9,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
@@ -36,6 +36,7 @@ _KINDS = {
     "callbacks": "pytorch_lightning.callbacks.callback.Callback",
     "logger": "pytorch_lightning.loggers.logger.Logger",
 }
+_LISTS, _MAPPINGS = (list, tuple, Sequence), (dict, Mapping)
 _WORDS = {int: "a whole number", float: "a number", str: "a word", bool: "true or false", Path: "a path"}
 
 
@@ -105,6 +106,8 @@ def check_kinds(plain: dict[str, Any]) -> None:
 def accepts(annotation: Any, value: Any) -> bool:
     """Whether a plain value matches an annotation; annotations that cannot be checked accept everything.
 
+    An object's description, a dictionary, matches all annotations but those of plain values.
+
     Example:
         >>> accepts(int | None, None), accepts(int, 3.5), accepts(Literal["a", "b"], "c")
         (True, False, False)
@@ -129,14 +132,21 @@ def accepts(annotation: Any, value: Any) -> bool:
         return isinstance(value, str)
     if annotation is bool:
         return isinstance(value, bool)
-    if origin in (list, tuple, Sequence):
-        parts = [part for part in inner if part is not Ellipsis]
-        return isinstance(value, list) and (len(set(parts)) != 1 or all(accepts(parts[0], item) for item in value))
+    if origin in (*_LISTS, *_MAPPINGS):
+        return _accepts_items(origin, inner, value)
     told = annotation not in (Any, inspect.Parameter.empty) and isinstance(annotation, type)
     if told and isinstance(value, str | int | float):
         with suppress(TypeError):  # a protocol
             return isinstance(value, annotation)
     return True
+
+
+def _accepts_items(origin: Any, inner: tuple[Any, ...], value: Any) -> bool:
+    """``accepts`` for a list or mapping; items of a tuple of different kinds are not checked."""
+    if origin in _MAPPINGS:
+        return isinstance(value, dict) and all(accepts(inner[1], item) for item in value.values())
+    parts = {part for part in inner if part is not Ellipsis}
+    return isinstance(value, list) and (len(parts) != 1 or all(accepts(part, item) for part in parts for item in value))
 
 
 def explain(error: Exception, overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> UserError:
@@ -204,11 +214,10 @@ def _check_node(node: dict[str, Any], where: str) -> None:
                 allowed = ", ".join(known)
                 raise UserError(f"{where}.{key}: there is no such key; allowed: {allowed}.{did_you_mean(key, known)}")
             continue
-        if key in PLACES:
+        if key in PLACES and isinstance(value, str):
             _check_place(f"{where}.{key}", Path(value))
         annotation = known[key].annotation
-        nested = isinstance(value, dict) and "_target_" in value
-        if not nested and not accepts(annotation, value):
+        if not accepts(annotation, value):
             shown = "null" if value is None else quoted(value)
             raise UserError(f"{where}.{key}: is {shown}; allowed: {_in_words(annotation)}.")
 
@@ -232,6 +241,8 @@ def _in_words(annotation: Any) -> str:
         return ", ".join(dict.fromkeys(words))
     if annotation is types.NoneType:
         return "null"
-    if typing.get_origin(annotation) in (list, tuple, Sequence):
+    if typing.get_origin(annotation) in _LISTS:
         return "a list"
+    if typing.get_origin(annotation) in _MAPPINGS:
+        return f"a mapping with values that are each {_in_words(typing.get_args(annotation)[1])}"
     return _WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)))

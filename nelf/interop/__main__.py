@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nelf.errors import UserError
-from nelf.files import escape_output, short
+from nelf.files import ArgumentParser, escape_output, short
 
 _USAGE = """import and export checkpoints and data of other programs
 
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _convert(words: list[str]) -> None:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m nelf.interop", description=_USAGE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     formats = "ngp_pl, MobileR2L, R2L, DyLiN, nerf-pytorch, nerf_pl or D-NeRF"
@@ -68,7 +68,7 @@ def _tar(words: list[str]) -> None:
     from nelf.lightfields import MobileR2L
     from nelf.storage import load
 
-    parser = argparse.ArgumentParser(prog="python -m nelf.interop tar")
+    parser = ArgumentParser(prog="python -m nelf.interop tar")
     parser.add_argument("model", help="a student's model.safetensors, or its folder")
     parser.add_argument("--out", required=True, help="the file to write, .tar")
     parser.add_argument("--resume", action="store_true", help="for resuming training; else for rendering and export")
@@ -86,7 +86,7 @@ def _poses(words: list[str]) -> None:
     from nelf.interop.poses import write_poses
     from nelf.paths import POSES, random_cameras
 
-    parser = argparse.ArgumentParser(prog="python -m nelf.interop poses")
+    parser = ArgumentParser(prog="python -m nelf.interop poses")
     parser.add_argument("--scene", required=True, help="a scene in the Blender format, whose cameras are followed")
     parser.add_argument("--views", required=True, type=_count, help="number of views")
     parser.add_argument("--out", required=True, help="the file to write, such as pseudo/transforms_train.json")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nelf.errors import UserError, did_you_mean
-from nelf.files import escape_output, exists, is_dir, is_file, quoted, reason_of, short
+from nelf.files import ArgumentParser, escape_output, exists, is_dir, is_file, quoted, reason_of, short
 from nelf.paths import MOTIONS, in_motion
 from nelf.pipeline.documents import read_record, read_settings
 from nelf.pipeline.memory import memory_line
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m nelf.render", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument

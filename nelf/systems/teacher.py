@@ -101,7 +101,7 @@ class Teacher(System):
         warmup_steps: CountOrZero = 0,
         rate_every: Count = 1,
         loss: Literal["mse", "huber"] = "mse",
-        regularizers: Mapping[str, float] | None = None,
+        regularizers: Mapping[str, NonNegative] | None = None,
         background: Literal["random", "scene"] = "random",
         batch_size: Count = 8192,
         samples_per_step: Count | None = 2**18,

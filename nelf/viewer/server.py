@@ -6,7 +6,6 @@ run with a trained teacher, it also renders the teacher for comparison.
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import math
@@ -20,7 +19,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from nelf.errors import UserError, lies_in
-from nelf.files import escape_output, is_file
+from nelf.files import ArgumentParser, escape_output, is_file
 
 __all__ = ["Server", "main"]
 
@@ -200,9 +199,7 @@ def _bundle_of(path: Path) -> Path:
 def main(arguments: list[str] | None = None) -> None:
     """``python -m nelf.viewer RUN``: serve until Ctrl-C."""
     escape_output()
-    parser = argparse.ArgumentParser(
-        prog="python -m nelf.viewer", description=__doc__.split("\n", 1)[0] if __doc__ else ""
-    )
+    parser = ArgumentParser(prog="python -m nelf.viewer", description=__doc__.split("\n", 1)[0] if __doc__ else "")
     parser.add_argument("run", help="a run directory or a bundle")
     parser.add_argument("--port", type=int, default=0, help="port; any free one by default")
     parser.add_argument("--no-browser", action="store_true", help="only print the address")

@@ -79,6 +79,16 @@ TABLE = [
     (TRAIN + "system={_target_:builtins.dict}", "system._target_: is 'builtins.dict'; allowed: a subclass of nelf.sys"),
     (CHAIN + "teacher.model._target_=datetime.date", "teacher.model._target_: is 'datetime.date'; allowed: a subclass"),
     (TRAIN + "logger.save_dir=/etc/passwd", "logger.save_dir: /etc/passwd is no directory that can be written"),
+    (TRAIN + "logger.save_dir=1e999", "logger.save_dir: is inf; allowed: a word, a path."),
+    (TRAIN + "data.width={_target_:builtins.dict}", "data.width: is {'_target_': 'builtins.dict'}; allowed: a whole"),
+    (
+        TRAIN + "callbacks=[default,quantization_aware] callbacks.quantization_aware.ranges=1e999",
+        "callbacks.quantization_aware.ranges: is inf; allowed: a mapping with values that are each a list, null.",
+    ),
+    (
+        "train data=demo model=hyper_ngp_small trainer=cpu system.regularizers.roughness=-inf",
+        "; allowed: a mapping with values that are each a number of 0 or more, null.",
+    ),
     (TRAIN + "callbacks.checkpoint.train_time_interval=1e5", "interval: is 100000.0; allowed: timedelta, null"),
     (TRAIN + "callbacks=[default,prune] callbacks.prune.amount=1", "amount: is 1; allowed: a share between 0 and 1"),
     (TRAIN + "callbacks=[default,prune] callbacks.prune.lr=1e9", "lr: is 1000000000.0; allowed: a number above 0, at"),

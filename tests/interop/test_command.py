@@ -97,3 +97,9 @@ def test_poses_to_render_elsewhere_are_read_back_as_a_pseudo_set(tmp_path, tiny_
         with pytest.raises(SystemExit):
             main([*map(str, common), f"--views={views}", f"--seed={seed}"])
         assert capsys.readouterr().err.strip().endswith(f"; allowed: {allowed}")
+
+
+def test_what_argparse_quotes_is_printable(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["poses", "--scene", "scene", "--views", "3", "--out", "out.json", "\x1b[2J"])
+    assert capsys.readouterr().err.strip().endswith("error: unrecognized arguments: \\x1b[2J")

@@ -1,16 +1,22 @@
 """Time the models of a bundle in the browser page, in turns with ONNX Runtime outside the browser.
 
-    python benchmarks/viewer.py runs/lego_cpu [--models fp32 "int8 static"] [--frames 21] [--webgpu] [--out PATH]
+    python benchmarks/viewer.py runs/lego_cpu [--models fp32 "int8 static"] [--frames 21] [--width 800] [--webgpu]
+        [--out PATH]
 
 A frame is everything from the camera to the pixels; ``lookup`` is the part before the network. Models for which the
 page has its own kernels are also rendered with ONNX Runtime Web: ``of ONNX Runtime`` is nelf's time divided by the
 shortest of those, in the same turns. The first frame over a slow line is that of the first model, with an empty cache.
-With ``--webgpu`` frames are also rendered by WebGPU on Chromium's software adapter, and compared with those of WASM.
+With ``--webgpu`` frames are also rendered by WebGPU on Chromium's software adapter, and compared with those of WASM;
+there the network is timed, too, and the rest of a frame is painting and the way to the canvas. ``--width`` draws the
+same models with another number of pixels.
 """
 
 import argparse
+import json
+import math
 import shutil
 import statistics
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -50,6 +56,22 @@ def serving(bundle: Path) -> Iterator[str]:
     yield server.address
     server.shutdown()
     server.server_close()
+
+
+@contextmanager
+def resized(folder: Path, width: int | None) -> Iterator[Path]:
+    """The bundle, or a temporary copy of it whose images have another width."""
+    if width is None:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = Path(shutil.copytree(folder, Path(temporary) / folder.name))
+        about = json.loads((copy / "bundle.json").read_text(encoding="utf-8"))
+        factor = width / about["image"]["width"]
+        about["image"] = {side: round(factor * pixels) for side, pixels in about["image"].items()}
+        about["intrinsics"] = {key: factor * value for key, value in about["intrinsics"].items()}
+        (copy / "bundle.json").write_text(json.dumps(about), encoding="utf-8")
+        yield copy
 
 
 def opened(browser: Browser, address: str, query: str) -> tuple[Page, float]:
@@ -157,7 +179,7 @@ def measured(browsers: dict[str, Browser], folder: Path, entry: dict[str, Any], 
             native.append(time.perf_counter() - begin)
         rows = [_row(entry["name"], "no browser", frame_ms=1000 * statistics.median(native[1:]))]
         for how, (page, first) in tabs.items():
-            middle = [statistics.median(float(each[key]) for each in said[how]) for key in ("ms", "lookup")]
+            middle = [statistics.median(float(each[key]) for each in said[how]) for key in ("ms", "lookup", "network")]
             rate = None if how == "WebGPU" else frames_while_dragging(page)
             rows.append(
                 _row(entry["name"], _drawn_by(how, said[how][0]), first, *middle, rate, frame_while_playing(page))
@@ -188,12 +210,18 @@ def _drawn_by(how: str, data: dict[str, str]) -> str:
     return f"{data['network']}, {data['runtime']}{several}{', lookup in JavaScript' if 'JavaScript' in how else ''}"
 
 
+def _rounded(milliseconds: float | None) -> float | None:
+    """None for what the page does not time."""
+    return None if milliseconds is None or math.isnan(milliseconds) else round(milliseconds, 1)
+
+
 def _row(
     model: str,
     drawn_by: str,
     first_frame_s: float | None = None,
     frame_ms: float | None = None,
     lookup_ms: float | None = None,
+    network_ms: float | None = None,
     rate: float | None = None,
     playing_ms: float | None = None,
 ) -> dict[str, Any]:
@@ -202,7 +230,8 @@ def _row(
         "drawn by": drawn_by,
         "first frame s": None if first_frame_s is None else round(first_frame_s, 2),
         "frame ms": None if frame_ms is None else round(frame_ms, 1),
-        "lookup ms": None if lookup_ms is None else round(lookup_ms, 1),
+        "lookup ms": _rounded(lookup_ms),
+        "network ms": _rounded(network_ms),
         "dragging, frames/s": None if rate is None else round(rate, 1),
         "playing, frame ms": None if playing_ms is None else round(playing_ms, 1),
         "of ONNX Runtime": None,
@@ -228,6 +257,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path, help="a run directory or a bundle")
     parser.add_argument("--models", nargs="+", help="names in bundle.json; default: all")
     parser.add_argument("--frames", type=int, default=21)
+    parser.add_argument("--width", type=int, help="of the images, pixels; default: the bundle's")
     parser.add_argument("--webgpu", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS / "viewer.json")
     options = parser.parse_args()
@@ -236,7 +266,7 @@ def main() -> None:
     chosen = [each for each in entries if options.models is None or each["name"] in options.models]
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     rows: list[dict[str, Any]] = []
-    with sync_playwright() as playwright:
+    with sync_playwright() as playwright, resized(folder, options.width) as folder:
         flags = {"wasm": ["--disable-gpu"], **({"webgpu": WEBGPU} if options.webgpu else {})}
         browsers = {
             kind: playwright.chromium.launch(executable_path=chromium, args=[*FLAGS, *more])
@@ -254,7 +284,7 @@ def main() -> None:
     sizes = weights(chosen)
     print(", ".join(f"{name}: {size}" for name, size in sizes.items()))
     print(f"at {SLOW_LINE / 1e6:.0f} Mbit/s:", ", ".join(f"{name}: {figure}" for name, figure in slowly.items()))
-    write(options.out, bundle=options.bundle.name, **sizes, slow_line=slowly, rows=rows)
+    write(options.out, bundle=options.bundle.name, width=options.width, **sizes, slow_line=slowly, rows=rows)
 
 
 if __name__ == "__main__":

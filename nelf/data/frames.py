@@ -12,7 +12,7 @@ import numpy as np
 from nelf.data.lenses import coefficients
 from nelf.data.masks import MaskFile
 from nelf.errors import UserError
-from nelf.files import SMALLEST, array, is_file, number, numbers, quoted, short
+from nelf.files import LARGEST, SMALLEST, array, is_file, number, numbers, quoted, short
 
 __all__ = ["controls", "focal", "inside", "lens", "mask", "picture", "pose", "stated_lens"]
 
@@ -184,20 +184,21 @@ def focal(stated: dict[str, Any], width: int, height: int, where: str) -> tuple[
         )
     if "fl_x" in stated:
         fx = stated["fl_x"]
-    elif "camera_angle_x" in stated and 0 < stated["camera_angle_x"] < math.pi:
+    elif "camera_angle_x" in stated and SMALLEST < stated["camera_angle_x"] < math.pi:
         fx = 0.5 * w / math.tan(0.5 * stated["camera_angle_x"])
     else:
         raise UserError(f"{where}: missing key 'camera_angle_x' (0 to pi) or 'fl_x' (pixels), per frame or at the top.")
     if "fl_y" in stated:
         fy = stated["fl_y"]
     elif "fl_x" not in stated and "camera_angle_y" in stated:
-        if not 0 < stated["camera_angle_y"] < math.pi:
+        if not SMALLEST < stated["camera_angle_y"] < math.pi:
             raise UserError(f"{where}: camera_angle_y is {stated['camera_angle_y']:g}; allowed: 0 to pi.")
         fy = 0.5 * h / math.tan(0.5 * stated["camera_angle_y"])
     else:
         fy = fx
-    if min(fx, fy, w, h) < SMALLEST:
-        raise UserError(f"{where}: fl_x {fx:g}, fl_y {fy:g}, w {w:g}, h {h:g}; allowed: above 0.")
+    if not all(SMALLEST <= each <= LARGEST for each in (fx, fy, w, h)):
+        numbers = f"fl_x {fx:g}, fl_y {fy:g}, w {w:g}, h {h:g}"
+        raise UserError(f"{where}: {numbers}; allowed: above 0, up to {LARGEST:g}.")
     scale_x, scale_y = width / w, height / h
     return fx * scale_x, fy * scale_y, stated.get("cx", 0.5 * w) * scale_x, stated.get("cy", 0.5 * h) * scale_y
 

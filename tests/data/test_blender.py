@@ -248,6 +248,8 @@ BAD_SCENES = {
     "zero frames": (lambda r: edit(r, frames=[]), "zero frames"),
     "no lens": (lambda r: edit(r, camera_angle_x=None), "missing key 'camera_angle_x'"),
     "NaN lens": (lambda r: edit(r, camera_angle_x=float("nan")), "camera_angle_x is nan"),
+    "no field of view": (lambda r: edit(r, camera_angle_x=5e-324), r"missing key 'camera_angle_x' \(0 to pi\)"),
+    "very long lens": (lambda r: edit(r, camera_angle_x=2e-15), r"fl_x 4e\+15, .* allowed: above 0, up to 1e\+15"),
     "text as image": (lambda r: (r / "im/1.png").write_text("hello"), r"1\.png: not a readable image"),
     "empty image": (lambda r: (r / "im/1.png").write_bytes(b""), r"1\.png: not a readable image"),
     "cut image": (

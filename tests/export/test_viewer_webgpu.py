@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,11 @@ BOTH = drawn_by_both("""
         return pen.getImageData(0, 0, camera.width, camera.height).data;
     };
 """)
+
+TIMED = """async () => {
+    const { features } = await navigator.gpu.requestAdapter();
+    return features.has("timestamp-query") ? ["lookup", "network"] : [];
+}"""
 
 
 @pytest.mark.parametrize(
@@ -63,6 +69,8 @@ def test_a_volume_moves(gpu_tab, bundles, tmp_path) -> None:
     for runtime in ("wasm", "webgpu"):
         opened.go(f"?runtime={runtime}").drawn()
         assert opened.data["runtime"].lower() == runtime
+        timed = opened.page.evaluate(TIMED) if runtime == "webgpu" else ()
+        assert all(math.isfinite(float(opened.data[step])) for step in timed)
         drawn[runtime] = []
         for time in times:
             opened.page.locator("#time").fill(str(time))

@@ -8,6 +8,9 @@ import { compositing, convolving, measuring, moving, painting, preparing } from 
 const TILE = 8; // pixels along a side of a workgroup
 const GROUP = 64; // invocations of a workgroup
 const FORMAT = "rgba8unorm";
+const CLOCK = "timestamp-query"; // the feature of an adapter by which a pass is timed
+const STEPS = ["lookup", "network", "painting"]; // passes of an image
+const TIMES = 16 * STEPS.length; // bytes: begin and end of each, in ns
 
 /** Renders what a Kernels object holds; its decoder has to be set. */
 export class WebGpu {
@@ -20,7 +23,9 @@ export class WebGpu {
    */
   static async open(adapter, kernels, walk, decoder) {
     const { maxStorageBufferBindingSize, maxBufferSize } = adapter.limits;
-    const device = await adapter.requestDevice({ requiredLimits: { maxStorageBufferBindingSize, maxBufferSize } });
+    const requiredFeatures = [CLOCK].filter((name) => adapter.features.has(name));
+    const requiredLimits = { maxStorageBufferBindingSize, maxBufferSize };
+    const device = await adapter.requestDevice({ requiredFeatures, requiredLimits });
     device.pushErrorScope("validation");
     device.pushErrorScope("out-of-memory");
     const gpu = new WebGpu(device, kernels);
@@ -33,11 +38,19 @@ export class WebGpu {
   }
 
   constructor(device, kernels) {
-    Object.assign(this, { device, kernels, motion: kernels.motion, size: [0, 0] });
+    Object.assign(this, { device, kernels, motion: kernels.motion, size: [0, 0], ms: {} });
     this.canvas = new OffscreenCanvas(1, 1);
     this.context = this.canvas.getContext("webgpu");
     this.context.configure({ device, format: FORMAT, alphaMode: "opaque" });
     this.view = device.createBuffer({ size: 4 * 28, usage: GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST });
+    if (device.features.has(CLOCK)) {
+      const { MAP_READ, COPY_DST, COPY_SRC, QUERY_RESOLVE } = GPUBufferUsage;
+      this.clock = {
+        queries: device.createQuerySet({ type: "timestamp", count: 2 * STEPS.length }),
+        resolved: device.createBuffer({ size: TIMES, usage: QUERY_RESOLVE | COPY_SRC }),
+        read: device.createBuffer({ size: TIMES, usage: MAP_READ | COPY_DST }),
+      };
+    }
     this.lost = new Promise((resolve) => device.lost.then(({ message }) => resolve(message)));
   }
 
@@ -192,22 +205,45 @@ export class WebGpu {
     new Uint32Array(view.buffer).set([width, height, width / s, height / s], 24);
     device.queue.writeBuffer(this.view, 0, view);
     const encoder = device.createCommandEncoder();
-    const pass = encoder.beginComputePass();
     const blocks = Math.ceil((width * height) / (s * s) / GROUP);
-    this.passes.forEach(([pipeline, group], k) => {
-      const counts = k ? [blocks, this.layers[k - 3]?.groups ?? 1] : [Math.ceil(width / TILE), Math.ceil(height / TILE)];
-      this.#dispatch(pass, pipeline, group, ...counts);
-    });
-    pass.end();
+    const [composite, ...rest] = this.passes;
+    const looking = encoder.beginComputePass(this.#timed("lookup"));
+    this.#dispatch(looking, ...composite, Math.ceil(width / TILE), Math.ceil(height / TILE));
+    looking.end();
+    const deciding = encoder.beginComputePass(this.#timed("network"));
+    rest.forEach((each, k) => this.#dispatch(deciding, ...each, blocks, this.layers[k - 2]?.groups ?? 1));
+    deciding.end();
     const target = { view: this.context.getCurrentTexture().createView(), loadOp: "clear", storeOp: "store" };
-    const last = encoder.beginRenderPass({ colorAttachments: [target] });
+    const last = encoder.beginRenderPass({ colorAttachments: [target], ...this.#timed("painting") });
     last.setPipeline(this.paint);
     last.setBindGroup(0, this.painted);
     last.draw(3);
     last.end();
+    if (this.clock) {
+      const { queries, resolved, read } = this.clock;
+      encoder.resolveQuerySet(queries, 0, 2 * STEPS.length, resolved, 0);
+      encoder.copyBufferToBuffer(resolved, 0, read, 0, TIMES);
+    }
     device.queue.submit([encoder.finish()]);
     const bitmap = this.canvas.transferToImageBitmap();
-    await device.queue.onSubmittedWorkDone();
+    await (this.clock ? this.#readClock() : device.queue.onSubmittedWorkDone());
     return bitmap;
+  }
+
+  /** The part of a pass's description by which it is timed, if it can be. */
+  #timed(step) {
+    if (!this.clock) return {};
+    const first = 2 * STEPS.indexOf(step);
+    const { queries: querySet } = this.clock;
+    return { timestampWrites: { querySet, beginningOfPassWriteIndex: first, endOfPassWriteIndex: first + 1 } };
+  }
+
+  /** Wait for the image, and note in ``ms`` how long each of its steps took. */
+  async #readClock() {
+    const { read } = this.clock;
+    await read.mapAsync(GPUMapMode.READ);
+    const at = new BigUint64Array(read.getMappedRange());
+    this.ms = Object.fromEntries(STEPS.map((step, k) => [step, Number(at[2 * k + 1] - at[2 * k]) / 1e6]));
+    read.unmap();
   }
 }

@@ -157,7 +157,8 @@ async function draw({ camera, time, controls, background }) {
     moveTo([time, ...controls]);
     const image = await gpu.draw(asked, background).catch((error) => leaveGpu(readable(error)));
     if (image) {
-      postMessage({ type: "frame", width, height, image, ms: performance.now() - begin }, [image]);
+      const times = { ...gpu.ms, ms: performance.now() - begin };
+      postMessage({ type: "frame", width, height, image, ...times }, [image]);
       return;
     }
   }

@@ -179,7 +179,7 @@ def measured(browsers: dict[str, Browser], folder: Path, entry: dict[str, Any], 
             native.append(time.perf_counter() - begin)
         rows = [_row(entry["name"], "no browser", frame_ms=1000 * statistics.median(native[1:]))]
         for how, (page, first) in tabs.items():
-            middle = [statistics.median(float(each[key]) for each in said[how]) for key in ("ms", "lookup", "network")]
+            middle = [statistics.median(float(each[key]) for each in said[how]) for key in ("ms", "lookup", "decoding")]
             rate = None if how == "WebGPU" else frames_while_dragging(page)
             rows.append(
                 _row(entry["name"], _drawn_by(how, said[how][0]), first, *middle, rate, frame_while_playing(page))

@@ -26,7 +26,7 @@ BOTH = drawn_by_both("""
 
 TIMED = """async () => {
     const { features } = await navigator.gpu.requestAdapter();
-    return features.has("timestamp-query") ? ["lookup", "network"] : [];
+    return features.has("timestamp-query") ? ["lookup", "decoding"] : [];
 }"""
 
 

@@ -132,13 +132,13 @@ const handlers = {
     Object.assign(canvas.dataset, { network, runtime, kernels });
     redraw();
   },
-  frame({ width, height, pixels, image, ms, lookup = NaN, network = NaN, workers = 1 }) {
+  frame({ width, height, pixels, image, ms, lookup = NaN, decoding = NaN, workers = 1 }) {
     busy = false;
     show(image ?? new ImageData(pixels, width, height));
     image?.close();
     const together = workers > 1 ? `, ${workers} threads` : "";
     status.textContent = `${width} × ${height} · ${ms.toFixed(0)} ms · ${canvas.dataset.runtime}${together}`;
-    Object.assign(canvas.dataset, { ms, lookup, network, workers });
+    Object.assign(canvas.dataset, { ms, lookup, decoding, workers });
     if (sharp) models.measured(ms);
     if (dirty || (sharp && ms < SLOW && models.count < MEASURED)) request();
   },

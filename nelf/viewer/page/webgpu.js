@@ -9,7 +9,7 @@ const TILE = 8; // pixels along a side of a workgroup
 const GROUP = 64; // invocations of a workgroup
 const FORMAT = "rgba8unorm";
 const CLOCK = "timestamp-query"; // the feature of an adapter by which a pass is timed
-const STEPS = ["lookup", "network", "painting"]; // passes of an image
+const STEPS = ["lookup", "decoding", "painting"]; // passes of an image
 const TIMES = 16 * STEPS.length; // bytes: begin and end of each, in ns
 
 /** Renders what a Kernels object holds; its decoder has to be set. */
@@ -210,7 +210,7 @@ export class WebGpu {
     const looking = encoder.beginComputePass(this.#timed("lookup"));
     this.#dispatch(looking, ...composite, Math.ceil(width / TILE), Math.ceil(height / TILE));
     looking.end();
-    const deciding = encoder.beginComputePass(this.#timed("network"));
+    const deciding = encoder.beginComputePass(this.#timed("decoding"));
     rest.forEach((each, k) => this.#dispatch(deciding, ...each, blocks, this.layers[k - 2]?.groups ?? 1));
     deciding.end();
     const target = { view: this.context.getCurrentTexture().createView(), loadOp: "clear", storeOp: "store" };

@@ -25,6 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 import nelf
+from nelf.arguments import parameters, refusal
 from nelf.compression.fold import fold_batch_norm
 from nelf.compression.quantization import activation_ranges, quantize_network
 from nelf.compression.storage import Scheme, pack, unpack
@@ -176,6 +177,10 @@ def _describe(file: Path, header: Mapping[str, str], shapes: Mapping[str, tuple[
         raise UserError(
             f"{file}: describes {quoted(target or 'no network')}, which is not one of nelf's; pass network=."
         )
+    known = parameters(kind)
+    for key, value in config.items():
+        if key in known and (reason := refusal(known[key].annotation, value)):
+            raise UserError(f"{file}: describes a {kind.__name__} whose {key} {reason}.")
     if large:
         raise UserError(f"{file}: describes a {kind.__name__} whose {short(large[0])} is beyond {_LARGEST}.")
     try:

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "nelf"
 #: Low to high. A module may import those of its own layer and of the layers before it.
 LAYERS = [
     {"errors"},
-    {"files", "metrics", "rays"},
+    {"arguments", "files", "metrics", "rays"},
     {"cameras"},
     {"kernels", "rendering", "paths", "scene"},
     {"encodings"},

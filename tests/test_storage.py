@@ -124,15 +124,27 @@ def test_a_network_can_be_described_without_memory(network) -> None:
     ("arguments", "message"),
     [
         ({"_target_": "nelf.lightfields.GridR2L", "resolution": 4000}, "`resolution` to be from 2 to 512"),
-        ({"_target_": "GridR2L", "features": 10**6}, r"of \d+ numbers, but holds 1\."),
+        (
+            {"_target_": "GridR2L", "features": 10**6},
+            "whose features is 1000000; allowed: a whole number from 1",
+        ),
+        ({"_target_": "GridR2L", "features": 4000, "resolution": 400}, r"of \d+ numbers, but holds 1\."),
         ({"_target_": "GridR2L", "resolution": 10**6}, "GridR2L"),
-        ({"_target_": "MobileR2L", "depth": 10**6}, "more parameters than the file has tensors"),
-        ({"_target_": "MobileR2L", "depth": 10**9}, "whose depth is beyond"),
+        ({"_target_": "MobileR2L", "depth": 1000}, "more parameters than the file has tensors"),
+        (
+            {"_target_": "MobileR2L", "depth": 10**9},
+            "whose depth is 1000000000; allowed: a whole number from 1",
+        ),
         ({"_target_": "MobileR2L", "sr_kernels": [8, 10**12]}, "whose sr_kernels is beyond"),
-        ({"_target_": "NGP", "levels": 10**7}, "whose levels is beyond"),
-        ({"_target_": "NGP", "log2_table": 40}, r"of \d+ numbers, but holds 1\."),
+        ({"_target_": "NGP", "levels": 10**7}, "whose levels is 10000000; allowed: "),
+        ({"_target_": "NGP", "log2_table": 30}, r"of \d+ numbers, but holds 1\."),
+        ({"_target_": "NGP", "scale": float("nan")}, "whose scale is nan; allowed: a number above 0"),
+        (
+            {"_target_": "NeRF", "fine_samples": 1.5},
+            "whose fine_samples is 1.5; allowed: a whole number from 0",
+        ),
         ({"_target_": "NGP", "color": "red"}, r"cannot be built \(.*color"),
-        ({"_target_": "NGP", "scale": "wide"}, "cannot be built"),
+        ({"_target_": "NGP", "scale": "wide"}, "whose scale is 'wide'; allowed: a number above 0"),
         ({"_target_": "nelf.lightfields.mobile_r2l.ResidualBlock", "width": 1}, "not one of nelf's"),
         ({"_target_": "nelf.lightfields.grid_r2l.nn.Linear", "in_features": 1}, "not one of nelf's"),
         ([1], "no description of a network"),
@@ -181,7 +193,7 @@ def test_numbers_that_are_none_are_refused(tmp_path, value: float) -> None:
 def test_a_header_that_is_none_is_refused_before_it_is_built(tmp_path, config: str) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(safetensors.torch.save({"x": torch.zeros(1)}, {"config": config}))
-    with pytest.raises(UserError, match=r"holds no description of a network|whose width is beyond"):
+    with pytest.raises(UserError, match=r"holds no description of a network|whose width is 10000000; allowed: "):
         nelf.load(path)
 
 

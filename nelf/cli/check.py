@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import os
 import re
-import sys
-import types
-import typing
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import InstantiationException, MissingConfigException
 from hydra.utils import get_object
 from omegaconf import DictConfig
 
+from nelf.arguments import parameters, refusal
 from nelf.cli.sweeps import EXTRAS
-from nelf.errors import Range, UserError, did_you_mean
+from nelf.errors import UserError, did_you_mean
 from nelf.files import quoted, short
 from nelf.pipeline.recipe import PLACES
-from nelf.pipeline.settings import parameters
 
-__all__ = ["accepts", "check_kinds", "check_letters", "check_types", "explain"]
+__all__ = ["check_kinds", "check_letters", "check_types", "explain"]
 
 _ODD, _DEEPEST = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]|\d{1001}"), 100
 _KINDS = {
@@ -36,8 +31,6 @@ _KINDS = {
     "callbacks": "pytorch_lightning.callbacks.callback.Callback",
     "logger": "pytorch_lightning.loggers.logger.Logger",
 }
-_LISTS, _MAPPINGS = (list, tuple, Sequence), (dict, Mapping)
-_WORDS = {int: "a whole number", float: "a number", str: "a word", bool: "true or false", Path: "a path"}
 
 
 def check_letters(overrides: Sequence[str]) -> None:
@@ -101,52 +94,6 @@ def check_kinds(plain: dict[str, Any]) -> None:
         if target is None or (bases and kind not in bases):
             shown = "is not set" if stated is None else f"is {quoted(stated)}"
             raise UserError(f"{where}._target_: {shown}; allowed: a subclass of {kind}.")
-
-
-def accepts(annotation: Any, value: Any) -> bool:
-    """Whether a plain value matches an annotation; annotations that cannot be checked accept everything.
-
-    An object's description, a dictionary, matches all annotations but those of plain values.
-
-    Example:
-        >>> accepts(int | None, None), accepts(int, 3.5), accepts(Literal["a", "b"], "c")
-        (True, False, False)
-        >>> accepts(float, float("nan")), accepts(Annotated[int, Range(1)] | None, 0)
-        (False, False)
-    """
-    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is Annotated:
-        ranges = [each for each in inner[1:] if isinstance(each, Range)]
-        return accepts(inner[0], value) and all(each.holds(value) for each in ranges)
-    if origin in (Union, types.UnionType):
-        return any(accepts(part, value) for part in inner)
-    if origin is Literal:
-        return value in inner
-    if annotation is None or annotation is types.NoneType:
-        return value is None
-    if annotation in (int, float):
-        allowed = (int,) if annotation is int else (int, float)
-        most = 2**63 - 1 if annotation is int else sys.float_info.max
-        return isinstance(value, allowed) and not isinstance(value, bool) and abs(value) <= most  # NaN is not, either
-    if annotation in (str, Path):
-        return isinstance(value, str)
-    if annotation is bool:
-        return isinstance(value, bool)
-    if origin in (*_LISTS, *_MAPPINGS):
-        return _accepts_items(origin, inner, value)
-    told = annotation not in (Any, inspect.Parameter.empty) and isinstance(annotation, type)
-    if told and isinstance(value, str | int | float):
-        with suppress(TypeError):  # a protocol
-            return isinstance(value, annotation)
-    return True
-
-
-def _accepts_items(origin: Any, inner: tuple[Any, ...], value: Any) -> bool:
-    """``accepts`` for a list or mapping; items of a tuple of different kinds are not checked."""
-    if origin in _MAPPINGS:
-        return isinstance(value, dict) and all(accepts(inner[1], item) for item in value.values())
-    parts = {part for part in inner if part is not Ellipsis}
-    return isinstance(value, list) and (len(parts) != 1 or all(accepts(part, item) for part in parts for item in value))
 
 
 def explain(error: Exception, overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> UserError:
@@ -216,10 +163,8 @@ def _check_node(node: dict[str, Any], where: str) -> None:
             continue
         if key in PLACES and isinstance(value, str):
             _check_place(f"{where}.{key}", Path(value))
-        annotation = known[key].annotation
-        if not accepts(annotation, value):
-            shown = "null" if value is None else quoted(value)
-            raise UserError(f"{where}.{key}: is {shown}; allowed: {_in_words(annotation)}.")
+        if reason := refusal(known[key].annotation, value):
+            raise UserError(f"{where}.{key}: {reason}.")
 
 
 def _check_place(where: str, folder: Path) -> None:
@@ -227,22 +172,3 @@ def _check_place(where: str, folder: Path) -> None:
     existing = next(each for each in (folder, *folder.absolute().parents) if os.path.lexists(each))
     if not os.path.isdir(existing) or not os.access(existing, os.W_OK):
         raise UserError(f"{where}: {existing} is no directory that can be written; allowed: a directory, or null.")
-
-
-def _in_words(annotation: Any) -> str:
-    """Describe what a value may be."""
-    if typing.get_origin(annotation) is Annotated:
-        kind, *more = typing.get_args(annotation)
-        return " ".join([_in_words(kind), *(str(each) for each in more if isinstance(each, Range))])
-    if typing.get_origin(annotation) is Literal:
-        return ", ".join(map(str, typing.get_args(annotation)))
-    if typing.get_origin(annotation) in (Union, types.UnionType):
-        words = [word for part in typing.get_args(annotation) for word in _in_words(part).split(", ")]
-        return ", ".join(dict.fromkeys(words))
-    if annotation is types.NoneType:
-        return "null"
-    if typing.get_origin(annotation) in _LISTS:
-        return "a list"
-    if typing.get_origin(annotation) in _MAPPINGS:
-        return f"a mapping with values that are each {_in_words(typing.get_args(annotation)[1])}"
-    return _WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)))

@@ -19,8 +19,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from nelf.arguments import accepts
 from nelf.cli import remembered
-from nelf.cli.check import accepts, check_kinds, check_letters, check_types, explain
+from nelf.cli.check import check_kinds, check_letters, check_types, explain
 from nelf.cli.failures import fail, first_line, line_of
 from nelf.cli.remembered import key_of
 from nelf.cli.sweeps import (

@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -313,4 +314,6 @@ def results(job: Path, keys: list[str]) -> list[dict[str, Any]]:
 def _format(name: str, result: dict[str, Any]) -> str:
     value, spec = result.get(name), _METRICS[name][1]
     kinds: Any = {"s": str, ",d": int}.get(spec, int | float)
-    return format(value, spec) if isinstance(value, kinds) else ""
+    with suppress(OverflowError):  # a whole number beyond those of a float
+        return format(value, spec) if isinstance(value, kinds) else ""
+    return ""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["OccupancySampler", "Sampler", "StratifiedSampler"]
 
 _PIXELS = 2.0  # length of a step that is chosen by the pixel size
-_UNKNOWN, _FOLLOWING = 128, (32, 1024)  # samples per ray until the cameras are known, and limits of the choice
+_UNKNOWN, _FOLLOWING = 128, (32, 256)  # samples per ray until the cameras are known, and limits of the choice
 _EVERY, _WARM_UP = 16, 256  # training steps between updates of an occupancy grid, and of its warm-up
 
 
@@ -88,8 +88,9 @@ class OccupancySampler(Sampler):
         grid_resolution: cells along a side of the occupancy grid.
         grid_slices: see ``slices`` of ``OccupancyGrid``.
         max_samples: samples per ray at the most; the smallest step is the diagonal of the scene's cube divided by it.
-            None: chosen so that a step is two pixels of the training cameras long at the center of the cube; that
-            number is saved with the weights.
+            None: chosen so that a step is two pixels of the training cameras long at the center of the cube, and at
+            most 256, since a training with few samples in each step has few rays left with more; that number is saved
+            with the weights.
         at_start: the mid-point of the first sample lies on the surface of the cube, instead of half a step behind it.
 
     Source:

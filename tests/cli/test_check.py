@@ -9,7 +9,8 @@ from typing import Literal
 
 import pytest
 
-from nelf.cli.check import check_letters, check_types, parameters
+from nelf.arguments import parameters
+from nelf.cli.check import check_letters, check_types
 from nelf.errors import Count, Share, UserError
 
 BASE = """

@@ -19,11 +19,11 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 import nelf
+from nelf.arguments import parameters
 from nelf.cli.command import CONF
 from nelf.cli.remembered import still_meant
 from nelf.cli.sweeps import EXTRAS, first_job, launcher_line, slug, swept_keys
 from nelf.errors import UserError
-from nelf.pipeline.settings import parameters
 from nelf.systems.teacher import REGULARIZERS
 
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))

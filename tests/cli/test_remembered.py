@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import pickle
 from pathlib import Path
@@ -11,13 +12,13 @@ from typing import Any
 import pytest
 from hydra.utils import get_object
 
+from nelf.arguments import parameters
 from nelf.cli import command as cli
 from nelf.cli.command import CONF, _recall
 from nelf.cli.command import _compose as compose
 from nelf.cli.remembered import PATHS, _is_offered, _stated
 from nelf.errors import UserError
 from nelf.pipeline.documents import write_yaml
-from nelf.pipeline.settings import parameters
 
 OWN = ["data=blender", "data.root=/scene", "trainer=cpu", "model=mobile_r2l"]
 
@@ -207,6 +208,7 @@ def test_every_class_of_the_configuration_and_each_public_one_may_be_remembered(
 
 
 def test_the_paths_are_those_among_the_arguments() -> None:
+    importlib.import_module("nelf.cli.search")  # a sweeper, which Hydra finds among its plugins
     found = set()
     for target in _stated([CONF]):
         for name, parameter in parameters(get_object(target)).items():

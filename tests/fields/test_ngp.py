@@ -208,7 +208,7 @@ def test_what_is_far_is_found_in_few_samples_whatever_the_scale(contract: bool) 
     assert ((out.depth / wall - 1).abs() < 0.15).all()
 
 
-@pytest.mark.parametrize(("focal", "expected"), [(120.0, 52), (1e6, 1024), (1.0, 32)])
+@pytest.mark.parametrize(("focal", "expected"), [(120.0, 52), (1e6, 256), (1.0, 32)])
 def test_without_a_number_of_samples_a_step_is_two_pixels_long(focal: float, expected: int) -> None:
     """Cameras 4 away from the middle of a box of side 2 see pixels of 4 / 120; its diagonal is 104 of them."""
     field = NGP(**{**SMALL, "max_samples": None})

@@ -90,7 +90,7 @@ def _wrong_sum(random: Random, width: int, height: int) -> bytes:
 
 
 def _other_mode(random: Random, width: int, height: int) -> bytes:
-    modes = {"PNG": ["L", "LA", "P", "1", "I;16", "RGBA", "I"], "JPEG": ["CMYK", "L", "YCbCr"], "WEBP": ["RGBA"]}
+    modes = {"PNG": ["L", "LA", "P", "1", "I;16", "RGBA"], "JPEG": ["CMYK", "L", "YCbCr"], "WEBP": ["RGBA"]}
     kind = random.choice(list(modes))
     mode = random.choice(modes[kind])
     image = _plain(width, height)

@@ -69,7 +69,12 @@ def convert(root: Path | str, out: Path | str, radius: float | None = None) -> P
     if not count:
         raise UserError(f"{folder}: holds no pictures; expected rendered_rgb_00000.npy and so on.")
     centers = np.stack([_load(root / "poses" / f"c2w_{name}.npy", (3,)) for name in names])
-    c2w = look_at(torch.from_numpy(centers) * unit, torch.zeros(3))
+    positions = torch.from_numpy(centers) * unit
+    for name, distance in zip(names, positions.norm(dim=-1).tolist(), strict=True):
+        if not SMALLEST < distance < LARGEST:
+            what = f"its camera is {distance:g} from the point that all look at"
+            raise UserError(f"{root / 'poses' / f'c2w_{name}.npy'}: {what}; allowed: above 0, below {LARGEST:g}.")
+    c2w = look_at(positions, torch.zeros(3))
     fov = 2 * math.atan(0.5 * width / focal)
     writer = SceneWriter(out, Camera.from_fov(c2w, fov, width, height), background="white")
     for index in writer.missing():

@@ -62,6 +62,9 @@ def test_a_set_that_is_not_whole_or_of_another_kind_is_refused(pseudo, tmp_path)
     np.save(path, np.zeros((3, 4), np.float32))
     with pytest.raises(UserError, match=r"c2w_00001\.npy: holds float32 of shape \(3, 4\); allowed: \(3\)"):
         convert(pseudo, tmp_path / "out")
+    np.save(path, np.zeros(3, np.float32))
+    with pytest.raises(UserError, match=r"c2w_00001\.npy: its camera is 0 from the point that all look at; allowed: "):
+        convert(pseudo, tmp_path / "out")
     path.unlink()
     with pytest.raises(UserError, match=r"c2w_00001\.npy: no such file"):
         convert(pseudo, tmp_path / "out")

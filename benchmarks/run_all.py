@@ -79,16 +79,22 @@ BENCHMARKS = [
     Benchmark("splats", quick="--splats 2000 --pixels 64 --frames 2", needs=("chromium", "npm")),
     Benchmark("lenses", quick="--width 16 --steps 2"),
     Benchmark("unbounded", "--width 96", "--width 16 --steps 2 --student-steps 2 --teachers BOX --students BOX"),
-    Benchmark("captures", "demo --image-scale 2 --steps 3000", "demo --image-scale 8 --steps 2 --models ngp_small"),
+    Benchmark("captures", "demo --image-scale 2 --steps 3000", "demo --image-scale 2 --steps 2 --models ngp_small"),
     Benchmark(
         "captures_cake",
         "CAKE --image-scale 8 --seeds 0 1 2 --pinhole",
-        "CAKE --image-scale 16 --steps 2 --models ngp_small",
+        "CAKE --image-scale 8 --steps 2 --models ngp_small",
         script="captures",
     ),
     Benchmark(
         "forward", "FERN --factor 16 --steps 1000 --set model.max_samples=128", "FERN --factor 16 --width 32 --steps 2"
     ),
+    Benchmark(
+        "online",
+        "LEGO CHAIR --width 64 --teacher-steps 300 --seconds 20 --views 60 --pools 20:8",
+        "LEGO --width 16 --teacher-steps 2 --seconds 2 --views 2 --pools 2:2",
+    ),
+    Benchmark("kills", "--count 200 --folder OUT/kills", "dynamic --count 1 --minutes 1 --folder OUT/kills"),
     Benchmark("chain", "experiment=demo run=OUT/run", f"experiment=demo run=OUT/run {_SHORT}"),
     Benchmark("memory", "RUN"),
     Benchmark("curve", "RUN"),

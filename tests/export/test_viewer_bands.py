@@ -86,8 +86,10 @@ def test_a_volume_moves_in_all_workers(tab, bundles, tmp_path) -> None:
 STARTS_NOT = "onmessage = () => postMessage({ message: 'no' })"
 FAILS_LATER = "onmessage = ({ data }) => postMessage(data.band ? { message: 'no memory' } : {})"
 
+ENDS_SILENTLY = "onmessage = ({ data }) => data.band || postMessage({})"
 
-@pytest.mark.parametrize("script", ["throw new Error('old')", STARTS_NOT, FAILS_LATER])
+
+@pytest.mark.parametrize("script", ["throw new Error('old')", STARTS_NOT, FAILS_LATER, ENDS_SILENTLY])
 def test_where_another_worker_fails_one_draws_alone(tab, bundle_of, tmp_path, monkeypatch, script: str) -> None:
     (tmp_path / "helper.js").write_text(script)
     files = static.page_files() | {"helper.js": tmp_path / "helper.js"}

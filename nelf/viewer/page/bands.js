@@ -3,6 +3,7 @@
 // margin as high as the network's receptive field; so bands meet without a seam.
 
 const MOST = 4; // workers; processors of phones have few fast cores
+const PATIENCE = 5_000; // milliseconds in which a band must be drawn; some browsers end workers without a word
 const SLIGHTEST = 1e-3; // of the mean cost of a row, so that no row is free
 
 /** How many workers draw: as many as are asked for, or as there are processors. */
@@ -93,7 +94,9 @@ export class Bands {
 function answerOf(worker, message) {
   return new Promise((resolve, reject) => {
     worker.onmessage = ({ data }) => (data.message ? reject(new Error(data.message)) : resolve(data));
-    worker.onerror = () => reject(new Error("a worker of the page has ended"));
+    const ended = () => reject(new Error("a worker of the page has ended"));
+    worker.onerror = ended;
+    setTimeout(ended, PATIENCE);
     worker.postMessage(message);
   });
 }

@@ -148,7 +148,7 @@ def main() -> None:
         "march": of_march(RAYS, *shell(3**0.5 / 1024, 0.6, 2.4)),
         "composite, forward and backward": of_composite(POINTS, RAYS),
     }
-    calls |= dict(zip(work, (hash_grid(), marching(), compositing()), strict=True))
+    calls |= dict(zip(work, (hash_grid(POINTS), marching(RAYS), compositing(POINTS, RAYS)), strict=True))
     with torch.no_grad():
         for name, (call, network) in networks(options.pixels).items():
             work[name], calls[name] = of_network(call, network, options.pixels), torch.no_grad()(call)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["GridDyLiN"]
 
 WINDOWS = 16  # of time, each with its own corners
-ROWS, FRAME = 200_000, 100_000  # canonical rows, and rows of a frame, at most, if ``resolution`` is None
+ROWS, FRAME = 400_000, 300_000  # canonical rows, and rows of a frame, at most, if ``resolution`` is None
 DENSITY_UNIT = 100.0  # unit of the density channel of the motion grid, so that one learning rate suits all channels
 TRIM_MOMENTS, TRIM_VIEWS = 4, 12  # moments and cameras that tell which corners of a window are visible
 READ_MOMENTS = 8  # moments of a window that tell which canonical corners are read
@@ -52,7 +52,7 @@ class GridDyLiN(GridR2L):
         width: see GridR2L.
         depth: see GridR2L.
         resolution: voxel corners along the longest side of a frame. None: a voxel is two thirds of a block of pixels,
-            or larger where a frame would have over 100,000 corners, or the canonical volume over 200,000 rows.
+            or larger where a frame would have over 300,000 corners, or the canonical volume over 400,000 rows.
         features: see GridR2L.
         sr_factor: see GridR2L.
         activation: see GridR2L.

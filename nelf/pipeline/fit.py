@@ -96,33 +96,41 @@ class _SameDraws(pl.Callback):
     """
 
     def __init__(self) -> None:
+        self._after_step: dict[str, torch.Tensor] = {}
         self._kept: dict[str, torch.Tensor] = {}
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Keep the generators' states."""
-        checkpoint["random"] = {"cpu": torch.get_rng_state()}
-        if pl_module.device.type == "cuda":
-            checkpoint["random"]["cuda"] = torch.cuda.get_rng_state(pl_module.device)
-
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Note them for the first step."""
-        kept = checkpoint.get("random")  # not in checkpoints of earlier versions
-        self._kept = kept if isinstance(kept, dict) and trainer.is_global_zero else {}
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Restore them: only now, since the loader draws too when it begins."""
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Restore the generators: after the loader has begun, which draws, too, and before the first batch is cut."""
         kept, self._kept = self._kept, {}
         with suppress(RuntimeError, TypeError, AttributeError):  # states of another version of PyTorch
             if "cpu" in kept:
                 torch.set_rng_state(kept["cpu"].cpu())
             if "cuda" in kept and pl_module.device.type == "cuda":
                 torch.cuda.set_rng_state(kept["cuda"].cpu(), pl_module.device)
+        self._after_step = _generators(pl_module.device)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Keep their states: an interruption, which saves a checkpoint, may come after the next batch has been cut."""
+        self._after_step = _generators(pl_module.device)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Save the states after the last step."""
+        checkpoint["random"] = self._after_step
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Note them for the first batch."""
+        kept = checkpoint.get("random")  # not in checkpoints of earlier versions
+        self._kept = kept if isinstance(kept, dict) and trainer.is_global_zero else {}
+
+
+def _generators(device: torch.device) -> dict[str, torch.Tensor]:
+    """The states of the random number generators of the processor, and of a GPU that trains."""
+    states = {"cpu": torch.get_rng_state()}
+    return states | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states
 
 
 class _OwnMoments(pl.Callback):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,8 @@ def test_what_training_has_validated_last_is_not_validated_again(
     assert found == {"val/psnr": pytest.approx(expected, abs=1e-3), "steps": steps}
 
 
-def recipe_of(scene: Path, *more: str) -> Recipe:
-    words = ["data=blender", f"data.root={scene}", "model=r2l_small", *SMALL, "trainer=cpu", *more]
+def recipe_of(scene: Path, *more: str, model: Sequence[str] = ("model=r2l_small", *SMALL)) -> Recipe:
+    words = ["data=blender", f"data.root={scene}", *model, "trainer=cpu", *more]
     plain: dict[str, Any] = OmegaConf.to_container(nelf.config("distill", words), resolve=True)  # type: ignore[assignment]
     return Recipe(plain, cli.build)
 
@@ -81,16 +82,28 @@ class Stops(pl.Callback):
             raise ConnectionAbortedError
 
 
-def test_a_training_that_goes_on_is_the_one_that_was_never_stopped(tmp_path: Path, tiny_scene: Path) -> None:
-    """The teacher draws places of samples and colors of backgrounds from PyTorch's generator."""
-    small = {"levels": 2, "log2_table": 8, "hidden": 16, "grid_resolution": 16, "max_samples": 16}
-    words = [f"teacher.model.{key}={value}" for key, value in small.items()]
-    recipe = recipe_of(tiny_scene, "teacher=ngp_small", "teacher.system.samples_per_step=512", *words)
+SMALL_TEACHER = {"levels": 2, "log2_table": 8, "hidden": 16, "grid_resolution": 16, "max_samples": 16}
+TRAININGS = {
+    "teacher": [
+        "model=r2l_small",
+        "teacher=ngp_small",
+        "teacher.system.samples_per_step=512",
+        *(f"teacher.model.{key}={value}" for key, value in SMALL_TEACHER.items()),
+    ],
+    "student": ["model=grid_r2l", "model.width=8", "model.depth=2", "model.resolution=8", "system.crop=8"],
+}
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_a_training_that_goes_on_is_the_one_that_was_never_stopped(name: str, tmp_path: Path, tiny_scene: Path) -> None:
+    """Places of samples, colors of backgrounds and windows of views are drawn from PyTorch's generator."""
+    recipe = recipe_of(tiny_scene, model=TRAININGS[name])
 
     def trained(folder: str, *callbacks: pl.Callback) -> dict[str, torch.Tensor]:
-        system = recipe.system("teacher")
-        where = tmp_path / folder
-        fit(recipe, system, recipe.data(system), where, name="teacher", callbacks=callbacks, max_steps=6)
+        system = recipe.system(name)
+        data = recipe.data(system)
+        system.prepare(data.scene)
+        fit(recipe, system, data, tmp_path / folder, name=name, callbacks=callbacks, max_steps=6)
         return system.network.state_dict()
 
     whole = trained("whole")

@@ -76,7 +76,8 @@ window.color = () => {
 };
 try {
   await viewer.addSplatScene('ball.ply', { showLoadingUI: false, progressiveLoad: false });
-  for (let i = 0; i < 3; i++) { frame(); await wait(100); }
+  const drawn = () => color().slice(0, 3).some(value => value > 0);
+  for (let i = 0; i < 200 && !drawn(); i++) await wait(100); // splats are sorted in a worker
   window.loaded = performance.now() - begin;
 } catch (error) { window.failed = String(error); }
 </script>"""

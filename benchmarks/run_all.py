@@ -79,11 +79,21 @@ BENCHMARKS = [
     Benchmark("splats", quick="--splats 2000 --pixels 64 --frames 2", needs=("chromium", "npm")),
     Benchmark("lenses", quick="--width 16 --steps 2"),
     Benchmark("unbounded", "--width 96", "--width 16 --steps 2 --student-steps 2 --teachers BOX --students BOX"),
-    Benchmark("captures", "demo --image-scale 2 --steps 3000", "demo --image-scale 2 --steps 2 --models ngp_small"),
+    Benchmark(
+        "captures",
+        "demo --image-scale 2 --steps 3000 --seeds 0 1 2",
+        "demo --image-scale 2 --steps 2 --models ngp_small",
+    ),
     Benchmark(
         "captures_cake",
         "CAKE --image-scale 8 --seeds 0 1 2 --pinhole",
         "CAKE --image-scale 8 --steps 2 --models ngp_small",
+        script="captures",
+    ),
+    Benchmark(
+        "captures_cake_4x",
+        "CAKE --image-scale 4 --seeds 0 1 2",
+        "CAKE --image-scale 4 --steps 2 --models ngp_small",
         script="captures",
     ),
     Benchmark(

@@ -210,9 +210,9 @@ def _drawn_by(how: str, data: dict[str, str]) -> str:
     return f"{data['network']}, {data['runtime']}{several}{', lookup in JavaScript' if 'JavaScript' in how else ''}"
 
 
-def _rounded(milliseconds: float | None) -> float | None:
-    """None for what the page does not time."""
-    return None if milliseconds is None or math.isnan(milliseconds) else round(milliseconds, 1)
+def _rounded(value: float | None, digits: int = 1) -> float | None:
+    """None for what is not measured, or not by the page."""
+    return None if value is None or math.isnan(value) else round(value, digits)
 
 
 def _row(
@@ -228,12 +228,12 @@ def _row(
     return {
         "model": model,
         "drawn by": drawn_by,
-        "first frame s": None if first_frame_s is None else round(first_frame_s, 2),
-        "frame ms": None if frame_ms is None else round(frame_ms, 1),
+        "first frame s": _rounded(first_frame_s, 2),
+        "frame ms": _rounded(frame_ms),
         "lookup ms": _rounded(lookup_ms),
         "network ms": _rounded(network_ms),
-        "dragging, frames/s": None if rate is None else round(rate, 1),
-        "playing, frame ms": None if playing_ms is None else round(playing_ms, 1),
+        "dragging, frames/s": _rounded(rate),
+        "playing, frame ms": _rounded(playing_ms),
         "of ONNX Runtime": None,
         "differs from WASM, of 255": None,
     }

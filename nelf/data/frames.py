@@ -197,8 +197,8 @@ def focal(stated: dict[str, Any], width: int, height: int, where: str) -> tuple[
     else:
         fy = fx
     if not all(SMALLEST <= each <= LARGEST for each in (fx, fy, w, h)):
-        numbers = f"fl_x {fx:g}, fl_y {fy:g}, w {w:g}, h {h:g}"
-        raise UserError(f"{where}: {numbers}; allowed: above 0, up to {LARGEST:g}.")
+        found = f"fl_x {fx:g}, fl_y {fy:g}, w {w:g}, h {h:g}"
+        raise UserError(f"{where}: {found}; allowed: above 0, up to {LARGEST:g}.")
     scale_x, scale_y = width / w, height / h
     return fx * scale_x, fy * scale_y, stated.get("cx", 0.5 * w) * scale_x, stated.get("cy", 0.5 * h) * scale_y
 

@@ -93,10 +93,14 @@ export class Bands {
 /** Send a band to a worker, and wait for its pixels. */
 function answerOf(worker, message) {
   return new Promise((resolve, reject) => {
-    worker.onmessage = ({ data }) => (data.message ? reject(new Error(data.message)) : resolve(data));
     const ended = () => reject(new Error("a worker of the page has ended"));
+    const timer = setTimeout(ended, PATIENCE);
+    worker.onmessage = ({ data }) => {
+      clearTimeout(timer);
+      if (data.message) reject(new Error(data.message));
+      else resolve(data);
+    };
     worker.onerror = ended;
-    setTimeout(ended, PATIENCE);
     worker.postMessage(message);
   });
 }

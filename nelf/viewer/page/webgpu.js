@@ -207,12 +207,12 @@ export class WebGpu {
     const encoder = device.createCommandEncoder();
     const blocks = Math.ceil((width * height) / (s * s) / GROUP);
     const [composite, ...rest] = this.passes;
-    const looking = encoder.beginComputePass(this.#timed("lookup"));
-    this.#dispatch(looking, ...composite, Math.ceil(width / TILE), Math.ceil(height / TILE));
-    looking.end();
-    const deciding = encoder.beginComputePass(this.#timed("decoding"));
-    rest.forEach((each, k) => this.#dispatch(deciding, ...each, blocks, this.layers[k - 2]?.groups ?? 1));
-    deciding.end();
+    const lookup = encoder.beginComputePass(this.#timed("lookup"));
+    this.#dispatch(lookup, ...composite, Math.ceil(width / TILE), Math.ceil(height / TILE));
+    lookup.end();
+    const decoding = encoder.beginComputePass(this.#timed("decoding"));
+    rest.forEach((each, k) => this.#dispatch(decoding, ...each, blocks, this.layers[k - 2]?.groups ?? 1));
+    decoding.end();
     const target = { view: this.context.getCurrentTexture().createView(), loadOp: "clear", storeOp: "store" };
     const last = encoder.beginRenderPass({ colorAttachments: [target], ...this.#timed("painting") });
     last.setPipeline(this.paint);

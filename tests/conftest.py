@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
 import runpy
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ if not torch.cuda.is_available():
 from nelf import paths
 from nelf.cameras import Camera
 from nelf.data import Scene, Split, write_scene
+from nelf.kernels import gpu
 
 torch.set_num_threads(1)
 
@@ -67,6 +70,26 @@ def _sphere_split(c2w: torch.Tensor, width: int = 16, sub: int = 4) -> Split:
     blocks[..., :3] /= np.maximum(blocks[..., 3:], 1e-9)
     images = np.round(blocks * 255).astype(np.uint8)
     return Split(fine.resized(width), images, [f"{index:05d}" for index in range(len(c2w))])
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's kernels on the CPU. Interpreting costs time by the block, whatever its size: rays are in larger ones."""
+    if platform.system() != "Linux" or find_spec("triton") is None:
+        pytest.skip('needs Triton: pip install "nelf[dev]" on Linux')
+    if torch.cuda.is_available():
+        pytest.skip("Triton's kernels are compiled here: see test_gpu.py")
+    from nelf.kernels import triton_lookup, triton_rays
+
+    for module in (triton_lookup, triton_rays):
+        monkeypatch.setattr(module, "WARP", 64)
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch, interpreted: None) -> None:
+    """What runs on a GPU, kernels and code that must not wait for them, on the CPU."""
+    monkeypatch.setenv("NELF_KERNELS", "triton")
+    monkeypatch.setattr(gpu, "asynchronous", lambda device: True)
 
 
 class Outcome:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from nelf.fields.volume import Pass, distortion, opacity_entropy, weights_along
-from nelf.kernels import Samples, composite
+from nelf.kernels import Samples, composite, gpu
 from nelf.rays import Rays
 from nelf.rendering import Rendering, evaluating
 
 if TYPE_CHECKING:
     from nelf.cameras import Camera
-    from nelf.fields.samplers import Sampler
+    from nelf.fields.samplers import OccupancySampler, Sampler
     from nelf.scene import Geometry
 
 __all__ = ["ColorAlong", "FieldRays", "RadianceField"]
@@ -122,7 +122,7 @@ class RadianceField(nn.Module):
 
     @property
     def regularizers(self) -> dict[str, Callable[[Pass], Tensor]]:
-        """Loss terms by name: (N,) from a pass, or of the field itself; ``Teacher`` weights their means."""
+        """Loss terms by name: (N,) of the rays of a pass, of which ``Teacher`` takes the mean, or () of the field."""
         return {"opacity": opacity_entropy, "distortion": distortion}
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
@@ -195,18 +195,37 @@ class RadianceField(nn.Module):
         here = self.to_field(rays)
         return [self.render_samples(here, self.sampler.sample(here, self.training))]
 
+    def render_within(self, rays: Rays, total: int) -> tuple[Pass, Tensor]:
+        """Render the first rays of a batch, as many as have ``total`` samples together.
+
+        All shapes are known beforehand, so on a GPU nothing has to be waited for. For fields with an occupancy grid.
+
+        Args:
+            rays: N of them, in the scene.
+            total: number of samples.
+
+        Returns:
+            The pass, and the number of rays () that were rendered; the others are empty.
+        """
+        here = self.to_field(rays)
+        samples, rendered = cast("OccupancySampler", self.sampler).sample_within(here, self.training, total)
+        return self.render_samples(here, samples), rendered
+
     def render_samples(self, rays: FieldRays, samples: Samples) -> Pass:
         """Composite N rays from samples, each evaluated at its mid-point.
 
         Args:
             rays: N of them.
-            samples: S of them.
+            samples: S of them, possibly with padding.
         """
-        sigma, features = self.density(_positions(rays, samples), _per_sample(rays.scene.controls, samples))
+        index = _within(samples, len(rays.origins))
+        controls = rays.scene.controls
+        controls = None if controls is None else controls.index_select(0, index)
+        sigma, features = self.density(_positions(rays, samples, index), controls)
         return self.shade(rays, samples, sigma, features, self.color_along)
 
     def shade(self, rays: FieldRays, samples: Samples, sigma: Tensor, features: Tensor, color: ColorAlong) -> Pass:
-        """Composite N rays from samples of known density; those behind ``early_stop`` get no color and no gradient.
+        """Composite N rays from samples of known density; those behind ``early_stop`` get no weight and no gradient.
 
         Args:
             rays: N of them.
@@ -216,11 +235,12 @@ class RadianceField(nn.Module):
             color: see ``color_along``.
         """
         n_rays = len(rays.origins)
-        seen = weights_along(samples, sigma, n_rays, self.early_stop).nonzero()[:, 0]
-        if len(seen) < len(sigma):
-            samples = Samples(*(values.index_select(0, seen) for values in samples))
-            sigma, features = sigma.index_select(0, seen), features.index_select(0, seen)
-        rgb = color(features, rays.scene, samples.ray_indices)
+        if not gpu.asynchronous(sigma.device):
+            seen = weights_along(samples, sigma, n_rays, self.early_stop).nonzero()[:, 0]
+            if len(seen) < len(sigma):
+                samples = Samples(*(values.index_select(0, seen) for values in samples))
+                sigma, features = sigma.index_select(0, seen), features.index_select(0, seen)
+        rgb = color(features, rays.scene, _within(samples, n_rays))
         out = composite(sigma, rgb, *samples, n_rays, self.early_stop)
         return Pass(*out, samples)
 
@@ -278,12 +298,12 @@ class RadianceField(nn.Module):
             return self.color(self.density((positions - self.center) / self.unit, controls)[1], viewdirs)
 
 
-def _positions(rays: FieldRays, samples: Samples) -> Tensor:
-    """Mid-points (S, 3) of samples, in the field's space."""
+def _positions(rays: FieldRays, samples: Samples, index: Tensor) -> Tensor:
+    """Mid-points (S, 3) of samples of the rays ``index`` (S,), in the field's space."""
     middle = 0.5 * (samples.t_starts + samples.t_ends)
-    index = samples.ray_indices
     return torch.addcmul(rays.origins.index_select(0, index), rays.directions.index_select(0, index), middle[:, None])
 
 
-def _per_sample(controls: Tensor | None, samples: Samples) -> Tensor | None:
-    return None if controls is None else controls.index_select(0, samples.ray_indices)
+def _within(samples: Samples, n_rays: int) -> Tensor:
+    """The ray (S,) of each sample; for padding, that of the last one, which exists."""
+    return samples.ray_indices.clamp(max=n_rays - 1)

@@ -193,7 +193,7 @@ class HyperNGP(MovingNGP):
         return {**super().regularizers, "background": lambda _: self._background_loss()}
 
     def _background_loss(self) -> Tensor:
-        """The robust loss of displacements of static points at random times: (P,), or () without points."""
+        """The mean robust loss () of displacements of static points at random times; 0 without points."""
         if self.warp is None or not len(self.points):
             return self.center.new_zeros(())
         count = min(self.background_points, len(self.points))
@@ -202,4 +202,4 @@ class HyperNGP(MovingNGP):
         times = torch.rand_like(positions[:, 0])
         size = 2 * self.scale
         moved = self.displaced((positions / size + 0.5).clamp(0.0, 1.0), self.moment(times[:, None])) * size
-        return robust(moved.square().sum(-1), BACKGROUND_SCALE)
+        return robust(moved.square().sum(-1), BACKGROUND_SCALE).mean()

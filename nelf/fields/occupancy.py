@@ -125,9 +125,8 @@ class OccupancyGrid(nn.Module):
             else:
                 self._update_slice(cascade, old.view(-1), density)
         self.updates += 1
-        visible = self.density[self.density > 0]
-        mean = float(visible.mean()) if len(visible) else 0.0
-        torch.gt(self.density, min(mean, self.threshold), out=self.occupied)
+        mean = self.density.clamp(min=0.0).sum() / (self.density > 0).sum().clamp(min=1)
+        torch.gt(self.density, mean.clamp(max=self.threshold), out=self.occupied)
 
     def _update_half(self, cascade: int, old: Tensor, density: Callable[[Tensor], Tensor], warm_up: bool) -> None:
         """Instant-NGP's rule: sample a quarter of the cells at random, and as many occupied ones; all of them decay."""
@@ -135,10 +134,7 @@ class OccupancyGrid(nn.Module):
             cells = (old >= 0).nonzero()[:, 0]
         else:
             cells = torch.randint(len(old), (len(old) // 4,), device=old.device)
-            known = self.occupied[cascade].view(-1).nonzero()[:, 0]
-            if len(known):
-                again = known[torch.randint(len(known), (len(old) // 4,), device=old.device)]
-                cells = torch.cat([cells, again])
+            cells = torch.cat([cells, _draw(self.occupied[cascade].view(-1), len(old) // 4)])
         seen = torch.zeros_like(old)
         seen[cells] = self._evaluate(density, self.cell_positions(cascade, cells, jitter=True))
         old.copy_(torch.where(old < 0, old, torch.maximum(old * self.decay, seen)))
@@ -177,6 +173,13 @@ class OccupancyGrid(nn.Module):
     @staticmethod
     def _evaluate(density: Callable[[Tensor], Tensor], positions: Tensor) -> Tensor:
         return torch.cat([density(chunk).float() for chunk in positions.split(2**18)] or [positions[:, 0]])
+
+
+def _draw(among: Tensor, count: int) -> Tensor:
+    """Draw ``count`` places at random, with repetitions, where ``among`` (N,) is True; the last place if nowhere."""
+    ranks = among.cumsum(0)  # a search of them, unlike a list of the places, has a size that is known beforehand
+    drawn = torch.rand(count, dtype=torch.float64, device=among.device) * ranks[-1]
+    return torch.searchsorted(ranks, drawn.long(), right=True).clamp(max=len(among) - 1)
 
 
 def grown(cells: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nelf.cameras import pixel_size
 from nelf.fields.occupancy import NEAREST, OccupancyGrid
 from nelf.fields.volume import render_wavefront
-from nelf.kernels import Samples, march
+from nelf.kernels import Samples, march, march_within
 from nelf.rays import intersect_aabb
 
 if TYPE_CHECKING:
@@ -148,10 +148,15 @@ class OccupancySampler(Sampler):
 
     def sample(self, rays: FieldRays, jitter: bool) -> Samples:
         """See ``Sampler.sample``; jitter moves all samples of a ray by the same fraction of a step."""
-        t_min, t_max = self._range(rays)
-        if jitter:
-            t_min = t_min + self.step * torch.rand_like(t_min)
-        return self._march(rays.origins, rays.directions, t_min, t_max, self.max_samples)
+        return self._march(rays.origins, rays.directions, *self._range(rays, jitter), self.max_samples)
+
+    def sample_within(self, rays: FieldRays, jitter: bool, total: int) -> tuple[Samples, Tensor]:
+        """Sample the first rays, as many as have ``total`` samples together, and at least one of them.
+
+        See ``nelf.kernels.march_within``.
+        """
+        ways = rays.origins, rays.directions, *self._range(rays, jitter), self.grid.occupied
+        return march_within(*ways, max(total, self.max_samples), **self._steps, max_samples=self.max_samples)
 
     def render(self, field: RadianceField, rays: FieldRays) -> tuple[Tensor, Tensor, Tensor]:
         """See ``Sampler.render``, by ``render_wavefront``."""
@@ -166,7 +171,7 @@ class OccupancySampler(Sampler):
         span = self._range(rays)
         return render_wavefront(self._march, radiance, rays.origins, rays.directions, *span, field.early_stop)
 
-    def _range(self, rays: FieldRays) -> tuple[Tensor, Tensor]:
+    def _range(self, rays: FieldRays, jitter: bool = False) -> tuple[Tensor, Tensor]:
         cube = rays.origins.new_full((6,), self.scale)  # copying a list would make the host wait for the GPU
         cube[:3].neg_()
         t_min, t_max = intersect_aabb(rays.origins, rays.directions, cube)
@@ -174,21 +179,16 @@ class OccupancySampler(Sampler):
         if self.at_start:  # start before the cube, so that the first mid-point is on its surface
             before = torch.minimum(t_min - 0.5 * self.step, t_min / (1.0 + 0.5 * self.cone))
             t_min = torch.maximum(before, t_min - 0.5 * self.max_step)
+        if jitter:
+            t_min = t_min + self.step * torch.rand_like(t_min)
         return t_min, t_max
 
+    @property
+    def _steps(self) -> dict[str, Any]:
+        return {"step": self.step, "cone": self.cone, "max_step": self.max_step, "extent": self.scale}
+
     def _march(self, origins: Tensor, directions: Tensor, t_min: Tensor, t_max: Tensor, at_most: int) -> Samples:
-        return march(
-            origins,
-            directions,
-            t_min,
-            t_max,
-            self.grid.occupied,
-            step=self.step,
-            cone=self.cone,
-            max_step=self.max_step,
-            extent=self.scale,
-            max_samples=at_most,
-        )
+        return march(origins, directions, t_min, t_max, self.grid.occupied, **self._steps, max_samples=at_most)
 
 
 def _follow(sampler: OccupancySampler, loaded: object = None) -> None:

@@ -76,7 +76,8 @@ def distortion(rays: Pass) -> Tensor:
 
     apart = 2.0 * weights * (middle * before(weights) - before(weights * middle))
     within = weights.square() * (t_ends - t_starts) / 3.0
-    return weights.new_zeros(len(rays.opacity)).index_add(0, ray_indices, apart + within)
+    n_rays = len(rays.opacity)  # and one more, of which padding is
+    return weights.new_zeros(n_rays + 1).index_add(0, ray_indices, apart + within)[:n_rays]
 
 
 @torch.no_grad()

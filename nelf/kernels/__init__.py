@@ -13,7 +13,8 @@ one. An operation that it lacks falls back to the next one: tcnn, triton, refere
 Notation, shared by everything that marches rays::
 
     N  rays          rays_o, rays_d (N, 3), in the coordinates of the grid
-    S  samples       ragged: sample s belongs to ray ``ray_indices[s]``, front to back, rays in order
+    S  samples       ragged: sample s belongs to ray ``ray_indices[s]``, front to back, rays in order; those of ray N,
+                     which does not exist, are padding
     t                position along a ray in multiples of ``rays_d``; a sample covers [t_starts, t_ends]
 """
 
@@ -37,6 +38,7 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "hash_encode": {"cpu": "cpu_field", "triton": "triton_field", "tcnn": "tcnn_field"},
     "space_time_lookup": {"cpu": "cpu_motion", "triton": "triton_motion"},
     "march": {"cpu": "cpu_rays", "triton": "triton_rays"},
+    "march_within": {"triton": "triton_rays"},
     "composite": {"cpu": "cpu_rays", "triton": "triton_rays"},
     "ray_features": {"cpu": "cpu_lookup", "triton": "triton_lookup"},
     "trilinear": {"cpu": "cpu_trilinear", "triton": "triton_trilinear"},
@@ -282,6 +284,65 @@ def march(
     Source:
         Instant-NGP, appendix C (arXiv 2201.05989).
     """
+    _check_march(rays_o, rays_d, t_min, t_max, occupied)
+    run = implementation("march", rays_o.device)
+    return Samples(*run(rays_o, rays_d, t_min, t_max, occupied, step, cone, max_step, extent, max_samples))
+
+
+def march_within(
+    rays_o: Tensor,
+    rays_d: Tensor,
+    t_min: Tensor,
+    t_max: Tensor,
+    occupied: Tensor,
+    total: int,
+    *,
+    step: float,
+    cone: float = 0.0,
+    max_step: float = math.inf,
+    extent: float = 0.5,
+    max_samples: int = 1024,
+) -> tuple[Samples, Tensor]:
+    """March the first rays, as many as have ``total`` samples together; ``triton`` does not wait for the GPU.
+
+    Args:
+        rays_o: see ``march``, as are those without an explanation here.
+        rays_d: (N, 3).
+        t_min: (N,).
+        t_max: (N,).
+        occupied: (C, G, G, G).
+        total: number of samples in the result.
+        step: smallest step.
+        cone: growth of the step.
+        max_step: largest step.
+        extent: half-size of the outermost cube.
+        max_samples: per ray.
+
+    Returns:
+        ``total`` samples: those of ``march``, then padding of ray N and length 0. And the number of rays () int64 that
+        have theirs; the rays after these have none.
+
+    Raises:
+        ValueError: as ``march``.
+
+    Example:
+        Two rays with two samples each, of which three may be taken.
+
+        >>> samples, marched = march_within(
+        ...     torch.zeros(2, 3), torch.eye(3)[:2], torch.zeros(2), torch.full((2,), 0.2),
+        ...     torch.ones(1, 2, 2, 2, dtype=torch.bool), total=3, step=0.1,
+        ... )
+        >>> samples.ray_indices, marched
+        (tensor([0, 0, 2]), tensor(1))
+    """
+    _check_march(rays_o, rays_d, t_min, t_max, occupied)
+    run = implementation("march_within", rays_o.device)
+    steps = (step, cone, max_step, extent, max_samples)
+    *samples, marched = run(rays_o, rays_d, t_min, t_max, occupied, total, *steps)
+    return Samples(*samples), marched
+
+
+def _check_march(rays_o: Tensor, rays_d: Tensor, t_min: Tensor, t_max: Tensor, occupied: Tensor) -> None:
     if occupied.ndim != 4 or not occupied.shape[1] == occupied.shape[2] == occupied.shape[3]:
         raise ValueError(f"Expected `occupied` to have shape (C, G, G, G), got {tuple(occupied.shape)}.")
     n_rays = len(rays_o)
@@ -290,8 +351,6 @@ def march(
             f"Expected `rays_o`, `rays_d` (N, 3) and `t_min`, `t_max` (N,), got {tuple(rays_o.shape)}, "
             f"{tuple(rays_d.shape)}, {tuple(t_min.shape)}, {tuple(t_max.shape)}."
         )
-    run = implementation("march", rays_o.device)
-    return Samples(*run(rays_o, rays_d, t_min, t_max, occupied, step, cone, max_step, extent, max_samples))
 
 
 def composite(
@@ -314,7 +373,8 @@ def composite(
         rgb: (S, 3) color in [0, 1].
         t_starts: (S,) where each sample begins, in multiples of ``rays_d``; ascending within a ray.
         t_ends: (S,) where it ends, >= ``t_starts``.
-        ray_indices: (S,) int64, the ray of each sample; non-decreasing. A ray may have no sample.
+        ray_indices: (S,) int64, the ray of each sample; non-decreasing. A ray may have no sample. Samples of ray N are
+            padding: they have to have length 0, and get weight 0.
         n_rays: N, the number of rays.
         early_stop: samples whose transmittance is below this get weight 0.
 

@@ -148,10 +148,11 @@ def _ray_bounds(ray_indices, first):  # type: ignore[no-untyped-def]
     last = 0
     for s in range(len(ray_indices)):
         ray = ray_indices[s]
-        if ray < last or ray >= n_rays:
+        if ray < last or ray > n_rays:
             return False
         last = ray
-        first[ray + 1] += 1
+        if ray < n_rays:
+            first[ray + 1] += 1
     for n in range(n_rays):
         first[n + 1] += first[n]
     return True
@@ -216,10 +217,11 @@ class _Composite(torch.autograd.Function):
         threads()
         first = np.empty(n_rays + 1, np.int64)
         if not _ray_bounds(array(rays, torch.int64), first):
-            raise ValueError(f"composite: `ray_indices` must be non-decreasing and within [0, {n_rays}).")
+            raise ValueError(f"composite: `ray_indices` must be non-decreasing and within [0, {n_rays}].")
         out = np.empty((n_rays, 3), np.float32)
         opacity, depth = np.empty(n_rays, np.float32), np.empty(n_rays, np.float32)
         weights = np.empty(len(sigma), np.float32)
+        weights[first[-1] :] = 0.0  # padding
         samples = (array(sigma), array(rgb), array(starts), array(ends))
         _composite_forward(*samples, first, np.float32(stop), out, opacity, depth, weights)
         ctx.save_for_backward(sigma, rgb, starts, ends)
@@ -232,6 +234,7 @@ class _Composite(torch.autograd.Function):
         threads()
         sigma, rgb, starts, ends = (array(tensor) for tensor in ctx.saved_tensors)
         grad_sigma, grad_rgb = np.empty_like(sigma), np.empty_like(rgb)
+        grad_sigma[ctx.first[-1] :], grad_rgb[ctx.first[-1] :] = 0.0, 0.0
         incoming = [array(grad) for grad in grads]
         _composite_backward(sigma, rgb, starts, ends, ctx.first, ctx.weights, ctx.stop, *incoming, grad_sigma, grad_rgb)  # type: ignore[call-arg]
         return torch.from_numpy(grad_sigma), torch.from_numpy(grad_rgb), None, None, None, None, None

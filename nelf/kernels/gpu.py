@@ -11,12 +11,20 @@ from importlib.util import find_spec
 
 import torch
 
-__all__ = ["obstacle", "runs"]
+__all__ = ["asynchronous", "obstacle", "runs"]
 
 log = logging.getLogger(__name__)
 
 _PACKAGES = {"triton": "triton", "tcnn": "tinycudann"}
 _INSTALL = "pip install git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch"
+
+
+def asynchronous(device: torch.device) -> bool:
+    """Whether the host runs ahead of a device, and would wait for it to read a value or the size of a selection.
+
+    There, evaluating everything usually takes less time than to select what has to be evaluated.
+    """
+    return device.type == "cuda"
 
 
 def runs(backend: str, device: torch.device) -> bool:

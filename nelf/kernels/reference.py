@@ -5,12 +5,13 @@ kernel.
 """
 
 from itertools import product
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nelf.kernels import HashGrid
+from nelf.kernels import HashGrid, implementation
 from nelf.kernels.lookup import MIN_TRANSMITTANCE, RayFeatures, most_points
 from nelf.rays import intersect_aabb
 
@@ -101,6 +102,27 @@ def march(
     return torch.stack(starts, dim=1)[mask], torch.stack(ends, dim=1)[mask], ray_indices
 
 
+def march_within(
+    rays_o: Tensor,
+    rays_d: Tensor,
+    t_min: Tensor,
+    t_max: Tensor,
+    occupied: Tensor,
+    total: int,
+    *steps: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See ``nelf.kernels.march_within``, by the device's ``march``."""
+    run = implementation("march", rays_o.device)
+    t_starts, t_ends, ray_indices = run(rays_o, rays_d, t_min, t_max, occupied, *steps)
+    n_rays = len(rays_o)
+    last = ray_indices.bincount(minlength=n_rays).cumsum(0)
+    marched = (last <= total).sum()
+    samples = [values[ray_indices < marched] for values in (t_starts, t_ends, ray_indices)]
+    padding = (0, total - len(samples[0]))
+    t_starts, t_ends = (F.pad(values, padding) for values in samples[:2])
+    return t_starts, t_ends, F.pad(samples[2], padding, value=n_rays), marched
+
+
 def _cascade(radius: Tensor, dt: Tensor, cascades: int, cells: int) -> Tensor:
     """The smallest cascade that holds a point at ``radius`` and whose cells are not smaller than ``dt``."""
     cascade = torch.zeros_like(radius, dtype=torch.long)
@@ -120,9 +142,9 @@ def composite(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See ``nelf.kernels.composite``."""
     if len(ray_indices) and (
-        bool((ray_indices.diff() < 0).any()) or int(ray_indices[0]) < 0 or int(ray_indices[-1]) >= n_rays
+        bool((ray_indices.diff() < 0).any()) or int(ray_indices[0]) < 0 or int(ray_indices[-1]) > n_rays
     ):
-        raise ValueError(f"composite: `ray_indices` must be non-decreasing and within [0, {n_rays}).")
+        raise ValueError(f"composite: `ray_indices` must be non-decreasing and within [0, {n_rays}].")
     optical = sigma * (t_ends - t_starts)
     # One cumulative sum over all rays, minus its value at the start of each; float64, since it grows with every ray.
     running = F.pad(optical.double().cumsum(0), (1, 0))
@@ -132,7 +154,7 @@ def composite(
     weights = torch.where(transmittance > early_stop, weights, 0.0)
     middle = 0.5 * (t_starts + t_ends)
     per_sample = torch.cat([rgb, torch.ones_like(middle)[:, None], middle[:, None]], dim=1) * weights[:, None]
-    per_ray = per_sample.new_zeros(n_rays, 5).index_add(0, ray_indices, per_sample)
+    per_ray = per_sample.new_zeros(n_rays + 1, 5).index_add(0, ray_indices, per_sample)[:n_rays]
     return per_ray[:, :3], per_ray[:, 3], per_ray[:, 4], weights
 
 

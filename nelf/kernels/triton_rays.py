@@ -1,7 +1,7 @@
 """Marching and compositing in Triton.
 
 A ray is marched by one thread, twice: once to count its samples, once to write them after those of the rays before it.
-The total number of samples is the only value for which the host waits for the GPU.
+The total number of samples is the only value for which the host waits for the GPU, unless it is given.
 
 A ray is composited by one warp, 32 samples at a time: few rays have more, and the samples of a ray are contiguous.
 """
@@ -88,24 +88,72 @@ def march(
     max_samples: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``nelf.kernels.march``; float32. Waits for the GPU once, for the number of samples."""
-    rays = [tensor.detach().float().contiguous() for tensor in (rays_o, rays_d, t_min, t_max)]
-    n, like = len(rays_o), rays[0]
-    cells = occupied.contiguous().view(torch.uint8)
-    numbers = (n, float(step), float(cone), float(max_step), float(extent), min(max_samples, 2**31 - 1))
-    # Fused multiply-add would round differently from the reference, and put samples into other cells.
-    constants = {"CASCADES": len(cells), "CELLS": cells.shape[1], "RAYS": WARP, "AHEAD": AHEAD, "num_warps": 1}
-    constants |= {"enable_fp_fusion": False}
-    counts = torch.empty(n, dtype=torch.int64, device=like.device)
-    grid = (blocks(n, WARP),)
-    launch(_march, grid, like, *rays, cells, counts, counts, like, like, counts, *numbers, WRITE=False, **constants)
+    walk = _Walk(rays_o, rays_d, t_min, t_max, occupied, step, cone, max_step, extent, max_samples)
+    counts = walk.count()
     last = counts.cumsum(0)
-    total = int(last[-1]) if n else 0
-    t_starts, t_ends = torch.empty(total, device=like.device), torch.empty(total, device=like.device)
-    indices = torch.empty(total, dtype=torch.int64, device=like.device)
-    if total:
-        out = (counts, last - counts, t_starts, t_ends, indices)
-        launch(_march, grid, like, *rays, cells, *out, *numbers, WRITE=True, **constants)
-    return t_starts, t_ends, indices
+    return walk.write(counts, last - counts, int(last[-1]) if len(last) else 0)
+
+
+def march_within(
+    rays_o: Tensor,
+    rays_d: Tensor,
+    t_min: Tensor,
+    t_max: Tensor,
+    occupied: Tensor,
+    total: int,
+    *steps: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See ``nelf.kernels.march_within``; float32."""
+    walk = _Walk(rays_o, rays_d, t_min, t_max, occupied, *steps)
+    counts = walk.count()
+    last = counts.cumsum(0)
+    fits = last <= total
+    return *walk.write(counts * fits, last - counts, total), fits.sum()
+
+
+class _Walk:
+    """Rays on their way through a grid: the arguments of ``_march``, once for counting and once for writing."""
+
+    def __init__(
+        self,
+        rays_o: Tensor,
+        rays_d: Tensor,
+        t_min: Tensor,
+        t_max: Tensor,
+        occupied: Tensor,
+        step: float,
+        cone: float,
+        max_step: float,
+        extent: float,
+        max_samples: int,
+    ) -> None:
+        self.rays = [tensor.detach().float().contiguous() for tensor in (rays_o, rays_d, t_min, t_max)]
+        self.cells = occupied.contiguous().view(torch.uint8)
+        self.numbers = (len(rays_o), *map(float, (step, cone, max_step, extent)), min(max_samples, 2**31 - 1))
+        # Fused multiply-add would round differently from the reference, and put samples into other cells.
+        self.constants = {"CASCADES": len(occupied), "CELLS": occupied.shape[1], "RAYS": WARP, "AHEAD": AHEAD}
+        self.constants |= {"num_warps": 1, "enable_fp_fusion": False}
+
+    def count(self) -> Tensor:
+        """The number of samples of each ray, (N,) int64."""
+        like = self.rays[0]
+        counts = torch.empty(len(like), dtype=torch.int64, device=like.device)
+        self._launch(counts, counts, like, like, counts, WRITE=False)
+        return counts
+
+    def write(self, counts: Tensor, first: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Write ``counts`` (N,) samples of the rays from ``first`` (N,) on; the rest of ``total`` becomes padding."""
+        device, n_rays = counts.device, len(counts)
+        t_starts, t_ends = torch.zeros(total, device=device), torch.zeros(total, device=device)
+        indices = torch.full((total,), n_rays, dtype=torch.int64, device=device)
+        if total:
+            self._launch(counts, first, t_starts, t_ends, indices, WRITE=True)
+        return t_starts, t_ends, indices
+
+    def _launch(self, *arrays: Tensor, WRITE: bool) -> None:
+        like = self.rays[0]
+        grid = (blocks(len(like), WARP),)
+        launch(_march, grid, like, *self.rays, self.cells, *arrays, *self.numbers, WRITE=WRITE, **self.constants)
 
 
 # ------------------------------------------------------------------------------------------------ compositing

@@ -121,8 +121,9 @@ class LightField(nn.Module):
     @property
     def box(self) -> Tensor:
         """The corners (2, 3) of ``aabb``, cached on the CPU to avoid a transfer from the GPU at each step."""
-        if self._box is None or self._box[0] is not self.aabb or self._box[1] != self.aabb._version:
-            self._box = self.aabb, self.aabb._version, self.aabb.cpu().view(2, 3).clone()
+        version = 0 if self.aabb.is_inference() else self.aabb._version
+        if self._box is None or self._box[0] is not self.aabb or self._box[1] != version:
+            self._box = self.aabb, version, self.aabb.cpu().view(2, 3).clone()
         return self._box[2]
 
     def trim(self, cameras: Camera) -> None:

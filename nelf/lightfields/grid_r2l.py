@@ -12,7 +12,7 @@ from torch.nn.functional import max_pool2d, pad, pixel_shuffle
 
 from nelf.cameras import pixel_size
 from nelf.errors import Depth, NonNegative, Positive, Size, SizeOrZero
-from nelf.kernels import multiplies_bfloat16, reference
+from nelf.kernels import gpu, multiplies_bfloat16, reference
 from nelf.kernels.lookup import RayFeatures, most_points
 from nelf.lightfields.base import LightField
 from nelf.lightfields.decoder import ResidualBlock, decoder_inputs, decoder_window, whole_pixels
@@ -271,7 +271,12 @@ class GridR2L(LightField):
     @property
     def voxel(self) -> float:
         """Side of a voxel, which is also the step between the points of a ray, scene unit."""
-        return float((self.aabb[3] - self.aabb[0]) / (self.volume.shape[2] - 1))
+        return self._divided(self.volume.index.shape[2] - 1)
+
+    def _divided(self, voxels: int) -> float:
+        """The width of the box divided by a number of voxels."""
+        low, high = self.box.numpy()
+        return float((high[0] - low[0]) / voxels)
 
     def extent(self, camera: Camera) -> tuple[int, int, int, int]:
         """The bounding rectangle of the volume's box in the image, see ``LightField.extent``."""
@@ -317,8 +322,12 @@ class GridR2L(LightField):
         return Rendering.over(drawn, self.background, along.depth.view(rays.shape))
 
     def _decode_window(self, inputs: Tensor) -> Tensor:
-        """``decode`` in the window that ``decoder_window`` finds, and zeros around it."""
-        if self.window is None or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
+        """``decode`` in the window that ``decoder_window`` finds, and zeros around it.
+
+        In training on a GPU it is ``decode`` of everything, which gives the same without waiting for that window.
+        """
+        whole = torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
+        if self.window is None or whole or (self.training and gpu.asynchronous(inputs.device)):
             return self.decode(inputs)
         height, width = inputs.shape[-2:]
         top, bottom, left, right = decoder_window(inputs[:, self._opacity], **self.window)

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn.functional import mse_loss, smooth_l1_loss
 
 from nelf.errors import Count, CountOrZero, NonNegative, Positive, Rate, Share
+from nelf.fields.samplers import OccupancySampler
+from nelf.kernels import gpu
 from nelf.scene import composite_background
 from nelf.systems.schedule import cosine_decay, polynomial_decay, step_decay, training_progress, warmup
 from nelf.systems.system import System
@@ -18,6 +20,7 @@ from nelf.systems.system import System
 if TYPE_CHECKING:
     from nelf.data.batches import RayBatch
     from nelf.fields import RadianceField
+    from nelf.fields.volume import Pass
 
 __all__ = ["Teacher"]
 
@@ -41,7 +44,8 @@ class Teacher(System):
     The loss is the sum of the color losses of the field's passes and of its weighted regularizers.
 
     Each step takes as many of the batch's rays as have about ``samples_per_step`` samples together: few at first, more
-    as the occupancy grid excludes empty space.
+    as the occupancy grid excludes empty space. Their number follows the average of the steps before; on a GPU, with an
+    occupancy grid, it is exact, and found there while the host runs ahead.
 
     Schedules depend on the fraction of the Trainer's ``max_steps`` or ``max_time`` that has passed. nerf_pl changes its
     learning rate once per epoch, a pass over all pixels; its decay after 2, 4 and 8 of 16 epochs corresponds to
@@ -159,35 +163,57 @@ class Teacher(System):
 
     def training_step(self, batch: RayBatch, batch_idx: int) -> Tensor:
         """Fit as many rays of the batch as have ``samples_per_step`` samples."""
-        n_rays, wanted = len(batch.rays), self.hparams["samples_per_step"]
-        if wanted is not None:
-            n_rays = int(min(max(wanted / self.samples_per_ray, 64), n_rays))
-        rgba = batch.rgba[:n_rays]
-        passes = self.network.render_rays(batch.rays[:n_rays])
-        samples = sum(len(each.samples.t_starts) for each in passes) / n_rays
-        self.samples_per_ray = max(0.8 * self.samples_per_ray + 0.2 * samples, 1.0)
-
+        passes, rgba, fitted = self._rendered(batch)
         if self.hparams["background"] == "random" and self.has_alpha:
             background = torch.rand_like(rgba[:, :3])
         else:
-            background = self.background_rgb.to(rgba).expand(n_rays, 3)
+            background = self.background_rgb.to(rgba).expand(len(rgba), 3)
         target = composite_background(rgba, background)
         loss = torch.zeros((), device=rgba.device)
+        samples = torch.zeros((), device=rgba.device)
         for each in passes:
             rgb = each.rgb + (1.0 - each.opacity)[:, None] * background
-            loss = loss + self._color_loss(rgb, target)
+            loss = loss + _mean(self._color_loss(rgb, target), fitted)
             for name, (term, weight) in self._regularizers.items():
-                value = term(each).mean()
+                value = term(each)
+                value = _mean(value, fitted) if value.ndim else value
                 loss = loss + weight * value
                 self.log(f"train/{name}", value.detach())
-        self.log("train/psnr", -10.0 * mse_loss(rgb.detach(), target).log10(), prog_bar=True)
-        # Tensors filled on the device: copying a number there would synchronize.
-        self.log("train/rays", loss.new_full((), n_rays))
-        self.log("train/samples_per_ray", loss.new_full((), samples))
+            samples += (each.samples.ray_indices < len(rgba)).sum()
+        self.log("train/psnr", -10.0 * _mean((rgb.detach() - target).square().mean(-1), fitted).log10(), prog_bar=True)
+        self.log("train/rays", fitted)
+        self.log("train/samples_per_ray", samples / fitted)
         return loss
 
+    def _rendered(self, batch: RayBatch) -> tuple[list[Pass], Tensor, Tensor]:
+        """Render the first rays of a batch, as many as a step takes.
+
+        Returns:
+            The passes of N rays, their pixels (N, 4), and how many of them, from the first on, are to be fitted: ().
+        """
+        count, wanted = len(batch.rays), self.hparams["samples_per_step"]
+        by_grid = isinstance(self.network.sampler, OccupancySampler)
+        if wanted is not None and by_grid and gpu.asynchronous(batch.rgba.device):
+            # Reading the number of samples would wait for the GPU, so all rays of the batch remain.
+            one, fitted = self.network.render_within(batch.rays, wanted)
+            return [one], batch.rgba, fitted.float()
+        if wanted is not None:
+            count = int(min(max(wanted / self.samples_per_ray, 64), count))
+        passes = self.network.render_rays(batch.rays[:count])
+        samples = sum(len(each.samples.t_starts) for each in passes) / count
+        self.samples_per_ray = max(0.8 * self.samples_per_ray + 0.2 * samples, 1.0)
+        # A tensor filled on the device: copying a number there would synchronize.
+        return passes, batch.rgba[:count], batch.rgba.new_full((), count)
+
     def _color_loss(self, rgb: Tensor, target: Tensor) -> Tensor:
+        """The loss (N,) of colors (N, 3)."""
         if self.hparams["loss"] == "mse":
-            return mse_loss(rgb, target)
+            return mse_loss(rgb, target, reduction="none").mean(-1)
         # Scaled to equal the squared error near 0, so that the regularizers' weights keep their meaning.
-        return 2 * HUBER_DELTA * smooth_l1_loss(rgb, target, beta=HUBER_DELTA)
+        return 2 * HUBER_DELTA * smooth_l1_loss(rgb, target, beta=HUBER_DELTA, reduction="none").mean(-1)
+
+
+def _mean(values: Tensor, count: Tensor) -> Tensor:
+    """The mean of the first ``count`` () of some values (N,)."""
+    first = torch.arange(len(values), device=values.device) < count
+    return torch.where(first, values, 0.0).sum() / count

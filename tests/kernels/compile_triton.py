@@ -65,7 +65,7 @@ def call_everything(dtype: torch.dtype) -> None:
     for cascades in (1, 3):
         occupied = torch.ones(cascades, 128, 128, 128, dtype=torch.bool)
         rays = (torch.zeros(40, 3), torch.ones(40, 3), torch.zeros(40), torch.ones(40))
-        triton_rays.march(*rays, occupied, 0.1, 0.0, math.inf, 0.5, 1024)
+        triton_rays.march_within(*rays, occupied, 40, 0.1, 0.0, math.inf, 0.5, 1024)
     sigma, rgb = torch.ones(8, requires_grad=True), torch.ones(8, 3, requires_grad=True)
     out = triton_rays.composite(sigma, rgb, torch.zeros(8), torch.ones(8), torch.arange(8), 8, 0.0)
     torch.cat([out[0], out[1][:, None]], 1).sum().backward()

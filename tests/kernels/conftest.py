@@ -1,12 +1,8 @@
-"""The backends that a machine without a GPU can run; Triton's kernels are interpreted there."""
+"""The backends that a machine without a GPU can run."""
 
 from __future__ import annotations
 
-import platform
-from importlib.util import find_spec
-
 import pytest
-import torch
 
 
 @pytest.fixture(params=["reference", "cpu", "triton"])
@@ -26,16 +22,3 @@ def _use(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     if request.param == "triton":
         request.getfixturevalue("interpreted")
     return str(request.param)
-
-
-@pytest.fixture
-def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton's kernels on the CPU. Interpreting costs time by the block, whatever its size: rays are in larger ones."""
-    if platform.system() != "Linux" or find_spec("triton") is None:
-        pytest.skip('needs Triton: pip install "nelf[dev]" on Linux')
-    if torch.cuda.is_available():
-        pytest.skip("Triton's kernels are compiled here: see test_gpu.py")
-    from nelf.kernels import triton_lookup, triton_rays
-
-    for module in (triton_lookup, triton_rays):
-        monkeypatch.setattr(module, "WARP", 64)

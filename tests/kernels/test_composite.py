@@ -64,6 +64,26 @@ def test_early_stop_drops_what_little_light_reaches() -> None:
     assert out.weights[1:].tolist() == [0.0, 0.0]
 
 
+@pytest.mark.usefixtures("backend")
+def test_padding_counts_for_nothing() -> None:
+    sigma, rgb, starts, ends, rays = ragged()
+    empty = torch.zeros(7)
+    padded = torch.cat([starts, empty]), torch.cat([ends, empty]), torch.cat([rays, torch.full((7,), 10)])
+    found = []
+    for bounds, more in (((starts, ends, rays), 0), (padded, 7)):
+        learned = torch.cat([sigma, torch.ones(more)]), torch.cat([rgb, torch.ones(more, 3)])
+        leaves = [values.requires_grad_() for values in learned]
+        out = composite(*leaves, *bounds, 10, early_stop=1e-2)
+        generator = torch.Generator().manual_seed(1)
+        grads = [torch.randn(part.shape, generator=generator) for part in out[:3]]
+        torch.autograd.backward(out[:3], grads)
+        assert not out.weights[len(rays) :].any()
+        assert not any(leaf.grad[len(rays) :].any() for leaf in leaves)  # type: ignore[index]
+        found.append([*out, *(leaf.grad for leaf in leaves)])
+    for plain, with_padding in zip(*found, strict=True):
+        torch.testing.assert_close(with_padding[: len(plain)], plain)
+
+
 def test_reference_passes_gradcheck(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NELF_KERNELS", "reference")
     sigma, rgb, starts, ends, rays = ragged(8)
@@ -89,7 +109,7 @@ def test_gradients_equal_the_reference_in_float64(
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"], indirect=True)  # a GPU would have to be waited for
-@pytest.mark.parametrize("rays", [[1, 0], [0, 2], [-1, 0]])
+@pytest.mark.parametrize("rays", [[1, 0], [0, 3], [-1, 0]])
 @pytest.mark.usefixtures("backend")
 def test_refuses_disordered_rays(rays: list[int]) -> None:
     with pytest.raises(ValueError, match="non-decreasing"):

@@ -10,10 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from nelf.kernels import HashGrid, composite, gpu, hash_encode, march, space_time_lookup
+from nelf.data import RayBatch
+from nelf.fields import NGP
+from nelf.kernels import HashGrid, composite, gpu, hash_encode, march, march_within, space_time_lookup
 from nelf.kernels.lookup import ray_features
 from nelf.kernels.trilinear import trilinear
 from nelf.lightfields.volume import index_of
+from nelf.rays import Rays
+from nelf.systems import Teacher
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -136,6 +140,7 @@ def test_only_marching_waits_for_the_gpu(backend: str, monkeypatch: pytest.Monke
         hash_encode(points, table, GRID).sum().backward()
         composite(sigma, rgb, *samples, 4_001).rgb.sum().backward()
         ray_features(**case, step=0.05).features.sum().backward()
+        march_within(*marched, 5_000, step=0.01)
 
     everything()  # compiles, and copies what is known of the grid
     with nobody_waits():
@@ -143,3 +148,24 @@ def test_only_marching_waits_for_the_gpu(backend: str, monkeypatch: pytest.Monke
     assert all(each.grad is not None for each in learned)
     with pytest.raises(RuntimeError, match="synchroniz"), nobody_waits():
         march(*marched, step=0.01)
+
+
+def test_a_training_step_of_a_teacher_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does an update of its occupancy grid after the warm-up."""
+    monkeypatch.setenv("NELF_KERNELS", "triton")
+    with torch.device("cuda"):
+        field, origins = NGP(log2_table=14, max_samples=128), torch.randn(512, 3)
+        batch = RayBatch(Rays(origins, -origins), torch.rand(512, 4))
+    teacher = Teacher(field, samples_per_step=2**14).to("cuda")
+    teacher.log = lambda *rest, **options: None  # type: ignore[method-assign]
+    optimizer = teacher.optimizer()
+
+    def step() -> None:
+        field.before_step(1600)
+        optimizer.zero_grad()
+        teacher.training_step(batch, 0).backward()
+        optimizer.step()
+
+    step()
+    with nobody_waits():
+        step()

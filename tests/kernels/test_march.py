@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from nelf.kernels import Samples, march
+from nelf.kernels import Samples, march, march_within
 
 
 def along_x(occupied: torch.Tensor, **options: float) -> Samples:
@@ -101,6 +101,22 @@ def test_triton_places_the_samples_of_the_reference_to_the_last_digit(
     assert int(found[0].ray_indices.bincount().max()) == 7
     for expected, got in zip(*found, strict=True):
         assert torch.equal(got, expected)
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize(("total", "marched"), [(3, 0), (4, 1), (9, 3), (10, 5), (20, 5)])
+def test_within_a_total_the_first_rays_have_all_their_samples(total: int, marched: int) -> None:
+    """Rays of 4, 2, 3, 1 and 0 samples."""
+    full, lengths = torch.ones(1, 4, 4, 4, dtype=torch.bool), torch.tensor([0.4, 0.2, 0.3, 0.1, 0.0])
+    rays = torch.full((5, 3), -0.4), torch.eye(3)[[0, 1, 2, 0, 1]], torch.zeros(5), lengths
+    samples, count = march_within(*rays, full, total, step=0.1)
+    whole = march(*rays, full, step=0.1)
+    assert whole.ray_indices.bincount(minlength=5).tolist() == [4, 2, 3, 1, 0]
+    kept = int((whole.ray_indices < marched).sum())
+    assert int(count) == marched
+    for got, expected, padding in zip(samples, whole, (0.0, 0.0, 5), strict=True):
+        assert got.dtype == expected.dtype
+        assert torch.equal(got, torch.cat([expected[:kept], expected.new_full((total - kept,), padding)]))
 
 
 def test_refuses_wrong_shapes() -> None:

@@ -12,7 +12,9 @@ import pytorch_lightning as pl
 import torch
 
 from nelf.data import BlenderDataModule, RayBatch, SceneDataModule, read_scene
+from nelf.data.batches import Batches
 from nelf.fields import NGP, NeRF, RadianceField, StratifiedSampler
+from nelf.kernels import gpu
 from nelf.metrics import psnr
 from nelf.rays import Rays
 from nelf.scene import Split
@@ -30,8 +32,12 @@ def trainer(root: Path, max_steps: int) -> pl.Trainer:
     )  # fmt: skip
 
 
-def test_learns_a_ball_with_its_opacity(tiny_scene: Path, tmp_path: Path) -> None:
-    """What it has seen it can draw; from elsewhere the ball has the right outline."""
+@pytest.mark.parametrize("ahead", [False, True])
+def test_learns_a_ball_with_its_opacity(
+    ahead: bool, tiny_scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has seen it can draw; from elsewhere the ball has the right outline. Whether the host waits or not."""
+    monkeypatch.setattr(gpu, "asynchronous", lambda device: ahead)
     teacher = Teacher(small_field(), lr=2e-2, samples_per_step=2**13)
     data = BlenderDataModule(tiny_scene, batch_size=1024)
     trainer(tmp_path, 200).fit(teacher, data)
@@ -52,6 +58,32 @@ def test_number_of_rays_follows_the_samples(tiny_scene: Path, tmp_path: Path) ->
     trainer(tmp_path, 40).fit(teacher, BlenderDataModule(tiny_scene, batch_size=4096))
     samples = [rays * each for rays, each in zip(logged["train/rays"], logged["train/samples_per_ray"], strict=True)]
     assert samples[-1] == pytest.approx(4096, rel=0.25)
+
+
+def test_on_a_gpu_as_many_rays_are_taken_as_fit(tiny_scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same loss and gradients as with these rays alone."""
+    scene, found = read_scene(tiny_scene), {}
+    for ahead in (True, False):
+        torch.manual_seed(0)
+        monkeypatch.setattr(gpu, "asynchronous", lambda device, ahead=ahead: ahead)
+        regularizers = {"opacity": 1e-2, "distortion": 1e-2}
+        teacher = Teacher(small_field(), background="scene", samples_per_step=2000, regularizers=regularizers)
+        teacher.prepare(scene)
+        teacher.eval()  # no jitter, which would differ
+        logged: dict[str, float] = {}
+        teacher.log = lambda name, value, logged=logged, **_: logged.update({name: float(value)})  # type: ignore[method-assign]
+        batch = Batches(scene.train, "rays", 512).batch(0)
+        if not ahead:
+            taken = int(found[True][0]["train/rays"])
+            teacher.samples_per_ray = 2000 / taken
+        teacher.training_step(batch, 0).backward()
+        found[ahead] = logged, [parameter.grad for parameter in teacher.parameters()]
+    logged, gradients = found[True]
+    used = logged["train/rays"] * logged["train/samples_per_ray"]
+    assert 2000 - 64 < used <= 2000
+    assert logged == pytest.approx(found[False][0], rel=1e-4)
+    for got, expected in zip(gradients, found[False][1], strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-6)
 
 
 def test_resumes_with_the_same_numbers(tiny_scene: Path, tmp_path: Path) -> None:

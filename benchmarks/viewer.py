@@ -115,8 +115,11 @@ def next_frame(page: Page) -> dict[str, str]:
 
 
 def pixels(page: Page) -> np.ndarray:
-    """(n, 4) uint8 of the canvas, after rendering has settled."""
-    page.wait_for_timeout(1000)
+    """(n, 4) uint8 of the canvas, once no frame has followed for three times as long as the last one took."""
+    seen = None
+    while seen != (data := page.evaluate(DATA))["frame"]:
+        seen = data["frame"]
+        page.wait_for_timeout(max(1000, 3 * float(data["ms"])))
     flat = page.evaluate("""() => { const c = document.getElementById('view');
         return Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data) }""")
     return np.array(flat, np.uint8).reshape(-1, 4)

@@ -24,6 +24,7 @@ from rich.table import Table
 from nelf.kernels import IMPLEMENTATIONS, HashGrid, composite, hash_encode, march
 from nelf.kernels.gpu import runs
 from nelf.kernels.lookup import ray_features
+from nelf.kernels.mlp import mlp
 
 POINTS = 32_768
 RAYS = 4_096
@@ -39,6 +40,18 @@ def hash_grid(points: int) -> Callable[[], None]:
     def run() -> None:
         table.grad = None
         hash_encode(positions, table, grid).backward(grad)
+
+    return run
+
+
+def network(rows: int) -> Callable[[], None]:
+    """Forward and backward, two hidden layers of 64 units."""
+    inputs, grad = torch.rand(rows, 32, requires_grad=True), torch.randn(rows, 16).bfloat16()
+    weights = [torch.randn(shape, requires_grad=True) for shape in ((64, 32), (64, 64), (16, 64))]
+
+    def run() -> None:
+        out = mlp(inputs, weights)
+        out.backward(grad.to(out.dtype))
 
     return run
 
@@ -121,6 +134,7 @@ def main() -> None:
     with device:
         kernels = {
             "hash grid": (hash_grid(points), "hash_encode", points),
+            "network": (network(points), "mlp", points),
             "march": (marching(rays), "march", rays),
             "composite": (compositing(points, rays), "composite", points),
             "volume": (looking_up(rays), "ray_features", rays),

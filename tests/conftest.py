@@ -79,10 +79,13 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip('needs Triton: pip install "nelf[dev]" on Linux')
     if torch.cuda.is_available():
         pytest.skip("Triton's kernels are compiled here: see test_gpu.py")
-    from nelf.kernels import triton_lookup, triton_rays
+    import triton.language as tl
+
+    from nelf.kernels import triton_lookup, triton_mlp, triton_rays
 
     for module in (triton_lookup, triton_rays):
         monkeypatch.setattr(module, "WARP", 64)
+    monkeypatch.setattr(triton_mlp, "LOW", tl.float16)  # the interpreter multiplies no matrices in bfloat16
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from nelf.errors import Count, Depth, DepthOrZero, Log2Size, NonNegative, Positi
 from nelf.fields.base import FieldRays, RadianceField
 from nelf.fields.codes import ViewCodes
 from nelf.fields.samplers import OccupancySampler
-from nelf.kernels import HashGrid, multiplies_bfloat16
+from nelf.kernels import HashGrid, gpu, multiplies_bfloat16
+from nelf.kernels.mlp import mlp as fused_mlp
 from nelf.rays import Rays
 
 if TYPE_CHECKING:
@@ -163,8 +164,11 @@ class NGP(RadianceField):
     def _shade(self, features: Tensor, around: Tensor) -> Tensor:
         return torch.sigmoid(self._run(self.color_net, torch.cat([around, features], dim=1)).float())
 
-    def _run(self, network: nn.Module, inputs: Tensor) -> Tensor:
-        return run_padded(network, inputs, self.low_precision)
+    def _run(self, network: nn.Sequential, inputs: Tensor) -> Tensor:
+        low = multiplies_bfloat16(inputs.device) if self.low_precision is None else self.low_precision
+        if low and len(network) > 1 and gpu.asynchronous(inputs.device):
+            return fused_mlp(inputs, [layer.weight for layer in network if isinstance(layer, nn.Linear)])
+        return run_padded(network, inputs, low)
 
 
 def contracted(positions: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
-"""The operations of a fast radiance field: hash-grid encode, look-up in space and time, occupancy march, composite.
+"""The operations of a fast radiance field: hash-grid encode, small MLPs, look-up in space and time, march, composite.
 
 Each has one signature, given here, and several backends behind it with the same results:
 
     reference   plain PyTorch on any device: the definition, and the oracle of the tests
     cpu         Numba on all cores, compiled once and cached on disk
     triton      for a GPU; comes with PyTorch's CUDA wheels for Linux, and needs no CUDA compiler
-    tcnn        tiny-cuda-nn's hash grid, where ``tinycudann`` is installed and built for the GPU
+    tcnn        tiny-cuda-nn's hash grid and fused networks, where ``tinycudann`` is installed and built for the GPU
 
 The backend follows the device of the tensors and what runs there; ``NELF_KERNELS=reference|cpu|triton|tcnn`` forces
 one. An operation that it lacks falls back to the next one: tcnn, triton, reference.
@@ -36,6 +36,7 @@ from nelf.kernels.gpu import obstacle, runs
 #: By operation and backend: the module that implements it. A backend that lacks one uses the reference.
 IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "hash_encode": {"cpu": "cpu_field", "triton": "triton_field", "tcnn": "tcnn_field"},
+    "mlp": {"triton": "triton_mlp", "tcnn": "tcnn_field"},
     "space_time_lookup": {"cpu": "cpu_motion", "triton": "triton_motion"},
     "march": {"cpu": "cpu_rays", "triton": "triton_rays"},
     "march_within": {"triton": "triton_rays"},
@@ -290,40 +291,15 @@ def march(
 
 
 def march_within(
-    rays_o: Tensor,
-    rays_d: Tensor,
-    t_min: Tensor,
-    t_max: Tensor,
-    occupied: Tensor,
-    total: int,
-    *,
-    step: float,
-    cone: float = 0.0,
-    max_step: float = math.inf,
-    extent: float = 0.5,
-    max_samples: int = 1024,
+    rays_o: Tensor, rays_d: Tensor, t_min: Tensor, t_max: Tensor, occupied: Tensor, total: int, **steps: Any
 ) -> tuple[Samples, Tensor]:
     """March the first rays, as many as have ``total`` samples together; ``triton`` does not wait for the GPU.
 
-    Args:
-        rays_o: see ``march``, as are those without an explanation here.
-        rays_d: (N, 3).
-        t_min: (N,).
-        t_max: (N,).
-        occupied: (C, G, G, G).
-        total: number of samples in the result.
-        step: smallest step.
-        cone: growth of the step.
-        max_step: largest step.
-        extent: half-size of the outermost cube.
-        max_samples: per ray.
+    Arguments and errors are those of ``march``, with ``total``, the number of samples in the result.
 
     Returns:
         ``total`` samples: those of ``march``, then padding of ray N and length 0. And the number of rays () int64 that
         have theirs; the rays after these have none.
-
-    Raises:
-        ValueError: as ``march``.
 
     Example:
         Two rays with two samples each, of which three may be taken.
@@ -336,9 +312,9 @@ def march_within(
         (tensor([0, 0, 2]), tensor(1))
     """
     _check_march(rays_o, rays_d, t_min, t_max, occupied)
+    known = {"cone": 0.0, "max_step": math.inf, "extent": 0.5, "max_samples": 1024, **steps}
     run = implementation("march_within", rays_o.device)
-    steps = (step, cone, max_step, extent, max_samples)
-    *samples, marched = run(rays_o, rays_d, t_min, t_max, occupied, total, *steps)
+    *samples, marched = run(rays_o, rays_d, t_min, t_max, occupied, total, **known)
     return Samples(*samples), marched
 
 

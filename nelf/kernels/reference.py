@@ -4,6 +4,7 @@ The hash grid gathers with ``F.embedding``, whose dense scatter is PyTorch's fas
 kernel.
 """
 
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -44,6 +45,15 @@ def _table_index(corner: Tensor, grid: HashGrid, level: int) -> Tensor:
         return (x * _PRIMES[0] ^ y * _PRIMES[1] ^ z * _PRIMES[2]) % grid.sizes[level]
     resolution = grid.resolutions[level]
     return (x + resolution * (y + resolution * z)) % grid.sizes[level]
+
+
+def mlp(inputs: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """See ``nelf.kernels.mlp.mlp``."""
+    x = inputs
+    with torch.autocast(inputs.device.type, torch.bfloat16):
+        for layer, weight in enumerate(weights):
+            x = F.linear(x.relu() if layer else x, weight)
+    return x
 
 
 def space_time_lookup(positions: Tensor, times: Tensor, values: Tensor) -> Tensor:
@@ -109,11 +119,11 @@ def march_within(
     t_max: Tensor,
     occupied: Tensor,
     total: int,
-    *steps: Any,
+    **steps: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See ``nelf.kernels.march_within``, by the device's ``march``."""
     run = implementation("march", rays_o.device)
-    t_starts, t_ends, ray_indices = run(rays_o, rays_d, t_min, t_max, occupied, *steps)
+    t_starts, t_ends, ray_indices = run(rays_o, rays_d, t_min, t_max, occupied, **steps)
     n_rays = len(rays_o)
     last = ray_indices.bincount(minlength=n_rays).cumsum(0)
     marched = (last <= total).sum()

@@ -101,10 +101,10 @@ def march_within(
     t_max: Tensor,
     occupied: Tensor,
     total: int,
-    *steps: Any,
+    **steps: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See ``nelf.kernels.march_within``; float32."""
-    walk = _Walk(rays_o, rays_d, t_min, t_max, occupied, *steps)
+    walk = _Walk(rays_o, rays_d, t_min, t_max, occupied, **steps)
     counts = walk.count()
     last = counts.cumsum(0)
     fits = last <= total

@@ -126,6 +126,11 @@ class LightField(nn.Module):
             self._box = self.aabb, version, self.aabb.cpu().view(2, 3).clone()
         return self._box[2]
 
+    def box_side(self, parts: int) -> float:
+        """The side of ``aabb`` along x, divided into equal parts."""
+        low, high = self.box.numpy()
+        return float((high[0] - low[0]) / parts)
+
     def trim(self, cameras: Camera) -> None:
         """Drop parameters that no ray reads, after training; does nothing for most light fields.
 

@@ -247,7 +247,7 @@ class GridDyLiN(GridR2L):
     @property
     def voxel(self) -> float:
         """See ``GridR2L.voxel``; the canonical volume has the same."""
-        return self._divided(self.frames.window(0)[0].shape[2] - 1)
+        return self.box_side(self.frames.window(0)[0].shape[2] - 1)
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """See ``GridR2L.parameter_groups``; the motion grid has its own learning rate."""

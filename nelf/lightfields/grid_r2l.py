@@ -180,8 +180,7 @@ class GridR2L(LightField):
         resolution = self.resolution or self._sharp(cameras, VOXELS[1], corners)
         size = start(resolution)
         if self.resolution is None and size < fine:
-            finer = int(resolution * (fine / size) ** (1 / GROWTH))
-            finer = min(finer, self._sharp(cameras, VOXELS[0], corners))
+            finer = min(int(resolution * (fine / size) ** (1 / GROWTH)), self._sharp(cameras, VOXELS[0], corners))
             if finer >= FINER * resolution:
                 resolution = finer
                 self.aabb.copy_(box)
@@ -271,12 +270,7 @@ class GridR2L(LightField):
     @property
     def voxel(self) -> float:
         """Side of a voxel, which is also the step between the points of a ray, scene unit."""
-        return self._divided(self.volume.index.shape[2] - 1)
-
-    def _divided(self, voxels: int) -> float:
-        """The width of the box divided by a number of voxels."""
-        low, high = self.box.numpy()
-        return float((high[0] - low[0]) / voxels)
+        return self.box_side(self.volume.index.shape[2] - 1)
 
     def extent(self, camera: Camera) -> tuple[int, int, int, int]:
         """The bounding rectangle of the volume's box in the image, see ``LightField.extent``."""
@@ -322,12 +316,9 @@ class GridR2L(LightField):
         return Rendering.over(drawn, self.background, along.depth.view(rays.shape))
 
     def _decode_window(self, inputs: Tensor) -> Tensor:
-        """``decode`` in the window that ``decoder_window`` finds, and zeros around it.
-
-        In training on a GPU it is ``decode`` of everything, which gives the same without waiting for that window.
-        """
-        whole = torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
-        if self.window is None or whole or (self.training and gpu.asynchronous(inputs.device)):
+        """``decode`` in the window that ``decoder_window`` finds, and zeros around it; without waiting for a GPU."""
+        exporting = torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
+        if self.window is None or exporting or (self.training and gpu.asynchronous(inputs.device)):
             return self.decode(inputs)
         height, width = inputs.shape[-2:]
         top, bottom, left, right = decoder_window(inputs[:, self._opacity], **self.window)

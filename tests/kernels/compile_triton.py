@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from nelf.kernels import HashGrid, triton_field, triton_lookup, triton_motion, triton_rays, triton_trilinear
+from nelf.kernels import HashGrid, triton_field, triton_lookup, triton_mlp, triton_motion, triton_rays, triton_trilinear
 
 TYPES = {
     torch.float32: "fp32",
@@ -62,10 +63,14 @@ def call_everything(dtype: torch.dtype) -> None:
         table = torch.zeros(grid.entries, grid.features, dtype=dtype, requires_grad=True)
         points = torch.rand(40, 3, requires_grad=True)
         triton_field.hash_encode(points, table, grid).sum().backward()
+    for sides in ((32, 64, 16), (48, 64, 64, 3), (128, 128, 128, 128)):
+        weights = [torch.zeros(b, a, requires_grad=True) for a, b in pairwise(sides)]
+        triton_mlp.mlp(torch.zeros(100, sides[0], dtype=dtype, requires_grad=True), weights).sum().backward()
     for cascades in (1, 3):
         occupied = torch.ones(cascades, 128, 128, 128, dtype=torch.bool)
+        steps = {"step": 0.1, "cone": 0.0, "max_step": math.inf, "extent": 0.5, "max_samples": 1024}
         rays = (torch.zeros(40, 3), torch.ones(40, 3), torch.zeros(40), torch.ones(40))
-        triton_rays.march_within(*rays, occupied, 40, 0.1, 0.0, math.inf, 0.5, 1024)
+        triton_rays.march_within(*rays, occupied, 40, **steps)
     sigma, rgb = torch.ones(8, requires_grad=True), torch.ones(8, 3, requires_grad=True)
     out = triton_rays.composite(sigma, rgb, torch.zeros(8), torch.ones(8), torch.arange(8), 8, 0.0)
     torch.cat([out[0], out[1][:, None]], 1).sum().backward()
@@ -83,7 +88,7 @@ def call_everything(dtype: torch.dtype) -> None:
 
 
 if __name__ == "__main__":
-    for module in (triton_field, triton_lookup, triton_motion, triton_rays, triton_trilinear):
+    for module in (triton_field, triton_lookup, triton_mlp, triton_motion, triton_rays, triton_trilinear):
         module.launch = compile_instead  # type: ignore[attr-defined]
     for TARGET in sys.argv[1:]:
         call_everything(torch.float32)

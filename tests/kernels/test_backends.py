@@ -2,7 +2,8 @@
 
 There is no GPU here: devices are named, and a stand-in takes the place of tinycudann, written from its documentation
 (``DOCUMENTATION.md`` and ``bindings/torch`` of NVlabs/tiny-cuda-nn): ``Encoding(n_input_dims, encoding_config, seed,
-dtype)``, a module with all numbers in ``params``, level after level.
+dtype)``, a module with all numbers in ``params``, level after level; ``Network(n_input_dims, n_output_dims,
+network_config, seed)``, whose ``params`` are its matrices, row-major, the last one with a multiple of 16 rows.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from nelf.errors import UserError
+from nelf.interop import ngp_pl
 from nelf.kernels import HashGrid, gpu, implementation, reference, tcnn_field
 
 GPU = torch.device("cuda", 0)
@@ -67,11 +69,38 @@ class Encoding(nn.Module):
         return torch.cat(out, 1)
 
 
+class Network(nn.Module):
+    """Stands in for ``tinycudann.Network``, fully fused, which computes and answers in half precision."""
+
+    made = 0
+
+    def __init__(self, n_input_dims: int, n_output_dims: int, network_config: dict, seed: int = 1337):
+        super().__init__()
+        Network.made += 1
+        assert network_config.pop("otype") == "FullyFusedMLP"
+        assert (network_config.pop("activation"), network_config.pop("output_activation")) == ("ReLU", "None")
+        width, layers = network_config.pop("n_neurons"), network_config.pop("n_hidden_layers")
+        assert not network_config
+        assert width in (16, 32, 64, 128)
+        assert n_input_dims % 16 == 0  # else it would append ones
+        self.outputs, self.rows = n_output_dims, -(-n_output_dims // 16) * 16
+        self.shapes = [(width, n_input_dims), *[(width, width)] * (layers - 1), (self.rows, width)]
+        self.params = nn.Parameter(torch.full((sum(a * b for a, b in self.shapes),), 7.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        start, x = 0, x.half()
+        for layer, (rows, columns) in enumerate(self.shapes):
+            matrix = self.params[start : start + rows * columns].view(rows, columns).half()
+            x = (x.relu() if layer else x) @ matrix.T
+            start += rows * columns
+        return x[:, : self.outputs]
+
+
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("tinycudann")
     module.__spec__ = ModuleSpec("tinycudann", None)
-    module.Encoding = Encoding  # type: ignore[attr-defined]
+    module.Encoding, module.Network = Encoding, Network  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "tinycudann", module)
     forget()
     yield
@@ -79,7 +108,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def forget() -> None:
-    for function in (gpu._runs, gpu._not_installed, gpu._obstacle, tcnn_field._encoding):
+    for function in (gpu._runs, gpu._not_installed, gpu._obstacle, tcnn_field._encoding, tcnn_field._network):
         function.cache_clear()
 
 
@@ -98,6 +127,46 @@ def test_a_table_takes_the_place_of_tinycudanns_parameters() -> None:
     torch.testing.assert_close(results[2], results[0], atol=1e-5, rtol=1e-5)
     assert Encoding.made == made + 1  # one for a grid, whatever the table
     assert tcnn_field._encoding(GRID, torch.device("cpu")).params.numel() == 0  # and no numbers of its own
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("sides", [(32, 64, 16), (32, 64, 64, 3), (48, 16, 16, 16, 16, 20)])
+def test_weights_take_the_place_of_tinycudanns_parameters(sides: tuple[int, ...]) -> None:
+    made, results = Network.made, []
+    grad = torch.randn(50, sides[-1])
+    for run in (reference.mlp, tcnn_field.mlp, tcnn_field.mlp):
+        generator = torch.Generator().manual_seed(0)
+        inputs = torch.rand(50, sides[0], generator=generator).requires_grad_()
+        shapes = zip(sides[1:], sides, strict=False)
+        weights = [(torch.randn(shape, generator=generator) / shape[1] ** 0.5).requires_grad_() for shape in shapes]
+        out = run(inputs, weights)
+        out.backward(grad.to(out.dtype))
+        results.append([out.detach(), inputs.grad, *(each.grad for each in weights)])
+    assert [each[0].dtype for each in results] == [torch.bfloat16, torch.float16, torch.float16]
+    for expected, *others in zip(*results, strict=True):
+        for got in others:
+            assert float((got.float() - expected.float()).norm()) < 0.1 * float(expected.float().norm())
+    assert Network.made == made + 1
+    assert tcnn_field._network(sides, torch.device("cpu")).params.numel() == 0
+
+
+def test_networks_are_read_back_from_what_tinycudann_is_given() -> None:
+    """By the reader of ngp_pl's checkpoints, whose networks tiny-cuda-nn has written."""
+    weights = [torch.randn(64, 32), torch.randn(64, 64), torch.randn(3, 64)]
+    found = ngp_pl._matrices("color_net", tcnn_field.flattened(weights), ngp_pl._COLOR, 3)
+    for expected, got in zip(weights, found.values(), strict=True):
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("sides", [(20, 64, 3), (32, 48, 3), (32, 64, 32, 3)])
+def test_networks_that_tinycudann_does_not_have_are_passed_on(
+    sides: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Network, "forward", None)
+    monkeypatch.setenv("NELF_KERNELS", "reference")
+    weights = [torch.zeros(shape) for shape in zip(sides[1:], sides, strict=False)]
+    assert tcnn_field.mlp(torch.rand(4, sides[0]), weights).shape == (4, 3)
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -120,13 +189,13 @@ def test_a_grid_that_is_numbered_otherwise_is_noticed(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("forced", "run", "expected"),
     [
-        ("", ["tcnn", "triton"], ["tcnn_field", "triton_rays", "triton_lookup"]),
-        ("", ["triton"], ["triton_field", "triton_rays", "triton_lookup"]),
-        ("", ["tcnn"], ["tcnn_field", "reference", "reference"]),
-        ("", [], ["reference", "reference", "reference"]),
-        ("triton", ["tcnn", "triton"], ["triton_field", "triton_rays", "triton_lookup"]),
-        ("tcnn", ["tcnn", "triton"], ["tcnn_field", "triton_rays", "triton_lookup"]),
-        ("reference", ["tcnn", "triton"], ["reference", "reference", "reference"]),
+        ("", ["tcnn", "triton"], ["tcnn_field", "tcnn_field", "triton_rays", "triton_lookup"]),
+        ("", ["triton"], ["triton_field", "triton_mlp", "triton_rays", "triton_lookup"]),
+        ("", ["tcnn"], ["tcnn_field", "tcnn_field", "reference", "reference"]),
+        ("", [], ["reference"] * 4),
+        ("triton", ["tcnn", "triton"], ["triton_field", "triton_mlp", "triton_rays", "triton_lookup"]),
+        ("tcnn", ["tcnn", "triton"], ["tcnn_field", "tcnn_field", "triton_rays", "triton_lookup"]),
+        ("reference", ["tcnn", "triton"], ["reference"] * 4),
     ],
 )
 def test_a_gpu_gets_the_fastest_that_runs(
@@ -135,7 +204,7 @@ def test_a_gpu_gets_the_fastest_that_runs(
     monkeypatch.setenv("NELF_KERNELS", forced)
     forget()
     monkeypatch.setattr(gpu, "_obstacle", lambda backend, index: None if backend in run else "it does not")
-    found = [implementation(name, GPU).__module__ for name in ("hash_encode", "march", "ray_features")]
+    found = [implementation(name, GPU).__module__ for name in ("hash_encode", "mlp", "march", "ray_features")]
     gpu._runs.cache_clear()
     assert found == [f"nelf.kernels.{name}" for name in expected]
 

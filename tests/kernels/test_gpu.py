@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from nelf.data import RayBatch
 from nelf.fields import NGP
 from nelf.kernels import HashGrid, composite, gpu, hash_encode, march, march_within, space_time_lookup
 from nelf.kernels.lookup import ray_features
+from nelf.kernels.mlp import mlp
 from nelf.kernels.trilinear import trilinear
 from nelf.lightfields.volume import index_of
 from nelf.rays import Rays
@@ -53,6 +55,15 @@ def test_hash_encode(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.device("cuda"):
         points, table = torch.rand(10_001, 3), torch.randn(GRID.entries, 2)
     compare(lambda p, t: hash_encode(p, t, GRID), [points, table], backend, monkeypatch, 1e-3)
+
+
+def test_mlp(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tolerance is that of 16 bits; a unit near zero has a gradient, or none."""
+    for sides in ((32, 64, 16), (48, 64, 64, 3)):
+        with torch.device("cuda"):
+            learned = [torch.randn(10_001, sides[0])]
+            learned += [torch.randn(b, a) / a**0.5 for a, b in pairwise(sides)]
+        compare(lambda x, *weights: mlp(x, weights).float(), learned, backend, monkeypatch, 0.1)
 
 
 def volume(device: str = "cuda") -> dict[str, Tensor]:

@@ -67,6 +67,8 @@ _TINY = "teacher.model.levels=4 teacher.model.log2_table=12 teacher.system.sampl
 _STEPS = "stage.teacher.max_time=null stage.teacher.max_steps=20 stage.student.max_time=null stage.student.max_steps=10"
 _BUILT_IN = "blocks chess bicycle metals porcelain village"
 _SHORT = f"data.width=32 stages=[teacher,pseudo,student,export,report] stage.pseudo.views=4 {_STEPS} {_TINY}"
+_FULL = "experiment=grid_lego data.root=LEGO"
+_STUDENT = "stages=[teacher,pseudo,student,report] stage.teacher.max_time=0:0:5:0"
 BENCHMARKS = [
     Benchmark("kernels", quick="--repeats 1"),
     Benchmark("limits", quick="--megabytes 64 --size 512 --rounds 1 --pixels 64"),
@@ -121,6 +123,35 @@ BENCHMARKS = [
         "experiment=lego_cpu data.root=LEGO run=OUT/lego_cpu",
         f"experiment=lego_cpu data.root=LEGO run=OUT/lego_cpu {_SHORT}",
         script="chain",
+    ),
+    # Full sizes, by time; for each time a job of a sweep.
+    Benchmark(
+        "teacher_cuda",
+        f"{_FULL} run=OUT/teacher_cuda stages=[teacher,report] stage.teacher.max_time=0:0:0:20,0:0:0:30,0:0:5:0",
+        f"{_FULL} run=OUT/teacher_cuda stages=[teacher,report] {_STEPS}",
+        needs=("cuda",),
+        script="chain",
+    ),
+    Benchmark(
+        "grid_cuda",
+        f"{_FULL} run=OUT/grid_cuda {_STUDENT} stage.student.max_time=0:0:5:0,0:0:10:0",
+        f"{_FULL} run=OUT/grid_cuda {_STUDENT} {_STEPS}",
+        needs=("cuda",),
+        script="chain",
+    ),
+    Benchmark(
+        "mobile_cuda",
+        f"{_FULL} model=mobile_r2l run=OUT/mobile_cuda {_STUDENT} stage.student.max_time=0:0:5:0,0:0:10:0",
+        f"{_FULL} model=mobile_r2l run=OUT/mobile_cuda {_STUDENT} {_STEPS}",
+        needs=("cuda",),
+        script="chain",
+    ),
+    Benchmark(
+        "students_cuda",
+        "--device cuda --pixels 800",
+        "--device cuda --networks GridR2L --pixels 64 --rounds 1",
+        needs=("cuda",),
+        script="students",
     ),
 ]
 #: Arguments that contain spaces.

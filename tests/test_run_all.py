@@ -14,6 +14,8 @@ import pytest
 import torch
 from torch import nn
 
+import nelf
+from nelf.cli.sweeps import first_job
 from nelf.kernels import HashGrid, composite, march
 
 ROOT = Path(__file__).parents[1]
@@ -105,6 +107,8 @@ def test_every_benchmark_is_a_script_whose_words_it_takes(script, tmp_path) -> N
         for quick in (True, False):
             words = module.arguments(each, quick, tmp_path / "out", tmp_path / "data")
             assert all(f'"{word}"' in text for word in words if word.startswith("--"))
+            if each.file.stem == "chain":
+                assert nelf.config("distill", first_job(words[:-2]))
 
 
 def test_a_curve_tells_when_it_is_so_high(script, tmp_path) -> None:

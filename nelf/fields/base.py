@@ -256,7 +256,7 @@ class RadianceField(nn.Module):
         """
         parts = []
         with evaluating(self):
-            for part in rays.to(self.center.device).chunks(self.chunk):
+            for part in rays.to(self.center.device).chunks(self.sampler.together(self.chunk, self.center.device)):
                 here = self.to_field(part)
                 rgb, depth, opacity = self.sampler.render(self, here)
                 over = rgb + (1.0 - opacity)[:, None] * self.background

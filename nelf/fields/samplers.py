@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nelf.cameras import pixel_size
 from nelf.fields.occupancy import NEAREST, OccupancyGrid
 from nelf.fields.volume import render_wavefront
-from nelf.kernels import Samples, march, march_within
+from nelf.kernels import Samples, gpu, march, march_within
 from nelf.rays import intersect_aabb
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ __all__ = ["OccupancySampler", "Sampler", "StratifiedSampler"]
 
 _PIXELS = 2.0  # length of a step that is chosen by the pixel size
 _UNKNOWN, _FOLLOWING = 128, (32, 256)  # samples per ray until the cameras are known, and limits of the choice
+_SAMPLES, _MORE = 2**18, 4  # samples of a rendering pass, approximately; factor on a GPU, also of the rays
 _EVERY, _WARM_UP = 16, 256  # training steps between updates of an occupancy grid, and of its warm-up
 
 
@@ -47,6 +48,10 @@ class Sampler(nn.Module):
     def occupied_at(self, positions: Tensor) -> Tensor:
         """Whether there may be matter at positions (N, 3) of the field, (N,) bool."""
         return torch.ones(len(positions), dtype=torch.bool, device=positions.device)
+
+    def together(self, count: int, device: torch.device) -> int:
+        """How many rays, or samples, are rendered together on a device, if it is ``count`` on a processor."""
+        return count
 
     def render(self, field: RadianceField, rays: FieldRays) -> tuple[Tensor, Tensor, Tensor]:
         """Render N rays without gradient: ``rgb`` (N, 3) on black, ``depth`` (N,) in ``t``, ``opacity`` (N,)."""
@@ -158,6 +163,10 @@ class OccupancySampler(Sampler):
         ways = rays.origins, rays.directions, *self._range(rays, jitter), self.grid.occupied
         return march_within(*ways, max(total, self.max_samples), **self._steps, max_samples=self.max_samples)
 
+    def together(self, count: int, device: torch.device) -> int:
+        """See ``Sampler.together``: more on a GPU, for which passes are otherwise too short."""
+        return _MORE * count if gpu.asynchronous(device) else count
+
     def render(self, field: RadianceField, rays: FieldRays) -> tuple[Tensor, Tensor, Tensor]:
         """See ``Sampler.render``, by ``render_wavefront``."""
 
@@ -168,8 +177,9 @@ class OccupancySampler(Sampler):
             sigma, features = field.density(positions, controls)
             return field.color_along(features, along, index), sigma
 
-        span = self._range(rays)
-        return render_wavefront(self._march, radiance, rays.origins, rays.directions, *span, field.early_stop)
+        along = rays.origins, rays.directions, *self._range(rays)
+        at_once = self.together(_SAMPLES, rays.origins.device)
+        return render_wavefront(self._march, radiance, *along, field.early_stop, at_once)
 
     def _range(self, rays: FieldRays, jitter: bool = False) -> tuple[Tensor, Tensor]:
         cube = rays.origins.new_full((6,), self.scale)  # copying a list would make the host wait for the GPU

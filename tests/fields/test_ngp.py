@@ -11,6 +11,7 @@ from nelf.data.blender import read_scene
 from nelf.errors import UserError
 from nelf.fields import NGP, RadianceField
 from nelf.fields.ngp import contracted
+from nelf.kernels import gpu
 from nelf.paths import look_at
 from nelf.rays import Rays
 from nelf.scene import Geometry
@@ -99,7 +100,10 @@ def test_render_is_in_scene_units(tiny_scene) -> None:  # type: ignore[no-untype
     torch.testing.assert_close(out.rgb[miss], torch.ones_like(out.rgb[miss]))
 
 
-def test_render_rays_uses_the_same_samples_as_render(tiny_scene) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("ahead", [False, True])
+def test_render_rays_uses_the_same_samples_as_render(tiny_scene, monkeypatch, ahead: bool) -> None:  # type: ignore[no-untyped-def]
+    """On a GPU, too, where colors are computed of samples that no light reaches, and rays are in larger parts."""
+    monkeypatch.setattr(gpu, "asynchronous", lambda device: ahead)
     scene = read_scene(tiny_scene)
     field = NGP(**SMALL, low_precision=False)
     torch.nn.init.normal_(field.encoding.table, std=2.0)

@@ -68,7 +68,9 @@ _STEPS = "stage.teacher.max_time=null stage.teacher.max_steps=20 stage.student.m
 _BUILT_IN = "blocks chess bicycle metals porcelain village"
 _SHORT = f"data.width=32 stages=[teacher,pseudo,student,export,report] stage.pseudo.views=4 {_STEPS} {_TINY}"
 _FULL = "experiment=grid_lego data.root=LEGO"
-_STUDENT = "stages=[teacher,pseudo,student,report] stage.teacher.max_time=0:0:5:0"
+_STUDENT = "base=OUT/grid_cuda stages=[student,report]"
+_FIVE = "stage.teacher.max_time=0:0:5:0 stage.student.max_time=0:0:5:0 stage.student.max_steps=1000000"
+_TEN = _FIVE.replace("student.max_time=0:0:5:0", "student.max_time=0:0:10:0")
 BENCHMARKS = [
     Benchmark("kernels", quick="--repeats 1"),
     Benchmark("limits", quick="--megabytes 64 --size 512 --rounds 1 --pixels 64"),
@@ -124,7 +126,12 @@ BENCHMARKS = [
         f"experiment=lego_cpu data.root=LEGO run=OUT/lego_cpu {_SHORT}",
         script="chain",
     ),
-    # Full sizes, by time; for each time a job of a sweep.
+    Benchmark(
+        "throughput",
+        "experiment=lego_cpu data.root=LEGO run=OUT/lego_cpu",
+        f"experiment=lego_cpu data.root=LEGO run=OUT/lego_cpu {_SHORT} --views 2 --steps 2",
+    ),
+    # Full sizes, by time.
     Benchmark(
         "teacher_cuda",
         f"{_FULL} run=OUT/teacher_cuda stages=[teacher,report] stage.teacher.max_time=0:0:0:20,0:0:0:30,0:0:5:0",
@@ -134,15 +141,29 @@ BENCHMARKS = [
     ),
     Benchmark(
         "grid_cuda",
-        f"{_FULL} run=OUT/grid_cuda {_STUDENT} stage.student.max_time=0:0:5:0,0:0:10:0",
-        f"{_FULL} run=OUT/grid_cuda {_STUDENT} {_STEPS}",
+        f"{_FULL} run=OUT/grid_cuda stages=[teacher,pseudo,student,report] {_FIVE}",
+        f"{_FULL} run=OUT/grid_cuda stages=[teacher,pseudo,student,report] {_STEPS}",
+        needs=("cuda",),
+        script="chain",
+    ),
+    Benchmark(
+        "grid_cuda_10",
+        f"{_FULL} {_STUDENT} run=OUT/grid_cuda_10 {_TEN}",
+        f"{_FULL} {_STUDENT} run=OUT/grid_cuda_10 {_STEPS}",
         needs=("cuda",),
         script="chain",
     ),
     Benchmark(
         "mobile_cuda",
-        f"{_FULL} model=mobile_r2l run=OUT/mobile_cuda {_STUDENT} stage.student.max_time=0:0:5:0,0:0:10:0",
-        f"{_FULL} model=mobile_r2l run=OUT/mobile_cuda {_STUDENT} {_STEPS}",
+        f"{_FULL} {_STUDENT} model=mobile_r2l run=OUT/mobile_cuda {_FIVE}",
+        f"{_FULL} {_STUDENT} model=mobile_r2l run=OUT/mobile_cuda {_STEPS}",
+        needs=("cuda",),
+        script="chain",
+    ),
+    Benchmark(
+        "mobile_cuda_10",
+        f"{_FULL} {_STUDENT} model=mobile_r2l run=OUT/mobile_cuda_10 {_TEN}",
+        f"{_FULL} {_STUDENT} model=mobile_r2l run=OUT/mobile_cuda_10 {_STEPS}",
         needs=("cuda",),
         script="chain",
     ),
@@ -152,6 +173,13 @@ BENCHMARKS = [
         "--device cuda --networks GridR2L --pixels 64 --rounds 1",
         needs=("cuda",),
         script="students",
+    ),
+    Benchmark(
+        "throughput_cuda",
+        f"{_FULL} run=OUT/grid_cuda --views 100",
+        f"{_FULL} run=OUT/grid_cuda --views 2 --steps 2",
+        needs=("cuda",),
+        script="throughput",
     ),
 ]
 #: Arguments that contain spaces.

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from nelf.cameras import Camera
-from nelf.data import demo_handheld, read_capture, read_scene, read_views, with_pseudo_views
+from nelf.data import SceneWriter, demo_handheld, read_capture, read_scene, read_views, with_pseudo_views
 from nelf.data.blender import read_cameras
 from nelf.errors import UserError
 from nelf.paths import POSES, random_cameras
@@ -117,17 +117,38 @@ def test_processes_share_the_views(scene, tmp_path, monkeypatch) -> None:
     assert len(read_views(tmp_path)) == 5
 
 
-def test_one_view_is_in_memory_at_a_time(scene, tmp_path) -> None:
+def test_few_views_are_in_memory(scene, tmp_path, monkeypatch) -> None:
+    """One that is written, and those that wait for it."""
+    monkeypatch.setattr(pseudo, "_ENCODERS", 1)
     alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
 
     class Watched(Painter):
         def render(self, camera: Camera) -> Rendering:
-            assert len(alive) <= 1, "the views before the last one are still there"
+            assert len(alive) <= 3, "the views before the last ones are still there"
             rendering = super().render(camera)
             alive.add(rendering.rgb)
             return rendering
 
     write_views(Watched(), random_cameras(scene.train.camera, 12), tmp_path, scene)
+
+
+def test_a_view_that_cannot_be_written_ends_it(scene, tmp_path, monkeypatch) -> None:
+    write, painter = SceneWriter.write, Painter()
+
+    def full(writer: SceneWriter, index: int, image: torch.Tensor) -> Path:
+        if index == 2:
+            raise UserError("the disk is full.")
+        return write(writer, index, image)
+
+    monkeypatch.setattr(SceneWriter, "write", full)
+    monkeypatch.setattr(pseudo, "_ENCODERS", 1)
+    with pytest.raises(UserError, match="the disk is full"):
+        write_views(painter, random_cameras(scene.train.camera, 12), tmp_path, scene)
+    assert painter.drawn <= 5
+    assert not (tmp_path / "transforms_train.json").exists()
+    monkeypatch.setattr(SceneWriter, "write", write)
+    write_views(painter, random_cameras(scene.train.camera, 12), tmp_path, scene)
+    assert painter.drawn <= 5 + 12 - 2  # what was written is kept
 
 
 def test_hemisphere_stays_where_the_training_cameras_stand(scene) -> None:

@@ -1,6 +1,9 @@
 """Stage pseudo: the teacher's views from random poses, as a data set in the Blender format."""
 
 import math
+import os
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +33,7 @@ __all__ = ["TEACHER", "check", "pseudo", "pseudo_cameras", "write_views"]
 #: In the stage's folder, if views are rendered online: the teacher's weights.
 TEACHER = "teacher.safetensors"
 
+_ENCODERS = 8  # threads that write views, at most
 _NEAR = 30.0  # degrees, seen from the point that the cameras look at: within this angle a pose counts as covered
 _ROLL = 30.0  # degrees: a smaller roll is that of an unsteady hand
 
@@ -169,8 +173,9 @@ def write_views(model: Renderable, cameras: Camera, root: Path | str, scene: Sce
 
     They have an alpha channel if the model renders opacity.
 
-    One view is in memory at a time. With several processes (``RANK`` and ``WORLD_SIZE`` in the environment), each
-    renders its share of the views, and the first one writes the transforms file.
+    Threads encode the views while the next ones are rendered; only a few are in memory. With several processes
+    (``RANK`` and ``WORLD_SIZE`` in the environment), each renders its share of the views, and the first one writes the
+    transforms file.
 
     Args:
         model: anything with ``render(camera)``.
@@ -190,10 +195,28 @@ def write_views(model: Renderable, cameras: Camera, root: Path | str, scene: Sce
     writer = SceneWriter(root, cameras, **known)
     background = background_color(known.get("background", "white"))
     mine = [index for index in writer.missing() if index % world() == rank()]
-    with progress_bar(f"rendering views (of {len(cameras)})", len(mine)) as progress:
-        for index in mine:
-            writer.write(index, model.render(cameras[index]).rgba(background))
+    encoders = min(_ENCODERS, os.cpu_count() or 1)
+    with (
+        progress_bar(f"rendering views (of {len(cameras)})", len(mine)) as progress,
+        ThreadPoolExecutor(encoders) as pool,
+    ):
+        written: deque[Future[Path]] = deque()
+
+        def wait_for_one() -> None:
+            written.popleft().result()
             progress.advance(progress.task_ids[0])
+
+        try:
+            for index in mine:
+                image = model.render(cameras[index]).rgba(background)
+                written.append(pool.submit(writer.write, index, image))
+                if len(written) > encoders:
+                    wait_for_one()
+            while written:
+                wait_for_one()
+        except BaseException:  # including Ctrl-C
+            pool.shutdown(cancel_futures=True)
+            raise
     wait_for_all()
     agree(writer.finish)
     return Path(root)

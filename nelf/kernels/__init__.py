@@ -295,11 +295,21 @@ def march_within(
 ) -> tuple[Samples, Tensor]:
     """March the first rays, as many as have ``total`` samples together; ``triton`` does not wait for the GPU.
 
-    Arguments and errors are those of ``march``, with ``total``, the number of samples in the result.
+    Args:
+        rays_o: see ``march``, as the following.
+        rays_d: (N, 3).
+        t_min: (N,).
+        t_max: (N,).
+        occupied: (C, G, G, G).
+        total: number of samples in the result.
+        **steps: the further arguments of ``march``.
 
     Returns:
         ``total`` samples: those of ``march``, then padding of ray N and length 0. And the number of rays () int64 that
         have theirs; the rays after these have none.
+
+    Raises:
+        ValueError: as ``march``.
 
     Example:
         Two rays with two samples each, of which three may be taken.

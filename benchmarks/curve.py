@@ -77,6 +77,8 @@ def main() -> None:
                 # Steps count from 0; after step n, n + 1 have been taken.
                 took = None if step is None else round((step + 1) * per_step, 1)
                 rows.append({"stage": name, "PSNR of": kind, "dB": decibels, "step": step, "seconds": took})
+    if not rows:
+        raise SystemExit(f"{options.run}: its logs have fewer than two entries; see trainer.log_every_n_steps.")
     table = Table(*rows[0], title=str(options.run))
     for row in rows:
         table.add_row(*("never" if value is None else str(value) for value in row.values()))

@@ -66,7 +66,10 @@ class Benchmark:
 _TINY = "teacher.model.levels=4 teacher.model.log2_table=12 teacher.system.samples_per_step=4096"
 _STEPS = "stage.teacher.max_time=null stage.teacher.max_steps=20 stage.student.max_time=null stage.student.max_steps=10"
 _BUILT_IN = "blocks chess bicycle metals porcelain village"
-_SHORT = f"data.width=32 stages=[teacher,pseudo,student,export,report] stage.pseudo.views=4 {_STEPS} {_TINY}"
+_SHORT = (
+    f"data.width=32 stages=[teacher,pseudo,student,export,report] stage.pseudo.views=4 trainer.log_every_n_steps=2 "
+    f"{_STEPS} {_TINY}"
+)
 _FULL = "experiment=grid_lego data.root=LEGO"
 _STUDENT = "base=OUT/grid_cuda stages=[student,report]"
 _FIVE = "stage.teacher.max_time=0:0:5:0 stage.student.max_time=0:0:5:0 stage.student.max_steps=1000000"

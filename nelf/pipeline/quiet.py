@@ -18,6 +18,7 @@ _EXPECTED = (
     "GPU available but not used.*",  # trainer=cpu asks for it
     "You're resuming from a checkpoint that ended before the epoch ended.*",  # there are no epochs
     ".*`IterableDataset` has `__len__` defined.*",
+    "The `srun` command is available on your system but is not used.*",  # processes are started without it, too
     ".*LeafSpec.*",  # Lightning's use of what torch deprecates
 )
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.environments import SLURMEnvironment
 
 from nelf.pipeline import processes
+from nelf.pipeline.quiet import quiet_lightning
 from nelf.pipeline.recipe import Recipe, bare_trainer
 
 ROOT = Path(__file__).parents[2]
@@ -179,6 +183,17 @@ def test_srun_s_numbers_are_taken_over(monkeypatch) -> None:
     assert (lightning.global_rank(), lightning.local_rank()) == (3, 1)
     assert (lightning.node_rank(), lightning.world_size()) == (1, 4)
     assert lightning.creates_processes_externally
+
+
+def test_a_machine_with_slurm_gets_no_advice_to_use_it(monkeypatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name, *rest: f"/usr/bin/{name}")
+    monkeypatch.delenv("SLURM_NTASKS", raising=False)
+    with pytest.warns(UserWarning, match="srun"):
+        SLURMEnvironment._validate_srun_used()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with quiet_lightning():
+            SLURMEnvironment._validate_srun_used()
 
 
 def test_one_task_of_srun_is_a_plain_process(monkeypatch) -> None:

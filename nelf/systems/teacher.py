@@ -44,8 +44,9 @@ class Teacher(System):
     The loss is the sum of the color losses of the field's passes and of its weighted regularizers.
 
     Each step takes as many of the batch's rays as have about ``samples_per_step`` samples together: few at first, more
-    as the occupancy grid excludes empty space. Their number follows the average of the steps before; on a GPU, with an
-    occupancy grid, it is exact, and found there while the host runs ahead.
+    as the occupancy grid excludes empty space. Their number follows the average of the steps before, of samples that
+    light reaches. On a GPU, with an occupancy grid, it is exact, found there while the host runs ahead, and samples
+    behind surfaces count, too, since they cost as much there.
 
     Schedules depend on the fraction of the Trainer's ``max_steps`` or ``max_time`` that has passed. nerf_pl changes its
     learning rate once per epoch, a pass over all pixels; its decay after 2, 4 and 8 of 16 epochs corresponds to

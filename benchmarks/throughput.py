@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +44,13 @@ def finished() -> None:
 
 
 class Clock(pl.Callback):
-    """Notes the time after the warm-up and after the last step."""
+    """Notes when the warm-up ends, and when the last step is done."""
 
     def __init__(self) -> None:
         self.begin = self.end = 0.0
 
     def on_train_batch_end(self, trainer: pl.Trainer, *rest: Any) -> None:
-        """Note the time of step ``WARM_UP``, and of each later one."""
+        """Note the time after step ``WARM_UP``."""
         if trainer.global_step == WARM_UP:
             finished()
             self.begin = time.perf_counter()
@@ -59,21 +59,6 @@ class Clock(pl.Callback):
         """Note the time when the last step is done."""
         finished()
         self.end = time.perf_counter()
-
-
-class Again:
-    """One batch, forever.
-
-    Args:
-        batches: the first of which is taken.
-    """
-
-    def __init__(self, batches: Any) -> None:
-        self._batch = next(iter(batches))
-
-    def __iter__(self) -> Iterator[Any]:
-        while True:
-            yield self._batch
 
 
 def views(teacher: Any, recipe: Recipe, count: int) -> dict[str, float]:
@@ -97,15 +82,15 @@ def views(teacher: Any, recipe: Recipe, count: int) -> dict[str, float]:
     return {**{f"{name}, views/s": round(count / taken, 2) for name, taken in rates.items()}, "kB": size / count / 1e3}
 
 
-def steps(run: Path, recipe: Recipe, count: int, change: Callable[[Any], Any] | None) -> float:
-    """Steps a second of a trained student, its batches changed or not."""
+def steps(run: Path, recipe: Recipe, count: int, same: bool) -> float:
+    """Steps a second of a trained student, on its batches or on the first of them over and over."""
     network = recipe.load(run / "student").train()
     system = recipe.system(network=network)
     scene = with_pseudo_views(recipe.scene, run / "pseudo", for_rays=network.batch == "rays")
     data = recipe.data(system, scene)
-    if change is not None:
-        loader = data.train_dataloader
-        data.train_dataloader = lambda: change(loader())  # type: ignore[method-assign]
+    if same:
+        batches = data.train_dataloader
+        data.train_dataloader = lambda: repeat(next(iter(batches())))  # type: ignore[method-assign]
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     clock, limits = Clock(), {"max_steps": WARM_UP + count, "max_time": None, "limit_val_batches": 0}
     trainer = recipe.build(recipe.config["trainer"], **{**quiet, **limits}, callbacks=[clock])
@@ -127,7 +112,7 @@ def main() -> None:
     if not (run / "student" / "done.json").is_file():
         raise SystemExit(f"{run}: stage student is not done.")
     drawn = views(recipe.load(run / "teacher", "teacher", recipe.device), recipe, options.views)
-    own, same = (steps(run, recipe, options.steps, change) for change in (None, Again))
+    own, same = (steps(run, recipe, options.steps, each) for each in (False, True))
     trained = {"steps/s": round(own, 2), "waits for batches, %": round(100 * max(1 - own / same, 0), 1)}
     table = Table("", "", title=run.name)
     for name, value in {**drawn, **trained}.items():

@@ -15,7 +15,8 @@ from nelf.fields.base import FieldRays, RadianceField
 from nelf.fields.hierarchical import HierarchicalSampler, ask
 from nelf.fields.samplers import OccupancySampler
 from nelf.fields.volume import Pass, weights_along
-from nelf.kernels import Samples, multiplies_bfloat16
+from nelf.kernels import Samples
+from nelf.kernels.mlp import in_16_bits
 from nelf.rays import Rays
 from nelf.rendering import evaluating
 
@@ -116,7 +117,7 @@ class RadianceMLP(nn.Module):
             return torch.sigmoid(self.color_layer(shaded).float())
 
     def _autocast(self, inputs: Tensor) -> torch.autocast:
-        low = multiplies_bfloat16(inputs.device) if self.low_precision is None else self.low_precision
+        low = in_16_bits(self.low_precision, inputs.device)
         return torch.autocast(inputs.device.type, torch.bfloat16, enabled=low)
 
 

@@ -17,7 +17,8 @@ from nelf.errors import Count, Depth, DepthOrZero, Log2Size, NonNegative, Positi
 from nelf.fields.base import FieldRays, RadianceField
 from nelf.fields.codes import ViewCodes
 from nelf.fields.samplers import OccupancySampler
-from nelf.kernels import HashGrid, gpu, multiplies_bfloat16
+from nelf.kernels import HashGrid, gpu
+from nelf.kernels.mlp import in_16_bits
 from nelf.kernels.mlp import mlp as fused_mlp
 from nelf.rays import Rays
 
@@ -165,7 +166,7 @@ class NGP(RadianceField):
         return torch.sigmoid(self._run(self.color_net, torch.cat([around, features], dim=1)).float())
 
     def _run(self, network: nn.Sequential, inputs: Tensor) -> Tensor:
-        low = multiplies_bfloat16(inputs.device) if self.low_precision is None else self.low_precision
+        low = in_16_bits(self.low_precision, inputs.device)
         if low and len(network) > 1 and gpu.asynchronous(inputs.device):
             return fused_mlp(inputs, [layer.weight for layer in network if isinstance(layer, nn.Linear)])
         return run_padded(network, inputs, low)
@@ -206,7 +207,7 @@ def filled(inputs: Tensor) -> Tensor:
 
 def run_padded(network: Callable[[Tensor], Tensor], inputs: Tensor, low_precision: bool | None) -> Tensor:
     """Run a network on inputs (S, C), their rows padded to a multiple; for ``low_precision`` see ``NGP``."""
-    low = multiplies_bfloat16(inputs.device) if low_precision is None else low_precision
+    low = in_16_bits(low_precision, inputs.device)
     # Matrix libraries prepare a kernel for each new number of rows, so use few different ones.
     padded = F.pad(inputs, (0, 0, 0, -len(inputs) % _ROWS))
     with torch.autocast(inputs.device.type, torch.bfloat16, enabled=low):

@@ -322,9 +322,8 @@ def march_within(
         (tensor([0, 0, 2]), tensor(1))
     """
     _check_march(rays_o, rays_d, t_min, t_max, occupied)
-    known = {"cone": 0.0, "max_step": math.inf, "extent": 0.5, "max_samples": 1024, **steps}
     run = implementation("march_within", rays_o.device)
-    *samples, marched = run(rays_o, rays_d, t_min, t_max, occupied, total, **known)
+    *samples, marched = run(rays_o, rays_d, t_min, t_max, occupied, total, **{**(march.__kwdefaults__ or {}), **steps})
     return Samples(*samples), marched
 
 

@@ -8,11 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
-from nelf.kernels import implementation
+from nelf.kernels import implementation, multiplies_bfloat16
 
-__all__ = ["mlp"]
+__all__ = ["in_16_bits", "mlp"]
+
+
+def in_16_bits(low_precision: bool | None, device: torch.device) -> bool:
+    """Whether a network runs in 16 bits: as it says, or, for None, where that is native."""
+    return multiplies_bfloat16(device) if low_precision is None else low_precision
 
 
 def mlp(inputs: Tensor, weights: Sequence[Tensor]) -> Tensor:

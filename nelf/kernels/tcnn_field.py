@@ -79,8 +79,7 @@ def hash_encode(positions: Tensor, table: Tensor, grid: HashGrid) -> Tensor:
 def mlp(inputs: Tensor, weights: Sequence[Tensor]) -> Tensor:
     """See ``nelf.kernels.mlp.mlp``; float16."""
     sides = (inputs.shape[1], *(len(each) for each in weights))
-    hidden = set(sides[1:-1])
-    if len(hidden) > 1 or not hidden < {*_WIDTHS} or sides[0] % _MULTIPLE or not len(inputs):
+    if len(set(sides[1:-1])) > 1 or sides[1] not in _WIDTHS or sides[0] % _MULTIPLE or not len(inputs):
         return implementation("mlp", inputs.device, without="tcnn")(inputs, weights)  # type: ignore[no-any-return]
     with torch.cuda.device_of(inputs):
         module = _network(sides, inputs.device)

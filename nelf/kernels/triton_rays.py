@@ -88,7 +88,7 @@ def march(
     max_samples: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``nelf.kernels.march``; float32. Waits for the GPU once, for the number of samples."""
-    walk = _Walk(rays_o, rays_d, t_min, t_max, occupied, step, cone, max_step, extent, max_samples)
+    walk = _Walk((rays_o, rays_d, t_min, t_max), occupied, step, cone, max_step, extent, max_samples)
     counts = walk.count()
     last = counts.cumsum(0)
     return walk.write(counts, last - counts, int(last[-1]) if len(last) else 0)
@@ -104,7 +104,7 @@ def march_within(
     **steps: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See ``nelf.kernels.march_within``; float32."""
-    walk = _Walk(rays_o, rays_d, t_min, t_max, occupied, **steps)
+    walk = _Walk((rays_o, rays_d, t_min, t_max), occupied, **steps)
     counts = walk.count()
     last = counts.cumsum(0)
     fits = last <= total
@@ -116,10 +116,7 @@ class _Walk:
 
     def __init__(
         self,
-        rays_o: Tensor,
-        rays_d: Tensor,
-        t_min: Tensor,
-        t_max: Tensor,
+        rays: tuple[Tensor, ...],
         occupied: Tensor,
         step: float,
         cone: float,
@@ -127,9 +124,9 @@ class _Walk:
         extent: float,
         max_samples: int,
     ) -> None:
-        self.rays = [tensor.detach().float().contiguous() for tensor in (rays_o, rays_d, t_min, t_max)]
+        self.rays = [tensor.detach().float().contiguous() for tensor in rays]
         self.cells = occupied.contiguous().view(torch.uint8)
-        self.numbers = (len(rays_o), *map(float, (step, cone, max_step, extent)), min(max_samples, 2**31 - 1))
+        self.numbers = (len(rays[0]), *map(float, (step, cone, max_step, extent)), min(max_samples, 2**31 - 1))
         # Fused multiply-add would round differently from the reference, and put samples into other cells.
         self.constants = {"CASCADES": len(occupied), "CELLS": occupied.shape[1], "RAYS": WARP, "AHEAD": AHEAD}
         self.constants |= {"num_warps": 1, "enable_fp_fusion": False}

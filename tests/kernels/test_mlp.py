@@ -26,13 +26,7 @@ def in_float64(inputs: Tensor, *weights: Tensor) -> Tensor:
     return x @ weights[-1].T
 
 
-@pytest.fixture(params=["reference", "triton"])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NELF_KERNELS", request.param)
-    if request.param == "triton":
-        request.getfixturevalue("interpreted")
-
-
+@pytest.mark.parametrize("backend", ["reference", "triton"], indirect=True)
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("sides", SIDES)
 def test_equals_float64_to_the_rounding_of_activations(sides: tuple[int, ...]) -> None:
